@@ -1,0 +1,71 @@
+"""The one REASONS table: every way a request can end other than by the upstream's own answer.
+
+A refusal is data, not an exception: `ctx.refuse(reasons.body_too_large)` names a row, and the row fixes the status, the JSON
+body, whose fault it was and whether another attempt may help. Metric labels and log fields take their values from this table
+only, so their cardinality is the length of the table. `GatewayError` is for bugs, bad configuration and dead peers.
+"""
+
+from __future__ import annotations
+
+from fastgate._core.context import CLIENT, GATEWAY, UPSTREAM, Reason
+
+__all__ = ["REASONS", "GatewayError", "Reason", "reason"]
+
+_ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
+    # label, status, text, source, retryable (another attempt at another target may succeed)
+    ("bad_request", 400, "Bad request", CLIENT, False),
+    ("bad_request_line", 400, "Malformed request line", CLIENT, False),
+    ("bad_header", 400, "Malformed header field", CLIENT, False),
+    ("bad_framing", 400, "Ambiguous or malformed message framing", CLIENT, False),
+    ("bad_host", 400, "Missing, repeated or malformed Host", CLIENT, False),
+    ("bad_target", 400, "Malformed request target", CLIENT, False),
+    ("bad_proxy_header", 400, "Malformed PROXY protocol header", CLIENT, False),
+    ("unauthorized", 401, "Unauthorized", CLIENT, False),
+    ("forbidden", 403, "Forbidden", CLIENT, False),
+    ("no_route", 404, "No route matches", CLIENT, False),
+    ("method_not_allowed", 405, "Method not allowed", CLIENT, False),
+    ("unknown_method", 405, "Unknown method", CLIENT, False),
+    ("header_timeout", 408, "Request header took too long", CLIENT, False),
+    ("body_timeout", 408, "Request body took too long", CLIENT, False),
+    ("body_too_large", 413, "Request body too large", CLIENT, False),
+    ("target_too_long", 414, "Request target too long", CLIENT, False),
+    ("expectation_failed", 417, "Unknown expectation", CLIENT, False),
+    ("rate_limited", 429, "Rate limit exceeded", CLIENT, False),
+    ("header_too_large", 431, "Request header section too large", CLIENT, False),
+    ("client_closed", 499, "Client closed the connection", CLIENT, False),
+    ("plugin_error", 500, "Internal error", GATEWAY, False),
+    ("internal_error", 500, "Internal error", GATEWAY, False),
+    ("bad_upstream_response", 502, "Malformed response from upstream", UPSTREAM, True),
+    ("upstream_closed", 502, "Upstream closed the connection before answering", UPSTREAM, True),
+    ("upstream_truncated", 502, "Upstream response ended early", UPSTREAM, False),
+    ("upstream_connect_failed", 502, "Could not connect to upstream", UPSTREAM, True),
+    ("upstream_tls_failed", 502, "TLS handshake with upstream failed", UPSTREAM, True),
+    ("draining", 503, "Gateway is shutting down", GATEWAY, False),
+    ("overloaded", 503, "Gateway is at its connection limit", GATEWAY, False),
+    ("upstream_queue_full", 503, "Too many requests are waiting for upstream", GATEWAY, False),
+    ("upstream_queue_timeout", 503, "No upstream connection became free in time", GATEWAY, False),
+    ("upstream_connect_timeout", 504, "Connecting to upstream took too long", UPSTREAM, True),
+    ("upstream_first_byte_timeout", 504, "Upstream took too long to answer", UPSTREAM, False),
+    ("upstream_between_bytes_timeout", 504, "Upstream stalled in the middle of its answer", UPSTREAM, False),
+    ("total_timeout", 504, "The request took too long", GATEWAY, False),
+    ("version_not_supported", 505, "HTTP version not supported", CLIENT, False),
+)
+
+REASONS: dict[str, Reason] = {
+    label: Reason(index, label, status, text, source, retryable)
+    for index, (label, status, text, source, retryable) in enumerate(_ROWS, start=1)
+}
+
+
+def reason(label: str) -> Reason:
+    """The row with this label. KeyError names the label when there is none."""
+    return REASONS[label]
+
+
+class GatewayError(Exception):
+    """A bug, a bad configuration or a dead peer, on its way to becoming a reason at the step's border."""
+
+    def __init__(self, why: Reason, detail: str = "") -> None:
+        super().__init__(f"{why.label}: {detail}" if detail else why.label)
+        self.reason = why
+        self.detail = detail

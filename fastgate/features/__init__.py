@@ -1,0 +1,1 @@
+"""One file per feature: its config Struct, its build(), its plugin."""

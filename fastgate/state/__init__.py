@@ -1,0 +1,1 @@
+"""Who owns which state: the host (shared memory), the fleet, the store."""

@@ -1,0 +1,1 @@
+"""The upstream side: connections, pools, health, discovery."""
