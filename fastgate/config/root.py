@@ -1,0 +1,434 @@
+"""The root of the config and the Structs of the server side: listeners, TLS, limits, admin, access log,
+routes.
+
+Shapes and defaults only. `source.py` turns a file into plain values, `shape.py` reads those into Structs,
+`check.py` finds what is wrong between them, `load.py` is the door. Routes are kept encoded (`msgspec.Raw`),
+so that five thousand of them travel to the workers as one blob, compare by bytes and are decoded one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
+from fastgate.features.transform import HeaderEditsConfig
+from fastgate.settings import SECOND, Duration, Settings, Size, Text
+from fastgate.upstream.settings import TimeoutOverrides, UpstreamConfig
+
+__all__ = [
+    "AccessLogConfig",
+    "AdminConfig",
+    "CertificateConfig",
+    "Config",
+    "ListenerConfig",
+    "PluginUse",
+    "RouteConfig",
+    "ServerConfig",
+    "TlsConfig",
+]
+
+T = TypeVar("T")
+
+
+class PluginUse(Settings, frozen=True, kw_only=True):
+    """One plugin of a list, with its config. In the file: `name`, `{name: {…}}`, or `{use:
+    "package.module:Class", …}`.
+    """
+
+    use: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Name of a built-in or installed plugin, or the dotted path of its class.",
+        ),
+    ]
+    config: Annotated[
+        msgspec.Raw,
+        Meta(description="The plugin's own settings, checked against its Config Struct, as msgpack."),
+    ] = msgspec.Raw(b"\x80")  # an empty map
+
+    def read(self, shape: type[T]) -> T:
+        """The settings as the plugin's own Struct. They were checked on loading, so this does not fail on
+        user input.
+        """
+        return msgspec.msgpack.decode(self.config, type=shape)
+
+
+class CertificateConfig(Settings, frozen=True, kw_only=True):
+    """A certificate and its key. Changed files are taken up without a restart."""
+
+    certificate: Annotated[
+        str, Meta(min_length=1, description="File with the certificate chain, leaf first (PEM).")
+    ]
+    key: Annotated[str, Meta(min_length=1, description="File with the private key (PEM, not encrypted).")]
+
+
+class TlsConfig(Settings, frozen=True, kw_only=True):
+    """TLS on a listener."""
+
+    certificates: Annotated[
+        tuple[CertificateConfig, ...],
+        Meta(
+            min_length=1,
+            extra={"one_or_many": True},
+            description=(
+                "One certificate or several: the client's server name (SNI) picks the one that covers it, "
+                "else the first."
+            ),
+        ),
+    ]
+    min_version: Annotated[
+        Literal["1.2", "1.3"],
+        Meta(description="Oldest TLS version accepted. Older ones are broken (RFC 8996)."),
+    ] = "1.2"
+    client_ca: Annotated[
+        Text | None,
+        Meta(description="File with the CA certificates (PEM) that client certificates must be signed by."),
+    ] = None
+    client_certificate: Annotated[
+        Literal["ignored", "optional", "required"],
+        Meta(
+            description="Whether clients must show a certificate (mutual TLS). The last two need `client_ca`."
+        ),
+    ] = "ignored"
+    handshake_timeout_ns: Annotated[
+        Duration,
+        Meta(description="A handshake that takes longer is cut, so that silent clients hold nothing."),
+    ] = 10 * SECOND
+
+
+class ListenerConfig(Settings, frozen=True, kw_only=True):
+    """Where clients connect. A bare string is short for `{address: …}`."""
+
+    shorthand: ClassVar[str] = "address"
+
+    address: Annotated[
+        str,
+        Meta(
+            description=(
+                "`host:port`, `[::1]:port`, `:port` (every interface) or `unix:/path`. Port 0 lets the "
+                "system choose."
+            )
+        ),
+    ]
+    tls: Annotated[TlsConfig | None, Meta(description="Serve TLS here. Default: plain HTTP.")] = None
+    proxy_protocol: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Every connection must begin with a PROXY protocol header (v1 or v2), which gives the "
+                "client's address. Only for listeners that nothing but your load balancer can reach."
+            )
+        ),
+    ] = False
+    backlog: Annotated[
+        int, Meta(ge=1, le=65535, description="Connections the kernel holds until a worker accepts them.")
+    ] = 4096
+
+
+class ServerConfig(Settings, frozen=True, kw_only=True):
+    """Limits on the client side, for every listener. They are what stands between one bad client and the
+    rest.
+    """
+
+    max_header_bytes: Annotated[
+        Size,
+        Meta(
+            ge=1000,
+            le=16_000_000,
+            description=(
+                "The whole header section, names, values and separators; more is 431. nginx and HAProxy "
+                "allow 32 kB or less."
+            ),
+        ),
+    ] = 32_000
+    max_headers: Annotated[
+        int,
+        Meta(
+            ge=8,
+            le=10_000,
+            description="Number of header fields; more is 431. Apache and HAProxy stop near 100.",
+        ),
+    ] = 128
+    max_target_bytes: Annotated[
+        Size,
+        Meta(
+            ge=100,
+            le=1_000_000,
+            description="The request target (path and query); more is 414. nginx: 8 kB too.",
+        ),
+    ] = 8_000
+    header_timeout_ns: Annotated[
+        Duration,
+        Meta(
+            ge=1_000_000,
+            description=(
+                "From the first byte of a request to the end of its header section; then 408. Ends "
+                "slow-header attacks."
+            ),
+        ),
+    ] = 10 * SECOND
+    body_timeout_ns: Annotated[
+        Duration,
+        Meta(
+            ge=1_000_000,
+            description=(
+                "The longest silence inside a request body; then 408. A steady upload may take any time."
+            ),
+        ),
+    ] = 30 * SECOND
+    idle_timeout_ns: Annotated[
+        Duration,
+        Meta(
+            ge=1_000_000,
+            description=(
+                "An idle keep-alive connection is closed after this long. 75s as nginx: above the 60s of "
+                "common load balancers, so that they close first."
+            ),
+        ),
+    ] = 75 * SECOND
+    max_connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10_000_000,
+            description="Client connections open at once, per worker; more are answered 503 and closed.",
+        ),
+    ] = 65_536
+    max_requests_per_connection: Annotated[
+        int, Meta(ge=0, description="Requests on one connection before it is closed. 0 is no limit.")
+    ] = 0
+    drain_timeout_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "How long requests in flight may go on after a stop or a reload that starts new workers; "
+                "then they are cut. Kubernetes waits 30s too."
+            )
+        ),
+    ] = 30 * SECOND
+    client_half_close: Annotated[
+        Literal["abort", "allow"],
+        Meta(
+            description=(
+                "What a client's FIN during its request means: `abort` gives up and cancels the upstream, "
+                "as the client has most likely gone; `allow` still answers, for clients that shut down "
+                "their sending side on purpose."
+            )
+        ),
+    ] = "abort"
+    max_body_bytes: Annotated[
+        Size,
+        Meta(
+            description=(
+                "Request body, for routes without their own `max_body`; more is 413. 0 is no limit: bodies "
+                "stream."
+            )
+        ),
+    ] = 0
+
+
+class AdminConfig(Settings, frozen=True, kw_only=True):
+    """The controller's listener: health, metrics, status, reload."""
+
+    shorthand: ClassVar[str] = "listen"
+
+    listen: Annotated[
+        str,
+        Meta(
+            description=(
+                "`host:port` or `unix:/path`; `off` serves none. Loopback by default: metrics and reload "
+                "are not for the public."
+            )
+        ),
+    ] = "127.0.0.1:9901"
+    token: Annotated[
+        Annotated[str, Meta(min_length=8)] | None,
+        Meta(
+            description=(
+                "Requests that show or change anything but health must carry it as `Authorization: Bearer "
+                "…`. Needed when `listen` is not a loopback address or a Unix socket. Write "
+                "`${FASTGATE_ADMIN_TOKEN}` rather than the secret."
+            ),
+        ),
+    ] = None
+
+
+class AccessLogConfig(Settings, frozen=True, kw_only=True):
+    """One line per request. A bare string is short for `{output: …}`."""
+
+    shorthand: ClassVar[str] = "output"
+
+    output: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description=(
+                "`stdout`, `off`, or a file's path. A file is opened anew on SIGUSR1, so that logrotate "
+                "can move it away."
+            ),
+        ),
+    ] = "stdout"
+    format: Annotated[
+        Literal["json", "common"],
+        Meta(
+            description=(
+                "`json`: one object per line with route, upstream, timings, bytes and reason. `common`: "
+                "the format of Apache."
+            )
+        ),
+    ] = "json"
+
+
+class RouteConfig(Settings, frozen=True, kw_only=True):
+    """Which requests, and what becomes of them. Exactly one of `upstream`, `redirect` and `respond`."""
+
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[!-~]([ -~]{0,126}[!-~])?$",
+            description=(
+                "Label in metrics, logs and `explain`; unique. Default: the first host and path, so only "
+                "routes that differ by something else need one."
+            ),
+        ),
+    ] = ""
+    enabled: Annotated[bool, Meta(description="A disabled route is checked, but does not match.")] = True
+    host: Annotated[
+        tuple[str, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description=(
+                "Names without port: `api.example.com`, or `*.example.com` for any name below. Default: "
+                "any host. An exact name wins over the longest wildcard, that over any."
+            ),
+        ),
+    ] = ()
+    path: Annotated[
+        tuple[str, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description=(
+                "`/a/b` exactly, `/orders/{id}` with one segment as a parameter, `/files/{rest...}` with "
+                "the whole tail, `/static/*` as a prefix, `~^/v[0-9]+/` a Python regular expression. "
+                "Literal wins over `{param}`, that over regular expressions in their order, those over the "
+                "longest prefix. Default: every path."
+            ),
+        ),
+    ] = ("/*",)
+    methods: Annotated[
+        tuple[str, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description=(
+                "Methods that match; GET brings HEAD with it. Others get 405 with `Allow` when no other "
+                "route takes them. Default: any."
+            ),
+        ),
+    ] = ()
+    headers: Annotated[
+        dict[str, str],
+        Meta(
+            description=(
+                'Fields that must be there: an exact value, `"~regex"` to search, or `"*"` for any value.'
+            )
+        ),
+    ] = msgspec.field(default_factory=dict)
+    query: Annotated[
+        dict[str, str],
+        Meta(
+            description=(
+                'Query parameters that must be there: an exact value, `"~regex"` to search, or `"*"` for '
+                "any value."
+            )
+        ),
+    ] = msgspec.field(default_factory=dict)
+    upstream: Annotated[
+        Text | None,
+        Meta(description="Name of an entry of `upstreams`, or a URL, which makes one with default settings."),
+    ] = None
+    rewrite: Annotated[RewriteConfig | None, Meta(description="Changes the path that goes upstream.")] = None
+    redirect: Annotated[RedirectConfig | None, Meta(description="Answers with a redirect.")] = None
+    respond: Annotated[RespondConfig | None, Meta(description="Answers with fixed bytes.")] = None
+    max_body_bytes: Annotated[
+        Size | None, Meta(description="Request body; more is 413. 0 is no limit. Default: `server.max_body`.")
+    ] = None
+    timeouts: Annotated[
+        TimeoutOverrides | None, Meta(description="In place of the upstream's, one by one.")
+    ] = None
+    preserve_host: Annotated[bool | None, Meta(description="In place of the upstream's `preserve_host`.")] = (
+        None
+    )
+    request_headers: Annotated[
+        HeaderEditsConfig | None, Meta(description="Edits to the request before it goes upstream.")
+    ] = None
+    response_headers: Annotated[
+        HeaderEditsConfig | None, Meta(description="Edits to the answer before it goes to the client.")
+    ] = None
+    plugins: Annotated[
+        tuple[PluginUse, ...], Meta(description="Plugins of this route, in order, after those of the root.")
+    ] = ()
+
+
+class Config(Settings, frozen=True, kw_only=True):
+    """Everything in a config file."""
+
+    listen: Annotated[
+        tuple[ListenerConfig, ...],
+        Meta(
+            min_length=1,
+            extra={"one_or_many": True},
+            description=(
+                "Where clients connect: an address, `{address, tls, …}`, or a list of these. Loopback by "
+                "default, so that a first try is not on the internet."
+            ),
+        ),
+    ] = (ListenerConfig(address="127.0.0.1:8080"),)
+    workers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1024,
+            extra={"words": {"auto": 0}},
+            description="Worker processes. `auto` is one per CPU this process may run on.",
+        ),
+    ] = 0
+    admin: Annotated[AdminConfig, Meta(description="Health, metrics, status and reload.")] = AdminConfig()
+    server: Annotated[ServerConfig, Meta(description="Limits on the client side.")] = ServerConfig()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description=(
+                "Addresses and ranges (CIDR) whose `X-Forwarded-*`, `Forwarded` and request id are "
+                "believed. From anyone else they are replaced. Default: none."
+            ),
+        ),
+    ] = ()
+    access_log: Annotated[AccessLogConfig, Meta(description="One line per request.")] = AccessLogConfig()
+    plugins: Annotated[
+        tuple[PluginUse, ...], Meta(description="Plugins of every route, in order, before the route's own.")
+    ] = ()
+    upstreams: Annotated[
+        dict[str, UpstreamConfig],
+        Meta(description="Services by name. A URL given to a route directly is added here under itself."),
+    ] = msgspec.field(default_factory=dict)
+    routes: Annotated[
+        tuple[msgspec.Raw, ...],
+        Meta(min_length=1, description="What is served; see `RouteConfig`. The most specific match wins."),
+    ]
+
+    def each_route(self) -> Iterator[RouteConfig]:
+        """The routes, decoded one by one, in the order of the file."""
+        return map(_decode_route, self.routes)
+
+
+_route_decoder = msgspec.msgpack.Decoder(RouteConfig)
+
+
+def _decode_route(raw: Any) -> RouteConfig:
+    return _route_decoder.decode(raw)

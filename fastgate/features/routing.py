@@ -1,0 +1,127 @@
+"""The config Structs of what a route does besides proxying: rewrite the path, redirect, answer by itself.
+
+Matching (host, path, methods, headers, query) is part of `RouteConfig` in `fastgate.config`; the order of
+precedence is in `_core/router`. Templates name the parameters of the route's own path: `{id}`, `{rest}`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from msgspec import Meta
+
+from fastgate.settings import RootedPath, Settings, Text
+
+__all__ = ["RedirectConfig", "ReplacePrefix", "RespondConfig", "RewriteConfig"]
+
+
+class ReplacePrefix(Settings, frozen=True, kw_only=True):
+    """`/v1/orders/7` becomes `/orders/7` with `{from: /v1, to: /}`. A path without the prefix is left as it
+    is.
+    """
+
+    from_: Annotated[
+        str,
+        Meta(
+            pattern="^/",
+            description="The prefix to take away, whole segments only: `/v1` does not touch `/v10`.",
+        ),
+    ]
+    to: Annotated[str, Meta(pattern="^/", description="What to put in its place.")]
+
+
+class RewriteConfig(Settings, frozen=True, kw_only=True):
+    """Changes the path that goes upstream; the query stays. Exactly one form: `strip_prefix`,
+    `replace_prefix`, `path`, or `regex` + `to`.
+    """
+
+    strip_prefix: Annotated[
+        RootedPath | None,
+        Meta(description="Prefix to take away, whole segments only: `/api` makes `/api/x` into `/x`."),
+    ] = None
+    replace_prefix: Annotated[ReplacePrefix | None, Meta(description="One prefix in place of another.")] = (
+        None
+    )
+    path: Annotated[
+        RootedPath | None,
+        Meta(description="The new path, with the route's own parameters: `/v2/orders/{id}`, `/{rest}`."),
+    ] = None
+    regex: Annotated[
+        Text | None,
+        Meta(
+            description="Python regular expression searched in the path; the first match is replaced by `to`."
+        ),
+    ] = None
+    to: Annotated[
+        str | None, Meta(description="Replacement for `regex`, with `\\1` or `\\g<name>` for groups.")
+    ] = None
+
+
+class RedirectConfig(Settings, frozen=True, kw_only=True):
+    """Answers with a redirect. A bare string is short for `{to: …}`."""
+
+    shorthand: ClassVar[str] = "to"
+
+    to: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description=(
+                "The Location: an absolute URL or a path, with the route's own parameters: "
+                "`https://example.com/{rest}`."
+            ),
+        ),
+    ]
+    status: Annotated[
+        int,
+        Meta(
+            extra={"choices": (301, 302, 303, 307, 308)},
+            description=(
+                "301, 302, 303, 307 or 308. 302 by default: browsers keep a 301 or 308 for good, so a "
+                "mistake in one stays. 307 and 308 keep the method and the body."
+            ),
+        ),
+    ] = 302
+    keep_query: Annotated[
+        bool, Meta(description="Append the request's query when `to` has none of its own.")
+    ] = True
+
+
+class RespondConfig(Settings, frozen=True, kw_only=True):
+    """Answers by itself with fixed bytes, built once. A bare string is short for `{body: …}`. At most one of
+    `body` and `json`.
+    """
+
+    shorthand: ClassVar[str] = "body"
+
+    status: Annotated[int, Meta(ge=200, le=599, description="Status of the answer.")] = 200
+    headers: Annotated[
+        dict[str, str],
+        Meta(description="Header fields of the answer. `Content-Length` and `Date` are set by the gateway."),
+    ] = msgspec.field(default_factory=dict)
+    body: Annotated[
+        str | None,
+        Meta(
+            description=(
+                "Text, sent as UTF-8 with `Content-Type: text/plain; charset=utf-8` unless `headers` has "
+                "another."
+            )
+        ),
+    ] = None
+    json: Annotated[
+        Any,
+        Meta(
+            description=(
+                "Any value, sent as JSON with `Content-Type: application/json` unless `headers` has another."
+            )
+        ),
+    ] = None
+
+    def payload(self) -> tuple[bytes, str]:
+        """The body's bytes and their default content type ("" when there is no body)."""
+        if self.json is not None:
+            return msgspec.json.encode(self.json), "application/json"
+        if self.body is not None:
+            return self.body.encode(), "text/plain; charset=utf-8"
+        return b"", ""

@@ -1,0 +1,200 @@
+"""What every config Struct is made of: the parent Struct, durations, sizes, and the error that names its
+path.
+
+A Struct here or in a plugin describes one mapping of the config file. Its fields carry the unit in their name
+(`idle_timeout_ns`, `max_body_bytes`), the file carries it in the value (`idle_timeout: 75s`, `max_body:
+10MB`); `short_key` maps one to the other. What a Struct holds is therefore already decoded, and msgspec can
+encode and decode it without knowing the units. Each field's `Meta(description=…)` is its manual: the
+generated docs/config.md and the JSON Schema print it.
+
+Reading a file into Structs, with every error at once, is in `fastgate.config`. Third-party plugins subclass
+`Settings` too.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+
+import msgspec
+
+__all__ = [
+    "ConfigError",
+    "Duration",
+    "RootedPath",
+    "Settings",
+    "Size",
+    "Text",
+    "duration_text",
+    "parse_duration",
+    "parse_size",
+    "short_key",
+    "size_text",
+]
+
+MICROSECOND: Final = 1_000
+MILLISECOND: Final = 1_000_000
+SECOND: Final = 1_000_000_000
+MINUTE: Final = 60 * SECOND
+HOUR: Final = 60 * MINUTE
+DAY: Final = 24 * HOUR
+
+# 30 days: longer is always a mistake for anything a gateway waits for, and ns sums stay far from 2**63.
+MAX_DURATION_NS: Final = 30 * DAY
+# 1 PiB: above any body; far from 2**63.
+MAX_SIZE_BYTES: Final = 1 << 50
+
+_DURATION_UNITS: Final = {
+    "us": MICROSECOND,
+    "µs": MICROSECOND,
+    "ms": MILLISECOND,
+    "s": SECOND,
+    "m": MINUTE,
+    "h": HOUR,
+    "d": DAY,
+}
+# As nginx, Caddy and most people read them: KB is 1000 bytes (SI), KiB is 1024 (IEC 80000-13). A bare K, M or
+# G is refused, since half of the tools mean one and half the other.
+_SIZE_UNITS: Final = {
+    "B": 1,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "TB": 1000**4,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+}
+DURATION_PATTERN: Final = r"^([0-9]+(\.[0-9]+)?(us|µs|ms|s|m|h|d))+$"
+SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
+_DURATION = re.compile(DURATION_PATTERN, re.ASCII)
+_DURATION_PART = re.compile(r"([0-9]+)(?:\.([0-9]+))?(us|µs|ms|s|m|h|d)")
+_SIZE = re.compile(r"([0-9]+)(?:\.([0-9]+))? ?([A-Za-z]+)", re.ASCII)
+_SIZE_UNITS_FOLDED: Final = {unit.lower(): unit for unit in _SIZE_UNITS}
+
+#: Nanoseconds in the Struct, `30s` in the file. `extra["unit"]` is what the reader and the docs go by.
+Duration = Annotated[int, msgspec.Meta(extra={"unit": "duration"})]
+#: Bytes in the Struct, `10MB` in the file.
+Size = Annotated[int, msgspec.Meta(extra={"unit": "size"})]
+
+#: A string that says something.
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+#: A URL path, or the beginning of one.
+RootedPath = Annotated[str, msgspec.Meta(pattern="^/")]
+
+
+def short_key(field: str) -> str:
+    """The key in the file for a Struct field: without the unit, and without the `_` that dodges a Python
+    keyword.
+    """
+    return field.removesuffix("_").removesuffix("_ns").removesuffix("_bytes")
+
+
+class Settings(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    omit_defaults=True,
+    rename=short_key,
+):
+    """The parent of every config Struct: frozen, strict about keys, comparable, and short when encoded.
+
+    `kw_only=True` is not inherited by msgspec: state it on the subclass too, or give every field a default.
+    """
+
+
+class ConfigError(Exception):
+    """One thing that is wrong in the config: where (`path`), what was `found`, what was `expected`, and a
+    `hint` how to mend it.
+
+    `where` is `file:line` when known. Raised alone by what only runs on a checked config (`build` of a
+    plugin, freeze); the check itself collects a list of them.
+    """
+
+    def __init__(
+        self, path: str, found: str = "", expected: str = "", hint: str = "", where: str = ""
+    ) -> None:
+        super().__init__(path, found, expected, hint, where)
+        self.path = path
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+        self.where = where
+
+    def __str__(self) -> str:
+        parts = []
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        if self.found:
+            parts.append(f"found {self.found}" if not self.expected else f"got {self.found}")
+        text = f"{self.path}: {', '.join(parts)}" if parts else self.path
+        if self.hint:
+            text = f"{text} ({self.hint})"
+        return f"{self.where}: {text}" if self.where else text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConfigError) and self.args == other.args
+
+    def __hash__(self) -> int:
+        return hash(self.args)
+
+
+def parse_duration(text: str) -> int:
+    """Nanoseconds for `30s`, `100ms`, `1h30m`, `1.5s`; the bare number `0` needs no unit.
+
+    ValueError says what was expected. Fractions are exact: `0.1s` is 100 000 000 ns.
+    """
+    if text == "0":
+        return 0
+    if not _DURATION.match(text):
+        raise ValueError("a duration such as 30s, 100ms, 5m or 1h30m")
+    total_ns = 0
+    for whole, fraction, unit in _DURATION_PART.findall(text):
+        scale = _DURATION_UNITS[unit]
+        total_ns += int(whole) * scale
+        if fraction:
+            total_ns += int(fraction) * scale // 10 ** len(fraction)
+    return total_ns
+
+
+def parse_size(text: str) -> int:
+    """Bytes for `512B`, `64KB` (64 000), `1MiB` (1 048 576), `1.5GB`; the bare number `0` needs no unit.
+
+    ValueError says what was expected. Case does not matter (`10mb`): bits are never meant.
+    """
+    if text == "0":
+        return 0
+    match = _SIZE.fullmatch(text)
+    unit = _SIZE_UNITS_FOLDED.get(match[3].lower()) if match else None
+    if match is None or unit is None:
+        raise ValueError("a size such as 512B, 64KB, 10MB or 1GiB")
+    scale = _SIZE_UNITS[unit]
+    fraction = match[2] or ""
+    return int(match[1]) * scale + (int(fraction) * scale // 10 ** len(fraction) if fraction else 0)
+
+
+def duration_text(ns: int) -> str:
+    """The shortest exact way to write these nanoseconds: `1h30m`, `75s` up to two minutes, `100ms`, `0s`."""
+    if ns < 2 * MINUTE:
+        for unit, scale in (("s", SECOND), ("ms", MILLISECOND), ("us", MICROSECOND)):
+            if ns % scale == 0:
+                return f"{ns // scale}{unit}"
+        return f"{ns / SECOND:.9f}".rstrip("0") + "s"
+    parts = []
+    for unit, scale in (("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", SECOND), ("ms", MILLISECOND)):
+        count, ns = divmod(ns, scale)
+        if count:
+            parts.append(f"{count}{unit}")
+    if ns:
+        parts.append(duration_text(ns))
+    return "".join(parts)
+
+
+def size_text(count: int) -> str:
+    """The shortest exact way to write this many bytes: `10MB`, `32KB`, `1MiB`, `0B`."""
+    for unit in ("TB", "TiB", "GB", "GiB", "MB", "MiB", "KB", "KiB"):
+        if count and count % _SIZE_UNITS[unit] == 0:
+            return f"{count // _SIZE_UNITS[unit]}{unit}"
+    return f"{count}B"

@@ -1,0 +1,266 @@
+"""The config Structs of the upstream side: targets, connection pool, TLS to them, time-outs.
+
+Only shapes and defaults. What they mean at run time is in `upstream/pool.pyx` and `upstream/connection.pyx`;
+what is wrong between them (an unreadable certificate, an unknown name) is found by `fastgate.config.check`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta
+
+from fastgate.settings import MINUTE, SECOND, Duration, Settings, Text
+
+__all__ = [
+    "PoolConfig",
+    "TargetConfig",
+    "TimeoutOverrides",
+    "TimeoutsConfig",
+    "UpstreamConfig",
+    "UpstreamTlsConfig",
+]
+
+
+class TargetConfig(Settings, frozen=True, kw_only=True):
+    """One server of an upstream. A bare URL is short for `{url: …}`."""
+
+    shorthand: ClassVar[str] = "url"
+
+    url: Annotated[
+        str,
+        Meta(
+            description=(
+                "`http://host:port`, `https://host:port` or `unix:/path/to/socket`. Ports default to 80 "
+                "and 443. No path: use the route's `rewrite`, so that one target can serve several routes."
+            )
+        ),
+    ]
+    weight: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1000,
+            description=(
+                "Share of the requests, relative to the other targets (smooth round robin). 0 takes the "
+                "target out without deleting its line. At most 1000."
+            ),
+        ),
+    ] = 1
+
+
+class PoolConfig(Settings, frozen=True, kw_only=True):
+    """Connections kept to each target, per worker process. The most recently used idle connection is reused
+    first.
+    """
+
+    max_connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=65536,
+            description=(
+                "Connections open to one target at once, per worker. Beyond it requests wait in the queue. "
+                "256 keeps a slow service from being buried and is above what one worker drives through a "
+                "healthy one."
+            ),
+        ),
+    ] = 256
+    max_idle: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65536,
+            description="Idle connections kept to one target, per worker. 0 closes after each request.",
+        ),
+    ] = 64
+    idle_timeout_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "An idle connection is closed after this long. Keep it below the upstream's own keep-alive "
+                "time, or reused connections turn out dead (they are replayed once when it is safe). "
+                "nginx's default is the same 60s."
+            )
+        ),
+    ] = 60 * SECOND
+    max_lifetime_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "A connection is not reused when it is older than this. 0 is no limit. Set it where a "
+                "name's addresses change, so that traffic moves."
+            )
+        ),
+    ] = 0
+    max_requests: Annotated[
+        int, Meta(ge=0, description="Requests sent over one connection before it is closed. 0 is no limit.")
+    ] = 0
+    max_queue: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description=(
+                "Requests that may wait for a connection to one target, per worker. More are refused at "
+                "once with 503 `upstream_queue_full`. 0 never waits."
+            ),
+        ),
+    ] = 1024
+    queue_timeout_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "The longest wait in that queue; then 503 `upstream_queue_timeout`. 0 is no limit of its own."
+            )
+        ),
+    ] = 5 * SECOND
+
+
+class UpstreamTlsConfig(Settings, frozen=True, kw_only=True):
+    """TLS to `https://` targets."""
+
+    verify: Annotated[
+        bool,
+        Meta(
+            description="Check the certificate and its name. Turn it off only for a service on the same host."
+        ),
+    ] = True
+    server_name: Annotated[
+        Text | None,
+        Meta(
+            description=(
+                "Name sent as SNI and checked in the certificate. Default: the host of the target's URL."
+            )
+        ),
+    ] = None
+    ca: Annotated[
+        Text | None,
+        Meta(description="File with the CA certificates to trust (PEM). Default: the system's."),
+    ] = None
+    certificate: Annotated[
+        Text | None, Meta(description="File with our client certificate chain (PEM), for mutual TLS.")
+    ] = None
+    key: Annotated[
+        Text | None, Meta(description="File with the key of `certificate` (PEM). Needed with it.")
+    ] = None
+
+
+class TimeoutsConfig(Settings, frozen=True, kw_only=True):
+    """How long the upstream may take. Each ends the request with its own 504 or 502 reason."""
+
+    connect_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "Opening a connection, TLS handshake included; then 504 `upstream_connect_timeout`. 5s is "
+                "HAProxy's usual value: a local network answers in milliseconds, and one lost SYN costs "
+                "1s."
+            )
+        ),
+    ] = 5 * SECOND
+    first_byte_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "From the end of the request to the first byte of the answer; then 504 "
+                "`upstream_first_byte_timeout`. 0 is no limit. nginx's `proxy_read_timeout` is the same "
+                "60s."
+            )
+        ),
+    ] = MINUTE
+    between_bytes_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "The longest silence inside an answer, and inside a tunnel; then the connection is cut "
+                "(`upstream_between_bytes_timeout`). 0 is no limit."
+            )
+        ),
+    ] = MINUTE
+    total_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "The whole request, queue and replays included, until the answer's last byte; then 504 "
+                "`total_timeout`. 0 is no limit, because a long download is not a fault."
+            )
+        ),
+    ] = 0
+    deadline_header: Annotated[
+        Text | None,
+        Meta(
+            description=(
+                "Name of a request header that tells the upstream how many milliseconds of `total` are "
+                "left, for instance `X-Request-Deadline-Ms`. Sent only when `total` is not 0. Default: "
+                "none."
+            ),
+        ),
+    ] = None
+
+    def overridden(self, by: TimeoutOverrides | None) -> TimeoutsConfig:
+        """These time-outs with what a route sets in their place."""
+        if by is None:
+            return self
+        return TimeoutsConfig(
+            connect_ns=self.connect_ns if by.connect_ns is None else by.connect_ns,
+            first_byte_ns=self.first_byte_ns if by.first_byte_ns is None else by.first_byte_ns,
+            between_bytes_ns=self.between_bytes_ns if by.between_bytes_ns is None else by.between_bytes_ns,
+            total_ns=self.total_ns if by.total_ns is None else by.total_ns,
+            deadline_header=self.deadline_header if by.deadline_header is None else by.deadline_header,
+        )
+
+
+class TimeoutOverrides(Settings, frozen=True, kw_only=True):
+    """A route's own time-outs. What is left out is the upstream's."""
+
+    connect_ns: Annotated[
+        Duration | None, Meta(description="In place of the upstream's `timeouts.connect`.")
+    ] = None
+    first_byte_ns: Annotated[
+        Duration | None, Meta(description="In place of the upstream's `timeouts.first_byte`.")
+    ] = None
+    between_bytes_ns: Annotated[
+        Duration | None, Meta(description="In place of the upstream's `timeouts.between_bytes`.")
+    ] = None
+    total_ns: Annotated[Duration | None, Meta(description="In place of the upstream's `timeouts.total`.")] = (
+        None
+    )
+    deadline_header: Annotated[
+        Text | None, Meta(description="In place of the upstream's `timeouts.deadline_header`.")
+    ] = None
+
+
+class UpstreamConfig(Settings, frozen=True, kw_only=True):
+    """One service: where it runs and how to talk to it."""
+
+    targets: Annotated[
+        tuple[TargetConfig, ...],
+        Meta(
+            min_length=1,
+            extra={"one_or_many": True},
+            description="The servers of this service: one URL, or a list of URLs and `{url, weight}`.",
+        ),
+    ]
+    balance: Annotated[
+        Literal["round_robin"],
+        Meta(
+            description=(
+                "How a target is chosen. `round_robin` is smooth and weighted (the algorithm of nginx)."
+            )
+        ),
+    ] = "round_robin"
+    pool: Annotated[PoolConfig, Meta(description="Connections kept to each target.")] = PoolConfig()
+    tls: Annotated[UpstreamTlsConfig, Meta(description="TLS to `https://` targets.")] = UpstreamTlsConfig()
+    timeouts: Annotated[TimeoutsConfig, Meta(description="How long this upstream may take.")] = (
+        TimeoutsConfig()
+    )
+    preserve_host: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Send the client's Host upstream. By default it is the target's own, which is what virtual "
+                "hosts on the other side expect; the client's is in `X-Forwarded-Host` either way."
+            )
+        ),
+    ] = False
