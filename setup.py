@@ -1,17 +1,21 @@
 """The compiled extensions: one glob, one flags block. Everything else is in pyproject.toml.
 
-FASTGATE_DEBUG=1     assertions, bounds checks and live-object counts compiled in
-FASTGATE_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (run with LD_PRELOAD of libasan)
+FASTGATE_BUILD_JOBS=n  modules translated and compiled at a time; the number of cores unless told
+FASTGATE_DEBUG=1       assertions, bounds checks and live-object counts compiled in
+FASTGATE_SANITIZE=1    AddressSanitizer and UndefinedBehaviorSanitizer (run with LD_PRELOAD of libasan)
 """
 
 import os
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("FASTGATE_DEBUG") == "1"
 SANITIZE = os.environ.get("FASTGATE_SANITIZE") == "1"
+JOBS = int(os.environ.get("FASTGATE_BUILD_JOBS") or os.cpu_count() or 1)
 
 CFLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-fno-semantic-interposition", "-Wall", "-Wno-unused-function"]
 LDFLAGS: list[str] = []
@@ -21,31 +25,52 @@ if SANITIZE:
     CFLAGS += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
     LDFLAGS += ["-fsanitize=address,undefined"]
 
-extensions = [
-    Extension(
-        ".".join(path.with_suffix("").parts),
-        [str(path)],
-        extra_compile_args=CFLAGS,
-        extra_link_args=LDFLAGS,
-        define_macros=[("FASTGATE_DEBUG", "1")] if DEBUG else [],
-    )
-    for path in sorted(Path("fastgate").rglob("*.pyx"))
-]
+DIRECTIVES = {
+    "language_level": "3",
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": DEBUG,
+    "embedsignature": True,
+    "embedsignature.format": "python",
+    "binding": False,
+}
 
-setup(
-    ext_modules=cythonize(
-        extensions,
-        nthreads=int(os.environ.get("FASTGATE_BUILD_JOBS", os.cpu_count() or 1)),
-        compiler_directives={
-            "language_level": "3",
-            "boundscheck": DEBUG,
-            "wraparound": False,
-            "cdivision": True,
-            "initializedcheck": DEBUG,
-            "embedsignature": True,
-            "embedsignature.format": "python",
-            "binding": False,
-        },
+
+class BuildWithProgress(build_ext):
+    """Compiles JOBS modules at a time and names each one on stderr when it really is compiled."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = JOBS
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        newest = max(Path(source).stat().st_mtime for source in ext.sources)
+        if not target.exists() or target.stat().st_mtime < newest:
+            sys.stderr.write(f"  compile {ext.name}\n")
+        super().build_extension(ext)
+
+
+def extensions() -> list[Extension]:
+    return cythonize(
+        [
+            Extension(
+                ".".join(path.with_suffix("").parts),
+                [str(path)],
+                extra_compile_args=CFLAGS,
+                extra_link_args=LDFLAGS,
+                define_macros=[("FASTGATE_DEBUG", "1")] if DEBUG else [],
+            )
+            for path in sorted(Path("fastgate").rglob("*.pyx"))
+        ],
+        # The generated C stays out of the source tree, and a debug build never reuses a release build's C.
+        build_dir="build/cython-debug" if DEBUG else "build/cython",
+        nthreads=JOBS,
+        compiler_directives=DIRECTIVES,
         quiet=True,
     )
-)
+
+
+if __name__ == "__main__":  # the guard keeps multiprocessing's spawned children from building again
+    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildWithProgress})
