@@ -1,0 +1,6 @@
+from typing_extensions import Buffer
+
+__all__ = ["siphash64", "siphash128"]
+
+def siphash64(data: Buffer, key: bytes, rounds: tuple[int, int] = (2, 4)) -> int: ...
+def siphash128(data: Buffer, key: bytes, rounds: tuple[int, int] = (2, 4)) -> bytes: ...
