@@ -1,0 +1,287 @@
+"""The house rules that a reader relies on: who may import whom, where third parties live, no dumping grounds.
+
+LAYERS is the table of docs/architecture.md, lowest first. A module may import what stands in a lower row, and
+its own room. SIDEWAYS lists the few edges between neighbours of one row, each with its reason. Python is read
+with ast (so imports inside functions count too), Cython by its import and cimport lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fastgate"
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("_core",),
+    ("errors", "plugin", "settings", "state"),
+    ("features", "ai", "upstream"),
+    ("config", "plan"),
+    ("server", "control", "asgi"),
+    ("demo", "docs", "loadtest"),
+    ("cli", "__main__"),
+)
+
+SIDEWAYS: dict[tuple[str, str], str] = {
+    ("plugin", "errors"): "a plugin refuses with a row of REASONS",
+    ("plugin", "settings"): "a plugin's config is a Settings Struct",
+    ("plan", "config"): "a plan is made from a config",
+    ("__main__", "cli"): "python -m fastgate is the command line",
+}
+
+# Rooms whose files are neighbours, not one room: a feature never imports another feature.
+APART = {"features": (), "ai": ("ai.schema",)}
+
+# Third parties, each at one address (a module or a room). Whatever is not here may not be imported.
+ADDRESSES: dict[str, tuple[str, ...]] = {
+    "click": ("cli",),
+    "httptools": ("server.connection", "upstream.connection"),
+    "msgspec": ("settings", "plugin", "state", "features", "upstream", "config", "plan", "server", "control"),
+    "rich": ("cli", "loadtest"),
+    "starlette": ("control",),
+    "uvicorn": ("control",),
+    "uvloop": ("server.supervisor", "server.worker"),
+    "yaml": ("config",),
+}
+
+BAD_NAMES = re.compile(r"^_?(utils?|helpers?|common|misc|base|managers?)$")
+CYTHON_OWN = {"libc", "posix", "cpython", "cython"}
+
+
+class Edge(NamedTuple):
+    source: str  # dotted, without the leading "fastgate.": "server.connection"
+    line: int
+    target: str  # as written: "fastgate.errors", "httptools", "os"
+
+
+def sources() -> Iterator[Path]:
+    for path in sorted(PACKAGE.rglob("*")):
+        if path.suffix in {".py", ".pyx", ".pxd", ".pyi"} and "__pycache__" not in path.parts:
+            yield path
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def python_edges(path: Path, module: str) -> Iterator[Edge]:
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Edge(module, node.lineno, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: import by the full name, not a relative one"
+            # `from fastgate.server import worker` names a module only when there is such a module
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield Edge(module, node.lineno, whole if is_module(whole) else str(node.module))
+
+
+def is_module(dotted: str) -> bool:
+    place = ROOT.joinpath(*dotted.split("."))
+    return place.is_dir() or any(place.with_suffix(end).exists() for end in (".py", ".pyx", ".pxd"))
+
+
+CYTHON_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+(?P<origin>[\w.]+)[ \t]+c?import[ \t]+(?P<names>[^#\n]*)"
+    r"|c?import[ \t]+(?P<plain>[\w., \t]+))",
+    re.MULTILINE,
+)
+
+
+def cython_edges(path: Path, module: str) -> Iterator[Edge]:
+    text = re.sub(
+        r'("""|\'\'\').*?\1', lambda quoted: "\n" * quoted[0].count("\n"), path.read_text(), flags=re.DOTALL
+    )
+    for found in CYTHON_IMPORT.finditer(text):
+        line = text.count("\n", 0, found.start()) + 1
+        if found["plain"]:
+            for name in found["plain"].split(","):
+                yield Edge(module, line, name.split()[0])
+            continue
+        origin = found["origin"]
+        assert not origin.startswith("."), f"{path}:{line}: import by the full name, not a relative one"
+        for name in re.findall(r"\w+", found["names"]) or [""]:
+            whole = f"{origin}.{name}"
+            yield Edge(module, line, whole if origin.startswith("fastgate") and is_module(whole) else origin)
+
+
+def edges() -> Iterator[Edge]:
+    for path in sources():
+        read = python_edges if path.suffix in {".py", ".pyi"} else cython_edges
+        for edge in read(path, module_of(path)):
+            # Stubs are never run, and every type checker brings typing_extensions itself.
+            if path.suffix != ".pyi" or edge.target != "typing_extensions":
+                yield edge
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def layer_of(room: str) -> int:
+    for height, rooms in enumerate(LAYERS):
+        if room in rooms:
+            return height
+    raise AssertionError(
+        f"fastgate.{room} has no place in LAYERS: give it one here and in docs/architecture.md"
+    )
+
+
+def wrong(edge: Edge) -> str | None:
+    """Why this edge may not be, or None."""
+    if edge.target == "fastgate" or not edge.target.startswith("fastgate."):
+        return None
+    source, target = edge.source, edge.target.removeprefix("fastgate.")
+    if not source:
+        return "the package itself imports nothing, so that any part of it can be imported alone"
+    here, there = room_of(source), room_of(target)
+    if here == there:
+        inside = APART.get(here)
+        if inside is not None and source != target and source != here and target not in inside:
+            return f"files in {here}/ do not import each other"
+        return None
+    if layer_of(there) < layer_of(here) or (here, there) in SIDEWAYS:
+        return None
+    return f"{here} (row {layer_of(here)}) may not import {there} (row {layer_of(there)})"
+
+
+def test_imports_go_down_only() -> None:
+    found = [f"fastgate.{e.source}:{e.line} imports {e.target}: {why}" for e in edges() if (why := wrong(e))]
+
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("_core.limits", "fastgate.errors"),
+        ("errors", "fastgate.config"),
+        ("features.cache", "fastgate.features.routing"),
+        ("config", "fastgate.plan"),
+        ("server.worker", "fastgate.control.admin"),
+        ("upstream.pool", "fastgate.server.exchange"),
+        ("plan", "fastgate.cli"),
+    ],
+)
+def test_an_edge_upward_or_sideways_is_refused(source: str, target: str) -> None:
+    assert wrong(Edge(source, 1, target)) is not None
+
+
+def test_imports_are_found_in_python_and_cython(tmp_path: Path) -> None:
+    python = tmp_path / "a.py"
+    python.write_text("import os\ndef f():\n    from fastgate import errors\n    import httptools, json\n")
+    cython = tmp_path / "b.pyx"
+    cython.write_text(
+        '"""a doc\nfrom fastgate.nowhere import x\n"""\nfrom fastgate._core cimport clock\ncimport cython\n'
+        "from libc.stdint cimport (\n    int64_t)\nif True:\n    import httptools\n"
+    )
+
+    assert sorted(edge[1:] for edge in python_edges(python, "a")) == [
+        (1, "os"),
+        (3, "fastgate.errors"),
+        (4, "httptools"),
+        (4, "json"),
+    ]
+    assert [edge[1:] for edge in cython_edges(cython, "b")] == [
+        (4, "fastgate._core.clock"),
+        (5, "cython"),
+        (6, "libc.stdint"),
+        (9, "httptools"),
+    ]
+
+
+def test_third_parties_live_at_one_address_each() -> None:
+    found = []
+    for edge in edges():
+        top = edge.target.split(".")[0]
+        if top in {"fastgate", "__future__", *CYTHON_OWN} or top in sys.stdlib_module_names:
+            continue
+        homes = ADDRESSES.get(top, ())
+        if not any(edge.source == home or edge.source.startswith(f"{home}.") for home in homes):
+            found.append(f"fastgate.{edge.source}:{edge.line} imports {top}, which lives in {list(homes)}")
+
+    assert not found, "\n".join(found)
+
+
+def test_core_needs_nothing_but_libc_cpython_and_itself() -> None:
+    found = [
+        f"fastgate.{e.source}:{e.line} imports {e.target}"
+        for e in edges()
+        if room_of(e.source) == "_core"
+        and not e.target.startswith("fastgate._core")
+        and e.target.split(".")[0] not in {"fastgate", *CYTHON_OWN}
+        and e.target.split(".")[0] not in sys.stdlib_module_names
+    ]
+
+    assert not found, "\n".join(found)
+
+
+def test_no_file_is_a_dumping_ground() -> None:
+    named = [
+        str(path.relative_to(ROOT))
+        for folder in ("fastgate", "tests", "benchmarks", "examples")
+        for path in (ROOT / folder).rglob("*")
+        if BAD_NAMES.match(path.stem) and "__pycache__" not in path.parts
+    ]
+
+    assert not named, f"say what they hold: {named}"
+
+
+IMPORT_ALONE = """
+import json, os, sys, traceback
+failed = {}
+for name in json.load(sys.stdin):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(write, 1)
+        os.dup2(write, 2)
+        os.close(read)
+        try:
+            __import__(name)
+            sys.stdout.flush()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        said = pipe.read().decode()
+    _, status = os.waitpid(child, 0)
+    if status or said:
+        failed[name] = said or f"exit status {status}"
+json.dump(failed, sys.stdout)
+"""
+
+
+def test_every_module_imports_alone_in_silence() -> None:
+    # One bare interpreter, forked once per module: as fresh as a new process, at a tenth of the time.
+    names = sorted(
+        {f"fastgate.{module_of(path)}" for path in sources() if path.suffix in {".py", ".pyx"}}
+        - {"fastgate.__main__"}
+    )
+    names = [name.removesuffix(".") for name in names]
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT_ALONE],
+        input=json.dumps(names),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+
+    failed = json.loads(done.stdout)
+    assert not failed, "\n".join(f"--- {name}\n{said}" for name, said in failed.items())
