@@ -1,15 +1,21 @@
 """Compiled primitives: libc, cpython and _core only. Every one is usable from other services."""
 
+from fastgate._core.balance import SmoothWeighted
 from fastgate._core.cidr import CidrSet
 from fastgate._core.clock import monotonic_ns, realtime_ns
 from fastgate._core.hashing import siphash64, siphash128
 from fastgate._core.histogram import Histogram
+from fastgate._core.router import Match, Route, Router
 from fastgate._core.shm import SharedMemory
 
 __all__ = [
     "CidrSet",
     "Histogram",
+    "Match",
+    "Route",
+    "Router",
     "SharedMemory",
+    "SmoothWeighted",
     "monotonic_ns",
     "realtime_ns",
     "siphash64",

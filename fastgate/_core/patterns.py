@@ -1,10 +1,12 @@
-"""Route patterns, read once when a route is added: text -> segments, parameters, tail, or an error that says where.
+"""Route patterns, read once when a route is added: text -> segments, parameters, tail; or where it is wrong.
 
-WHAT        compile_pattern() and compile_host(), the syntax of fastgate._core.router. Plain Python: it never runs per request.
+WHAT        compile_pattern() and compile_host(), the syntax of fastgate._core.router.
+            Plain Python: it never runs per request.
 STATE       none.
 WHO WRITES  nobody.
 COST        about 3 us for a literal, 10 us for a pattern with parameters.
-SOURCES     Go net/http.ServeMux (1.22) for the syntax; RFC 3986 sections 2.3, 3.3 and 6.2.2 for the normal form of a path.
+SOURCES     Go net/http.ServeMux (1.22) for the syntax; RFC 3986 sections 2.3, 3.3 and 6.2.2 for the
+            normal form of a path.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Pattern(NamedTuple):
 
 
 def compile_pattern(pattern: str, max_params: int, max_segments: int) -> Pattern:
-    """The parsed pattern. ValueError names the pattern and the position (characters, from 0) of the mistake."""
+    """The parsed pattern. ValueError names the pattern and the position (in characters) of the mistake."""
     if not pattern:
         raise _bad(pattern, 0, "expected '/...' or '~regex', got an empty string")
     if pattern[0] == "~":
@@ -58,7 +60,8 @@ def compile_pattern(pattern: str, max_params: int, max_segments: int) -> Pattern
         is_last = index == len(pieces) - 1
         is_tail = piece == "*" or piece.endswith("...}")
         if has_params and index > max_segments - (0 if is_tail else 1):
-            raise _bad(pattern, position, f"expected at most {max_segments} segments in a pattern with parameters")
+            why = f"expected at most {max_segments} segments in a pattern with parameters"
+            raise _bad(pattern, position, why)
         if piece == "*" or piece.startswith("{"):
             if is_tail and not is_last:
                 raise _bad(pattern, position, f"{piece!r} must be the last segment")
@@ -105,7 +108,8 @@ def _compile_regex(pattern: str, max_params: int) -> Pattern:
     try:
         regex = re.compile(pattern[1:].encode("utf-8"))
     except (re.error, OverflowError, RecursionError) as error:
-        raise _bad(pattern, 1 + (getattr(error, "pos", None) or 0), f"not a regular expression: {error}") from None
+        position = 1 + (getattr(error, "pos", None) or 0)
+        raise _bad(pattern, position, f"not a regular expression: {error}") from None
     except UnicodeEncodeError as error:
         raise _bad(pattern, 1 + error.start, "a lone surrogate is not a character") from None
     groups = sorted((number, name) for name, number in regex.groupindex.items())
@@ -129,7 +133,8 @@ def _param_name(pattern: str, piece: str, position: int, names: list[bytes], max
         raise _bad(pattern, position + closing + 1, _WHOLE_SEGMENT)
     name = piece[1:-1].removesuffix("...")
     if not _PARAM.fullmatch(name):
-        raise _bad(pattern, position + 1, f"parameter name {name!r}: expected a letter or '_', then letters, digits or '_'")
+        why = f"parameter name {name!r}: expected a letter or '_', then letters, digits or '_'"
+        raise _bad(pattern, position + 1, why)
     encoded = name.encode("ascii")
     if encoded in names:
         raise _bad(pattern, position + 1, f"parameter {name!r} appears twice")
@@ -152,11 +157,11 @@ def _normalised(pattern: str, piece: str, position: int) -> bytes:
     while at < len(piece):
         char = piece[at]
         if char in "?#":
-            raise _bad(pattern, position + at, f"{char!r} cannot be part of a path; match the query with a predicate")
+            raise _bad(pattern, position + at, f"{char!r} is not part of a path; for the query use predicates")
         if char in "{}":
             raise _bad(pattern, position + at, _WHOLE_SEGMENT)
         if char == "*":
-            raise _bad(pattern, position + at, "'*' must be the whole last segment; use a '~regex' for other wildcards")
+            raise _bad(pattern, position + at, "'*' must be the whole last segment; or use a '~regex'")
         if char == "%":
             digits = piece[at + 1 : at + 3]
             if not _HEX_DIGITS.fullmatch(digits):
