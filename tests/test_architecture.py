@@ -23,7 +23,7 @@ PACKAGE = ROOT / "fastgate"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_core",),
-    ("errors", "plugin", "settings", "state"),
+    ("certificates", "errors", "plugin", "settings", "state"),
     ("features", "ai", "upstream"),
     ("config", "plan"),
     ("server", "control", "asgi"),
