@@ -234,8 +234,8 @@ class Gateway:
                 held = descriptors(pid, self.ports)
                 if held.clients or held.half_closed or held.others > others:
                     found.append(
-                        f"worker {pid} holds {held.clients} client connections, {held.half_closed} half closed ones and"
-                        f" {held.others} other descriptors ({others} when ready): {held.names}"
+                        f"worker {pid} holds {held.clients} clients, {held.half_closed} half-closed"
+                        f" and {held.others} other descriptors ({others} when ready): {held.names}"
                     )
             if not found or time.monotonic() > deadline:
                 return found
