@@ -1,0 +1,407 @@
+"""A config file's text as plain values, and the line each value stands on.
+
+YAML, TOML and JSON become the same dicts and lists. YAML is read by the rules of YAML 1.2 (`off` and `no` are
+words, `1:30` is not a number), keys may not repeat, and aliases cannot blow a small file up into a large one.
+After parsing, never before, `${NAME}` and `${NAME:-default}` are replaced inside string values (so a value
+can not inject structure; `$${` is a literal `${`), and variables named `FASTGATE__SERVER__IDLE_TIMEOUT`
+replace single values. Lines are looked up only for errors: a good file pays nothing for them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+import yaml
+
+from fastgate.settings import ConfigError
+
+__all__ = ["FORMATS", "MAX_FILE_BYTES", "Document", "Path", "Substituted", "parse", "path_text"]
+
+FORMATS: Final = {".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json"}
+# 50 000 routes of 300 bytes. A larger file is a wrong file, and reading one must not take a gateway's memory.
+MAX_FILE_BYTES: Final = 16 * 1024 * 1024
+MAX_DEPTH: Final = 64
+# Values after aliases are expanded; 5 000 routes have some 60 000.
+MAX_VALUES: Final = 1_000_000
+
+Path = tuple[str | int, ...]
+
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
+# The core schema of YAML 1.2 (§10.3.2); YAML 1.1 would read `off` as false, `010` as 8 and `1:30` as 90.
+_INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", re.ASCII)
+_BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+", re.ASCII)
+_WORDS: Final[dict[str, bool | float | None]] = {
+    "": None,
+    "~": None,
+    "null": None,
+    "Null": None,
+    "NULL": None,
+    "true": True,
+    "True": True,
+    "TRUE": True,
+    "false": False,
+    "False": False,
+    "FALSE": False,
+}
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\{", re.ASCII)
+
+
+class Substituted(str):
+    """A value that came from the environment: text that may stand for a number or a boolean.
+
+    `template` is how it was written; messages show that and never the value, which may be a secret.
+    """
+
+    template: str
+
+    def __new__(cls, value: str, template: str) -> Substituted:
+        text = super().__new__(cls, value)
+        text.template = template
+        return text
+
+
+class Document:
+    """Plain values, and where they stand."""
+
+    def __init__(self, name: str, tree: Any, node: yaml.Node | None, json_text: str = "") -> None:
+        self.name = name
+        self.tree = tree
+        self._node = node
+        self._json_text = json_text
+        self.overridden: dict[Path, str] = {}
+
+    def where(self, path: Path) -> str:
+        """`file:line` of the value at path, or of what is nearest above it; the variable's name for an
+        override.
+        """
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.overridden:
+                return self.overridden[path[:length]]
+        if self._node is None and self._json_text:
+            self._node = _compose_json(self._json_text)
+        if self._node is None:
+            return self.name
+        return f"{self.name}:{_line(self._node, path)}"
+
+
+def path_text(path: Path) -> str:
+    """`$.routes[2].headers["x y"]` for ("routes", 2, "headers", "x y")."""
+    parts = ["$"]
+    for step in path:
+        if isinstance(step, int):
+            parts.append(f"[{step}]")
+        elif _PLAIN_KEY.fullmatch(step):
+            parts.append(f".{step}")
+        else:
+            parts.append(f"[{json.dumps(step, ensure_ascii=False)}]")
+    return "".join(parts)
+
+
+def parse(
+    text: str, form: str, environ: Mapping[str, str], name: str = "config"
+) -> tuple[Document | None, list[ConfigError]]:
+    """The document in `text`, which is `yaml`, `toml` or `json`, with the environment put in.
+
+    The document is None when it does not parse at all; otherwise it may come together with errors (repeated
+    keys, variables that are not set), so that the rest can be checked too.
+    """
+    if len(text) > MAX_FILE_BYTES:
+        return None, [ConfigError("$", f"{len(text)} characters", f"at most {MAX_FILE_BYTES}", where=name)]
+    errors: list[ConfigError] = []
+    try:
+        document = _PARSERS[form](text, name, errors)
+    except _Unreadable as error:
+        return None, [error.reason]
+    except RecursionError:
+        return None, [ConfigError("$", "deeper nesting", f"at most {MAX_DEPTH} levels", where=name)]
+    if document.tree is None:
+        document.tree = {}
+    if not isinstance(document.tree, dict):
+        errors.append(
+            ConfigError("$", _kind(document.tree), "a mapping of settings", where=document.where(()))
+        )
+        return None, errors
+    document.tree = _substitute(document.tree, (), environ, document, errors)
+    return document, errors
+
+
+class _Unreadable(Exception):
+    def __init__(self, name: str, line: int | None, problem: str, path: Path = (), hint: str = "") -> None:
+        super().__init__(problem)
+        self.reason = ConfigError(
+            path_text(path), problem, hint=hint, where=f"{name}:{line}" if line else name
+        )
+
+
+def _parse_toml(text: str, name: str, errors: list[ConfigError]) -> Document:
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        match = re.search(r" \(at line (\d+), column (\d+)\)$", str(error))
+        problem = str(error)[: match.start()] if match else str(error)
+        problem = f"not valid TOML: {problem[:1].lower()}{problem[1:]}"
+        raise _Unreadable(name, int(match[1]) if match else None, problem) from None
+    return Document(name, tree, None)
+
+
+def _parse_json(text: str, name: str, errors: list[ConfigError]) -> Document:
+    repeated = False
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal repeated
+        mapping = dict(items)
+        repeated = repeated or len(mapping) != len(items)
+        return mapping
+
+    try:
+        tree = json.loads(text, object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        problem = f"not valid JSON: {error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
+        raise _Unreadable(name, error.lineno, problem) from None
+    document = Document(name, tree, None, text)
+    if repeated:  # JSON is YAML, and that reader knows where
+        node = _compose_json(text)
+        if node is None:
+            errors.append(ConfigError("$", "repeated key in an object", where=name))
+        else:
+            _Values(name, errors).of(node)
+    return document
+
+
+def _parse_yaml(text: str, name: str, errors: list[ConfigError]) -> Document:
+    try:
+        node = _compose(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = " ".join(filter(None, (error.context, error.problem)))
+        hint = "indent with spaces, not tabs" if "'\\t'" in problem else ""
+        line = mark.line + 1 if mark else None
+        raise _Unreadable(name, line, f"not valid YAML: {problem}", hint=hint) from None
+    except yaml.reader.ReaderError as error:
+        problem = f"not valid YAML: {error.reason} (character {error.position})"
+        raise _Unreadable(name, None, problem) from None
+    tree = None if node is None else _Values(name, errors).of(node)
+    return Document(name, tree, node)
+
+
+_PARSERS: Final = {"yaml": _parse_yaml, "toml": _parse_toml, "json": _parse_json}
+
+
+class _Composer(yaml.CSafeLoader):
+    """libyaml's parser, stopped at the node graph; types of scalars are our business."""
+
+    depth = 0
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        return "plain" if implicit is not None and implicit is not True and implicit[0] else "text"
+
+    # Called around every node. The composer recurses in C, so without a bound a line of brackets ends the
+    # process.
+    def descend_resolver(self, parent: yaml.Node | None, index: Any) -> None:
+        self.depth += 1
+        if self.depth > 3 * MAX_DEPTH:
+            raise RecursionError
+
+    def ascend_resolver(self) -> None:
+        self.depth -= 1
+
+
+def _compose(text: str) -> yaml.Node | None:
+    loader = _Composer(text)
+    try:
+        return loader.get_single_node()
+    finally:
+        loader.dispose()
+
+
+def _compose_json(text: str) -> yaml.Node | None:
+    try:
+        return _compose(text)
+    except yaml.YAMLError:  # tabs, for instance: then there are no lines to show
+        return None
+
+
+class _Values:
+    """Node graph to plain values, counting what aliases expand to."""
+
+    def __init__(self, name: str, errors: list[ConfigError]) -> None:
+        self._name = name
+        self._errors = errors
+        self._count = 0
+        self._path: list[str | int] = []
+
+    def of(self, node: yaml.Node) -> Any:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            self._stop(node, f"more than {MAX_VALUES} values once its aliases are expanded")
+        tag = node.tag
+        if isinstance(node, yaml.ScalarNode):
+            if tag == "plain":
+                return _scalar(node.value)
+            return node.value if tag in ("text", "tag:yaml.org,2002:str") else self._unknown_tag(node)
+        if len(self._path) > MAX_DEPTH:
+            self._stop(node, f"more than {MAX_DEPTH} levels of nesting")
+        if isinstance(node, yaml.MappingNode) and tag in ("text", "tag:yaml.org,2002:map"):
+            return self._mapping(node)
+        if isinstance(node, yaml.SequenceNode) and tag in ("text", "tag:yaml.org,2002:seq"):
+            values = []
+            path = self._path
+            for index, item in enumerate(node.value):
+                path.append(index)
+                values.append(self.of(item))
+                path.pop()
+            return values
+        return self._unknown_tag(node)
+
+    def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        merged: list[yaml.Node] = []
+        path = self._path
+        for key_node, value_node in node.value:
+            key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._report(key_node, "a key that is not text", "a name")
+                continue
+            if key == "<<" and key_node.tag == "plain":
+                merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                continue
+            path.append(key)
+            if key in mapping:
+                first = next(other for other, _ in node.value if other.value == key).start_mark.line + 1
+                self._report(key_node, "repeated key", hint=f"the first is on line {first}")
+            else:
+                self._count += 1
+                if isinstance(value_node, yaml.ScalarNode) and value_node.tag == "plain":
+                    mapping[key] = _scalar(value_node.value)
+                else:
+                    mapping[key] = self.of(value_node)
+            path.pop()
+        for source in merged:
+            values = self.of(source)
+            if not isinstance(values, dict):
+                self._report(source, _kind(values), "a mapping after <<")
+                continue
+            for key, value in values.items():
+                mapping.setdefault(key, value)
+        return mapping
+
+    def _report(self, node: yaml.Node, found: str, expected: str = "", hint: str = "") -> None:
+        where = f"{self._name}:{node.start_mark.line + 1}"
+        self._errors.append(ConfigError(path_text(tuple(self._path)), found, expected, hint, where))
+
+    def _stop(self, node: yaml.Node, problem: str) -> NoReturn:
+        raise _Unreadable(self._name, node.start_mark.line + 1, problem, tuple(self._path[:1]))
+
+    def _unknown_tag(self, node: yaml.Node) -> None:
+        self._report(node, f"the tag {node.tag}", "a plain value")
+
+
+def _scalar(text: str) -> Any:
+    if len(text) <= 5 and text in _WORDS:
+        return _WORDS[text]
+    if text[0] in "+-.0123456789":
+        if _INTEGER.fullmatch(text):
+            return int(text) if len(text) < 25 else text
+        if _FLOAT.fullmatch(text):
+            return float(text)
+        if _BASED.fullmatch(text):
+            return int(text, 0)
+    return text
+
+
+def _line(node: yaml.Node, path: Path) -> int:
+    line: int = node.start_mark.line + 1
+    for step in path:
+        if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+        elif isinstance(node, yaml.MappingNode):
+            found = _entry(node, str(step))
+            if found is None:
+                return line
+            line, node = found
+            continue
+        else:
+            return line
+        line = node.start_mark.line + 1
+    return line
+
+
+def _entry(node: yaml.MappingNode, key: str, depth: int = 0) -> tuple[int, yaml.Node] | None:
+    for key_node, value_node in node.value:
+        if key_node.value == key:
+            return key_node.start_mark.line + 1, value_node
+    for key_node, value_node in node.value:
+        if key_node.value == "<<" and depth < MAX_DEPTH:
+            for source in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                found = _entry(source, key, depth + 1) if isinstance(source, yaml.MappingNode) else None
+                if found is not None:
+                    return found
+    return None
+
+
+def _substitute(
+    value: Any, path: Path, environ: Mapping[str, str], document: Document, errors: list[ConfigError]
+) -> Any:
+    if len(path) > MAX_DEPTH:
+        raise RecursionError
+    if type(value) is str:
+        return _expand(value, path, environ, document, errors) if "${" in value else value
+    if type(value) is dict:
+        for key, item in value.items():
+            kind = type(item)
+            if kind is dict or kind is list or (kind is str and "${" in item):
+                value[key] = _substitute(item, (*path, key), environ, document, errors)
+    elif type(value) is list:
+        for index, item in enumerate(value):
+            kind = type(item)
+            if kind is dict or kind is list or (kind is str and "${" in item):
+                value[index] = _substitute(item, (*path, index), environ, document, errors)
+    return value
+
+
+def _expand(
+    template: str, path: Path, environ: Mapping[str, str], document: Document, errors: list[ConfigError]
+) -> str:
+    from_environment = False
+
+    def replace(match: re.Match[str]) -> str:
+        nonlocal from_environment
+        if match[0] == "$${":
+            return "${"
+        from_environment = True
+        name, default = match[1], match[2]
+        if name is None:
+            found = json.dumps(template)
+            hint = "write $${ for a literal ${"
+            errors.append(
+                ConfigError(path_text(path), found, "${NAME} or ${NAME:-default}", hint, document.where(path))
+            )
+            return ""
+        if default is not None:
+            return environ.get(name) or default
+        if name not in environ:
+            hint = f"set it, or give a default: ${{{name}:-…}}"
+            found = f"the environment variable {name} is not set"
+            errors.append(ConfigError(path_text(path), found, hint=hint, where=document.where(path)))
+            return ""
+        return environ[name]
+
+    text = _VARIABLE.sub(replace, template)
+    return Substituted(text, template) if from_environment else text
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | int | float) else str(value)
