@@ -124,12 +124,8 @@ class ConfigError(Exception):
         self.where = where
 
     def __str__(self) -> str:
-        parts = []
-        if self.expected:
-            parts.append(f"expected {self.expected}")
-        if self.found:
-            parts.append(f"found {self.found}" if not self.expected else f"got {self.found}")
-        text = f"{self.path}: {', '.join(parts)}" if parts else self.path
+        text = f"expected {self.expected}, got {self.found}" if self.expected and self.found else self.found
+        text = f"{self.path}: {text or f'expected {self.expected}' * bool(self.expected)}".removesuffix(": ")
         if self.hint:
             text = f"{text} ({self.hint})"
         return f"{self.where}: {text}" if self.where else text

@@ -1,7 +1,9 @@
 """The config: a file in, a checked `Config` or every error at once out."""
 
+from fastgate.config.load import InvalidConfig, check, decode, encode, load
 from fastgate.config.root import (
     AccessLogConfig,
+    Address,
     AdminConfig,
     CertificateConfig,
     Config,
@@ -10,18 +12,26 @@ from fastgate.config.root import (
     RouteConfig,
     ServerConfig,
     TlsConfig,
+    parse_address,
 )
 from fastgate.settings import ConfigError
 
 __all__ = [
     "AccessLogConfig",
+    "Address",
     "AdminConfig",
     "CertificateConfig",
     "Config",
     "ConfigError",
+    "InvalidConfig",
     "ListenerConfig",
     "PluginUse",
     "RouteConfig",
     "ServerConfig",
     "TlsConfig",
+    "check",
+    "decode",
+    "encode",
+    "load",
+    "parse_address",
 ]

@@ -8,8 +8,10 @@ so that five thousand of them travel to the workers as one blob, compare by byte
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -21,6 +23,7 @@ from fastgate.upstream.settings import TimeoutOverrides, UpstreamConfig
 
 __all__ = [
     "AccessLogConfig",
+    "Address",
     "AdminConfig",
     "CertificateConfig",
     "Config",
@@ -29,9 +32,12 @@ __all__ = [
     "RouteConfig",
     "ServerConfig",
     "TlsConfig",
+    "parse_address",
 ]
 
 T = TypeVar("T")
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?", re.ASCII)
 
 
 class PluginUse(Settings, frozen=True, kw_only=True):
@@ -101,6 +107,43 @@ class TlsConfig(Settings, frozen=True, kw_only=True):
     ] = 10 * SECOND
 
 
+class Address(NamedTuple):
+    """Where to listen: a host and port, or the path of a Unix socket. Host "" is every interface."""
+
+    host: str
+    port: int
+    unix_path: str = ""
+
+    def __str__(self) -> str:
+        if self.unix_path:
+            return f"unix:{self.unix_path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """The address in `host:port`, `[::1]:port`, `:port` or `unix:/path`. ValueError: what was expected."""
+    if text.startswith("unix:"):
+        path = text[5:]
+        # sun_path holds 108 bytes with its closing NUL (unix(7))
+        if not path.startswith("/") or len(path.encode()) > 107 or "\0" in path:
+            raise ValueError("unix:/path, absolute and of at most 107 bytes")
+        return Address("", 0, path)
+    host, colon, port = text.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError("host:port with a port from 0 to 65535, or unix:/path")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ValueError("an IPv6 address in the brackets") from None
+    elif host == "*":
+        host = ""
+    elif host and not _HOST_NAME.fullmatch(host):
+        raise ValueError("host:port, with an IPv6 address in brackets: [::1]:8080")
+    return Address(host, int(port))
+
+
 class ListenerConfig(Settings, frozen=True, kw_only=True):
     """Where clients connect. A bare string is short for `{address: …}`."""
 
@@ -128,6 +171,10 @@ class ListenerConfig(Settings, frozen=True, kw_only=True):
     backlog: Annotated[
         int, Meta(ge=1, le=65535, description="Connections the kernel holds until a worker accepts them.")
     ] = 4096
+
+    def endpoint(self) -> Address:
+        """The address, taken apart. The config check has made sure that it can be."""
+        return parse_address(self.address)
 
 
 class ServerConfig(Settings, frozen=True, kw_only=True):
@@ -256,6 +303,10 @@ class AdminConfig(Settings, frozen=True, kw_only=True):
             ),
         ),
     ] = None
+
+    def endpoint(self) -> Address | None:
+        """The address, taken apart; None when it is off."""
+        return None if self.listen == "off" else parse_address(self.listen)
 
 
 class AccessLogConfig(Settings, frozen=True, kw_only=True):
@@ -410,6 +461,15 @@ class Config(Settings, frozen=True, kw_only=True):
         ),
     ] = ()
     access_log: Annotated[AccessLogConfig, Meta(description="One line per request.")] = AccessLogConfig()
+    watch_config: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Take up the config file by itself when it changes (looked at every second), as a reload "
+                "would. A bad file changes nothing and is reported."
+            )
+        ),
+    ] = True
     plugins: Annotated[
         tuple[PluginUse, ...], Meta(description="Plugins of every route, in order, before the route's own.")
     ] = ()
@@ -419,7 +479,11 @@ class Config(Settings, frozen=True, kw_only=True):
     ] = msgspec.field(default_factory=dict)
     routes: Annotated[
         tuple[msgspec.Raw, ...],
-        Meta(min_length=1, description="What is served; see `RouteConfig`. The most specific match wins."),
+        Meta(
+            min_length=1,
+            extra={"shape": RouteConfig},
+            description="What is served. The most specific match wins.",
+        ),
     ]
 
     def each_route(self) -> Iterator[RouteConfig]:

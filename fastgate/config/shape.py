@@ -10,7 +10,7 @@ form, beyond its types:
 * `Meta(extra={"one_or_many": True})`   a single value stands for a list of one
 * `Meta(extra={"words": {"auto": 0}})`  words that stand for a number
 * `Meta(extra={"choices": (301, 302)})` the only numbers allowed
-* `Meta(extra={"shape": SomeStruct})`   on a Raw: read as this Struct (it is encoded later, after the checks across sections)
+* `Meta(extra={"shape": SomeStruct})`   on a Raw: what is in it, read as this Struct
 """
 
 from __future__ import annotations
@@ -447,13 +447,10 @@ def _number(info: inspect.IntType | inspect.FloatType, extra: dict[str, Any]) ->
         if kind is float and whole and number.is_integer():
             number = int(number)
         elif kind is not int and (whole or kind is not float):
-            hint = ""
-            if type(value) is str:
-                hint = (
-                    nearest(value, words)
-                    if words and not value[:1].isdigit()
-                    else "without quotes" * value.isdigit()
-                )
+            hint = nearest(value, words) if words and type(value) is str else ""
+            if type(value) is str and value.isdigit():
+                hint = "write it without quotes"
+            hint = hint if hint.startswith(("did", "write")) else ""
             report(path, found_text(value), wanted, hint)
             return INVALID
         if (
@@ -518,6 +515,8 @@ def _unit(info: inspect.IntType, unit: str) -> Reader:
                 else ""
             )
             hint = f"add the unit: {digits}{suffix}" if re.fullmatch(r"[0-9]+", digits) else ""
+            if unit == "size" and re.fullmatch(r"[0-9]+ ?[kKmMgGtT]", digits):
+                hint = f"write {digits.upper()}B ({digits[-1].upper()}iB counts in 1024)"
             report(path, found_text(value), f"{kind} such as {example}", hint)
             return INVALID
         if number < least or number > most:

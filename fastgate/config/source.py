@@ -180,6 +180,8 @@ def _parse_yaml(text: str, name: str, errors: list[ConfigError]) -> Document:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(filter(None, (error.context, error.problem)))
         hint = "indent with spaces, not tabs" if "'\\t'" in problem else ""
+        if "flow" in problem:
+            hint = 'inside { } and [ ], quote what contains braces or commas: "/orders/{id}"'
         line = mark.line + 1 if mark else None
         raise _Unreadable(name, line, f"not valid YAML: {problem}", hint=hint) from None
     except yaml.reader.ReaderError as error:

@@ -6,20 +6,68 @@ what is wrong between them (an unreadable certificate, an unknown name) is found
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import ipaddress
+import re
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from msgspec import Meta
 
 from fastgate.settings import MINUTE, SECOND, Duration, Settings, Text
 
 __all__ = [
+    "Endpoint",
     "PoolConfig",
     "TargetConfig",
     "TimeoutOverrides",
     "TimeoutsConfig",
     "UpstreamConfig",
     "UpstreamTlsConfig",
+    "parse_target",
 ]
+
+
+class Endpoint(NamedTuple):
+    """A target's URL, taken apart. `authority` is what Host gets: host and port as a URL writes them."""
+
+    secure: bool
+    host: str
+    port: int
+    unix_path: str
+    authority: str
+
+
+_TARGET = re.compile(
+    r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?)(?::([0-9]{1,5}))?/?",
+    re.ASCII,
+)
+
+
+def parse_target(url: str) -> Endpoint:
+    """The endpoint of `http://host:port`, `https://host:port` or `unix:/path`. ValueError says what was
+    expected.
+
+    IPv6 addresses stand in brackets in a URL and without them in `host`.
+    """
+    if url.startswith("unix:"):
+        path = url[5:]
+        # sun_path holds 108 bytes with its closing NUL (unix(7))
+        if not path.startswith("/") or len(path.encode()) > 107 or "\0" in path:
+            raise ValueError("unix:/path, absolute and of at most 107 bytes")
+        return Endpoint(False, "", 0, path, "localhost")
+    match = _TARGET.fullmatch(url)
+    if match is None:
+        raise ValueError("http://host:port, https://host:port or unix:/path, without a path or query")
+    scheme, host, port_text = match.groups()
+    port = int(port_text) if port_text else (443 if scheme == "https" else 80)
+    if not 1 <= port <= 65535:
+        raise ValueError("a port from 1 to 65535")
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise ValueError("an IPv6 address in the brackets") from None
+    authority = f"{host}:{port_text}" if port_text and port != (443 if scheme == "https" else 80) else host
+    return Endpoint(scheme == "https", host.strip("[]"), port, "", authority)
 
 
 class TargetConfig(Settings, frozen=True, kw_only=True):
@@ -47,6 +95,10 @@ class TargetConfig(Settings, frozen=True, kw_only=True):
             ),
         ),
     ] = 1
+
+    def endpoint(self) -> Endpoint:
+        """The URL, taken apart. The config check has made sure that it can be."""
+        return parse_target(self.url)
 
 
 class PoolConfig(Settings, frozen=True, kw_only=True):

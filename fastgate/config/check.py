@@ -1,0 +1,505 @@
+"""What is wrong between values that are each fine: unknown names, patterns, templates, files, contradictions.
+
+Every function takes a Struct and the path it was read at, and reports; none stops at the first error. Two
+passes: the root once (`check_root`), then each route alone (`RouteCheck`), in microseconds, so that thousands
+of routes stay far below a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import re
+import ssl
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+from fastgate._core.patterns import compile_host, compile_pattern
+from fastgate.certificates import CertificateError, load_authorities, load_pair
+from fastgate.config.root import AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
+from fastgate.config.shape import Report, nearest
+from fastgate.config.source import Path
+from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
+from fastgate.features.transform import HeaderEditsConfig
+from fastgate.upstream.settings import UpstreamConfig, UpstreamTlsConfig, parse_target
+
+__all__ = ["RouteCheck", "check_root", "check_upstream"]
+
+# As `_core/router.pxd` has them: ROUTER_MAX_PARAMS, ROUTER_MAX_SEGMENTS.
+MAX_PARAMS: Final = 16
+MAX_SEGMENTS: Final = 63
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)  # RFC 9110 §5.6.2
+_FIELD_VALUE = re.compile(r"[!-~]([ -~\t]*[!-~])?|", re.ASCII)  # RFC 9110 §5.5 without obs-text
+_UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?", re.ASCII)
+_PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}")
+_GROUP = re.compile(r"\\(?:([1-9][0-9]?)|g<([^>]*)>)")
+_REQUEST_PLACES: Final = frozenset(
+    ("client_ip", "host", "method", "path", "query", "request_id", "route", "scheme")
+)
+# The connection's own fields and the framing: an edit here could turn one message into two.
+_GATEWAY_FIELDS: Final = frozenset(
+    (
+        "connection",
+        "content-length",
+        "expect",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+_STANDARD_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")
+
+
+def check_root(config: Config, report: Report) -> None:
+    """Everything but the routes and their upstreams."""
+    addresses: dict[str, int] = {}
+    for index, listener in enumerate(config.listen):
+        path: Path = ("listen", index)
+        _check_listener(listener, path, report)
+        if listener.address in addresses and not listener.address.endswith(":0"):
+            report(
+                path,
+                f'"{listener.address}"',
+                "",
+                f"the same address as $.listen[{addresses[listener.address]}]",
+            )
+        addresses.setdefault(listener.address, index)
+    _check_admin(config.admin, addresses, report)
+    for index, network in enumerate(config.trusted_proxies):
+        _check_network(network, ("trusted_proxies", index), report)
+    output = config.access_log.output
+    if output not in ("off", "stdout"):
+        _check_log_file(output, ("access_log", "output"), report)
+
+
+def check_upstream(name: str, upstream: UpstreamConfig, path: Path, report: Report) -> None:
+    """One entry of `upstreams`."""
+    if not _UPSTREAM_NAME.fullmatch(name):
+        report(path, f'the name "{name}"', "letters, digits, _ - and . only", "")
+    secure = False
+    for index, target in enumerate(upstream.targets):
+        try:
+            secure = parse_target(target.url).secure or secure
+        except ValueError as error:
+            report((*path, "targets", index), f'"{target.url}"', str(error), _target_hint(target.url))
+            secure = True  # unknown: say nothing about tls
+    if all(target.weight == 0 for target in upstream.targets):
+        report((*path, "targets"), "weight 0 everywhere", "at least one target with a weight", "")
+    if not secure and upstream.tls != UpstreamTlsConfig():
+        report(
+            (*path, "tls"), "settings for TLS, but no https:// target", "", "write https:// or take tls away"
+        )
+    _check_client_tls(upstream.tls, (*path, "tls"), report)
+    if upstream.timeouts.deadline_header is not None:
+        _check_field_name(upstream.timeouts.deadline_header, (*path, "timeouts", "deadline_header"), report)
+
+
+class RouteCheck:
+    """Checks routes one by one, remembering names and matches that were taken."""
+
+    def __init__(self, upstreams: Collection[str], report: Report) -> None:
+        self._upstreams = upstreams
+        self._report = report
+        self._names: dict[str, int] = {}
+        self._matches: dict[object, int] = {}
+        self._patterns: dict[str, frozenset[str] | None] = {}
+
+    def check(self, route: RouteConfig, path: Path, index: int) -> None:
+        """Reports everything that is wrong with this route."""
+        report = self._report
+        if route.name:
+            first = self._names.setdefault(route.name, index)
+            if first != index:
+                report(
+                    (*path, "name"),
+                    f'"{route.name}"',
+                    "a name of its own",
+                    f"$.routes[{first}] has it already",
+                )
+        for at, host in enumerate(route.host):
+            try:
+                compile_host(host)
+            except ValueError:
+                hint = "leave the port out" if re.fullmatch(r"[^\[\]:]+:[0-9]+", host) else ""
+                wanted = "a name such as api.example.com or *.example.com, in ASCII"
+                report(
+                    (*path, "host", at) if len(route.host) > 1 else (*path, "host"), f'"{host}"', wanted, hint
+                )
+        params = self._check_paths(route, path)
+        self._check_predicates(route, path)
+        self._check_action(route, path, params)
+        if route.enabled:
+            key = (
+                route.host,
+                route.path,
+                route.methods,
+                tuple(route.headers.items()),
+                tuple(route.query.items()),
+            )
+            first = self._matches.setdefault(key, index)
+            if first != index:
+                hint = f"it matches the same requests as $.routes[{first}]"
+                report(path, "a route that is never reached", "", hint)
+
+    def _check_paths(self, route: RouteConfig, path: Path) -> frozenset[str] | None:
+        """The parameters that every path of the route defines; None when a pattern is bad."""
+        shared: frozenset[str] | None = None
+        good = True
+        for at, pattern in enumerate(route.path):
+            where = (*path, "path", at) if len(route.path) > 1 else (*path, "path")
+            params = self._patterns.get(pattern)
+            if params is None:
+                try:
+                    compiled = compile_pattern(pattern, MAX_PARAMS, MAX_SEGMENTS)
+                except ValueError as error:
+                    position, _, why = str(error).partition(", position ")[2].partition(": ")
+                    hint = f"at character {int(position or 0) + 1}: {why}"
+                    if pattern in ("", "*"):
+                        hint = "write /* for every path"
+                    self._report(
+                        where,
+                        f'"{pattern}"',
+                        "",
+                        hint,
+                    )
+                    good = False
+                    continue
+                params = self._patterns[pattern] = frozenset(name.decode() for name in compiled.param_names)
+            shared = params if shared is None else shared & params
+        return shared or frozenset() if good else None
+
+    def _check_predicates(self, route: RouteConfig, path: Path) -> None:
+        for at, method in enumerate(route.methods):
+            where = (*path, "methods", at)
+            if method == "CONNECT":
+                self._report(where, '"CONNECT"', "", "tunnels to arbitrary hosts are refused by design")
+            elif not _TOKEN.fullmatch(method):
+                self._report(where, f'"{method}"', "a method such as GET", "")
+            elif method.upper() in _STANDARD_METHODS and method not in _STANDARD_METHODS:
+                self._report(where, f'"{method}"', "", f"methods are case-sensitive: write {method.upper()}")
+        for section, conditions in (("headers", route.headers), ("query", route.query)):
+            for name, wanted in conditions.items():
+                where = (*path, section, name)
+                if section == "headers":
+                    _check_field_name(name, where, self._report, own_fields=True)
+                if wanted.startswith("~"):
+                    _check_regex(wanted[1:], where, self._report)
+
+    def _check_action(self, route: RouteConfig, path: Path, params: frozenset[str] | None) -> None:
+        report = self._report
+        actions = [name for name in ("upstream", "redirect", "respond") if getattr(route, name) is not None]
+        if len(actions) != 1:
+            found = "none of them" if not actions else " and ".join(actions)
+            report(path, found, "exactly one of upstream, redirect and respond", "")
+        if route.upstream is not None:
+            self._check_upstream_name(route.upstream, (*path, "upstream"))
+        elif actions:
+            for name in ("rewrite", "timeouts", "preserve_host", "request_headers"):
+                if getattr(route, name) is not None:
+                    report(
+                        (*path, name),
+                        f"a setting without effect beside {actions[0]}",
+                        "",
+                        "it is for upstream routes",
+                    )
+        if route.rewrite is not None:
+            _check_rewrite(route.rewrite, (*path, "rewrite"), params, report)
+        if route.redirect is not None:
+            _check_redirect(route.redirect, (*path, "redirect"), params, report)
+        if route.respond is not None:
+            _check_respond(route.respond, (*path, "respond"), report)
+        if route.timeouts is not None and route.timeouts.deadline_header is not None:
+            _check_field_name(route.timeouts.deadline_header, (*path, "timeouts", "deadline_header"), report)
+        for section in ("request_headers", "response_headers"):
+            edits: HeaderEditsConfig | None = getattr(route, section)
+            if edits is not None:
+                _check_edits(edits, (*path, section), params, report)
+
+    def _check_upstream_name(self, name: str, where: Path) -> None:
+        if "://" in name or name.startswith("unix:"):
+            try:
+                parse_target(name)
+            except ValueError as error:
+                self._report(where, f'"{name}"', str(error), _target_hint(name))
+        elif name not in self._upstreams:
+            hint = nearest(name, self._upstreams)
+            if re.fullmatch(r"[A-Za-z0-9.-]+:[0-9]+", name):
+                hint = f"write http://{name}"
+            self._report(
+                where, f'"{name}"', "the name of an upstream or a URL", hint or "there are no upstreams"
+            )
+
+
+def _check_listener(listener: ListenerConfig, path: Path, report: Report) -> None:
+    _check_address(listener.address, path, report)
+    tls = listener.tls
+    if tls is None:
+        return
+    for index, pair in enumerate(tls.certificates):
+        _try_certificate(
+            lambda pair=pair: load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair.certificate, pair.key),  # type: ignore[misc]
+            (*path, "tls", "certificates", index),
+            report,
+        )
+    if tls.client_ca is not None:
+        authorities = tls.client_ca
+        _try_certificate(
+            lambda: load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), authorities),
+            (*path, "tls", "client_ca"),
+            report,
+        )
+        if tls.client_certificate == "ignored":
+            hint = "set client_certificate to optional or required"
+            report((*path, "tls", "client_ca"), "a setting without effect", "", hint)
+    elif tls.client_certificate != "ignored":
+        report(
+            (*path, "tls", "client_ca"),
+            "missing key",
+            f"a file, since client_certificate is {tls.client_certificate}",
+            "",
+        )
+
+
+def _check_admin(admin: AdminConfig, taken: Mapping[str, int], report: Report) -> None:
+    path = ("admin", "listen")
+    if admin.listen == "off" or not _check_address(admin.listen, path, report):
+        return
+    if admin.listen in taken and not admin.listen.endswith(":0"):
+        hint = f"the same address as $.listen[{taken[admin.listen]}]"
+        report(path, f'"{admin.listen}"', "an address of its own", hint)
+    address = parse_address(admin.listen)
+    if admin.token is None and not address.unix_path and not _is_loopback(address.host):
+        hint = "set admin.token, for instance to ${FASTGATE_ADMIN_TOKEN}"
+        report(path, f'"{admin.listen}" without a token', "a loopback address or a Unix socket", hint)
+
+
+def _check_address(text: str, path: Path, report: Report) -> bool:
+    try:
+        parse_address(text)
+    except ValueError as error:
+        hint = (
+            f"write 127.0.0.1:{text}, or :{text} for every interface" if re.fullmatch(r"[0-9]+", text) else ""
+        )
+        if re.match(r"https?://", text):
+            hint = "leave the scheme out"
+        report(path, f'"{text}"', str(error), hint)
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_network(text: str, path: Path, report: Report) -> None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        hint = ""
+        with contextlib.suppress(ValueError):
+            hint = f"did you mean {ipaddress.ip_network(text, strict=False)}?"
+        report(path, f'"{text}"', "an address or a range such as 10.0.0.0/8 or fd00::/8", hint)
+
+
+def _check_log_file(output: str, path: Path, report: Report) -> None:
+    folder = os.path.dirname(output) or "."
+    if "/" not in output:
+        hint = nearest(output, ("off", "stdout"))
+        report(
+            path,
+            f'"{output}"',
+            "stdout, off or a file's path",
+            hint if hint.startswith("did") else f"./{output}",
+        )
+    elif not os.path.isdir(folder):
+        report(path, f'"{output}"', "", f"there is no directory {folder}")
+    elif os.path.isdir(output) or not os.access(output if os.path.exists(output) else folder, os.W_OK):
+        report(path, f'"{output}"', "a file that can be written", "")
+
+
+def _check_client_tls(tls: UpstreamTlsConfig, path: Path, report: Report) -> None:
+    def context() -> ssl.SSLContext:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    if tls.ca is not None:
+        authorities = tls.ca
+        _try_certificate(lambda: load_authorities(context(), authorities), (*path, "ca"), report)
+    if (tls.certificate is None) != (tls.key is None):
+        missing = "key" if tls.key is None else "certificate"
+        report((*path, missing), "missing key", "a file, as the other of certificate and key is given", "")
+    elif tls.certificate is not None and tls.key is not None:
+        certificate, key = tls.certificate, tls.key
+        _try_certificate(lambda: load_pair(context(), certificate, key), path, report)
+
+
+def _try_certificate(load: Callable[[], None], path: Path, report: Report) -> None:
+    try:
+        load()
+    except CertificateError as error:
+        report(path, str(error), "", "")
+
+
+def _target_hint(url: str) -> str:
+    if re.match(r"https?://[^/]+/.+", url):
+        return "leave the path out and use rewrite on the route"
+    if re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?", url):
+        return f"write http://{url}"
+    return ""
+
+
+def _check_field_name(name: str, path: Path, report: Report, own_fields: bool = False) -> bool:
+    if not _TOKEN.fullmatch(name):
+        report(path, f'"{_printable(name)}"', "a header name (letters, digits and -)", "")
+        return False
+    if not own_fields and name.lower() in _GATEWAY_FIELDS:
+        report(path, name, "", "this field is the gateway's own: it belongs to the connection or the framing")
+        return False
+    return True
+
+
+def _check_field_value(value: str, path: Path, report: Report) -> None:
+    if not _FIELD_VALUE.fullmatch(value):
+        hint = "a line break would start another field" if "\n" in value or "\r" in value else ""
+        report(path, f'"{_printable(value)}"', "a header value: printable ASCII, no spaces at its ends", hint)
+
+
+def _printable(text: str) -> str:
+    return text.encode("unicode_escape").decode()
+
+
+def _check_regex(pattern: str, path: Path, report: Report) -> re.Pattern[str] | None:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        at = "" if error.pos is None else f"at character {error.pos + 1}: "
+        report(path, f'"{pattern}"', "a regular expression", f"{at}{error.msg}")
+    except (OverflowError, RecursionError) as error:
+        report(path, f'"{pattern}"', "a regular expression", str(error))
+    return None
+
+
+def _check_places(text: str, path: Path, params: Collection[str] | None, report: Report) -> None:
+    """`{name}` must be a parameter of the route's every path, or a property of the request."""
+    if params is None or "{" not in text:
+        return
+    for place in _PLACE.finditer(text):
+        name = place[1]
+        if name not in params and name not in _REQUEST_PLACES:
+            hint = nearest(name, params) if params else ""
+            has = (
+                f"the path has {', '.join(f'{{{param}}}' for param in sorted(params))}"
+                if params
+                else "the path has none"
+            )
+            report(
+                path,
+                f"{{{name}}}",
+                "a parameter of the route's path",
+                hint if hint.startswith("did") else has,
+            )
+
+
+def _check_rewrite(
+    rewrite: RewriteConfig, path: Path, params: Collection[str] | None, report: Report
+) -> None:
+    forms = [
+        form
+        for form in ("strip_prefix", "replace_prefix", "path", "regex")
+        if getattr(rewrite, form) is not None
+    ]
+    if len(forms) != 1:
+        found = " and ".join(forms) or "none of them"
+        report(path, found, "exactly one of strip_prefix, replace_prefix, path and regex", "")
+    if rewrite.path is not None:
+        _check_places(rewrite.path, (*path, "path"), params, report)
+    if (rewrite.regex is None) != (rewrite.to is None):
+        missing, given = ("to", "regex") if rewrite.to is None else ("regex", "to")
+        report((*path, missing), "missing key", f"text, as {given} is given", "")
+    for name, text in (("path", rewrite.path), ("strip_prefix", rewrite.strip_prefix), ("to", rewrite.to)):
+        _check_path_text(text, (*path, name), report)
+    if rewrite.replace_prefix is not None:
+        _check_path_text(rewrite.replace_prefix.to, (*path, "replace_prefix", "to"), report)
+    if rewrite.regex is not None:
+        compiled = _check_regex(rewrite.regex, (*path, "regex"), report)
+        if compiled is not None and rewrite.to is not None:
+            _check_groups(compiled, rewrite.to, (*path, "to"), report)
+
+
+def _check_path_text(text: str | None, path: Path, report: Report) -> None:
+    if text is not None and re.search(r"[\x00-\x20\x7f?#]", text):
+        report(path, f'"{_printable(text)}"', "a path, without spaces, ? and #", "")
+
+
+def _check_groups(compiled: re.Pattern[str], to: str, path: Path, report: Report) -> None:
+    for match in _GROUP.finditer(to):
+        group = match[1] or match[2]
+        if not (int(group) <= compiled.groups if group.isdigit() else group in compiled.groupindex):
+            known = [*map(str, range(1, compiled.groups + 1)), *compiled.groupindex]
+            report(
+                path,
+                match[0],
+                "a group of the regex",
+                f"it has {', '.join(known)}" if known else "it has none",
+            )
+
+
+def _check_redirect(
+    redirect: RedirectConfig, path: Path, params: Collection[str] | None, report: Report
+) -> None:
+    where = (*path, "to")
+    if not re.match(r"https?://[^/]|/(?!/)|\{", redirect.to):
+        report(where, f'"{redirect.to}"', "a URL with http:// or https://, or a path that begins with /", "")
+    elif re.search(r"[^!-~]", redirect.to):
+        report(where, f'"{_printable(redirect.to)}"', "a URL in printable ASCII, without spaces", "")
+    _check_places(redirect.to, where, params, report)
+
+
+def _check_respond(respond: RespondConfig, path: Path, report: Report) -> None:
+    if respond.body is not None and respond.json is not None:
+        report(path, "body and json", "at most one of them", "")
+    if respond.status in (204, 205, 304) and (respond.body or respond.json is not None):
+        report(
+            (*path, "status"),
+            f"{respond.status} with a body",
+            "",
+            f"an answer with {respond.status} has none",
+        )
+    for name, value in respond.headers.items():
+        if name.lower() == "date":
+            report((*path, "headers", name), name, "", "the gateway sets it")
+        elif _check_field_name(name, (*path, "headers", name), report):
+            _check_field_value(value, (*path, "headers", name), report)
+
+
+def _check_edits(
+    edits: HeaderEditsConfig, path: Path, params: Collection[str] | None, report: Report
+) -> None:
+    for section, fields in (("set", edits.set), ("add", edits.add)):
+        for name, value in fields.items():
+            where = (*path, section, name)
+            if _check_edited_name(name, where, report):
+                _check_field_value(value, where, report)
+                _check_places(value, where, params, report)
+    for index, name in enumerate(edits.remove):
+        _check_edited_name(name, (*path, "remove", index), report)
+    for old, new in edits.rename.items():
+        where = (*path, "rename", old)
+        if _check_edited_name(old, where, report):
+            _check_edited_name(new, where, report)
+
+
+def _check_edited_name(name: str, path: Path, report: Report) -> bool:
+    if name.lower() == "host":
+        report(path, name, "", "Host is the target's, or the client's with preserve_host")
+        return False
+    return _check_field_name(name, path, report)

@@ -1,0 +1,392 @@
+"""The door: a file, text or tree in; a checked `Config`, or every error at once, out. And the config as one
+blob.
+
+Order: parse (`source`), environment overrides, the root (`shape`), plugins against their own Structs, checks
+across sections, then route by route. A section that cannot be read hides only itself: the others are still
+checked.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path as FilePath
+from typing import Any, Final
+
+import msgspec
+from msgspec import inspect
+
+from fastgate.config.check import RouteCheck, check_root, check_upstream
+from fastgate.config.root import Config, PluginUse, RouteConfig
+from fastgate.config.shape import INVALID, Report, Shapes, found_text
+from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Path, Substituted, parse, path_text
+from fastgate.settings import ConfigError
+from fastgate.upstream.settings import TargetConfig, UpstreamConfig
+
+__all__ = ["InvalidConfig", "check", "decode", "encode", "load"]
+
+ENVIRONMENT_PREFIX: Final = "FASTGATE__"
+
+#: The Config Struct of a plugin by its name or dotted path (None: it has no settings). LookupError says why
+#: there is none.
+PluginShapes = Callable[[str], type | None]
+
+
+class InvalidConfig(ExceptionGroup[ConfigError]):
+    """All that is wrong with a config; `exceptions` are ConfigErrors in the order of the file."""
+
+
+def load(
+    path: str | FilePath,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Config:
+    """The checked config of this file. InvalidConfig holds every error.
+
+    `overrides` are single values by their path in the file (`{"admin.listen": ":9901"}`), from the command
+    line; they win over the environment's, which win over the file's.
+    """
+    file = FilePath(path)
+    form = FORMATS.get(file.suffix.lower())
+    try:
+        if form is None:
+            hint = "" if file.exists() else "and there is no such file"
+            raise ConfigError(
+                "$", file.name, "a file that ends in .yaml, .yml, .toml or .json", hint, str(file)
+            )
+        with file.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            if stat.S_ISREG(status.st_mode) and status.st_size > MAX_FILE_BYTES:
+                raise ConfigError(
+                    "$", f"{status.st_size} bytes", f"at most {MAX_FILE_BYTES}", where=str(file)
+                )
+            content = stream.read(MAX_FILE_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InvalidConfig(
+            "config", [ConfigError("$", f"cannot read it: {reason}", where=str(file))]
+        ) from None
+    except UnicodeDecodeError as error:
+        problem = ConfigError(
+            "$", f"byte {error.object[error.start]:#04x} at {error.start}", "UTF-8 text", where=str(file)
+        )
+        raise InvalidConfig("config", [problem]) from None
+    except ConfigError as error:
+        raise InvalidConfig("config", [error]) from None
+    config, errors = check(text, form, environ, name=str(file), overrides=overrides)
+    if config is None:
+        raise InvalidConfig("config", errors)
+    return config
+
+
+def check(
+    text: str,
+    form: str,
+    environ: Mapping[str, str] | None = None,
+    *,
+    name: str = "config",
+    overrides: Mapping[str, str] | None = None,
+    plugins: PluginShapes | None = None,
+) -> tuple[Config | None, list[ConfigError]]:
+    """The config in this text (`yaml`, `toml` or `json`), or None and every error in it.
+
+    `environ` is the process's own when not given. `plugins` finds the Struct of a plugin; by default the
+    plugin registry does.
+    """
+    with _collector_paused():
+        return _Reading(os.environ if environ is None else environ, plugins or registered).run(
+            text, form, name, overrides or {}
+        )
+
+
+def encode(config: Config) -> bytes:
+    """The config as msgpack, for another process of this same version. Defaults are left out."""
+    return msgspec.msgpack.encode(config)
+
+
+def decode(blob: bytes | bytearray | memoryview) -> Config:
+    """What `encode` made. The routes stay encoded: `config.each_route()` decodes them one by one."""
+    return msgspec.msgpack.decode(blob, type=Config)
+
+
+def registered(name: str) -> type | None:
+    """The Config Struct of the plugin that the registry has under this name or dotted path."""
+    registry = importlib.import_module("fastgate.plugin").Registry
+    shape: type | None = registry.load(name).Config
+    return shape
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without the cyclic collector: it would walk the growing tree again and again, 4/5 of the time at 5 000
+    routes.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class _Reading:
+    """One pass over one config."""
+
+    def __init__(self, environ: Mapping[str, str], plugins: PluginShapes) -> None:
+        self._environ = environ
+        self._plugins = plugins
+        self._shapes = Shapes({PluginUse: self._read_plugin})
+        unread = msgspec.Raw(b"\xc0")
+        self._root_shapes = Shapes(
+            {PluginUse: self._read_plugin, RouteConfig: lambda value, path, report: unread}
+        )
+        self._plugin_shapes: dict[str, Any] = {}
+        self._document: Document | None = None
+        self._errors: list[ConfigError] = []
+
+    def run(
+        self, text: str, form: str, name: str, overrides: Mapping[str, str]
+    ) -> tuple[Config | None, list[ConfigError]]:
+        document, self._errors = parse(text, form, self._environ, name)
+        if document is None:
+            return None, self._errors
+        self._document = document
+        self._override(document, overrides)
+        config = self._read(document.tree)
+        if config is not None and not self._errors:
+            return config, []
+        return None, sorted(self._errors, key=_line_number)
+
+    def _report(self, path: Path, found: str, expected: str = "", hint: str = "") -> None:
+        assert self._document is not None
+        where = self._document.where(path)
+        self._errors.append(ConfigError(path_text(path), found, expected, hint, where))
+
+    # environment and command line
+
+    def _override(self, document: Document, overrides: Mapping[str, str]) -> None:
+        for variable, value in sorted(self._environ.items()):
+            if variable.startswith(ENVIRONMENT_PREFIX):
+                steps = variable[len(ENVIRONMENT_PREFIX) :].split("__")
+                self._set(document, steps, Substituted(value, f"${variable}"), variable)
+        for place, value in overrides.items():
+            label = "--" + place.replace(".", "-").replace("_", "-")
+            self._set(document, place.split("."), Substituted(value, value), label)
+
+    def _set(self, document: Document, steps: Sequence[str], value: Substituted, label: str) -> None:
+        """Puts one value into the tree, making the mappings on the way there."""
+        here: Any = document.tree
+        shape: Any = Config
+        path: list[str | int] = []
+        for index, step in enumerate(steps):
+            last = index == len(steps) - 1
+            key: Any
+            if isinstance(here, list):
+                if not step.isdigit() or int(step) >= len(here):
+                    document.overridden[tuple(path)] = label
+                    self._report(tuple(path), f'"{step}"', f"an index below {len(here)}", "")
+                    return
+                key = int(step)
+            else:
+                key = _existing_key(here, step)
+            shape = _shape_at(shape, key)
+            path.append(key)
+            if last:
+                here[key] = value
+                document.overridden[tuple(path)] = label
+                return
+            below = here.get(key) if isinstance(here, dict) else here[key]
+            if not isinstance(below, dict | list):
+                shorthand = getattr(shape, "shorthand", None)
+                below = here[key] = {} if below is None or shorthand is None else {shorthand: below}
+            here = below
+
+    # the tree
+
+    def _read(self, tree: dict[str, Any]) -> Config | None:
+        report = self._report
+        rest = {
+            **tree,
+            "routes": [None],
+        }  # the routes are read on their own, so that one bad one hides nothing
+        config = self._root_shapes.struct(Config)(rest, (), report)
+        upstreams = tree.get("upstreams")
+        names = upstreams.keys() if isinstance(upstreams, dict) else ()
+        routes = self._read_routes(tree, names)
+        if config is INVALID:
+            self._check_good_sections(tree)
+            return None
+        check_root(config, report)
+        for name, upstream in config.upstreams.items():
+            check_upstream(name, upstream, ("upstreams", name), report)
+        if routes is None:
+            return None
+        added = {
+            route.upstream: UpstreamConfig(targets=(TargetConfig(url=route.upstream),))
+            for route in routes
+            if route.upstream is not None and route.upstream not in config.upstreams
+        }
+        encoder = msgspec.msgpack.Encoder()
+        encoded = tuple(msgspec.Raw(encoder.encode(route)) for route in _named(routes))
+        checked: Config = msgspec.structs.replace(
+            config, routes=encoded, upstreams={**config.upstreams, **added}
+        )
+        return checked
+
+    def _check_good_sections(self, tree: dict[str, Any]) -> None:
+        """Checks what can be read of a root that can not be read as a whole."""
+        read = self._root_shapes.struct(Config)
+        placeholder = {"routes": [None]}
+        good = {
+            key: value
+            for key, value in tree.items()
+            if key != "routes" and read({key: value} | placeholder, (), _silent) is not INVALID
+        }
+        check_root(read(good | placeholder, (), _silent), self._report)
+        upstreams = tree.get("upstreams")
+        for name, value in upstreams.items() if isinstance(upstreams, dict) else ():
+            upstream = self._shapes.struct(UpstreamConfig)(value, ("upstreams", name), _silent)
+            if upstream is not INVALID:
+                check_upstream(name, upstream, ("upstreams", name), self._report)
+
+    def _read_routes(self, tree: dict[str, Any], upstreams: Any) -> list[RouteConfig] | None:
+        if "routes" not in tree:
+            hint = "a gateway needs at least one, such as {path: /*, upstream: http://127.0.0.1:9000}"
+            self._report(("routes",), "missing key", "a list of routes", hint)
+            return None
+        found = tree["routes"]
+        if type(found) is not list or not found:
+            self._report(
+                ("routes",), "an empty list" if found == [] else found_text(found), "a list of routes", ""
+            )
+            return None
+        reader = self._shapes.struct(RouteConfig)
+        checker = RouteCheck(upstreams, self._report)
+        routes = []
+        for index, item in enumerate(found):
+            route = reader(item, ("routes", index), self._report)
+            if route is not INVALID:
+                checker.check(route, ("routes", index), index)
+                routes.append(route)
+        return routes
+
+    # plugins
+
+    def _read_plugin(self, value: Any, path: Path, report: Report) -> Any:
+        """`name`, `{name: {…}}` or `{use: "package.module:Class", …}`."""
+        settings: Any = {}
+        at = path
+        if isinstance(value, str):
+            name = str(value)
+        elif type(value) is dict and isinstance(value.get("use"), str):
+            name = str(value["use"])
+            settings = {key: item for key, item in value.items() if key != "use"}
+        elif type(value) is dict and len(value) == 1:
+            name, settings = next(iter(value.items()))
+            at = (*path, name)
+            settings = {} if settings is None else settings
+        else:
+            wanted = "a plugin's name, {name: {settings}}, or {use: package.module:Class, settings}"
+            report(path, found_text(value), wanted, "")
+            return INVALID
+        shape = self._plugin_shape(name, path, report)
+        if shape is INVALID:
+            return INVALID
+        if shape is None:
+            if settings:
+                report(at, found_text(settings), f"nothing: {name} has no settings", "")
+                return INVALID
+            return PluginUse(use=name)
+        read = self._shapes.struct(shape)(settings, at, report)
+        return (
+            INVALID
+            if read is INVALID
+            else PluginUse(use=name, config=msgspec.Raw(msgspec.msgpack.encode(read)))
+        )
+
+    def _plugin_shape(self, name: str, path: Path, report: Report) -> Any:
+        known = self._plugin_shapes.get(name, self)
+        if known is not self:
+            return known
+        try:
+            shape = self._plugins(name)
+        except ConfigError as error:
+            report(path, error.found, error.expected, error.hint)
+            return INVALID
+        except (LookupError, ImportError, AttributeError, TypeError, ValueError) as error:
+            problem = error.args[0] if error.args else type(error).__name__
+            report(path, f'"{name}"', "the name of a plugin, or package.module:Class", str(problem))
+            return INVALID
+        self._plugin_shapes[name] = shape
+        return shape
+
+
+def _line_number(error: ConfigError) -> int:
+    line = error.where.rpartition(":")[2]
+    return int(line) if line.isdigit() else 0
+
+
+def _silent(path: Path, found: str, expected: str, hint: str) -> None:
+    """The error was reported before."""
+
+
+def _existing_key(here: dict[str, Any], step: str) -> str:
+    """The key of the mapping that an environment variable means: `ORDERS_API` is `orders-api` when that is
+    there.
+    """
+    wanted = step.lower()
+    for key in here:
+        if key.lower().replace("-", "_").replace(".", "_") == wanted:
+            return key
+    return wanted
+
+
+def _shape_at(shape: Any, key: str | int) -> Any:
+    """The Struct (or item type) below this key, as far as types tell; None when they do not."""
+    if isinstance(shape, type) and issubclass(shape, msgspec.Struct):
+        for field in msgspec.structs.fields(shape):
+            if field.encode_name == key:
+                return _inner(inspect.type_info(field.type))
+        return None
+    if isinstance(shape, inspect.DictType):
+        return _inner(shape.value_type)
+    if isinstance(shape, inspect.VarTupleType | inspect.ListType):
+        return _inner(shape.item_type)
+    return None
+
+
+def _inner(info: inspect.Type, extra: Mapping[str, Any] | None = None) -> Any:
+    if isinstance(info, inspect.Metadata):
+        return _inner(info.type, {**(extra or {}), **(info.extra or {})})
+    if isinstance(info, inspect.UnionType):
+        return next(
+            (_inner(member) for member in info.types if not isinstance(member, inspect.NoneType)), None
+        )
+    return info.cls if isinstance(info, inspect.StructType) else info
+
+
+def _named(routes: list[RouteConfig]) -> Iterator[RouteConfig]:
+    """The routes, each with a name: its own, or one of its first host and path."""
+    taken = {route.name for route in routes if route.name}
+    for route in routes:
+        if route.name:
+            yield route
+            continue
+        stem = f"{route.host[0] if route.host else ''}{route.path[0]}"
+        if not stem.isascii() or not stem.isprintable() or len(stem) > 120:
+            stem = stem.encode("ascii", "replace").decode()[:120]
+        name = stem
+        if name in taken and route.methods:
+            name = f"{','.join(route.methods)} {stem}"
+        count = 2
+        while name in taken:
+            name = f"{stem} #{count}"
+            count += 1
+        taken.add(name)
+        yield msgspec.structs.replace(route, name=name)
