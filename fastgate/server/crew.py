@@ -1,0 +1,252 @@
+"""The workers as the supervisor sees them: forked, seated, watched, restarted, drained.
+
+    STARTING ──Prepared──► PREPARED ──Commit──► (listens) ──Ready──► READY ──Drain──► DRAINING ──► gone
+        any state ──► gone: if it held a slot of the generation in use, another takes the slot
+
+A worker that dies after it has lived is replaced at once; one that dies young is replaced after a pause that
+doubles up to `RESTART_CAP_NS`, for ever: a gateway that gave up would need a person to notice. A worker whose
+event loop has not turned for `hang_limit_ns` is killed, which makes it one that died.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastgate.server.loader import LoadedConfig
+from fastgate.server.process import fork_child
+from fastgate.server.reactor import Reactor, Timer
+from fastgate.server.sockets import Listener
+from fastgate.server.worker import WorkerOrders
+from fastgate.state.channel import Channel, ChannelClosed, Commit, Drain, Message
+from fastgate.state.host import DRAINING, READY, STARTING, HostTable, Seat
+from fastgate.state.journal import Journal
+
+__all__ = ["Crew", "Generation", "NoSeat", "Worker"]
+
+YOUNG_NS = 5_000_000_000
+"""A worker that lived this long had started properly: its death is news, not a repetition."""
+
+RESTART_FIRST_NS = 100_000_000
+RESTART_CAP_NS = 5_000_000_000
+"""Pauses 0, 0.1, 0.2, 0.4 … 5 s: the first death costs nothing, a crash loop 12 forks a minute and slot."""
+
+START_LIMIT_NS = 60_000_000_000
+"""From fork to accepting. 10 000 routes take about a second; a machine that swaps takes its time."""
+
+ABORT_GRACE_NS = 1_000_000_000
+"""After the drain limit a worker cuts what is left and exits by itself; then it is killed."""
+
+
+class NoSeat(Exception):
+    """All seats are taken; the longest draining worker was killed to make room, so one is free shortly."""
+
+
+class Generation:
+    """Workers that share listeners, count of slots and compiled settings. `config` changes with every hot
+    reload.
+    """
+
+    def __init__(self, number: int, config: LoadedConfig, listeners: Sequence[Listener], slots: int) -> None:
+        self.number = number
+        self.config = config
+        self.listeners = list(listeners)
+        self.slots = slots
+        self.workers: dict[int, Worker] = {}
+        self.deaths: dict[int, int] = {}  # slot → how often in a row its worker died young
+
+
+class Worker:
+    """One worker process."""
+
+    __slots__ = (
+        "channel",
+        "forked_ns",
+        "generation",
+        "kill_timer",
+        "pid",
+        "replaces",
+        "seat",
+        "slot",
+        "state",
+        "version",
+        "wants_out",
+    )
+
+    def __init__(self, pid: int, channel: Channel, seat: Seat, slot: int, generation: Generation) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.seat = seat
+        self.slot = slot
+        self.generation = generation
+        self.version = generation.config.version
+        self.state = STARTING
+        self.forked_ns = time.monotonic_ns()
+        self.kill_timer: Timer | None = None
+        self.replaces: Worker | None = None
+        self.wants_out = False
+
+    def __repr__(self) -> str:
+        return f"Worker(pid={self.pid}, slot={self.slot}, generation={self.generation.number})"
+
+    def kill(self) -> None:
+        # Not yet waited for, so the pid cannot be somebody else's.
+        os.kill(self.pid, signal.SIGKILL)
+
+
+class Crew:
+    """Every worker of every generation that still lives."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        table: HostTable,
+        journal: Journal,
+        work: Callable[[WorkerOrders], None],
+        on_message: Callable[[Worker, Message], None],
+        hang_limit_ns: int,
+    ) -> None:
+        self._reactor = reactor
+        self._table = table
+        self._journal = journal
+        self._work = work
+        self._on_message = on_message
+        self._hang_limit_ns = hang_limit_ns
+        self.counters: Any = (
+            None  # shared memory, mapped when the first config says how many workers there are
+        )
+        self._checked_ns = time.monotonic_ns()
+        self.workers: dict[int, Worker] = {}
+
+    def spawn(self, generation: Generation, slot: int) -> Worker:
+        """Forks a worker for this slot; it prepares the generation's config and says so. NoSeat, OSError
+        (fork).
+        """
+        seat = self._free_seat()
+        config = generation.config
+        sockets = [
+            (index, listening)
+            for index, listener in enumerate(generation.listeners)
+            for listening in listener.served_by(slot, generation.slots)
+        ]
+        ours, theirs = Channel.pair()
+        seat.occupy(slot, generation.number, config.version, time.time_ns())
+        orders = WorkerOrders(
+            channel=theirs,
+            seat=seat,
+            sockets=sockets,
+            counters=self.counters,
+            seats=len(self._table.seats),
+            version=config.version,
+            config_fd=config.fd,
+            config_size=config.size,
+            journal=self._journal.renamed(f"worker {slot}"),
+        )
+        keep = [theirs.fileno(), config.fd, *(listening.fileno() for _index, listening in sockets)]
+        try:
+            pid = fork_child(f"fastgate-w{slot}", keep, lambda: self._work(orders))
+        except OSError:
+            seat.vacate()
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        seat.pid = pid
+        worker = Worker(pid, ours, seat, slot, generation)
+        self.workers[pid] = worker
+        self._reactor.watch(ours, lambda: self.read(worker))
+        return worker
+
+    def read(self, worker: Worker) -> None:
+        """Handles what the worker has said so far."""
+        while worker.channel.fileno() != -1:
+            try:
+                received = worker.channel.receive()
+            except ChannelClosed:
+                self._close_channel(worker)
+                return
+            if received is None:
+                return
+            self._on_message(worker, received[0])
+
+    def commit(self, worker: Worker) -> None:
+        worker.version = worker.generation.config.version
+        self.tell(worker, Commit(worker.version))
+
+    def tell(self, worker: Worker, message: Message, fd: int | None = None) -> None:
+        """Sends; a worker that does not read is killed, which its death handler then treats like any other
+        death.
+        """
+        if not worker.channel.send(message, fd) and worker.pid in self.workers:
+            worker.kill()
+
+    def ready(self, worker: Worker, version: int) -> None:
+        worker.version = version
+        worker.seat.config_version = version
+        if worker.state != DRAINING:
+            worker.state = worker.seat.state = READY
+
+    def drain(self, worker: Worker, limit_ns: int, closing: Sequence[int]) -> None:
+        """Lets a worker finish. `closing`: listeners whose queue it must empty, as nobody will after it."""
+        if worker.state == DRAINING or self.workers.get(worker.pid) is not worker:
+            return
+        if worker.state != READY:
+            worker.kill()  # it has not accepted anything yet
+        worker.state = worker.seat.state = DRAINING
+        worker.kill_timer = self._reactor.after(limit_ns + ABORT_GRACE_NS, worker.kill)
+        self.tell(worker, Drain(limit_ns, list(closing)))
+
+    def reaped(self, pid: int) -> Worker | None:
+        """Takes the worker with this pid off the books, after its last words; None if it is none of ours."""
+        worker = self.workers.get(pid)
+        if worker is None:
+            return None
+        self.read(worker)
+        self._close_channel(worker)
+        del self.workers[pid]
+        worker.seat.vacate()
+        if worker.kill_timer is not None:
+            worker.kill_timer.cancel()
+        if worker.generation.workers.get(worker.slot) is worker:
+            del worker.generation.workers[worker.slot]
+        return worker
+
+    def restart_pause_ns(self, worker: Worker) -> int:
+        """How long to wait before the dead worker's slot is filled again."""
+        deaths = worker.generation.deaths
+        if time.monotonic_ns() - worker.forked_ns >= YOUNG_NS:
+            deaths[worker.slot] = 0
+            return 0
+        count = deaths[worker.slot] = deaths.get(worker.slot, 0) + 1
+        return 0 if count == 1 else min(RESTART_FIRST_NS << min(count - 2, 20), RESTART_CAP_NS)
+
+    def kill_hung(self) -> None:
+        """Kills every worker that has not shown life for too long. Called once a second."""
+        now_ns = time.monotonic_ns()
+        paused = now_ns - self._checked_ns > self._hang_limit_ns // 2
+        self._checked_ns = now_ns
+        if paused:
+            return  # this process was stopped itself (SIGSTOP, a suspended machine): the workers were too
+        for worker in self.workers.values():
+            limit_ns = START_LIMIT_NS if worker.state == STARTING else self._hang_limit_ns
+            if now_ns - max(worker.seat.heartbeat_ns, worker.forked_ns) > limit_ns:
+                self._table.worker_hangs += 1
+                self._journal.warning("worker hangs, killed", worker=worker.pid, slot=worker.slot)
+                worker.kill()
+
+    def _free_seat(self) -> Seat:
+        for seat in self._table.seats:
+            if seat.state == 0:
+                return seat
+        draining = [worker for worker in self.workers.values() if worker.state == DRAINING]
+        if draining:
+            min(draining, key=lambda worker: worker.forked_ns).kill()
+        raise NoSeat
+
+    def _close_channel(self, worker: Worker) -> None:
+        if worker.channel.fileno() != -1:
+            self._reactor.unwatch(worker.channel)
+            worker.channel.close()

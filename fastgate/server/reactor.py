@@ -1,0 +1,100 @@
+"""The supervisor's event loop: readiness, timers and signals in one thread, on the standard library's
+selectors only.
+
+Not asyncio, because the process that restarts all others should be small enough to be read in one sitting,
+and because it forks: there must be no thread, no pending task and no loop state that a child would inherit.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+__all__ = ["Reactor", "Timer"]
+
+
+class _HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+class Timer:
+    """One call in the future; `cancel` is idempotent."""
+
+    __slots__ = ("call", "due_ns")
+
+    def __init__(self, due_ns: int, call: Callable[[], None]) -> None:
+        self.due_ns = due_ns
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.due_ns < other.due_ns
+
+
+class Reactor:
+    """Calls back until `stop`."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[Timer] = []
+        self._running = False
+        self._signals_read, self._signals_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def watch(self, source: int | _HasFileno, call: Callable[[], None]) -> None:
+        self._selector.register(source, selectors.EVENT_READ, call)
+
+    def unwatch(self, source: int | _HasFileno) -> None:
+        self._selector.unregister(source)
+
+    def after(self, delay_ns: int, call: Callable[[], None]) -> Timer:
+        timer = Timer(time.monotonic_ns() + delay_ns, call)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def on_signals(self, numbers: Iterable[signal.Signals], call: Callable[[signal.Signals], None]) -> None:
+        """Delivers these signals as calls from the loop. The C-level handler only writes a byte."""
+        for number in numbers:
+            signal.signal(number, _woken)
+        signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
+
+        def read() -> None:
+            for number in os.read(self._signals_read, 512):
+                call(signal.Signals(number))
+
+        self.watch(self._signals_read, read)
+
+    def run(self) -> None:
+        self._running = True
+        while self._running:
+            wait_s = None
+            if self._timers:
+                wait_s = max(0.0, (self._timers[0].due_ns - time.monotonic_ns()) / 1e9)
+            for key, _events in self._selector.select(wait_s):
+                # A call before may have unwatched this one, and its number may be another's by now.
+                if self._selector.get_map().get(key.fd) is key:
+                    key.data()
+            now_ns = time.monotonic_ns()
+            while self._timers and self._timers[0].due_ns <= now_ns:
+                call = heapq.heappop(self._timers).call
+                if call is not None:
+                    call()
+
+    def stop(self) -> None:
+        self._running = False
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+        os.close(self._signals_read)
+        os.close(self._signals_write)
+
+
+def _woken(_number: int, _frame: object) -> None:
+    """Python needs a handler for the wakeup descriptor to be written."""

@@ -1,0 +1,468 @@
+"""The supervisor: owns the listening sockets and the shared memory, forks everything else, and carries no
+traffic.
+
+One thread, one `select` loop (reactor.py), standard library only. What it does is kept apart: crew.py has the
+workers, reload.py one reload, sockets.py the listeners, loader.py the parsing; here they are put together
+with signals, the controller and the end. docs/operations.md says how it behaves from outside.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastgate.server.controller import Controller
+from fastgate.server.crew import Crew, Generation, NoSeat, Worker
+from fastgate.server.loader import LoadedConfig, Topology
+from fastgate.server.process import exit_text, name_process
+from fastgate.server.reactor import Reactor
+from fastgate.server.reload import Reload
+from fastgate.server.service_manager import tell_service_manager
+from fastgate.server.sockets import Listener, Listeners, refuse_new
+from fastgate.server.worker import WorkerOrders
+from fastgate.state.channel import (
+    Commit,
+    ControllerOrders,
+    Message,
+    Prepare,
+    Prepared,
+    Problem,
+    Ready,
+    ReloadRequest,
+    ReloadResult,
+    ReopenLogs,
+    Retire,
+)
+from fastgate.state.host import DRAINING, READY, SERVING, STOPPING, HostTable
+from fastgate.state.journal import Journal
+
+__all__ = ["Supervisor"]
+
+TICK_NS = 1_000_000_000
+"""How often the config file is looked at and hung workers are searched for."""
+
+SETTLE_NS = 200_000_000
+"""A changed config file is read when it has stayed the same this long: editors write in several steps."""
+
+HANG_LIMIT_NS = 10_000_000_000
+"""A loop that has not turned for 10 s answers nobody; a plugin that computes for 1 s, however rude, is not
+killed for it.
+"""
+
+SEATS_LEAST = 16
+SEATS_PER_WORKER = 4
+"""Two full generations that drain, one that serves, one that starts."""
+
+RETRY_NS = 100_000_000
+CONTROLLER_STOP_NS = 3_000_000_000
+CONTROLLER_PAUSE_CAP_NS = 5_000_000_000
+
+
+class Supervisor:
+    """Everything between `fastgate run` and its exit status."""
+
+    def __init__(
+        self,
+        read_config: Callable[[], tuple[Topology, bytes] | list[Problem]],
+        work: Callable[[WorkerOrders], None],
+        control: Callable[[ControllerOrders], None] | None,
+        *,
+        memory: Any,
+        map_counters: Callable[[int], Any],
+        watched: Sequence[Path] = (),
+        ready_fd: int | None = None,
+        hang_limit_ns: int = HANG_LIMIT_NS,
+        on_ready: Callable[[list[str], str | None], None] | None = None,
+    ) -> None:
+        """`memory` is zeroed shared memory for the host table; `map_counters` maps that of the request
+        counters for so many seats. `read_config` runs in the loader, `work` in each worker, `control` in the
+        controller: each in its own process.
+        """
+        self.read_config = read_config
+        self.journal = Journal("supervisor")
+        self.reactor = Reactor()
+        self.table = HostTable(memory, 0)
+        self.listeners = Listeners()
+        self.generation: Generation | None = None
+        self.reload: Reload | None = None
+        self.crew = Crew(self.reactor, self.table, self.journal, work, self._heard, hang_limit_ns)
+        self.controller = Controller(self.reactor, self.table, self.journal, control, self._asked)
+        self._memory = memory
+        self._map_counters = map_counters
+        self._watched = list(watched)
+        self._seen = self._look()
+        self._ready_fd = ready_fd
+        self._on_ready = on_ready
+        self._reload_again: list[int] | None = None
+        self._status = 0
+
+    def run(self) -> int:
+        """Serves until told to stop; returns the exit status: 0 after a drain, 1 when it could not start or
+        was cut short.
+        """
+        name_process("fastgate")
+        self.table.supervisor_pid = os.getpid()
+        self.table.started_realtime_ns = time.time_ns()
+        self.reactor.on_signals(
+            (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1), self._signalled
+        )
+        gc.collect()
+        gc.freeze()  # so that a child's collector does not copy these pages by writing to their headers
+        self.reactor.after(TICK_NS, self._tick)
+        self._begin_reload([])
+        try:
+            self.reactor.run()
+        finally:
+            self.reactor.close()
+        return self._status
+
+    def map_memory(self, workers: int) -> None:
+        """Fixes how many workers there can ever be at once, draining ones included. Seats nobody takes cost
+        no memory.
+        """
+        room = (len(memoryview(self._memory)) - HostTable.size(0)) // (HostTable.size(1) - HostTable.size(0))
+        seats = min(room, max(SEATS_LEAST, SEATS_PER_WORKER * max(workers, len(os.sched_getaffinity(0)))))
+        self.table.add_seats(self._memory, seats)
+        self.crew.counters = self.controller.counters = self._map_counters(seats)
+
+    # ---- signals and time
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if number == signal.SIGCHLD:
+            self._reap()
+        elif number == signal.SIGHUP:
+            self.request_reload([])
+        elif number == signal.SIGUSR1:
+            for worker in list(self.crew.workers.values()):
+                self.crew.tell(worker, ReopenLogs())
+        elif self.table.phase == STOPPING:
+            self.journal.warning("stopping at once", signal=number.name)
+            self._kill_all()
+        else:
+            self._stop(number.name)
+
+    def _tick(self) -> None:
+        self.reactor.after(TICK_NS, self._tick)
+        self.crew.kill_hung()
+        config = self.generation.config if self.generation else None
+        if config is not None and config.topology.watch and self._look() != self._seen:
+            self._settle(self._look())
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        return [_fingerprint(path) for path in self._watched]
+
+    def _settle(self, before: list[tuple[int, int, int] | None]) -> None:
+        def check() -> None:
+            now = self._look()
+            if now != before:
+                self._settle(now)
+            elif now != self._seen:
+                self._seen = now
+                self.request_reload([])
+
+        self.reactor.after(SETTLE_NS, check)
+
+    # ---- reloads
+
+    def request_reload(self, ids: list[int]) -> None:
+        """Starts a reload, or has one start after that under way: what changed since it read the file must
+        not be missed.
+        """
+        if self.table.phase == STOPPING:
+            for request_id in ids:
+                problem = Problem(text="the gateway is stopping")
+                self.controller.tell(ReloadResult(request_id, False, 0, "load", 0, [problem], 1))
+        elif self.reload is not None:
+            self._reload_again = (self._reload_again or []) + ids
+        else:
+            self._begin_reload(ids)
+
+    def _begin_reload(self, ids: list[int]) -> None:
+        self._seen = self._look()
+        self.reload = Reload(self, ids, self._reload_ended)
+        if self.generation is not None:
+            tell_service_manager(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self.reload.start()
+
+    def _reload_ended(self, result: ReloadResult) -> None:
+        assert self.reload is not None
+        ids = self.reload.request_ids
+        config = self.reload.config
+        self.reload = None
+        self.controller.last_reload = result
+        is_start = result.kind == "start" or self.generation is None
+        if result.applied:
+            assert config is not None
+            if is_start:
+                self._started()
+            else:
+                self.table.reloads_applied += 1
+            self.journal.info(
+                "config in use", version=result.version, kind=result.kind, routes=config.topology.routes,
+                took_ms=result.duration_ns // 1_000_000,
+            )  # fmt: skip
+            self.controller.tell_config(config)
+        else:
+            if not is_start:
+                self.table.reloads_refused += 1
+            if self.table.phase != STOPPING:
+                for problem in result.problems:
+                    self.journal.error("config refused", problem=str(problem))
+        self.table.last_reload_realtime_ns = time.time_ns()
+        tell_service_manager("READY=1")
+        for request_id in ids or [0]:
+            self.controller.tell(ReloadResult(request_id, *_fields_after_id(result)))
+        if self.generation is None:
+            self._status = 1
+            if self.table.phase != STOPPING:
+                self.reactor.stop()
+            return
+        again, self._reload_again = self._reload_again, None
+        if again is not None:
+            self.request_reload(again)
+        self._bring_up_to_date()
+
+    def _asked(self, message: Message) -> None:
+        if isinstance(message, ReloadRequest):
+            self.request_reload([message.id])
+
+    def adopt_config(self, config: LoadedConfig) -> None:
+        """A hot reload was prepared by all: from now on this is the config, also for workers forked later."""
+        assert self.generation is not None
+        self.generation.config.close()
+        self.generation.config = self.controller.config = config
+        self.table.config_version = config.version
+
+    def adopt_generation(self, generation: Generation) -> None:
+        """A new generation is prepared: it takes over; the old one drains once all of the new one accept."""
+        old = self.generation
+        self.generation = generation
+        self.controller.config = generation.config
+        self.table.config_version = generation.config.version
+        self.table.workers_wanted = generation.slots
+        self.listeners.replace(generation.listeners)
+        if old is not None:
+            self._retire_generation(old)
+
+    def adopt_admin(self, admin: Listener | None) -> None:
+        """Serves the admin listener of the new config, which may be the same, another or none."""
+        self.controller.listen(admin)
+
+    def _retire_generation(self, old: Generation) -> None:
+        """Drains `old` when the generation in use accepts in every slot; until then both accept."""
+        generation = self.generation
+        assert generation is not None
+        serving = [worker for worker in generation.workers.values() if worker.state == READY]
+        if len(serving) < generation.slots and self.table.phase != STOPPING:
+            self.reactor.after(20_000_000, lambda: self._retire_generation(old))
+            return
+        kept = list(self.listeners)
+        closing = [index for index, listener in enumerate(old.listeners) if listener not in kept]
+        limit_ns = old.config.topology.drain_timeout_ns
+        for index in closing:
+            refuse_new(old.listeners[index].sockets)
+        for worker in [worker for worker in self.crew.workers.values() if worker.generation is old]:
+            self.crew.drain(worker, limit_ns, closing)
+        for index in closing:
+            old.listeners[index].close()
+        old.config.close()
+
+    def _bring_up_to_date(self) -> None:
+        """Gives the config in use to workers that missed the last reload, because they were being forked
+        meanwhile.
+        """
+        generation = self.generation
+        if generation is None or self.reload is not None or self.table.phase == STOPPING:
+            return
+        for worker in generation.workers.values():
+            if worker.state == READY:
+                self._bring_up_to_date_one(worker, worker.version)
+
+    def _bring_up_to_date_one(self, worker: Worker, version: int) -> bool:
+        """True if this worker of the generation in use had an older config than that, and was sent the newer
+        one.
+        """
+        config = worker.generation.config
+        if worker.generation is not self.generation or self.reload is not None or version == config.version:
+            return False
+        worker.version = config.version
+        self.crew.tell(worker, Prepare(config.version, config.size), config.fd)
+        return True
+
+    # ---- workers
+
+    def _heard(self, worker: Worker, message: Message) -> None:
+        match message:
+            case Prepared():
+                self._worker_prepared(worker, message)
+            case Ready():
+                self.crew.ready(worker, message.version)
+                if worker.replaces is not None:
+                    self.crew.drain(worker.replaces, self._drain_limit_ns(), [])
+                    worker.replaces = None
+                if self.reload is not None:
+                    self.reload.worker_ready(worker)
+                self._bring_up_to_date()
+            case Retire():
+                self._retire(worker)
+            case _:
+                self.journal.warning("unexpected message", worker=worker.pid, message=type(message).__name__)
+
+    def _worker_prepared(self, worker: Worker, message: Prepared) -> None:
+        if self.reload is not None and self.reload.worker_prepared(worker, message.version, message.problems):
+            return
+        if message.problems:
+            # It was good for the others: a file or a service that the plan needs is gone since. That the
+            # worker dies young paces the retries.
+            problem = str(message.problems[0])
+            self.journal.error("worker cannot build the plan", worker=worker.pid, problem=problem)
+            worker.kill()
+        elif not self._bring_up_to_date_one(worker, message.version):
+            self.crew.tell(worker, Commit(message.version))
+
+    def _retire(self, worker: Worker) -> None:
+        generation = self.generation
+        if generation is None or generation.workers.get(worker.slot) is not worker or worker.wants_out:
+            return
+        if self.table.phase == STOPPING:
+            return
+        worker.wants_out = True
+        self._fill(generation, worker.slot, worker)
+
+    def _fill(self, generation: Generation, slot: int, replaces: Worker | None = None) -> None:
+        """Forks a worker into the slot, unless time has moved on."""
+        is_wanted = generation is self.generation and slot < generation.slots and self.table.phase != STOPPING
+        if not is_wanted or generation.workers.get(slot) not in (None, replaces):
+            return
+        try:
+            worker = self.crew.spawn(generation, slot)
+        except (NoSeat, OSError) as error:
+            self.journal.warning("cannot fork a worker yet", slot=slot, problem=repr(error))
+            self.reactor.after(RETRY_NS, lambda: self._fill(generation, slot, replaces))
+            return
+        worker.replaces = replaces
+        generation.workers[slot] = worker
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, raw = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                pid = 0
+            if pid == 0:
+                break
+            status = os.waitstatus_to_exitcode(raw)
+            if pid == self.controller.pid:
+                self.controller.gone(status)
+            elif (worker := self.crew.reaped(pid)) is not None:
+                self._worker_gone(worker, status)
+            elif self.reload is not None:
+                self.reload.loader_gone(pid)
+        if self.table.phase == STOPPING:
+            self._stop_further()
+
+    def _worker_gone(self, worker: Worker, status: int) -> None:
+        how = exit_text(status)
+        if worker.state == DRAINING:
+            self.journal.info("worker drained", worker=worker.pid, slot=worker.slot, status=how)
+            return
+        if self.reload is not None:
+            expected = self.reload.owns(worker)
+            self.reload.worker_gone(worker, how)
+            if expected:
+                return
+        generation = worker.generation
+        if self.table.phase == STOPPING or generation is not self.generation:
+            return
+        if generation.workers.get(worker.slot) is not None:
+            return  # it was to be replaced, and is
+        self.table.worker_restarts += 1
+        pause_ns = self.crew.restart_pause_ns(worker)
+        pause_ms = pause_ns // 1_000_000
+        self.journal.warning(
+            "worker died", worker=worker.pid, slot=worker.slot, status=how, restart_in_ms=pause_ms
+        )
+        if pause_ns:
+            self.reactor.after(pause_ns, lambda: self._fill(generation, worker.slot, worker.replaces))
+        else:
+            self._fill(generation, worker.slot, worker.replaces)
+
+    # ---- start and end
+
+    def _started(self) -> None:
+        assert self.generation is not None
+        self.table.phase = SERVING
+        self.table.ready_realtime_ns = time.time_ns()
+        listen = [listener.bound_address() for listener in self.generation.listeners]
+        admin = self.controller.address()
+        self.journal.info("serving", listen=listen, admin=admin or "off", workers=self.generation.slots)
+        if self._ready_fd is not None:
+            line = json.dumps({"listen": listen, "admin": admin, "pid": os.getpid()}) + "\n"
+            os.write(self._ready_fd, line.encode())
+            os.close(self._ready_fd)
+            self._ready_fd = None
+        if self._on_ready is not None:
+            self._on_ready(listen, admin)
+
+    def _drain_limit_ns(self) -> int:
+        return self.generation.config.topology.drain_timeout_ns if self.generation else 0
+
+    def _stop(self, why: str) -> None:
+        """Begins the end: nothing new begins, what waits and what is in flight is answered, within the drain
+        limit.
+        """
+        self.table.phase = STOPPING
+        limit_ns = self._drain_limit_ns()
+        self.journal.info("stopping", reason=why, drain_limit_ms=limit_ns // 1_000_000)
+        tell_service_manager("STOPPING=1")
+        if self.reload is not None:
+            self.reload.cancel()
+        for listener in self.listeners:
+            refuse_new(listener.sockets)
+        for worker in list(self.crew.workers.values()):
+            self.crew.drain(worker, limit_ns, range(len(worker.generation.listeners)))
+        for listener in self.listeners:
+            listener.close()
+        self._stop_further()
+
+    def _stop_further(self) -> None:
+        """The controller goes last, so that `/ready` and `/metrics` tell of the drain; then this process."""
+        if self.crew.workers:
+            return
+        if self.controller.pid:
+            self.controller.stop()
+        else:
+            self.controller.close()
+            self.reactor.stop()
+
+    def _kill_all(self) -> None:
+        self._status = 1
+        for worker in self.crew.workers.values():
+            worker.kill()
+        self.controller.kill()
+        self._stop_further()
+
+
+def _fields_after_id(result: ReloadResult) -> tuple[bool, int, str, int, list[Problem], int]:
+    return (
+        result.applied,
+        result.version,
+        result.kind,
+        result.duration_ns,
+        result.problems,
+        result.problems_total,
+    )
+
+
+def _fingerprint(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size

@@ -1,0 +1,311 @@
+"""A worker process: one uvloop, one data plane, the listening sockets of its slot.
+
+Born by fork with everything imported that the supervisor had imported; makes its own loop, freezes the config
+into a plan, waits for the supervisor's word, listens. After that it only follows messages: another plan
+(prepared first, used on commit, so that all workers take it or none), drain, reopened logs. It writes a
+heartbeat that the supervisor can see stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import uvloop
+
+from fastgate.server.loader import problem_of
+from fastgate.server.sockets import BACKLOG, has_waiting
+from fastgate.settings import ConfigError
+from fastgate.state.channel import (
+    MAX_PROBLEMS,
+    Abort,
+    Channel,
+    ChannelClosed,
+    Commit,
+    Drain,
+    Message,
+    Prepare,
+    Prepared,
+    Problem,
+    Ready,
+    ReopenLogs,
+    Retire,
+)
+from fastgate.state.host import Seat
+from fastgate.state.journal import Journal
+
+__all__ = ["Plan", "Plane", "Runtime", "WorkerOrders", "run_worker"]
+
+HEARTBEAT_S = 0.5
+
+QUEUE_LINGER_S = 0.1
+"""A closing listener accepts this long after new handshakes are refused, so that the last packet of those
+under way (half a
+round trip) still finds it."""
+
+DRAIN_POLL_S = 0.02
+
+TIDY_RELOADS = 16
+"""Every so many plans the garbage of the old ones is collected even when the worker is never idle."""
+
+
+@dataclass(slots=True, frozen=True)
+class WorkerOrders:
+    """What a worker is given when it is forked."""
+
+    channel: Channel
+    seat: Seat
+    sockets: list[tuple[int, socket.socket]]  # (index of the listener in the config, socket)
+    counters: Any  # the shared memory of the counters
+    seats: int
+    version: int
+    config_fd: int
+    config_size: int
+    journal: Journal
+
+
+class Plan(Protocol):
+    """What freeze makes of a config."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Plane(Protocol):
+    """The data plane as the worker drives it (fastgate.server.connection.DataPlane)."""
+
+    active_requests: int
+    open_connections: int
+
+    def install(self, plan: Any) -> None: ...
+
+    def connection(self, listener: Any) -> asyncio.BaseProtocol: ...
+
+    def begin_drain(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def reopen_logs(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """The parts a worker puts together; `fastgate.server.runtime` has the real ones."""
+
+    def plane(self, loop: asyncio.AbstractEventLoop, orders: WorkerOrders) -> Plane: ...
+
+    def decode(self, blob: bytes) -> Any: ...
+
+    def listener(self, config: Any, index: int) -> Any: ...
+
+    def tls(self, listener: Any) -> Any: ...
+
+    def freeze(self, config: Any, previous: Any) -> Awaitable[Any]: ...
+
+
+def run_worker(runtime: Runtime, orders: WorkerOrders) -> None:
+    """Runs until the worker has drained. Exit status 0 then; any exception is a crash."""
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(_Worker(runtime, orders, loop).run())
+    finally:
+        with contextlib.suppress(RuntimeError):  # a plugin may have stopped the loop for good
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def read_config(fd: int, size: int) -> bytes:
+    """The config in the memfd, which is closed. Read by position: all processes share one file offset."""
+    try:
+        parts = []
+        done = 0
+        while done < size:
+            part = os.pread(fd, size - done, done)
+            if not part:
+                raise EOFError(f"config: expected {size} bytes, got {done}")
+            parts.append(part)
+            done += len(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+class _Worker:
+    def __init__(self, runtime: Runtime, orders: WorkerOrders, loop: asyncio.AbstractEventLoop) -> None:
+        self._runtime = runtime
+        self._orders = orders
+        self._loop = loop
+        self._channel = orders.channel
+        self._seat = orders.seat
+        self._journal = orders.journal
+        self._plane = runtime.plane(loop, orders)
+        self._config: Any = None
+        self._plan: Any = None
+        self._next: tuple[int, Any, Any] | None = None  # version, config, plan: prepared, not committed
+        self._servers: list[tuple[int, socket.socket, asyncio.AbstractServer]] = []
+        self._inbox: asyncio.Queue[tuple[Message, int | None] | None] = asyncio.Queue()
+        self._installed = 0
+        self._beat_due_ns = 0
+
+    async def run(self) -> None:
+        self._beat()
+        self._loop.add_reader(self._channel.fileno(), self._read)
+        self._loop.add_signal_handler(signal.SIGTERM, self._say, Retire())
+        self._loop.add_signal_handler(signal.SIGUSR1, self._plane.reopen_logs)
+        await self._prepare(self._orders.version, self._orders.config_fd, self._orders.config_size)
+        while True:
+            received = await self._inbox.get()
+            if received is None:
+                return  # the supervisor is gone, and the kernel is about to say so too
+            message, fd = received
+            match message:
+                case Prepare():
+                    assert fd is not None
+                    await self._prepare(message.version, fd, message.size)
+                case Commit():
+                    await self._commit(message.version)
+                case Abort():
+                    await self._abort()
+                case Drain():
+                    await self._drain(message.limit_ns, message.closing)
+                    return
+                case ReopenLogs():
+                    self._plane.reopen_logs()
+                case _:
+                    self._journal.warning("unexpected message", message=type(message).__name__)
+
+    def _read(self) -> None:
+        try:
+            while (received := self._channel.receive()) is not None:
+                self._inbox.put_nowait(received)
+        except ChannelClosed:
+            self._loop.remove_reader(self._channel.fileno())
+            self._inbox.put_nowait(None)
+
+    def _say(self, message: Message) -> None:
+        self._channel.send(message)
+
+    def _beat(self) -> None:
+        now_ns = time.monotonic_ns()
+        self._seat.heartbeat_ns = now_ns
+        if self._beat_due_ns:
+            self._seat.loop_lag_ns = max(0, now_ns - self._beat_due_ns)
+        self._beat_due_ns = now_ns + int(HEARTBEAT_S * 1e9)
+        self._loop.call_later(HEARTBEAT_S, self._beat)
+
+    async def _prepare(self, version: int, fd: int, size: int) -> None:
+        """Builds the plan of this config beside the one in use, and says whether it stands."""
+        await self._abort()
+        problems: list[Problem] = []
+        plan = None
+        try:
+            config = self._runtime.decode(read_config(fd, size))
+            plan = await self._runtime.freeze(config, self._plan)
+            await plan.start()
+        except ConfigError as error:
+            problems = [problem_of(error)]
+        except ExceptionGroup as group:
+            found, rest = group.split(ConfigError)
+            if rest is not None or found is None:
+                raise
+            problems = [problem_of(error) for error in found.exceptions if isinstance(error, ConfigError)]
+        except Exception as error:
+            # A plugin's build or start failed: the config names it, so the config is what is refused.
+            problems = [Problem(text=f"the plan cannot be built: {error!r}")]
+        if problems:
+            if plan is not None:
+                await plan.close()
+        else:
+            self._next = version, config, plan
+        self._say(Prepared(version, problems[:MAX_PROBLEMS]))
+
+    async def _commit(self, version: int) -> None:
+        if self._next is None or self._next[0] != version:
+            self._journal.warning("nothing prepared to commit", version=version)
+            return
+        _version, self._config, self._plan = self._next
+        self._next = None
+        self._plane.install(self._plan)
+        if not self._servers:
+            await self._listen()
+        self._tidy()
+        self._seat.heartbeat_ns = time.monotonic_ns()
+        self._say(Ready(version))
+
+    async def _abort(self) -> None:
+        if self._next is not None:
+            _version, _config, plan = self._next
+            self._next = None
+            await plan.close()
+
+    async def _listen(self) -> None:
+        for index, listening in self._orders.sockets:
+            listener = self._runtime.listener(self._config, index)
+            server = await self._loop.create_server(
+                _factory(self._plane, listener),
+                sock=listening,
+                ssl=self._runtime.tls(listener),
+                backlog=getattr(listener, "backlog", BACKLOG),
+            )
+            self._servers.append((index, listening, server))
+
+    def _tidy(self) -> None:
+        """Keeps the plan out of the collector's sight: it lives as long as the worker, and scanning it would
+        stall requests.
+
+        Cycles among an old plan's objects are only found when everything is scanned once more, which is done
+        when nobody
+        waits for an answer, and at the latest every TIDY_RELOADS plans."""
+        self._installed += 1
+        if self._installed % TIDY_RELOADS == 0 or not self._plane.active_requests:
+            gc.unfreeze()
+            gc.collect()
+        gc.freeze()
+
+    async def _drain(self, limit_ns: int, closing: list[int]) -> None:
+        deadline_ns = time.monotonic_ns() + limit_ns
+        for index, _socket, server in self._servers:
+            if index not in closing:
+                server.close()  # another worker accepts from the same queue
+        await self._empty_queues(
+            [sock for index, sock, _server in self._servers if index in closing], deadline_ns
+        )
+        for _index, _socket, server in self._servers:
+            server.close()
+        self._plane.begin_drain()
+        while self._plane.open_connections and time.monotonic_ns() < deadline_ns:
+            await asyncio.sleep(DRAIN_POLL_S)
+        if self._plane.open_connections:
+            self._journal.warning(
+                "drain limit reached",
+                connections=self._plane.open_connections,
+                requests=self._plane.active_requests,
+            )
+            self._plane.abort()
+            await asyncio.sleep(0)
+        await self._abort()
+        if self._plan is not None:
+            await self._plan.close()
+
+    async def _empty_queues(self, sockets: list[socket.socket], deadline_ns: int) -> None:
+        """Accepts until nothing waits any more. The supervisor has seen to it that nothing new comes."""
+        if not sockets:
+            return
+        linger_until_ns = min(deadline_ns, time.monotonic_ns() + int(QUEUE_LINGER_S * 1e9))
+        while time.monotonic_ns() < linger_until_ns or (
+            has_waiting(sockets) and time.monotonic_ns() < deadline_ns
+        ):
+            await asyncio.sleep(DRAIN_POLL_S)
+
+
+def _factory(plane: Plane, listener: Any) -> Callable[[], asyncio.BaseProtocol]:
+    return lambda: plane.connection(listener)
