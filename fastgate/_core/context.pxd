@@ -1,0 +1,88 @@
+"""Public C interface of fastgate._core.context."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from fastgate._core.headers cimport Headers
+
+cdef enum:
+    MAX_PARAMS = 16
+
+# Bit numbers of the methods, for one test against a route's mask. M_OTHER stands for the registered but rare ones.
+cdef enum:
+    M_GET = 0
+    M_HEAD = 1
+    M_POST = 2
+    M_PUT = 3
+    M_DELETE = 4
+    M_PATCH = 5
+    M_OPTIONS = 6
+    M_TRACE = 7
+    M_CONNECT = 8
+    M_OTHER = 9
+    M_UNKNOWN = 10
+
+cdef int method_number(const char* method, Py_ssize_t n) noexcept nogil
+cdef bint method_idempotent(int number) noexcept nogil
+
+cdef class Reason:
+    cdef readonly int index
+    cdef readonly str label
+    cdef readonly int status
+    cdef readonly str text
+    cdef readonly int source
+    cdef readonly bint retryable
+    cdef bytes label_bytes
+    cdef bytes text_json
+
+cdef class Answer:
+    cdef readonly int status
+    cdef bytes lines          # ready header lines, without framing, Date and request id
+    cdef readonly bytes body
+    cdef bint has_type
+
+cdef class RequestContext:
+    # From the wire
+    cdef bytes method_bytes
+    cdef int method_id
+    cdef bytes target
+    cdef bytes path_bytes             # normalised, without query
+    cdef bytes query_bytes            # without the question mark; None when there was none
+    cdef bytes authority              # as received, checked
+    cdef bytes host_bytes             # lower case, without port
+    cdef int version_minor            # HTTP/1.x
+    cdef readonly Headers headers
+    cdef bint keep_alive
+    cdef bint expects_continue
+    cdef bint has_body
+    cdef bint upgrade
+    cdef int64_t content_length       # bytes; -1 when chunked or absent
+    # From the connection
+    cdef readonly str scheme
+    cdef bytes peer
+    cdef bytes client
+    cdef bint trusted
+    cdef bytes request_id_bytes
+    # From the plan
+    cdef readonly object route
+    cdef int params_n
+    cdef int param_start[MAX_PARAMS]
+    cdef int param_size[MAX_PARAMS]
+    # Decisions
+    cdef readonly Reason reason
+    cdef readonly dict detail
+    cdef Answer answer
+    cdef list extra_response          # (name, value) pairs a hook asked to add to whatever answer goes out
+    cdef list locals                  # one place per plugin that wants one
+    cdef readonly bytes body          # whole body, only on routes whose plugins asked for it
+    # Times (ns, CLOCK_MONOTONIC) and sizes, for metrics and logs
+    cdef readonly int64_t now_ns
+    cdef readonly int64_t started_ns
+    cdef readonly int64_t upstream_started_ns
+    cdef readonly int64_t first_byte_ns
+    cdef readonly int64_t finished_ns
+    cdef readonly uint64_t bytes_received
+    cdef readonly uint64_t bytes_sent
+    cdef readonly int status
+    cdef readonly int upstream_status
+    cdef readonly int attempts
+    cdef readonly bytes upstream_address

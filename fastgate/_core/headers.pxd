@@ -1,0 +1,67 @@
+"""Public C interface of fastgate._core.headers."""
+
+cdef enum:
+    MAX_FIELDS = 256
+
+# Names the request path must recognise. Everything from H_FIRST_HOP_BY_HOP to H_LAST_HOP_BY_HOP concerns one connection only
+# (RFC 9110 §7.6.1) and never crosses the gateway.
+cdef enum:
+    H_OTHER = 0
+    H_CONNECTION = 1
+    H_KEEP_ALIVE = 2
+    H_PROXY_CONNECTION = 3
+    H_TRANSFER_ENCODING = 4
+    H_TE = 5
+    H_UPGRADE = 6
+    H_PROXY_AUTHORIZATION = 7
+    H_PROXY_AUTHENTICATE = 8
+    H_HTTP2_SETTINGS = 9
+    H_DROPPED = 10           # listed in Connection, or removed by a plugin
+    H_LAST_HOP_BY_HOP = 10
+    H_CONTENT_LENGTH = 11
+    H_HOST = 12
+    H_EXPECT = 13
+    H_TRAILER = 14
+    H_FORWARDED = 15
+    H_X_FORWARDED_FOR = 16
+    H_X_FORWARDED_PROTO = 17
+    H_X_FORWARDED_HOST = 18
+    H_X_FORWARDED_PORT = 19
+    H_X_REQUEST_ID = 20
+    H_VIA = 21
+    H_DATE = 22
+    H_SERVER = 23
+    H_CONTENT_TYPE = 24
+    H_USER_AGENT = 25
+    H_X_REAL_IP = 26
+    H_REFERER = 27
+
+cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil
+cdef bint name_equal(const char* a, const char* lower, Py_ssize_t n) noexcept nogil
+cdef bint name_valid(const char* name, Py_ssize_t n) noexcept nogil
+cdef bint value_valid(const char* value, Py_ssize_t n) noexcept nogil
+cdef bint has_token(const char* value, Py_ssize_t n, const char* lower, Py_ssize_t lower_n) noexcept nogil
+
+cdef class Headers:
+    cdef list items                       # name, value, name, value … as bytes, in arrival order
+    cdef unsigned char ids[MAX_FIELDS]
+    cdef readonly int count
+    cdef bint append(self, bytes name, bytes value, int known) except -1
+    cdef bytes find(self, const char* lower, Py_ssize_t n)
+    cdef bytes find_known(self, int known)
+    cdef void drop(self, const char* lower, Py_ssize_t n) noexcept
+    cdef void drop_known(self, int known) noexcept
+    cdef bint drop_listed(self, bytes connection) except -1
+
+cdef class HeadWriter:
+    cdef char* data
+    cdef Py_ssize_t size
+    cdef Py_ssize_t capacity
+    cdef int reserve(self, Py_ssize_t more) except -1
+    cdef int put(self, const char* data, Py_ssize_t n) except -1
+    cdef int put_bytes(self, bytes data) except -1
+    cdef int put_decimal(self, unsigned long long value) except -1
+    cdef int put_hex(self, unsigned long long value) except -1
+    cdef int field(self, bytes name, bytes value) except -1
+    cdef int parsed_field(self, bytes name, bytes value) except -1
+    cdef bytes take(self)

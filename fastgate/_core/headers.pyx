@@ -1,0 +1,417 @@
+# cython: boundscheck=False
+"""Header fields: a table that keeps order and case, and a writer that cannot emit an injected line.
+
+WHAT     `Headers` holds the fields of one message in arrival order as name, value pairs of bytes, with one byte per field that
+         says which of the few names the request path cares about it is. Look-ups compare length, then bytes without regard to
+         ASCII case; no lower-cased copy is ever made. `HeadWriter` is a growable buffer for message heads.
+STATE    Headers.items = [name0, value0, name1, value1, …]; Headers.ids[i] = H_* of field i; a dropped field keeps its place
+         with id H_DROPPED, so that indexes stay valid while plugins edit.
+WHO      One request, one thread.
+COST     append 15 ns; find O(fields), about 1 ns per field that has another length.
+SOURCES  RFC 9110 §5 (field syntax), §7.6.1 (Connection); aiohttp _http_writer.pyx (refuse control characters while writing).
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+
+__all__ = ["HeadWriter", "Headers"]
+
+cdef unsigned char[256] LOWER
+cdef unsigned char[256] TOKEN       # RFC 9110 §5.6.2 tchar
+cdef unsigned char[256] FIELD       # field-vchar, SP, HTAB (RFC 9110 §5.5): everything but the controls
+
+cdef void _fill_tables() noexcept:
+    cdef int c
+    cdef bytes extra = b"!#$%&'*+-.^_`|~"
+    for c in range(256):
+        LOWER[c] = c + 32 if 65 <= c <= 90 else c
+        TOKEN[c] = 48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122
+        FIELD[c] = c == 9 or (c >= 32 and c != 127)
+    for c in extra:
+        TOKEN[c] = 1
+
+_fill_tables()
+
+
+cdef bint name_equal(const char* a, const char* lower, Py_ssize_t n) noexcept nogil:
+    """True if the n bytes at a equal the lower-case name, ASCII case ignored."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        if LOWER[<unsigned char>a[i]] != <unsigned char>lower[i]:
+            return False
+    return True
+
+
+cdef bint name_valid(const char* name, Py_ssize_t n) noexcept nogil:
+    """True if name is a token (RFC 9110 §5.6.2), hence safe to write before a colon."""
+    cdef Py_ssize_t i
+    if n == 0:
+        return False
+    for i in range(n):
+        if not TOKEN[<unsigned char>name[i]]:
+            return False
+    return True
+
+
+cdef bint value_valid(const char* value, Py_ssize_t n) noexcept nogil:
+    """True if value holds no control character but HTAB, hence cannot end its line (RFC 9110 §5.5)."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        if not FIELD[<unsigned char>value[i]]:
+            return False
+    return True
+
+
+cdef bint has_token(const char* value, Py_ssize_t n, const char* lower, Py_ssize_t lower_n) noexcept nogil:
+    """True if the comma-separated list in value holds the lower-case token."""
+    cdef Py_ssize_t start = 0, end, stop
+    while start < n:
+        while start < n and (value[start] == c" " or value[start] == c"\t" or value[start] == c","):
+            start += 1
+        end = start
+        while end < n and value[end] != c",":
+            end += 1
+        stop = end
+        while stop > start and (value[stop - 1] == c" " or value[stop - 1] == c"\t"):
+            stop -= 1
+        if stop - start == lower_n and name_equal(value + start, lower, lower_n):
+            return True
+        start = end + 1
+    return False
+
+
+cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil:
+    """The H_* of a field name, H_OTHER for all the names the request path does not look at."""
+    if n == 2:
+        return H_TE if name_equal(name, b"te", 2) else H_OTHER
+    if n == 3:
+        return H_VIA if name_equal(name, b"via", 3) else H_OTHER
+    if n == 4:
+        if name_equal(name, b"host", 4):
+            return H_HOST
+        return H_DATE if name_equal(name, b"date", 4) else H_OTHER
+    if n == 6:
+        if name_equal(name, b"expect", 6):
+            return H_EXPECT
+        return H_SERVER if name_equal(name, b"server", 6) else H_OTHER
+    if n == 7:
+        if name_equal(name, b"upgrade", 7):
+            return H_UPGRADE
+        if name_equal(name, b"referer", 7):
+            return H_REFERER
+        return H_TRAILER if name_equal(name, b"trailer", 7) else H_OTHER
+    if n == 9:
+        if name_equal(name, b"forwarded", 9):
+            return H_FORWARDED
+        return H_X_REAL_IP if name_equal(name, b"x-real-ip", 9) else H_OTHER
+    if n == 10:
+        if name_equal(name, b"connection", 10):
+            return H_CONNECTION
+        if name_equal(name, b"user-agent", 10):
+            return H_USER_AGENT
+        return H_KEEP_ALIVE if name_equal(name, b"keep-alive", 10) else H_OTHER
+    if n == 12:
+        if name_equal(name, b"content-type", 12):
+            return H_CONTENT_TYPE
+        return H_X_REQUEST_ID if name_equal(name, b"x-request-id", 12) else H_OTHER
+    if n == 14:
+        if name_equal(name, b"content-length", 14):
+            return H_CONTENT_LENGTH
+        return H_HTTP2_SETTINGS if name_equal(name, b"http2-settings", 14) else H_OTHER
+    if n == 15:
+        return H_X_FORWARDED_FOR if name_equal(name, b"x-forwarded-for", 15) else H_OTHER
+    if n == 16:
+        if name_equal(name, b"x-forwarded-host", 16):
+            return H_X_FORWARDED_HOST
+        if name_equal(name, b"x-forwarded-port", 16):
+            return H_X_FORWARDED_PORT
+        return H_PROXY_CONNECTION if name_equal(name, b"proxy-connection", 16) else H_OTHER
+    if n == 17:
+        if name_equal(name, b"transfer-encoding", 17):
+            return H_TRANSFER_ENCODING
+        return H_X_FORWARDED_PROTO if name_equal(name, b"x-forwarded-proto", 17) else H_OTHER
+    if n == 18:
+        return H_PROXY_AUTHENTICATE if name_equal(name, b"proxy-authenticate", 18) else H_OTHER
+    if n == 19:
+        return H_PROXY_AUTHORIZATION if name_equal(name, b"proxy-authorization", 19) else H_OTHER
+    return H_OTHER
+
+
+cdef bytes _name_bytes(object name):
+    cdef bytes raw
+    if isinstance(name, str):
+        raw = (<str>name).encode("latin-1")
+    elif isinstance(name, bytes):
+        raw = name
+    else:
+        raise TypeError(f"header name: expected str or bytes, got {type(name).__name__}")
+    if not name_valid(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
+        raise ValueError(f"header name: expected a token (RFC 9110 §5.6.2), got {raw!r}")
+    return raw
+
+
+cdef bytes _value_bytes(object value):
+    cdef bytes raw
+    if isinstance(value, str):
+        raw = (<str>value).encode("latin-1", "replace")
+    elif isinstance(value, bytes):
+        raw = value
+    else:
+        raise TypeError(f"header value: expected str or bytes, got {type(value).__name__}")
+    raw = raw.strip(b" \t")
+    if not value_valid(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
+        raise ValueError(f"header value: control characters are not allowed (RFC 9110 §5.5), got {raw!r}")
+    return raw
+
+
+cdef class Headers:
+    """The header fields of one message, in order. Names match without regard to case; values are text (latin-1).
+
+    At most 256 fields: `add` and `set` raise ValueError beyond that, and for names or values that could break a line.
+    """
+
+    def __cinit__(self):
+        self.items = []
+        self.count = 0
+
+    def __init__(self, fields=()):
+        for name, value in fields:
+            self.add(name, value)
+
+    cdef bint append(self, bytes name, bytes value, int known) except -1:
+        """Add a field whose syntax was already checked. False, and nothing added, when the table is full."""
+        if self.count >= MAX_FIELDS:
+            return False
+        self.items.append(name)
+        self.items.append(value)
+        self.ids[self.count] = known
+        self.count += 1
+        return True
+
+    cdef bytes find(self, const char* lower, Py_ssize_t n):
+        """The first value under the lower-case name, or None."""
+        cdef int i
+        cdef bytes name
+        for i in range(self.count):
+            name = <bytes>self.items[2 * i]
+            if PyBytes_GET_SIZE(name) == n and self.ids[i] != H_DROPPED and name_equal(PyBytes_AS_STRING(name), lower, n):
+                return <bytes>self.items[2 * i + 1]
+        return None
+
+    cdef bytes find_known(self, int known):
+        """The first value of a field the request path knows by id, or None."""
+        cdef int i
+        for i in range(self.count):
+            if self.ids[i] == known:
+                return <bytes>self.items[2 * i + 1]
+        return None
+
+    cdef void drop(self, const char* lower, Py_ssize_t n) noexcept:
+        cdef int i
+        cdef bytes name
+        for i in range(self.count):
+            name = <bytes>self.items[2 * i]
+            if PyBytes_GET_SIZE(name) == n and name_equal(PyBytes_AS_STRING(name), lower, n):
+                self.ids[i] = H_DROPPED
+
+    cdef void drop_known(self, int known) noexcept:
+        cdef int i
+        for i in range(self.count):
+            if self.ids[i] == known:
+                self.ids[i] = H_DROPPED
+
+    cdef bint drop_listed(self, bytes connection) except -1:
+        """Drop every field that a Connection value names (RFC 9110 §7.6.1), except those that frame or route the message:
+        a sender that lists Host or Content-Length must not make the next hop see another message than we saw."""
+        cdef bytes token
+        cdef int known
+        for part in connection.split(b","):
+            token = (<bytes>part).strip(b" \t").lower()
+            known = header_id(PyBytes_AS_STRING(token), PyBytes_GET_SIZE(token))
+            if token and known not in (H_HOST, H_CONTENT_LENGTH, H_TRANSFER_ENCODING, H_UPGRADE, H_CONNECTION, H_TE,
+                                       H_FORWARDED, H_X_FORWARDED_FOR, H_X_FORWARDED_PROTO, H_X_FORWARDED_HOST):
+                self.drop(PyBytes_AS_STRING(token), PyBytes_GET_SIZE(token))
+        return True
+
+    # Python interface
+
+    def get(self, name, default=None):
+        """The first value under name, or default."""
+        cdef bytes raw = _name_bytes(name).lower()
+        cdef bytes value = self.find(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
+        return default if value is None else value.decode("latin-1")
+
+    def get_all(self, name):
+        """Every value under name, in order."""
+        cdef bytes raw = _name_bytes(name).lower()
+        return [value for key, value in self.fields() if key.lower() == raw.decode("latin-1")]
+
+    def add(self, name, value):
+        """Append a field and keep the ones that are there. ValueError for a malformed name or value, or a full table."""
+        cdef bytes raw = _name_bytes(name)
+        if not self.append(raw, _value_bytes(value), header_id(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))):
+            raise ValueError(f"header table is full: at most {MAX_FIELDS} fields")
+
+    def set(self, name, value):
+        """Replace every field of this name by one. ValueError as for add."""
+        cdef bytes raw = _name_bytes(name)
+        cdef bytes checked = _value_bytes(value)
+        self.remove(raw)
+        self.add(raw, checked)
+
+    def remove(self, name):
+        """Drop every field of this name; True if there was one."""
+        cdef bytes raw = _name_bytes(name).lower()
+        cdef bint found = self.find(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)) is not None
+        self.drop(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
+        if found:
+            self._compact()
+        return found
+
+    def rename(self, old, new):
+        """Give every field called old the name new, keeping order and values; True if there was one."""
+        cdef bytes raw = _name_bytes(old).lower()
+        cdef bytes fresh = _name_bytes(new)
+        cdef bint found = False
+        cdef int i
+        for i in range(self.count):
+            if self.ids[i] != H_DROPPED and (<bytes>self.items[2 * i]).lower() == raw:
+                self.items[2 * i] = fresh
+                self.ids[i] = header_id(PyBytes_AS_STRING(fresh), PyBytes_GET_SIZE(fresh))
+                found = True
+        return found
+
+    def _compact(self):
+        cdef list kept = []
+        cdef int i, n = 0
+        for i in range(self.count):
+            if self.ids[i] != H_DROPPED:
+                kept.append(self.items[2 * i])
+                kept.append(self.items[2 * i + 1])
+                self.ids[n] = self.ids[i]
+                n += 1
+        self.items = kept
+        self.count = n
+
+    def fields(self):
+        """Every (name, value) as text, in order."""
+        cdef int i
+        return [
+            ((<bytes>self.items[2 * i]).decode("latin-1"), (<bytes>self.items[2 * i + 1]).decode("latin-1"))
+            for i in range(self.count)
+            if self.ids[i] != H_DROPPED
+        ]
+
+    def serialize(self):
+        """The fields as they stand on the wire, without the empty line that ends a head."""
+        cdef HeadWriter writer = HeadWriter()
+        cdef int i
+        for i in range(self.count):
+            if self.ids[i] != H_DROPPED:
+                writer.field(<bytes>self.items[2 * i], <bytes>self.items[2 * i + 1])
+        return writer.take()
+
+    def __contains__(self, name):
+        return self.get(name) is not None
+
+    def __getitem__(self, name):
+        value = self.get(name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __iter__(self):
+        return iter(self.fields())
+
+    def __len__(self):
+        return len(self.fields())
+
+    def __repr__(self):
+        return f"Headers({self.fields()!r})"
+
+
+cdef class HeadWriter:
+    """A growable byte buffer for message heads. `field` refuses what could end a line early."""
+
+    def __dealloc__(self):
+        free(self.data)
+
+    cdef int reserve(self, Py_ssize_t more) except -1:
+        cdef Py_ssize_t wanted = self.size + more
+        cdef Py_ssize_t capacity
+        cdef char* data
+        if wanted <= self.capacity:
+            return 0
+        capacity = self.capacity * 2 if self.capacity else 2048
+        while capacity < wanted:
+            capacity *= 2
+        data = <char*>realloc(self.data, capacity)
+        if data == NULL:
+            raise MemoryError()
+        self.data = data
+        self.capacity = capacity
+        return 0
+
+    cdef int put(self, const char* data, Py_ssize_t n) except -1:
+        self.reserve(n)
+        memcpy(self.data + self.size, data, n)
+        self.size += n
+        return 0
+
+    cdef int put_bytes(self, bytes data) except -1:
+        return self.put(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+    cdef int put_decimal(self, unsigned long long value) except -1:
+        cdef char[20] digits
+        cdef int i = 20
+        while True:
+            i -= 1
+            digits[i] = 48 + value % 10
+            value //= 10
+            if value == 0:
+                break
+        return self.put(&digits[i], 20 - i)
+
+    cdef int put_hex(self, unsigned long long value) except -1:
+        cdef char[16] digits
+        cdef int i = 16
+        cdef int nibble
+        while True:
+            i -= 1
+            nibble = value & 15
+            digits[i] = 48 + nibble if nibble < 10 else 87 + nibble
+            value >>= 4
+            if value == 0:
+                break
+        return self.put(&digits[i], 16 - i)
+
+    cdef int field(self, bytes name, bytes value) except -1:
+        """Write one field line. ValueError, and nothing written, for a name or value that could break the line."""
+        if not name_valid(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)):
+            raise ValueError(f"header name: expected a token (RFC 9110 §5.6.2), got {name!r}")
+        if not value_valid(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)):
+            raise ValueError(f"header value: control characters are not allowed (RFC 9110 §5.5), got {value!r}")
+        return self.parsed_field(name, value)
+
+    cdef int parsed_field(self, bytes name, bytes value) except -1:
+        """Write one field line whose syntax a parser has already checked."""
+        cdef Py_ssize_t name_n = PyBytes_GET_SIZE(name)
+        cdef Py_ssize_t value_n = PyBytes_GET_SIZE(value)
+        cdef char* at
+        self.reserve(name_n + value_n + 4)
+        at = self.data + self.size
+        memcpy(at, PyBytes_AS_STRING(name), name_n)
+        at[name_n] = c":"
+        at[name_n + 1] = c" "
+        memcpy(at + name_n + 2, PyBytes_AS_STRING(value), value_n)
+        at[name_n + value_n + 2] = c"\r"
+        at[name_n + value_n + 3] = c"\n"
+        self.size += name_n + value_n + 4
+        return 0
+
+    cdef bytes take(self):
+        """What was written, and an empty buffer again."""
+        cdef bytes out = PyBytes_FromStringAndSize(self.data, self.size)
+        self.size = 0
+        return out

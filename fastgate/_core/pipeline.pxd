@@ -1,0 +1,49 @@
+"""Public C interface of fastgate._core.pipeline."""
+
+from libc.stdint cimport int64_t
+
+from fastgate._core.context cimport RequestContext
+from fastgate._core.headers cimport Headers
+
+cdef enum:
+    MAX_STEPS = 64
+
+cdef enum:
+    V_CONTINUE = 0
+    V_RESPOND = 1
+    V_SUSPEND = 2
+
+cdef class RequestHead:
+    cdef public object method
+    cdef public object target
+    cdef readonly Headers headers
+    cdef public object body
+
+cdef class ResponseHead:
+    cdef public int status
+    cdef readonly Headers headers
+    cdef public object body
+
+cdef class Plugin:
+    cdef public str name
+    cdef public bint enforce
+    cdef public int place
+    cdef public int64_t request_body_bytes
+    cdef public int64_t response_body_bytes
+    cdef bint compiled_decide
+    cdef int c_decide(self, RequestContext ctx) except -1
+
+cdef class Pipeline:
+    cdef readonly tuple plugins
+    cdef readonly tuple steps                   # decide and request, in listed order
+    cdef readonly tuple upstream_request
+    cdef readonly tuple upstream_response
+    cdef readonly tuple response
+    cdef readonly tuple request_chunk
+    cdef readonly tuple response_chunk
+    cdef readonly tuple log
+    cdef readonly int64_t request_body_bytes
+    cdef readonly int64_t response_body_bytes
+    cdef int steps_n
+    cdef unsigned char waits[MAX_STEPS]
+    cdef int decide(self, RequestContext ctx, int start, int* stopped_at) except -1
