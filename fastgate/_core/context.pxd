@@ -62,6 +62,7 @@ cdef class RequestContext:
     cdef bytes client
     cdef bint trusted
     cdef bytes request_id_bytes
+    cdef bytes forwarding             # ready forwarding fields, when the peer is not a trusted proxy
     # From the plan
     cdef readonly object route
     cdef int params_n
@@ -73,6 +74,7 @@ cdef class RequestContext:
     cdef Answer answer
     cdef list extra_response          # (name, value) pairs a hook asked to add to whatever answer goes out
     cdef list locals                  # one place per plugin that wants one
+    cdef bint body_replaced
     cdef readonly bytes body          # whole body, only on routes whose plugins asked for it
     # Times (ns, CLOCK_MONOTONIC) and sizes, for metrics and logs
     cdef readonly int64_t now_ns

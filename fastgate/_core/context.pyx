@@ -210,6 +210,13 @@ cdef class RequestContext:
             self.extra_response = []
         self.extra_response.append((checked.items[0], checked.items[1]))
 
+    def replace_body(self, bytes body not None):
+        """Send this body upstream in place of the one received, which must have been asked for whole (request_body_bytes)."""
+        if self.body is None:
+            raise RuntimeError("replace_body: the body was not buffered; set request_body_bytes")
+        self.body = body
+        self.body_replaced = True
+
     def remember(self, plugin, value):
         """Keep value for this plugin until the request is over."""
         cdef int place = plugin.place

@@ -1,0 +1,57 @@
+"""Public C interface of fastgate._core.plan."""
+
+from libc.stdint cimport int64_t
+
+from fastgate._core.context cimport Answer, RequestContext
+from fastgate._core.counters cimport Counters, route_counts_t
+from fastgate._core.edits cimport HeaderEdits, Rewrite, Template
+from fastgate._core.pipeline cimport Pipeline, Plugin
+from fastgate._core.router cimport Router
+
+cdef class RoutePlan:
+    cdef readonly str name
+    cdef readonly bytes name_bytes
+    cdef readonly bytes name_json
+    cdef readonly tuple param_names
+    cdef readonly object source                 # the config's bytes: equal bytes mean the plan may be kept
+    cdef readonly Pipeline pipeline
+    cdef readonly object upstream               # fastgate.upstream.pool.Upstream, or None for a local answer
+    cdef readonly object timeouts
+    cdef readonly int64_t max_body_bytes        # 0 = no limit
+    cdef readonly int64_t first_byte_ns
+    cdef readonly int64_t between_bytes_ns
+    cdef readonly int64_t total_ns
+    cdef bytes deadline_header
+    cdef readonly bint preserve_host
+    cdef readonly Rewrite rewrite
+    cdef readonly HeaderEdits request_edits
+    cdef readonly HeaderEdits response_edits
+    cdef unsigned int methods                   # bit per M_*; 0 = any
+    cdef frozenset rare_methods
+    cdef readonly tuple method_names
+    cdef tuple header_tests
+    cdef tuple query_tests
+    cdef route_counts_t* counts
+    cdef object _counters
+    cdef bint takes_method(self, RequestContext ctx) except -1
+    cdef bint takes_rest(self, RequestContext ctx) except -1
+
+cdef class Plan:
+    cdef readonly Router router
+    cdef readonly list routes
+    cdef readonly dict upstreams
+    cdef readonly object config
+    cdef readonly tuple plugins
+    cdef object trusted
+    cdef route_counts_t* unmatched
+    cdef object _counters
+    cdef RoutePlan match(self, RequestContext ctx)
+    cdef bytes allowed(self, RequestContext ctx)
+
+cdef class FixedResponse(Plugin):
+    cdef Answer answer
+
+cdef class Redirect(Plugin):
+    cdef Template location
+    cdef int status
+    cdef bint keep_query

@@ -1,0 +1,229 @@
+# cython: boundscheck=False
+"""The frozen plan: what the request path reads instead of the config.
+
+WHAT     `RoutePlan` is everything one route needs at run time, `Plan` the router over all of them. `FixedResponse` and `Redirect`
+         are the compiled gates behind `respond:` and `redirect:`.
+STATE    Immutable after freeze (fastgate/plan.py); replaced as a whole by one pointer swap. Counts live in shared memory.
+WHO      Built at freeze, read by the worker's loop.
+COST     A match is one router walk plus one mask test per candidate; header and query tests only where a route has them.
+SOURCES  RFC 9110 §15.5.6 (405 names what is allowed).
+"""
+
+import json
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+
+from fastgate._core.context cimport M_GET, M_HEAD, M_OTHER, Answer, RequestContext, method_number
+from fastgate._core.counters cimport Counters
+from fastgate._core.pipeline cimport V_RESPOND, Pipeline, Plugin
+from fastgate._core.router cimport Route, Router, match_t
+
+from urllib.parse import unquote_to_bytes
+
+__all__ = ["FixedResponse", "Plan", "Redirect", "RoutePlan"]
+
+
+cdef class RoutePlan:
+    """One route, frozen."""
+
+    def __init__(self, str name, *, Pipeline pipeline not None, Counters counters, int slot, source=None, param_names=(), upstream=None,
+                 timeouts=None, max_body_bytes=0, preserve_host=False, rewrite=None, request_edits=None, response_edits=None,
+                 methods=(), header_tests=(), query_tests=()):
+        self.name = name
+        self.name_bytes = name.encode()
+        self.name_json = json.dumps(name).encode()
+        self.source = source
+        self.pipeline = pipeline
+        self.param_names = tuple(param_names)
+        self.upstream = upstream
+        self.timeouts = timeouts
+        self.max_body_bytes = max_body_bytes
+        if timeouts is not None:
+            self.first_byte_ns = timeouts.first_byte_ns
+            self.between_bytes_ns = timeouts.between_bytes_ns
+            self.total_ns = timeouts.total_ns
+            self.deadline_header = timeouts.deadline_header.encode() if timeouts.deadline_header else None
+        self.preserve_host = preserve_host
+        self.rewrite = rewrite
+        self.request_edits = request_edits
+        self.response_edits = response_edits
+        self.header_tests = tuple(header_tests)     # (lower-case name, predicate on bytes)
+        self.query_tests = tuple(query_tests)
+        rare = []
+        names = list(methods)
+        for method in methods:
+            raw = method.encode()
+            number = method_number(raw, len(raw))
+            if number >= M_OTHER:
+                rare.append(raw)
+                self.methods |= 1 << M_OTHER
+            else:
+                self.methods |= 1 << number
+                if number == M_GET:
+                    self.methods |= 1 << M_HEAD
+                    if "HEAD" not in names:
+                        names.insert(names.index("GET") + 1, "HEAD")
+        self.rare_methods = frozenset(rare)
+        self.method_names = tuple(names)
+        if counters is not None:
+            self._counters = counters
+            self.counts = counters.route(slot, counters.series(self.name_bytes, True))
+
+    cdef bint takes_method(self, RequestContext ctx) except -1:
+        if self.methods == 0:
+            return True
+        if not self.methods & (1 << ctx.method_id):
+            return False
+        return ctx.method_id != M_OTHER or ctx.method_bytes in self.rare_methods
+
+    cdef bint takes_rest(self, RequestContext ctx) except -1:
+        """True if the header and query tests pass."""
+        cdef bytes name, value
+        for name, test in self.header_tests:
+            value = ctx.headers.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+            if value is None or not test(value):
+                return False
+        if self.query_tests:
+            pairs = query_pairs(ctx.query_bytes)
+            for name, test in self.query_tests:
+                if not any(key == name and test(value) for key, value in pairs):
+                    return False
+        return True
+
+    def __repr__(self):
+        return f"RoutePlan({self.name!r})"
+
+
+cdef list query_pairs(bytes query):
+    """The parameters of a query, decoded as forms are (WHATWG URL §5.1), at most 256 of them."""
+    cdef list out = []
+    if query is None:
+        return out
+    for part in query.split(b"&", 256)[:256]:
+        name, _, value = part.partition(b"=")
+        out.append((unquote_to_bytes(name.replace(b"+", b" ")), unquote_to_bytes(value.replace(b"+", b" "))))
+    return out
+
+
+cdef struct match_state_t:
+    void* ctx
+    bint failed           # an accept raised: no candidate is taken
+
+cdef bint accept(void* arg, Route route) noexcept:
+    cdef match_state_t* state = <match_state_t*>arg
+    cdef RequestContext ctx = <RequestContext>state.ctx
+    cdef RoutePlan plan = <RoutePlan>route.value
+    try:
+        return plan.takes_method(ctx) and plan.takes_rest(ctx)
+    except Exception:
+        state.failed = True
+        return False
+
+cdef struct allow_state_t:
+    void* ctx
+    void* names           # set of str
+
+cdef bint collect(void* arg, Route route) noexcept:
+    cdef allow_state_t* state = <allow_state_t*>arg
+    cdef RequestContext ctx = <RequestContext>state.ctx
+    cdef RoutePlan plan = <RoutePlan>route.value
+    try:
+        if not plan.takes_method(ctx) and plan.takes_rest(ctx):
+            (<set>state.names).update(plan.method_names)
+    except Exception:
+        pass              # a predicate that fails allows nothing
+    return False
+
+
+cdef class Plan:
+    """All routes of a config, frozen."""
+
+    def __init__(self, Router router not None, routes, upstreams, config, plugins, trusted, Counters counters, int slot):
+        self.router = router
+        self.routes = list(routes)
+        self.upstreams = dict(upstreams)
+        self.config = config
+        self.plugins = tuple(plugins)
+        self.trusted = trusted
+        if counters is not None:
+            self._counters = counters
+            self.unmatched = counters.route(slot, 0)
+
+    cdef RoutePlan match(self, RequestContext ctx):
+        """The route of a request, with its parameters set in ctx; None when there is none."""
+        cdef match_t found
+        cdef match_state_t state
+        cdef Route route
+        cdef int i
+        state.ctx = <void*>ctx
+        state.failed = False
+        route = self.router.find(PyBytes_AS_STRING(ctx.host_bytes), PyBytes_GET_SIZE(ctx.host_bytes),
+                                 PyBytes_AS_STRING(ctx.path_bytes), PyBytes_GET_SIZE(ctx.path_bytes),
+                                 accept, <void*>&state, &found)
+        if route is None:
+            return None
+        ctx.params_n = found.params_n
+        for i in range(found.params_n):
+            ctx.param_start[i] = <int>found.params[i].start
+            ctx.param_size[i] = <int>found.params[i].size
+        ctx.route = route.value
+        return <RoutePlan>route.value
+
+    cdef bytes allowed(self, RequestContext ctx):
+        """The value of Allow: the methods that would have matched; None when nothing matches with any method."""
+        cdef match_t found
+        cdef allow_state_t state
+        cdef set names = set()
+        state.ctx = <void*>ctx
+        state.names = <void*>names
+        self.router.find(PyBytes_AS_STRING(ctx.host_bytes), PyBytes_GET_SIZE(ctx.host_bytes),
+                         PyBytes_AS_STRING(ctx.path_bytes), PyBytes_GET_SIZE(ctx.path_bytes), collect, <void*>&state, &found)
+        if not names:
+            return None
+        return ", ".join(sorted(names)).encode()
+
+    async def start(self):
+        """Start the plugins this plan made. When one fails, those already started are closed and the error is raised."""
+        started = []
+        for plugin in self.plugins:
+            try:
+                await plugin.start()
+            except BaseException:
+                for each in [*started, plugin]:
+                    await each.close()
+                raise
+            started.append(plugin)
+
+    def __repr__(self):
+        return f"Plan({len(self.routes)} routes)"
+
+
+cdef class FixedResponse(Plugin):
+    """The gate behind `respond:`."""
+
+    def __init__(self, Answer answer not None):
+        self.compiled_decide = True
+        self.name = "respond"
+        self.answer = answer
+
+    cdef int c_decide(self, RequestContext ctx) except -1:
+        ctx.answer = self.answer
+        return V_RESPOND
+
+
+cdef class Redirect(Plugin):
+    """The gate behind `redirect:`."""
+
+    def __init__(self, Template location not None, int status, bint keep_query):
+        self.compiled_decide = True
+        self.name = "redirect"
+        self.location = location
+        self.status = status
+        self.keep_query = keep_query
+
+    cdef int c_decide(self, RequestContext ctx) except -1:
+        cdef bytes location = self.location.render(ctx)
+        if self.keep_query and ctx.query_bytes and b"?" not in location:
+            location = location + b"?" + ctx.query_bytes
+        ctx.answer = Answer(self.status, b"", [("Location", location)])
+        return V_RESPOND

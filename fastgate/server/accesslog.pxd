@@ -1,0 +1,27 @@
+"""C interface of fastgate.server.accesslog."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from fastgate._core.context cimport RequestContext
+from fastgate._core.counters cimport Counters, worker_counts_t
+from fastgate._core.headers cimport HeadWriter
+
+cdef class AccessLog:
+    cdef readonly str output
+    cdef readonly str format
+    cdef int fd
+    cdef bint is_pipe
+    cdef bint json
+    cdef bint off
+    cdef HeadWriter lines
+    cdef int64_t second
+    cdef bytes second_text
+    cdef object counters
+    cdef worker_counts_t* counts
+    cdef int record(self, RequestContext ctx) except -1
+    cdef int _json(self, RequestContext ctx, int64_t now_ns) except -1
+    cdef int _common(self, RequestContext ctx, int64_t now_ns) except -1
+    cdef int _text(self, bytes value) except -1
+    cdef int _milliseconds(self, int64_t ns) except -1
+    cpdef int flush(self) except -1
+    cdef int _drop(self, Py_ssize_t start) except -1

@@ -1,0 +1,1132 @@
+# cython: boundscheck=False
+"""HTTP/1.1 to clients: bytes to requests, answers to bytes.
+
+WHAT     `ClientConnection` is the asyncio protocol of one client connection. httptools parses; this file adds the checks llhttp leaves
+         to its user (Host, Transfer-Encoding, version, sizes, edges of values), keeps pipelined requests in order, frames answers,
+         and ends connections so that no answer is lost (lingering close) and none that was cut looks whole.
+         `DataPlane` is what a worker holds: the plan, the connections, the wheel.
+STATE    parsing: the request whose bytes arrive; queue: requests parsed behind the one being answered (at most one read's worth, for
+         the client is then not read); exchange: the one being answered.
+WHO      The worker's loop.
+COST     Idle, a connection holds this object, its parser and its transport: about 2 kB, and no buffer.
+SOURCES  RFC 9112 (messages), §9.3.2 (pipelining), §9.6 (lingering close); RFC 9110 §7.2 (Host), §10.1.1 (Expect);
+         RFC 6455 §5.2 (WebSocket frames, tracked only to find where a close frame may be put).
+"""
+
+import logging
+import socket
+import struct
+from collections import deque
+
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserInvalidMethodError,
+    HttpParserInvalidURLError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+)
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memchr, memcmp
+
+from fastgate._core.atomic cimport atomic_add_relaxed_u64
+from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.context cimport (
+    M_CONNECT,
+    M_HEAD,
+    M_UNKNOWN,
+    Answer,
+    Reason,
+    RequestContext,
+    method_number,
+)
+from fastgate._core.counters cimport Counters
+from fastgate._core.headers cimport (
+    H_CONNECTION,
+    H_CONTENT_LENGTH,
+    H_DATE,
+    H_DROPPED,
+    H_EXPECT,
+    H_HOST,
+    H_OTHER,
+    H_TRANSFER_ENCODING,
+    H_UPGRADE,
+    H_X_FORWARDED_FOR,
+    H_X_REQUEST_ID,
+    MAX_FIELDS,
+    Headers,
+    HeadWriter,
+    has_token,
+    header_id,
+    name_equal,
+)
+from fastgate._core.plan cimport Plan
+from fastgate.server.accesslog cimport AccessLog
+from fastgate.server.exchange cimport LENGTH_NONE, LENGTH_UNKNOWN, X_FINISHED, ClientStream, Exchange, Plane
+from fastgate.server.heads cimport forwarding_fields, write_response_fields, write_status_line
+from fastgate.server.target cimport T_ASTERISK, T_OK, host_of, parse_target
+
+from fastgate.errors import REASONS
+from fastgate.server.proxy_protocol import parse as parse_proxy_header
+
+__all__ = ["ClientConnection", "DataPlane"]
+
+log = logging.getLogger("fastgate")
+
+cdef enum:
+    WRITE_HIGH_BYTES = 65536              # asyncio's default: more unsent and the upstream is not read
+    # Unsent bytes the kernel takes for one client. Linux would grow its send buffer to 4 MB for a slow reader, all of it read
+    # ahead of the client; 128 kB keeps a 10 Gbit/s client with 100 us of latency busy.
+    NOTSENT_LOWAT_BYTES = 131072
+    # What is read and thrown away of a request body after the answer, to keep the connection (a small rest) or to let the
+    # client read the answer before a reset can reach it (RFC 9112 §9.6).
+    SMALL_REST_BYTES = 65536
+    LINGER_BYTES = 1048576
+    CHUNK_OVERHEAD_BYTES = 16384          # chunk extensions and trailers with no body byte in between
+
+cdef int64_t LINGER_NS = 2_000_000_000
+cdef int64_t TICK_S_INV = 50
+
+cdef Reason BAD_REQUEST_LINE = REASONS["bad_request_line"]
+cdef Reason BAD_HEADER = REASONS["bad_header"]
+cdef Reason BAD_FRAMING = REASONS["bad_framing"]
+cdef Reason BAD_HOST = REASONS["bad_host"]
+cdef Reason BAD_TARGET = REASONS["bad_target"]
+cdef Reason BAD_PROXY_HEADER = REASONS["bad_proxy_header"]
+cdef Reason UNKNOWN_METHOD = REASONS["unknown_method"]
+cdef Reason VERSION_NOT_SUPPORTED = REASONS["version_not_supported"]
+cdef Reason TARGET_TOO_LONG = REASONS["target_too_long"]
+cdef Reason HEADER_TOO_LARGE = REASONS["header_too_large"]
+cdef Reason EXPECTATION_FAILED = REASONS["expectation_failed"]
+cdef Reason HEADER_TIMEOUT = REASONS["header_timeout"]
+cdef Reason CLIENT_CLOSED = REASONS["client_closed"]
+cdef Reason OVERLOADED = REASONS["overloaded"]
+
+cdef object TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+cdef Answer ASTERISK_ANSWER = Answer(200, b"", [("Allow", "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS, TRACE")])
+
+
+class _Refused(Exception):
+    """Raised inside a parser callback to stop the parse: the request is refused."""
+
+
+cdef class DataPlane(Plane):
+    """One worker's data plane: the plan in force and every client connection."""
+
+    def __init__(self, loop, Counters counters not None, int slot, AccessLog access_log=None):
+        Plane.__init__(self, loop, counters, slot, access_log if access_log is not None else AccessLog("off", "json", counters, slot))
+        self.connections = set()
+        self.ticker = loop.call_later(0.02, self._tick)
+
+    def _tick(self):
+        self.ticker = self.loop.call_later(0.02, self._tick)
+        self.ticks += 1
+        atomic_add_relaxed_u64(&self.counts.loop_ticks, 1)
+        try:
+            self.wheel.turn(monotonic_ns())
+            if self.ticks % 10 == 0:
+                self.log.flush()
+        except Exception:
+            log.exception("while turning the timer wheel")
+
+    def install(self, Plan plan not None):
+        """Put a plan in force. Requests under way end with the plan they began with; upstreams that only the old plan used close
+        what is idle and drain."""
+        cdef Plan old = self.plan
+        server = plan.config.server
+        self.max_header_bytes = server.max_header_bytes
+        self.max_headers = min(server.max_headers, MAX_FIELDS)
+        self.max_target_bytes = server.max_target_bytes
+        self.header_timeout_ns = server.header_timeout_ns
+        self.body_timeout_ns = server.body_timeout_ns
+        self.idle_timeout_ns = server.idle_timeout_ns
+        self.max_connections = server.max_connections
+        self.max_requests = server.max_requests_per_connection
+        self.half_close_allowed = server.client_half_close == "allow"
+        if (self.log.output, self.log.format) != (plan.config.access_log.output, plan.config.access_log.format):
+            fresh = AccessLog(plan.config.access_log.output, plan.config.access_log.format, self.counters, self.slot)
+            self.log.close()
+            self.log = fresh
+        self.plan = plan
+        if old is None:
+            return
+        kept = set(map(id, plan.upstreams.values()))
+        for upstream in old.upstreams.values():
+            if id(upstream) not in kept:
+                upstream.retire()
+        kept = set(map(id, plan.plugins))
+        for plugin in old.plugins:
+            if id(plugin) not in kept:
+                self.loop.create_task(self._close_plugin(plugin))
+
+    async def _close_plugin(self, plugin):
+        """Close a plugin once no request of its plan is left, or after a minute."""
+        import asyncio
+
+        for _ in range(600):
+            if all((<ClientConnection>c).exchange is None or plugin not in (<ClientConnection>c).exchange.plan.plugins
+                   for c in list(self.connections)):
+                break
+            await asyncio.sleep(0.1)
+        try:
+            await plugin.close()
+        except Exception:
+            log.exception("plugin %s failed in close", plugin.name)
+
+    def connection(self, listener):
+        """The protocol for a new connection on a listener (its config)."""
+        cdef ClientConnection connection = ClientConnection.__new__(ClientConnection)
+        connection.plane = self
+        connection.scheme = "https" if listener.tls is not None else "http"
+        connection.takes_proxy_header = listener.proxy_protocol
+        return connection
+
+    @property
+    def open_connections(self):
+        """Client connections open now."""
+        return len(self.connections)
+
+    @property
+    def active_requests(self):
+        """Requests being answered now, tunnels included."""
+        return sum(1 for c in self.connections if (<ClientConnection>c).exchange is not None)
+
+    def begin_drain(self, close_tunnels=True):
+        """Take no further request on connections that are idle, and none after the current one on the others. Tunnels are closed
+        (WebSockets with 1001) unless close_tunnels is False: then they go on until `abort`."""
+        self.draining = True
+        for connection in list(self.connections):
+            (<ClientConnection>connection)._begin_drain(close_tunnels)
+
+    def abort(self):
+        """The drain time is over: close tunnels, cut what is left."""
+        for connection in list(self.connections):
+            if (<ClientConnection>connection).tunnel:
+                (<ClientConnection>connection)._close_websocket()
+            (<ClientConnection>connection).cut()
+
+    def close(self):
+        """Stop the ticker and write out the log."""
+        self.ticker.cancel()
+        self.log.close()
+
+
+cdef class ClientConnection(ClientStream):
+    """One HTTP/1.1 client connection. Made by DataPlane.connection."""
+
+    # asyncio protocol
+
+    def connection_made(self, transport):
+        cdef DataPlane plane = self.plane
+        self.transport = transport
+        self.client_writable = True
+        atomic_add_relaxed_u64(&plane.counts.connections_total, 1)
+        atomic_add_relaxed_u64(&plane.counts.connections_open, 1)
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+        name = transport.get_extra_info("peername")
+        self._set_peer(name[0] if isinstance(name, tuple) and name else "")
+        self.parser = HttpRequestParser(self)
+        plane.connections.add(self)
+        if len(plane.connections) > plane.max_connections:
+            atomic_add_relaxed_u64(&plane.counts.connections_refused, 1)
+            transport.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+                            b"Connection: close\r\nRetry-After: 1\r\n\r\n%s" % (len(OVERLOADED_BODY), OVERLOADED_BODY))
+            self._linger()
+            return
+        plane.wheel.arm(self, monotonic_ns() + plane.idle_timeout_ns)
+
+    def _set_peer(self, str address):
+        address = address.partition("%")[0]             # an IPv6 zone says nothing beyond this host
+        if address.startswith("::ffff:") and "." in address:
+            address = address[7:]
+        self.peer = address.encode("latin-1")
+        trusted = self.plane.plan.trusted
+        self.trusted = trusted is not None and address != "" and address in trusted
+
+    def data_received(self, bytes data):
+        cdef int64_t now_ns = monotonic_ns()
+        cdef Exchange exchange
+        try:
+            if self.tunnel:
+                self.exchange.tunnel_received(data)
+                return
+            if self.lingering:
+                self.linger_bytes += PyBytes_GET_SIZE(data)
+                if self.linger_bytes > LINGER_BYTES:
+                    self.cut()
+                return
+            if self.takes_proxy_header:
+                data = self._proxy_header(data)
+                if not data:
+                    return
+            if self.paused & PAUSED_UPGRADE:
+                self.upgrade_rest = data if self.upgrade_rest is None else self.upgrade_rest + data
+                return
+            self._feed(data, now_ns)
+        except Exception:
+            log.exception("while reading from client %s", self.peer.decode("latin-1"))
+            self.cut()
+
+    cdef int _feed(self, bytes data, int64_t now_ns) except -1:
+        """Parse one read, then let the exchanges go on."""
+        cdef const char* newline
+        cdef const char* start = PyBytes_AS_STRING(data)
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
+        cdef Exchange receiving = self.parsing
+        if receiving is None:
+            # At the start of a request the version is read off the line itself: asking the parser costs a string.
+            newline = <const char*>memchr(start, c"\n", n)
+            self.line_is_http11 = newline != NULL and newline - start > 13 and memcmp(newline - 10, b" HTTP/1.1\r", 10) == 0
+        else:
+            receiving.ctx.now_ns = now_ns
+        if self.in_head:
+            self.head_bytes += n
+        self.chunk_overhead += n
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            self._upgraded(data[upgrade.args[0]:])
+        except HttpParserCallbackError as error:
+            if not isinstance(error.__context__, _Refused):
+                raise
+        except HttpParserError as error:
+            self._parser_error(error)
+        if self.closed:
+            return 0
+        if self.in_head and not self.close_after:
+            if self.head_bytes == 0:
+                self.head_bytes = n
+                self.parsing.ctx.started_ns = now_ns
+                if self.exchange is None:
+                    self.plane.wheel.arm(self, now_ns + self.plane.header_timeout_ns)
+            if self.target is not None and PyBytes_GET_SIZE(self.target) > self.plane.max_target_bytes:
+                self._refuse_early(TARGET_TOO_LONG)
+            elif self.head_bytes > self.plane.max_header_bytes + self.plane.max_target_bytes:
+                self._refuse_early(HEADER_TOO_LARGE if self.parsing.ctx.headers.count else TARGET_TOO_LONG)
+        elif self.in_body and self.chunk_overhead > CHUNK_OVERHEAD_BYTES and self.parsing.ctx.content_length < 0 \
+                and not self.close_after:
+            self.close_after = True
+            if self.parsing is self.exchange:
+                self.exchange._fail(BAD_FRAMING)
+            else:
+                self.parsing.early = BAD_FRAMING
+        if receiving is not None and receiving is self.exchange:
+            receiving.body_read_done()
+        if self.exchange is None or self.queue:
+            self._advance()
+        elif self.exchange is not None and receiving is not self.exchange and self.exchange is self.parsing:
+            self.exchange.body_read_done()
+        return 0
+
+    cdef int _parser_error(self, object error) except -1:
+        """Malformed bytes: refuse the request they belong to."""
+        cdef Reason reason
+        cdef Exchange parsing = self.parsing
+        message = str(error)
+        if parsing is None or self.close_after:
+            # Bytes behind a request that said `Connection: close` are not a request (RFC 9112 §9.6).
+            self.close_after = True
+            return 0
+        if isinstance(error, HttpParserInvalidMethodError):
+            reason = UNKNOWN_METHOD
+        elif isinstance(error, HttpParserInvalidURLError):
+            reason = BAD_TARGET
+        elif "version" in message.lower() and "after version" not in message:
+            reason = VERSION_NOT_SUPPORTED
+        elif "PRI" in message:
+            reason = VERSION_NOT_SUPPORTED
+        elif not self.in_head:
+            reason = BAD_FRAMING
+        elif "Content-Length" in message or "Transfer-Encoding" in message:
+            reason = BAD_FRAMING
+        elif self.target is None or "HTTP/" in message or "version" in message:
+            reason = BAD_REQUEST_LINE
+        elif parsing.ctx.headers.count == 0 and "method" in message.lower():
+            reason = UNKNOWN_METHOD
+        else:
+            reason = BAD_HEADER
+        if self.in_body:
+            self.close_after = True
+            if parsing is self.exchange:
+                parsing._fail(reason)
+            else:
+                parsing.early = reason
+            return 0
+        return self._refuse_early(reason)
+
+    cdef int _refuse_early(self, Reason reason) except -1:
+        """Refuse the request being parsed, in its turn, and take no further one."""
+        cdef Exchange parsing = self.parsing
+        cdef RequestContext ctx = parsing.ctx
+        self.close_after = True
+        self.in_head = False
+        parsing.early = reason
+        if ctx.method_bytes is None:
+            ctx.method_bytes = b"-"
+        if ctx.target is None:
+            ctx.target = self.target if self.target is not None else b"-"
+        if ctx.authority is None:
+            ctx.authority = b""
+        if ctx.path_bytes is None:
+            ctx.path_bytes = b""
+        ctx.host_bytes = b""
+        ctx.keep_alive = False
+        if ctx.request_id_bytes is None:
+            self._set_client(ctx)
+        if parsing is not self.exchange and (not self.queue or self.queue[-1] is not parsing):
+            self._enqueue(parsing)
+        return 0
+
+    def _enqueue(self, Exchange exchange):
+        if self.queue is None:
+            self.queue = []
+        self.queue.append(exchange)
+
+    cdef int _upgraded(self, bytes rest) except -1:
+        """llhttp stopped behind a request with Upgrade (or CONNECT)."""
+        cdef Exchange parsing = self.queue[-1] if self.queue else self.exchange
+        cdef RequestContext ctx
+        self.parser = HttpRequestParser(self)
+        if parsing is None or parsing.ctx.method_id == M_CONNECT or self.close_after:
+            self.close_after = True
+            return 0
+        ctx = parsing.ctx
+        if ctx.upgrade:
+            if rest:
+                self.upgrade_rest = rest
+            self._pause(PAUSED_UPGRADE)
+            return 0
+        if ctx.has_body:
+            # httptools skips the body of such a request; the upgrade is ignored (RFC 9110 §7.8 allows it) and the body framed
+            # by a new parser that is told the framing alone.
+            self.parsing = None
+            self.skipping = parsing
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + (b"Content-Length: %d\r\n\r\n" % ctx.content_length
+                                                             if ctx.content_length >= 0 else b"Transfer-Encoding: chunked\r\n\r\n"))
+        if rest:
+            self._feed(rest, ctx.now_ns)
+        return 0
+
+    cdef int _advance(self) except -1:
+        """Start the next request in the queue, and the next, as long as they are answered at once."""
+        cdef Exchange exchange
+        if self.advancing or self.closed:
+            return 0
+        self.advancing = True
+        try:
+            while self.exchange is None and self.queue and not self.closed and not self.lingering:
+                exchange = <Exchange>self.queue.pop(0)
+                self.exchange = exchange
+                exchange.plan = self.plane.plan
+                exchange.body_timeout_ns = self.plane.body_timeout_ns
+                if exchange.ctx.now_ns < exchange.ctx.started_ns:
+                    exchange.ctx.now_ns = exchange.ctx.started_ns
+                try:
+                    if exchange.early is not None:
+                        exchange.counts = self.plane.plan.unmatched
+                        atomic_add_relaxed_u64(&self.plane.counts.requests_active, 1)
+                        exchange.refuse(exchange.early)
+                    elif exchange.ctx.path_bytes == b"*":
+                        exchange.counts = self.plane.plan.unmatched
+                        atomic_add_relaxed_u64(&self.plane.counts.requests_active, 1)
+                        exchange.ctx.answer = ASTERISK_ANSWER
+                        exchange._reply()
+                    else:
+                        exchange.start()
+                        if exchange.state != X_FINISHED:
+                            exchange.body_read_done()
+                except Exception:
+                    log.exception("while handling request %s", exchange.ctx.request_id)
+                    if exchange.state != X_FINISHED:
+                        exchange._fail(REASONS["internal_error"])
+        finally:
+            self.advancing = False
+        if self.closed or self.lingering:
+            return 0
+        if self.exchange is not None:
+            if self.queue:
+                self._pause(PAUSED_QUEUE)
+            return 0
+        self._resume(PAUSED_QUEUE)
+        if self.close_after or self.half_closed:
+            return self._close()
+        return self._idle(monotonic_ns())
+
+    cdef int _idle(self, int64_t now_ns) except -1:
+        """No request is being answered: wait for the next one, or for the rest of one."""
+        if self.parsing is not None:
+            if self.in_head:
+                self.plane.wheel.arm(self, now_ns + self.plane.header_timeout_ns)
+            else:
+                self.plane.wheel.arm(self, now_ns + self.plane.body_timeout_ns)     # the rest of an answered request's body
+        else:
+            self.plane.wheel.arm(self, now_ns + self.plane.idle_timeout_ns)
+        return 0
+
+    def eof_received(self):
+        if self.tunnel:
+            self.exchange.tunnel_client_eof()
+            return self.transport.can_write_eof()
+        if self.lingering:
+            return False
+        self.half_closed = True
+        if self.exchange is None and not self.queue:
+            return False
+        if self.plane.half_close_allowed and (self.parsing is None or self.close_after) and self.transport.can_write_eof():
+            return True
+        return False
+
+    def connection_lost(self, exc):
+        cdef DataPlane plane = self.plane
+        cdef Exchange exchange = self.exchange
+        self.closed = True
+        self.parser = None                              # holds bound methods of this object: a cycle
+        self.queue = None
+        self.parsing = None
+        self.skipping = None
+        self.out = None
+        plane.wheel.cancel(self)
+        plane.connections.discard(self)
+        atomic_add_relaxed_u64(&plane.counts.connections_open, <uint64_t>-1)
+        if exchange is not None:
+            try:
+                exchange.client_gone()
+            except Exception:
+                log.exception("while giving up request %s", exchange.ctx.request_id)
+        self.exchange = None
+        self.transport = None
+
+    def pause_writing(self):
+        self.client_writable = False
+        if self.exchange is not None:
+            self.exchange.ctx.now_ns = monotonic_ns()
+            self.exchange.client_drained(False)
+
+    def resume_writing(self):
+        self.client_writable = True
+        if self.exchange is not None:
+            self.exchange.ctx.now_ns = monotonic_ns()
+            self.exchange.client_drained(True)
+
+    cdef int expired(self, int64_t now_ns) except -1:
+        """The deadline on the wheel is over."""
+        if self.closed:
+            return 0
+        try:
+            if self.exchange is not None:
+                self.exchange.deadline_passed(now_ns)
+            elif self.lingering:
+                self.cut()
+            elif self.in_head and self.parsing is not None:
+                self.parsing.ctx.now_ns = now_ns
+                self._refuse_early(HEADER_TIMEOUT)
+                self._advance()
+            elif self.parsing is not None:
+                self.cut()
+            else:
+                self._close()
+        except Exception:
+            log.exception("while a deadline of client %s passed", self.peer.decode("latin-1"))
+            self.cut()
+        return 0
+
+    # httptools callbacks
+
+    def on_message_begin(self):
+        cdef Exchange exchange
+        cdef RequestContext ctx
+        if self.skipping is not None:
+            return
+        if self.close_after:
+            raise _Refused()
+        ctx = RequestContext.__new__(RequestContext)
+        exchange = Exchange.__new__(Exchange)
+        exchange.plane = self.plane
+        exchange.client = self
+        exchange.ctx = ctx
+        ctx.version_minor = 1 if self.line_is_http11 else -1
+        ctx.scheme = self.scheme
+        ctx.peer = self.peer
+        self.line_is_http11 = False
+        self.parsing = exchange
+        self.in_head = True
+        self.in_body = False
+        self.head_bytes = 0
+        self.target = None
+        self.saw_transfer_encoding = False
+        self.trailers = None
+
+    def on_url(self, bytes url):
+        if self.skipping is not None:
+            return
+        self.target = url if self.target is None else self.target + url
+        if PyBytes_GET_SIZE(self.target) > self.plane.max_target_bytes:
+            self._refuse_early(TARGET_TOO_LONG)
+            raise _Refused()
+
+    def on_header(self, bytes name, bytes value):
+        cdef RequestContext ctx
+        cdef Headers headers
+        cdef int known
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(value)
+        cdef const char* v = PyBytes_AS_STRING(value)
+        cdef Reason reason = None
+        if self.skipping is not None and not self.in_body:
+            return
+        ctx = self.parsing.ctx
+        if n:
+            if v[n - 1] == c" " or v[n - 1] == c"\t":
+                value = value.rstrip(b" \t")
+                n = PyBytes_GET_SIZE(value)
+                v = PyBytes_AS_STRING(value)
+            # Some parsers trim these as white space and then see another value than we did.
+            if n and (<unsigned char>v[0] >= 0x80 or <unsigned char>v[n - 1] >= 0x80):
+                reason = BAD_HEADER
+        known = header_id(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        if self.in_body:
+            if reason is None and known <= H_HOST and known != H_OTHER:
+                reason = BAD_FRAMING                    # framing or routing in a trailer (RFC 9110 §6.5.1)
+            if self.trailers is None:
+                self.trailers = Headers.__new__(Headers)
+            self.trailers.append(name, value, known)
+            if reason is not None or self.trailers.count > self.plane.max_headers:
+                self.close_after = True
+                if self.parsing is self.exchange:
+                    self.exchange._fail(reason if reason is not None else HEADER_TOO_LARGE)
+                else:
+                    self.parsing.early = reason if reason is not None else HEADER_TOO_LARGE
+                raise _Refused()
+            return
+        headers = ctx.headers
+        if known == H_HOST:
+            if ctx.authority is not None:
+                reason = BAD_HOST
+            ctx.authority = value
+        elif known == H_CONTENT_LENGTH:
+            if ctx.content_length >= 0 or self.saw_transfer_encoding or n > 18:
+                reason = BAD_FRAMING
+            else:
+                ctx.content_length = int(value)
+                ctx.has_body = ctx.content_length > 0
+        elif known == H_TRANSFER_ENCODING:
+            if self.saw_transfer_encoding or ctx.content_length >= 0 or n != 7 or not name_equal(v, b"chunked", 7):
+                reason = BAD_FRAMING
+            self.saw_transfer_encoding = True
+            ctx.has_body = True
+        if reason is None and (headers.count >= self.plane.max_headers or not headers.append(name, value, known)):
+            reason = HEADER_TOO_LARGE
+        if reason is not None:
+            self._refuse_early(reason)
+            raise _Refused()
+
+    def on_headers_complete(self):
+        cdef Exchange exchange
+        cdef RequestContext ctx
+        cdef Reason reason
+        if self.skipping is not None:
+            self.parsing = self.skipping
+            self.in_body = True
+            return
+        exchange = self.parsing
+        ctx = exchange.ctx
+        self.in_head = False
+        self.in_body = True
+        self.chunk_overhead = 0
+        if ctx.now_ns == 0:
+            ctx.now_ns = monotonic_ns()
+        if ctx.started_ns == 0:
+            ctx.started_ns = ctx.now_ns
+        reason = self._check_head(ctx)
+        if reason is not None:
+            self.in_body = False
+            self._refuse_early(reason)
+            raise _Refused()
+        self._enqueue(exchange)
+
+    def on_body(self, bytes chunk):
+        self.chunk_overhead = 0
+        self.parsing.body_chunk(chunk)
+
+    def on_message_complete(self):
+        cdef Exchange exchange = self.parsing
+        self.parsing = None
+        self.skipping = None
+        self.in_body = False
+        if exchange is None:
+            return
+        exchange.body_end(self.trailers)
+        self.trailers = None
+        if not exchange.ctx.keep_alive:
+            self.close_after = True
+
+    cdef Reason _check_head(self, RequestContext ctx):
+        """Everything about a head that must hold before it is a request. The reason to refuse it, or None."""
+        cdef Headers headers = ctx.headers
+        cdef bytes value, host
+        cdef int i, known, outcome
+        cdef Py_ssize_t n
+        cdef const char* v
+        cdef bint listed = False
+        cdef bint wants_upgrade = False
+        cdef int64_t size = 0
+        ctx.method_bytes = self.parser.get_method()
+        ctx.method_id = method_number(PyBytes_AS_STRING(ctx.method_bytes), PyBytes_GET_SIZE(ctx.method_bytes))
+        if ctx.version_minor < 0:
+            version = self.parser.get_http_version()
+            if version == "1.1":
+                ctx.version_minor = 1
+            elif version == "1.0":
+                ctx.version_minor = 0
+            else:
+                ctx.version_minor = 1
+                return VERSION_NOT_SUPPORTED
+        ctx.keep_alive = ctx.version_minor == 1
+        if ctx.method_id == M_UNKNOWN or ctx.method_id == M_CONNECT:
+            return UNKNOWN_METHOD
+        for i in range(headers.count):
+            size += PyBytes_GET_SIZE(<bytes>headers.items[2 * i]) + PyBytes_GET_SIZE(<bytes>headers.items[2 * i + 1]) + 4
+            known = headers.ids[i]
+            if known == H_OTHER or known > H_EXPECT:
+                continue
+            value = <bytes>headers.items[2 * i + 1]
+            n = PyBytes_GET_SIZE(value)
+            v = PyBytes_AS_STRING(value)
+            if known == H_CONNECTION:
+                if n == 10 and name_equal(v, b"keep-alive", 10):
+                    ctx.keep_alive = True
+                    continue
+                if has_token(v, n, b"close", 5):
+                    ctx.keep_alive = False
+                elif ctx.version_minor == 0 and has_token(v, n, b"keep-alive", 10):
+                    ctx.keep_alive = True
+                if has_token(v, n, b"upgrade", 7):
+                    wants_upgrade = True
+                listed = True
+            elif known == H_EXPECT:
+                if n != 12 or not name_equal(v, b"100-continue", 12):
+                    return EXPECTATION_FAILED
+                ctx.expects_continue = ctx.version_minor == 1 and ctx.has_body
+        if size > self.plane.max_header_bytes:
+            return HEADER_TOO_LARGE
+        if self.saw_transfer_encoding and ctx.version_minor == 0:
+            return BAD_FRAMING
+        outcome = parse_target(ctx, self.target if self.target is not None else b"")
+        if outcome != T_OK and outcome != T_ASTERISK:
+            return BAD_TARGET
+        if ctx.authority is None:
+            if ctx.version_minor == 1:
+                return BAD_HOST
+            ctx.authority = b""
+            ctx.host_bytes = b""
+        elif self.last_authority is not None and ctx.authority == self.last_authority:
+            ctx.authority = self.last_authority
+            ctx.host_bytes = self.last_host
+        else:
+            host = host_of(ctx.authority)
+            if host is None:
+                return BAD_HOST
+            ctx.host_bytes = host
+            self.last_authority = ctx.authority
+            self.last_host = host
+            self.last_forwarding = None
+        if headers.find_known(H_HOST) is None and ctx.version_minor == 1:
+            return BAD_HOST                             # absolute-form does not excuse from Host (RFC 9112 §3.2.2)
+        if wants_upgrade and ctx.version_minor == 1 and not ctx.has_body:
+            value = headers.find_known(H_UPGRADE)
+            # h2c by Upgrade is obsolete (RFC 9113 §3.1) and would carry requests past every check of ours
+            if value is not None and not has_token(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), b"h2c", 3):
+                ctx.upgrade = True
+        if listed:
+            for i in range(headers.count):
+                if headers.ids[i] == H_CONNECTION:
+                    headers.drop_listed(<bytes>headers.items[2 * i + 1])
+        self._set_client(ctx)
+        return None
+
+    cdef int _set_client(self, RequestContext ctx) except -1:
+        """Who asks: the peer, or what a trusted proxy says; the request id; the forwarding fields."""
+        cdef bytes value
+        ctx.trusted = self.trusted
+        ctx.client = self.peer
+        if not self.trusted:
+            if self.last_forwarding is None or ctx.authority is not self.last_authority:
+                self.last_forwarding = forwarding_fields(self.peer, self.scheme, ctx.authority or b"")
+            ctx.forwarding = self.last_forwarding
+            ctx.request_id_bytes = self.plane.new_request_id()
+            return 0
+        ctx.client = self._believed_client(ctx.headers)
+        value = ctx.headers.find_known(H_X_REQUEST_ID)
+        if value is not None and 0 < len(value) <= 128 and value.replace(b"-", b"").replace(b"_", b"").replace(b".", b"").isalnum():
+            ctx.request_id_bytes = value
+        else:
+            ctx.request_id_bytes = self.plane.new_request_id()
+        return 0
+
+    def _believed_client(self, Headers headers):
+        """The last address in X-Forwarded-For that is not a trusted proxy itself."""
+        cdef int i
+        chain = []
+        for i in range(headers.count):
+            if headers.ids[i] == H_X_FORWARDED_FOR:
+                chain += (<bytes>headers.items[2 * i + 1]).split(b",")
+        believed = self.peer
+        for part in reversed(chain[-32:]):
+            address = part.strip(b" \t")
+            if address.startswith(b"["):
+                address = address[1:].partition(b"]")[0]
+            elif address.count(b":") == 1:
+                address = address.partition(b":")[0]
+            try:
+                socket.inet_pton(socket.AF_INET6 if b":" in address else socket.AF_INET, address.decode("latin-1"))
+            except OSError:
+                break
+            believed = address
+            if address.decode("latin-1") not in self.plane.plan.trusted:
+                break
+        return believed
+
+    # ClientStream
+
+    cdef bint _keeps(self, Exchange exchange):
+        """True if the connection may carry another request after this answer."""
+        cdef RequestContext ctx = exchange.ctx
+        cdef int64_t rest
+        self.requests += 1
+        if not ctx.keep_alive or self.plane.draining or self.half_closed or (exchange.early is not None):
+            return False
+        if self.plane.max_requests and self.requests >= self.plane.max_requests:
+            return False
+        if not exchange.body_complete and not exchange.up_active():
+            # Answered before its body is here. A small rest is read and forgotten; for a larger one the connection is the price.
+            rest = ctx.content_length - exchange.body_bytes
+            if ctx.expects_continue or rest < 0 or rest > SMALL_REST_BYTES:
+                return False
+        return True
+
+    cdef int _write_common(self, Exchange exchange) except -1:
+        """The end of every answer's head: request id, added fields, Date, connection."""
+        cdef HeadWriter w = self.plane.writer
+        cdef RequestContext ctx = exchange.ctx
+        w.put(b"X-Request-ID: ", 14)
+        w.put_bytes(ctx.request_id_bytes)
+        w.put(b"\r\n", 2)
+        if ctx.extra_response is not None:
+            for name, value in ctx.extra_response:
+                w.parsed_field(name, value)
+        if not self.keep:
+            w.put(b"Connection: close\r\n", 19)
+        elif ctx.version_minor == 0:
+            w.put(b"Connection: keep-alive\r\n", 24)
+        return w.put(b"\r\n", 2)
+
+    cdef int respond_head(self, Exchange exchange, int status, bytes phrase, Headers fields, int64_t length) except -1:
+        cdef HeadWriter w = self.plane.writer
+        cdef RequestContext ctx = exchange.ctx
+        cdef bytes upgrade
+        self.keep = self._keeps(exchange)
+        write_status_line(w, status, phrase)
+        if status == 101:
+            upgrade = fields.find_known(H_UPGRADE)
+            self.framing = F_NONE
+            self.keep = True
+            write_response_fields(w, fields, False)
+            w.put(b"Connection: Upgrade\r\n", 21)
+            if upgrade is not None:
+                w.parsed_field(b"Upgrade", upgrade)
+                self.websocket = upgrade.lower() == b"websocket"
+            self._write_common(exchange)
+            self._put_out(w.take())
+            return 0
+        if length == LENGTH_UNKNOWN:
+            if ctx.version_minor == 1:
+                self.framing = F_CHUNKED
+            else:
+                self.framing = F_CLOSE
+                self.keep = False
+        elif length == LENGTH_NONE:
+            self.framing = F_NONE
+        else:
+            self.framing = F_LENGTH
+            self.to_send = length
+        write_response_fields(w, fields, self.framing == F_CHUNKED)
+        if self.framing == F_CHUNKED:
+            w.put(b"Transfer-Encoding: chunked\r\n", 28)
+        elif length >= 0 or exchange.told_length >= 0:
+            w.put(b"Content-Length: ", 16)
+            w.put_decimal(length if length >= 0 else exchange.told_length)
+            w.put(b"\r\n", 2)
+        if fields.find_known(H_DATE) is None:
+            w.put(b"Date: ", 6)
+            w.put_bytes(self.plane.date_value(ctx.now_ns))
+            w.put(b"\r\n", 2)
+        w.put(b"Via: 1.1 fastgate\r\n", 19)
+        self._write_common(exchange)
+        self._put_out(w.take())
+        return 0
+
+    def _put_out(self, bytes data):
+        if self.out is None:
+            self.out = [data]
+        else:
+            self.out.append(data)
+
+    cdef int respond_chunk(self, Exchange exchange, bytes chunk) except -1:
+        if self.closed:
+            return 0
+        if self.framing == F_CHUNKED:
+            self._put_out(b"%x\r\n" % PyBytes_GET_SIZE(chunk))
+            self.out.append(chunk)
+            self.out.append(b"\r\n")
+        elif self.framing != F_NONE:
+            self._put_out(chunk)
+        return 0
+
+    cdef int respond_end(self, Exchange exchange, Headers trailers) except -1:
+        cdef HeadWriter w
+        cdef int i
+        if self.framing == F_CHUNKED and not self.closed:
+            if trailers is None:
+                self._put_out(b"0\r\n\r\n")
+            else:
+                w = self.plane.writer
+                w.put(b"0\r\n", 3)
+                for i in range(trailers.count):
+                    if trailers.ids[i] == H_OTHER:
+                        w.parsed_field(<bytes>trailers.items[2 * i], <bytes>trailers.items[2 * i + 1])
+                w.put(b"\r\n", 2)
+                self._put_out(w.take())
+        return 0
+
+    cdef int respond_interim(self, Exchange exchange, int status, bytes phrase, Headers fields) except -1:
+        cdef HeadWriter w = self.plane.writer
+        if exchange.ctx.version_minor == 0:
+            return 0                                    # HTTP/1.0 knows no interim answers (RFC 9110 §15.2)
+        write_status_line(w, status, phrase)
+        write_response_fields(w, fields, False)
+        w.put(b"\r\n", 2)
+        self._put_out(w.take())
+        return 0
+
+    cdef int respond_answer(self, Exchange exchange, Answer answer) except -1:
+        cdef HeadWriter w = self.plane.writer
+        cdef RequestContext ctx = exchange.ctx
+        self.keep = self._keeps(exchange)
+        self.framing = F_LENGTH
+        write_status_line(w, answer.status, None)
+        w.put_bytes(answer.lines)
+        if answer.status != 204 and answer.status != 304:
+            w.put(b"Content-Length: ", 16)
+            w.put_decimal(PyBytes_GET_SIZE(answer.body))
+            w.put(b"\r\n", 2)
+        w.put(b"Date: ", 6)
+        w.put_bytes(self.plane.date_value(ctx.now_ns))
+        w.put(b"\r\n", 2)
+        self._write_common(exchange)
+        if ctx.method_id != M_HEAD:
+            w.put_bytes(answer.body)
+        self._put_out(w.take())
+        return 0
+
+    cdef int respond_refusal(self, Exchange exchange, Reason reason, bytes body) except -1:
+        cdef HeadWriter w = self.plane.writer
+        cdef RequestContext ctx = exchange.ctx
+        self.keep = self._keeps(exchange)
+        self.framing = F_LENGTH
+        write_status_line(w, reason.status, None)
+        w.put(b"Content-Type: application/json\r\nContent-Length: ", 48)
+        w.put_decimal(PyBytes_GET_SIZE(body))
+        w.put(b"\r\nDate: ", 8)
+        w.put_bytes(self.plane.date_value(ctx.now_ns))
+        w.put(b"\r\n", 2)
+        self._write_common(exchange)
+        if ctx.method_id != M_HEAD:
+            w.put_bytes(body)
+        self._put_out(w.take())
+        return 0
+
+    cdef int send_continue(self) except -1:
+        if not self.closed:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return 0
+
+    cdef int flush(self) except -1:
+        cdef list out = self.out
+        cdef bytes data
+        if out is None or self.closed:
+            return 0
+        self.out = None
+        data = <bytes>out[0] if len(out) == 1 else b"".join(out)
+        if self.exchange is not None:
+            self.exchange.ctx.bytes_sent += PyBytes_GET_SIZE(data)
+        self.transport.write(data)
+        return 0
+
+    cdef int pause_body(self) except -1:
+        return self._pause(PAUSED_BODY)
+
+    cdef int resume_body(self) except -1:
+        return self._resume(PAUSED_BODY)
+
+    cdef int _pause(self, int why) except -1:
+        if self.paused == 0 and not self.closed:
+            self.transport.pause_reading()
+        self.paused |= why
+        return 0
+
+    cdef int _resume(self, int why) except -1:
+        if not self.paused & why:
+            return 0
+        self.paused &= ~why
+        if self.paused == 0 and not self.closed:
+            self.transport.resume_reading()
+        return 0
+
+    cdef int exchange_finished(self, Exchange exchange) except -1:
+        """The answer is out, or given up. What next: another request, or the end of the connection."""
+        cdef bytes rest
+        if self.closed:
+            self.exchange = None
+            return 0
+        if self.tunnel:
+            self.tunnel = False
+            self.exchange = None
+            return self._close()
+        self.exchange = None
+        self._resume(PAUSED_BODY)
+        if not self.keep or self.close_after and not self.queue:
+            if exchange.body_complete and self.parsing is None:
+                return self._close()
+            return self._linger()
+        if self.paused & PAUSED_UPGRADE:                # the upgrade was not taken: on as HTTP
+            rest = self.upgrade_rest
+            self.upgrade_rest = None
+            self._resume(PAUSED_UPGRADE)
+            if rest is not None:
+                self._feed(rest, monotonic_ns())
+                return 0
+        return self._advance()
+
+    cdef int cut(self) except -1:
+        """End the connection so that an unfinished answer cannot be taken for a whole one."""
+        if self.closed or self.transport is None:
+            return 0
+        self.close_after = True
+        if self.framing == F_CLOSE or self.transport.get_extra_info("ssl_object") is None:
+            sock = self.transport.get_extra_info("socket")
+            if self.framing == F_CLOSE and sock is not None and sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))   # a reset, not an end of file
+        if self.framing == F_CHUNKED or self.framing == F_LENGTH:
+            self.flush()
+            self.lingering = True                       # nothing more is read as a request
+            self.transport.close()
+        else:
+            self.transport.abort()
+        return 0
+
+    cdef int _close(self) except -1:
+        """Close after what is written is sent."""
+        if not self.closed and self.transport is not None:
+            self.lingering = True
+            self.transport.close()
+        return 0
+
+    cdef int _linger(self) except -1:
+        """Close our half, then read and forget until the client has closed too: closing a socket with unread bytes sends a reset,
+        which can destroy the answer on its way (RFC 9112 §9.6)."""
+        if self.closed:
+            return 0
+        if self.transport.get_extra_info("ssl_object") is not None or not self.transport.can_write_eof():
+            # TLS cannot half-close here; the client has a length to go by
+            self.close_after = True
+        else:
+            self.transport.write_eof()
+        self.lingering = True
+        self.paused |= 0
+        self._resume(PAUSED_BODY | PAUSED_QUEUE | PAUSED_UPGRADE)
+        self.plane.wheel.arm(self, monotonic_ns() + LINGER_NS)
+        return 0
+
+    # Tunnels
+
+    cdef int open_tunnel(self, Exchange exchange) except -1:
+        cdef bytes rest = self.upgrade_rest
+        self.tunnel = True
+        self.parser = None
+        self.upgrade_rest = None
+        self._resume(PAUSED_UPGRADE)
+        if rest is not None:
+            exchange.tunnel_received(rest)
+        return 0
+
+    cdef int tunnel_write(self, bytes data) except -1:
+        if self.closed:
+            return 0
+        if self.websocket:
+            self._track_frames(data)
+        self.transport.write(data)
+        if self.exchange is not None:
+            self.exchange.ctx.bytes_sent += PyBytes_GET_SIZE(data)
+        return 0
+
+    cdef int tunnel_eof(self) except -1:
+        if not self.closed and self.transport.can_write_eof():
+            self.transport.write_eof()
+        return 0
+
+    cdef int _track_frames(self, bytes data) except -1:
+        """Follow the frames that pass to the client, to know where one ends."""
+        cdef Py_ssize_t i = 0, n = PyBytes_GET_SIZE(data), need
+        cdef const unsigned char* p
+        cdef int64_t length
+        if self.frame_head is not None:
+            data = self.frame_head + data
+            n = PyBytes_GET_SIZE(data)
+            self.frame_head = None
+        p = <const unsigned char*>PyBytes_AS_STRING(data)
+        while i < n:
+            if self.frame_left > 0:
+                if self.frame_left >= n - i:
+                    self.frame_left -= n - i
+                    return 0
+                i += self.frame_left
+                self.frame_left = 0
+                continue
+            if n - i < 2:
+                self.frame_head = data[i:]
+                return 0
+            length = p[i + 1] & 127
+            need = 2 + (2 if length == 126 else 8 if length == 127 else 0) + (4 if p[i + 1] & 128 else 0)
+            if n - i < need:
+                self.frame_head = data[i:]
+                return 0
+            if length == 126:
+                length = (p[i + 2] << 8) | p[i + 3]
+            elif length == 127:
+                length = int.from_bytes(data[i + 2:i + 10], "big") & 0x7FFFFFFFFFFFFFFF
+            i += need
+            self.frame_left = length
+        return 0
+
+    cdef int _close_websocket(self) except -1:
+        """Tell a WebSocket client that the gateway goes away (1001, RFC 6455 §7.4.1), if no frame is under way."""
+        if self.websocket and self.frame_left == 0 and self.frame_head is None and not self.closed:
+            self.transport.write(b"\x88\x02\x03\xe9")
+        return 0
+
+    cdef int _begin_drain(self, bint close_tunnels) except -1:
+        if self.tunnel:
+            if close_tunnels:
+                self._close_websocket()
+                self.exchange._finish()
+            return 0
+        if self.exchange is None and not self.queue and self.parsing is None and not self.lingering:
+            self._close()
+        return 0
+
+
+OVERLOADED_BODY = b'{"error":' + OVERLOADED.text_json + b"}"

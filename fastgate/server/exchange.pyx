@@ -1,0 +1,990 @@
+# cython: boundscheck=False
+"""The life of a request. Read this file first.
+
+WHAT     An `Exchange` takes one request from its parsed head to its log line: decide, suspend, forward, relay, reply, fail, finish.
+         It knows nothing of wire versions: a `ClientStream` offers it a few verbs, an `UpstreamConnection` tells it what came.
+
+             start ─ no route ───────────────────────────────► reply
+               │ decide ─ RESPOND ───────────────────────────► reply ─────────────┐
+               │    └──── SUSPEND ─► task: request() … ─► decide (next step)      │
+               ▼ CONTINUE                                                         │
+             forward ─► attempt ─ idle connection ─► send ─► relay ─ end ─────────┤
+                          ▲  └─ none ─► wait ─► on_connection ─► send             ▼
+                          │            └─ failed ─► attempt (next target) / fail  finish
+                        replay ◄── on_failed ──► fail ─ nothing out yet ─► reply  ▲
+                                                   └─── bytes are out ──► cut ────┘
+
+STATE    NEW → SUSPENDED → NEW → WAITING → SENDING → RELAYING | TUNNEL → FINISHED. Every path ends in `_finish`, exactly once.
+WHO      The worker's loop.
+COST     See DESIGN: the kernel is most of it. No task, dict, closure or exception unless a plugin must await.
+SOURCES  Varnish cache_req_fsm.c (steps and verdicts); pingora-error (source, retryable); RFC 9110 §9.2.2 (what may be sent twice).
+"""
+
+cimport cython
+
+import asyncio
+import logging
+import os
+
+import msgspec
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint64_t
+from libc.time cimport time
+
+from fastgate._core.atomic cimport atomic_add_relaxed_u64
+from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.context cimport M_HEAD, Answer, Reason, RequestContext, method_idempotent
+from fastgate._core.counters cimport Counters, route_counts_t
+from fastgate._core.headers cimport H_OTHER, Headers, HeadWriter
+from fastgate._core.histogram cimport histogram_record
+from fastgate._core.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Pipeline, Plugin, RequestHead, ResponseHead
+from fastgate._core.plan cimport Plan, RoutePlan
+from fastgate._core.wheel cimport Timed, TimerWheel
+from fastgate.server.accesslog cimport AccessLog
+from fastgate.server.heads cimport upstream_target, write_request_head
+from fastgate.upstream.connection cimport U_DONE, ResponseSink, UpstreamConnection
+from fastgate.upstream.pool cimport A_FULL, A_OPENING, Target, Upstream
+
+from email.utils import formatdate
+
+from fastgate.errors import REASONS
+
+log = logging.getLogger("fastgate")
+
+cdef enum:
+    # What is kept of a sent request so that it can be replayed on a fresh connection: a head and a small body. A larger upload
+    # is not held in memory for the rare connection that turns out dead.
+    REPLAY_BYTES = 65536
+    # Body held for an upstream connection that is not there yet; beyond it the client is not read.
+    PENDING_BYTES = 65536
+    WHEEL_TICK_NS = 20000000
+
+cdef int64_t PLUGIN_WAIT_NS = 60_000_000_000    # a plugin's request() may take this long, unless the route's total is less
+
+cdef Reason NO_ROUTE = REASONS["no_route"]
+cdef Reason METHOD_NOT_ALLOWED = REASONS["method_not_allowed"]
+cdef Reason BODY_TOO_LARGE = REASONS["body_too_large"]
+cdef Reason BODY_TIMEOUT = REASONS["body_timeout"]
+cdef Reason CLIENT_CLOSED = REASONS["client_closed"]
+cdef Reason CLIENT_STALLED = REASONS["client_stalled"]
+cdef Reason PLUGIN_ERROR = REASONS["plugin_error"]
+cdef Reason PLUGIN_TIMEOUT = REASONS["plugin_timeout"]
+cdef Reason INTERNAL_ERROR = REASONS["internal_error"]
+cdef Reason BAD_RESPONSE = REASONS["bad_upstream_response"]
+cdef Reason UPSTREAM_CLOSED = REASONS["upstream_closed"]
+cdef Reason QUEUE_FULL = REASONS["upstream_queue_full"]
+cdef Reason QUEUE_TIMEOUT = REASONS["upstream_queue_timeout"]
+cdef Reason CONNECT_TIMEOUT = REASONS["upstream_connect_timeout"]
+cdef Reason FIRST_BYTE_TIMEOUT = REASONS["upstream_first_byte_timeout"]
+cdef Reason BETWEEN_BYTES_TIMEOUT = REASONS["upstream_between_bytes_timeout"]
+cdef Reason TOTAL_TIMEOUT = REASONS["total_timeout"]
+
+
+cdef class Plane:
+    """What all exchanges of one worker share."""
+
+    def __init__(self, loop, Counters counters not None, int slot, AccessLog access_log not None):
+        self.loop = loop
+        self.counters = counters
+        self.slot = slot
+        self.counts = counters.worker(slot)
+        self.wheel = TimerWheel(WHEEL_TICK_NS, monotonic_ns())
+        self.log = access_log
+        self.writer = HeadWriter()
+        self.id_high = int.from_bytes(os.urandom(8), "little")
+        self.id_low = int.from_bytes(os.urandom(8), "little")
+
+    cdef bytes new_request_id(self):
+        """32 hex digits: 64 random bits of this worker, then a mixed counter that started at random (splitmix64)."""
+        cdef HeadWriter w = self.writer
+        cdef uint64_t z
+        cdef char[32] digits
+        cdef int i
+        self.id_low += <uint64_t>0x9E3779B97F4A7C15
+        z = self.id_low
+        z = (z ^ (z >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
+        z = (z ^ (z >> 27)) * <uint64_t>0x94D049BB133111EB
+        z ^= z >> 31
+        for i in range(16):
+            digits[15 - i] = b"0123456789abcdef"[(self.id_high >> (4 * i)) & 15]
+            digits[31 - i] = b"0123456789abcdef"[(z >> (4 * i)) & 15]
+        return digits[:32]
+
+    cdef bytes date_value(self, int64_t now_ns):
+        """The value of Date, made once a second."""
+        if now_ns >= self.date_until_ns:
+            self.date = formatdate(time(NULL), usegmt=True).encode()
+            self.date_until_ns = now_ns + 500_000_000
+        return self.date
+
+
+cdef class ClientStream(Timed):
+    """The verbs an exchange needs of a client. An HTTP/1.1 connection is one; an HTTP/2 stream would be another."""
+
+    cdef int respond_head(self, Exchange exchange, int status, bytes phrase, Headers fields, int64_t length) except -1:
+        return 0
+
+    cdef int respond_chunk(self, Exchange exchange, bytes chunk) except -1:
+        return 0
+
+    cdef int respond_end(self, Exchange exchange, Headers trailers) except -1:
+        return 0
+
+    cdef int respond_interim(self, Exchange exchange, int status, bytes phrase, Headers fields) except -1:
+        return 0
+
+    cdef int respond_answer(self, Exchange exchange, Answer answer) except -1:
+        return 0
+
+    cdef int respond_refusal(self, Exchange exchange, Reason reason, bytes body) except -1:
+        return 0
+
+    cdef int flush(self) except -1:
+        return 0
+
+    cdef int pause_body(self) except -1:
+        return 0
+
+    cdef int resume_body(self) except -1:
+        return 0
+
+    cdef int send_continue(self) except -1:
+        return 0
+
+    cdef int open_tunnel(self, Exchange exchange) except -1:
+        return 0
+
+    cdef int tunnel_write(self, bytes data) except -1:
+        return 0
+
+    cdef int tunnel_eof(self) except -1:
+        return 0
+
+    cdef int exchange_finished(self, Exchange exchange) except -1:
+        return 0
+
+    cdef int cut(self) except -1:
+        return 0
+
+
+@cython.freelist(64)
+cdef class Exchange(ResponseSink):
+    """One request on its way."""
+
+    # What the client side calls
+
+    cdef int start(self) except -1:
+        """The head is parsed and checked: decide. What has arrived of the body is in `pending`."""
+        cdef RequestContext ctx = self.ctx
+        cdef RoutePlan route
+        cdef bytes allow
+        self.told_length = -1
+        atomic_add_relaxed_u64(&self.plane.counts.requests_active, 1)
+        route = self.plan.match(ctx)
+        self.route = route
+        if route is None:
+            self.counts = self.plan.unmatched
+            allow = self.plan.allowed(ctx)
+            if allow is None:
+                return self.refuse(NO_ROUTE)
+            ctx.add_response_header("Allow", allow)
+            return self.refuse(METHOD_NOT_ALLOWED)
+        self.counts = route.counts
+        if route.total_ns:
+            self.total_deadline_ns = ctx.started_ns + route.total_ns
+        if route.max_body_bytes and (ctx.content_length > route.max_body_bytes or self.body_bytes > route.max_body_bytes):
+            return self.refuse(BODY_TOO_LARGE)
+        if route.pipeline.steps_n == 0:
+            return self._forward()
+        return self._after_decide(self._decide(0))
+
+    cdef bint up_active(self):
+        """True while an upstream connection takes the request body."""
+        return self.up is not None
+
+    cdef int body_chunk(self, bytes chunk) except -1:
+        """A piece of the request body arrived."""
+        self.body_bytes += PyBytes_GET_SIZE(chunk)
+        if self.state == X_FINISHED or self.response_complete:
+            return 0
+        if self.route is not None and self.route.max_body_bytes and self.body_bytes > self.route.max_body_bytes:
+            return self._fail(BODY_TOO_LARGE)
+        if self.pending is None:
+            self.pending = []
+        self.pending.append(chunk)
+        self.pending_bytes += PyBytes_GET_SIZE(chunk)
+        return 0
+
+    cdef int body_end(self, Headers trailers) except -1:
+        """The request body is complete."""
+        self.body_complete = True
+        self.request_trailers = trailers
+        return 0
+
+    cdef int body_read_done(self) except -1:
+        """One read from the client is digested: send what it brought, or keep it within bounds."""
+        if self.state == X_FINISHED or self.response_complete:
+            return 0
+        if self.buffer_body:
+            if self.pending_bytes > self.route.pipeline.request_body_bytes:
+                return self._fail(BODY_TOO_LARGE)
+            if self.body_complete:
+                if self.body_waiter is not None and not self.body_waiter.done():
+                    self.body_waiter.set_result(None)
+            else:
+                self._arm(self.body_timeout_ns, BODY_TIMEOUT)
+            return 0
+        if self.up is not None and not self.end_sent:
+            return self._send_pending()
+        if not self.body_complete and self.pending_bytes > PENDING_BYTES and not self.body_paused:
+            self.body_paused = True
+            self.client.pause_body()
+        return 0
+
+    cdef int client_gone(self) except -1:
+        """The client closed: cancel the upstream at once, answer nothing."""
+        if self.state == X_FINISHED:
+            return 0
+        if self.state != X_TUNNEL:
+            self.ctx.reason = CLIENT_CLOSED
+        return self._finish()
+
+    cdef int client_drained(self, bint writable) except -1:
+        """The client's write buffer filled up, or has room again."""
+        if self.up is None or self.state == X_FINISHED:
+            return 0
+        if writable:
+            self.up.resume()
+        else:
+            self.up.pause()
+        return self._rearm()
+
+    cdef int deadline_passed(self, int64_t now_ns) except -1:
+        """The deadline set by `_arm` is over."""
+        cdef Reason reason = self.deadline_reason
+        if self.state == X_FINISHED:
+            return 0
+        self.ctx.now_ns = now_ns
+        if self.total_deadline_ns and now_ns >= self.total_deadline_ns:
+            reason = TOTAL_TIMEOUT
+        if reason is None:
+            return 0
+        if self.state == X_TUNNEL:
+            self.ctx.reason = reason
+            return self._finish()
+        self._fail(reason)
+        return 0
+
+    cdef int refuse(self, Reason reason) except -1:
+        """Answer with a row of REASONS."""
+        self.ctx.reason = reason
+        self.ctx.answer = None
+        return self._reply()
+
+    # decide, suspend
+
+    cdef int _decide(self, int start) except -1:
+        """Walk the steps from start. A refusal of a plugin in shadow mode is counted and passed over."""
+        cdef Pipeline pipeline = self.route.pipeline
+        cdef Plugin plugin
+        cdef int at = start
+        cdef int verdict
+        while True:
+            try:
+                verdict = pipeline.decide(self.ctx, start, &at)
+            except Exception:
+                self._plugin_failed(pipeline.steps[at], "decide")
+                self.ctx.reason = PLUGIN_ERROR
+                self.ctx.answer = None
+                return V_RESPOND
+            self.suspended_at = at
+            if verdict == V_RESPOND:
+                plugin = <Plugin>pipeline.steps[at]
+                if not plugin.enforce and self._pass_over(plugin):
+                    start = at + 1
+                    continue
+            return verdict
+
+    cdef bint _pass_over(self, Plugin plugin) except -1:
+        """Shadow mode: undo a refusal; True if it was one."""
+        cdef RequestContext ctx = self.ctx
+        if ctx.reason is None:
+            return False
+        atomic_add_relaxed_u64(&self.counts.shadow, 1)
+        log.info("shadow: plugin %s would have refused request %s with %s", plugin.name, ctx.request_id, ctx.reason.label)
+        ctx.reason = None
+        ctx.answer = None
+        ctx.detail = None
+        ctx.extra_response = None
+        return True
+
+    cdef int _after_decide(self, int verdict) except -1:
+        if verdict == V_CONTINUE:
+            return self._forward()
+        if verdict == V_RESPOND:
+            return self._reply()
+        if verdict == V_SUSPEND:
+            self.state = X_SUSPENDED
+            self._arm(PLUGIN_WAIT_NS, PLUGIN_TIMEOUT)
+            self.task = self.plane.loop.create_task(self._suspended())
+            return 0
+        self._plugin_failed(self.route.pipeline.steps[self.suspended_at], f"decide returned {verdict}, which is no verdict:")
+        return self.refuse(PLUGIN_ERROR)
+
+    async def _suspended(self):
+        """Await the request hooks, in listed order, then go on where the walk stopped."""
+        cdef Plugin plugin = None
+        cdef int verdict = V_SUSPEND
+        try:
+            while verdict == V_SUSPEND:
+                plugin = <Plugin>self.route.pipeline.steps[self.suspended_at]
+                if plugin.request_body_bytes > 0 and self.ctx.body is None:
+                    await self._whole_body()
+                    if self.state != X_SUSPENDED:
+                        return
+                answer = await plugin.request(self.ctx)
+                if self.state != X_SUSPENDED:
+                    return
+                verdict = V_CONTINUE if answer is None else answer
+                if verdict == V_SUSPEND:
+                    raise TypeError("request() returned SUSPEND; only decide() may")
+                if verdict == V_RESPOND and not plugin.enforce and self._pass_over(plugin):
+                    verdict = V_CONTINUE
+                if verdict == V_CONTINUE:
+                    self.state = X_NEW
+                    verdict = self._decide(self.suspended_at + 1)
+                    self.state = X_SUSPENDED
+        except asyncio.CancelledError:
+            if self.state != X_SUSPENDED:
+                return                                  # we cancelled it: the request is over
+            self._plugin_failed(plugin, "request (cancelled itself)")
+            self.ctx.reason = PLUGIN_ERROR
+            verdict = V_RESPOND
+        except Exception:
+            if self.state != X_SUSPENDED:
+                return
+            self._plugin_failed(plugin, "request")
+            self.ctx.reason = PLUGIN_ERROR
+            self.ctx.answer = None
+            verdict = V_RESPOND
+        self.task = None
+        self.state = X_NEW
+        self.ctx.now_ns = monotonic_ns()
+        try:
+            self._after_decide(verdict)
+        except Exception:
+            log.exception("while handling request %s", self.ctx.request_id)
+            if self.state != X_FINISHED:
+                self.client.cut()
+                self._finish()
+
+    async def _whole_body(self):
+        """Wait until the whole request body is here, within the route's bound."""
+        cdef bint first = True
+        self.buffer_body = True
+        if self.ctx.content_length > self.route.pipeline.request_body_bytes:
+            self._fail(BODY_TOO_LARGE)
+            return
+        if not self.body_complete:
+            if self.ctx.expects_continue and self.body_bytes == 0:
+                self.client.send_continue()
+                self.ctx.expects_continue = False
+                self.ctx.headers.drop(b"expect", 6)
+            self.body_waiter = self.plane.loop.create_future()
+            self.ctx.now_ns = monotonic_ns()
+            self._arm(self.body_timeout_ns, BODY_TIMEOUT)
+            if self.body_paused:
+                self.body_paused = False
+                self.client.resume_body()
+            await self.body_waiter
+            self.body_waiter = None
+            if self.state == X_FINISHED:
+                return
+            self.ctx.now_ns = monotonic_ns()
+            self._arm(PLUGIN_WAIT_NS, PLUGIN_TIMEOUT)
+        elif self.pending_bytes > self.route.pipeline.request_body_bytes:
+            self._fail(BODY_TOO_LARGE)
+            return
+        self.ctx.body = b"".join(self.pending) if self.pending else b""
+
+    cdef int _plugin_failed(self, object plugin, str phase) except -1:
+        atomic_add_relaxed_u64(&self.plane.counts.plugin_errors, 1)
+        log.error("plugin %s failed in %s on request %s", getattr(plugin, "name", plugin), phase, self.ctx.request_id,
+                  exc_info=True)
+        return 0
+
+    # forward
+
+    cdef int _forward(self) except -1:
+        """Every decision is made: send it upstream."""
+        cdef RequestContext ctx = self.ctx
+        self.upstream = <Upstream>self.route.upstream
+        if self.upstream is None:
+            return self.refuse(INTERNAL_ERROR)
+        self.buffer_body = False
+        if ctx.body_replaced:
+            self.pending = [ctx.body] if ctx.body else None
+            self.pending_bytes = len(ctx.body)
+            ctx.content_length = len(ctx.body)
+            ctx.has_body = True
+        self.chunk_upstream = ctx.has_body and (ctx.content_length < 0 or len(self.route.pipeline.request_chunk) > 0)
+        self.attempts_left = len(self.upstream.targets)
+        return self._attempt()
+
+    cdef int _attempt(self) except -1:
+        """One try at one target: an idle connection, or wait for one."""
+        cdef RequestContext ctx = self.ctx
+        cdef UpstreamConnection connection = None
+        cdef int outcome
+        self.attempts_left -= 1
+        self.target = self.upstream.pick()
+        ctx.attempts += 1
+        ctx.upstream_address = self.target.address
+        atomic_add_relaxed_u64(&self.counts.attempts, 1)
+        if not self.replayed:
+            connection = self.target.take(ctx.now_ns, not method_idempotent(ctx.method_id))
+        if connection is not None:
+            self.up = connection
+            return self._send_head()
+        self.state = X_WAITING
+        outcome = self.target.acquire(self)
+        if outcome == A_FULL:
+            return self.refuse(QUEUE_FULL)
+        if outcome == A_OPENING:
+            return self._arm(self.route.timeouts.connect_ns, CONNECT_TIMEOUT)
+        return self._arm(self.upstream.queue_timeout_ns, QUEUE_TIMEOUT)
+
+    cdef int on_connection(self, UpstreamConnection connection) except -1:
+        self.up = connection
+        self.ctx.now_ns = monotonic_ns()
+        return self._send_head()
+
+    cdef int on_connect_failed(self, Reason reason, str detail) except -1:
+        log.warning("upstream %s: %s: %s (%s)", self.upstream.name, self.target.url, reason.label, detail)
+        self.ctx.now_ns = monotonic_ns()
+        if self.attempts_left > 0:
+            return self._attempt()
+        return self._fail(reason)
+
+    cdef int _send_head(self) except -1:
+        """Write the head, and what is here of the body, in one piece."""
+        cdef RequestContext ctx = self.ctx
+        cdef RoutePlan route = self.route
+        cdef HeadWriter w = self.plane.writer
+        cdef Headers fields = ctx.headers
+        cdef bytes method = ctx.method_bytes
+        cdef bytes path
+        cdef int64_t length = ctx.content_length
+        cdef RequestHead head
+        self.up.begin(self, ctx.method_id == M_HEAD, ctx.upgrade)
+        path = upstream_target(ctx, route)
+        if self.chunk_upstream:
+            length = -1
+        if route.request_edits is not None or route.pipeline.upstream_request:
+            fields = Headers.__new__(Headers)
+            for i in range(ctx.headers.count):
+                fields.append(<bytes>ctx.headers.items[2 * i], <bytes>ctx.headers.items[2 * i + 1], ctx.headers.ids[i])
+            if route.request_edits is not None:
+                route.request_edits.apply(ctx, fields)
+            if route.pipeline.upstream_request:
+                head = RequestHead(method.decode("latin-1"), path.decode("latin-1"), fields, ctx.body)
+                for plugin in route.pipeline.upstream_request:
+                    try:
+                        plugin.upstream_request(ctx, head)
+                    except Exception:
+                        self._plugin_failed(plugin, "upstream_request")
+                        return self._fail(PLUGIN_ERROR)
+                if not head_line_valid(head):
+                    self._plugin_failed(head.target, "upstream_request: malformed method or target")
+                    return self._fail(PLUGIN_ERROR)
+                method = head.method.encode("latin-1")
+                path = head.target.encode("latin-1")
+                if head.body is not None and head.body is not ctx.body:
+                    self.pending = [head.body] if head.body else None
+                    self.pending_bytes = len(head.body)
+                    if not self.chunk_upstream:
+                        length = len(head.body)
+        write_request_head(w, ctx, route, self.target, method, path, fields, length, self.chunk_upstream,
+                           self.total_deadline_ns - ctx.now_ns if self.total_deadline_ns else 0)
+        self.state = X_SENDING
+        ctx.upstream_started_ns = ctx.now_ns
+        self.sent = b"" if method_idempotent(ctx.method_id) and not ctx.upgrade else None
+        return self._send_pending()
+
+    cdef int _send_pending(self) except -1:
+        """Send what is in the writer (a head, or nothing) and the pieces of the body that are here."""
+        cdef HeadWriter w = self.plane.writer
+        cdef bytes chunk, data
+        cdef bint ends = self.body_complete and not self.end_sent
+        cdef tuple hooks = self.route.pipeline.request_chunk
+        cdef list pieces = self.pending
+        cdef UpstreamConnection up = self.up
+        cdef int i
+        if pieces is not None or ends:
+            self.pending = None
+            self.pending_bytes = 0
+            if hooks and self.ctx.has_body:
+                pieces = self._hooked_request_chunks(pieces, ends)
+                if pieces is None:
+                    w.size = 0
+                    return self._fail(PLUGIN_ERROR)
+            if pieces is not None:
+                for piece in pieces:
+                    chunk = <bytes>piece
+                    if self.chunk_upstream:
+                        if PyBytes_GET_SIZE(chunk) == 0:
+                            continue
+                        w.put_hex(PyBytes_GET_SIZE(chunk))
+                        w.put(b"\r\n", 2)
+                    w.put_bytes(chunk)
+                    if self.chunk_upstream:
+                        w.put(b"\r\n", 2)
+            if ends:
+                self.end_sent = True
+                if self.chunk_upstream:
+                    w.put(b"0\r\n", 3)
+                    if self.request_trailers is not None:
+                        for i in range(self.request_trailers.count):
+                            if self.request_trailers.ids[i] == H_OTHER:
+                                w.parsed_field(<bytes>self.request_trailers.items[2 * i],
+                                               <bytes>self.request_trailers.items[2 * i + 1])
+                    w.put(b"\r\n", 2)
+        if w.size:
+            data = w.take()
+            if self.sent is not None:
+                if PyBytes_GET_SIZE(self.sent) + PyBytes_GET_SIZE(data) <= REPLAY_BYTES:
+                    self.sent = data if PyBytes_GET_SIZE(self.sent) == 0 else self.sent + data
+                else:
+                    self.sent = None
+            up.write(data)
+        if self.up is not up:
+            return 0
+        if up.writable:
+            if self.body_paused:
+                self.body_paused = False
+                self.client.resume_body()
+        elif not self.body_complete and not self.body_paused:
+            self.body_paused = True
+            self.client.pause_body()
+        return self._rearm()
+
+    cdef list _hooked_request_chunks(self, list pieces, bint ends):
+        """The pieces as the request_chunk hooks make them; None when a hook failed."""
+        cdef list out = []
+        cdef list todo = pieces if pieces is not None else []
+        cdef Py_ssize_t i, n = len(todo)
+        if ends and n == 0:
+            todo = [b""]
+            n = 1
+        for i in range(n):
+            chunk = todo[i]
+            for plugin in self.route.pipeline.request_chunk:
+                try:
+                    chunk = plugin.request_chunk(self.ctx, chunk, ends and i == n - 1)
+                    if not isinstance(chunk, bytes):
+                        raise TypeError(f"request_chunk returned {type(chunk).__name__}, expected bytes")
+                except Exception:
+                    self._plugin_failed(plugin, "request_chunk")
+                    return None
+            out.append(chunk)
+        return out
+
+    cdef int on_upstream_writable(self, bint writable) except -1:
+        if self.state == X_FINISHED:
+            return 0
+        if not writable:
+            if not self.body_paused:
+                self.body_paused = True
+                self.client.pause_body()
+        elif self.body_paused:
+            self.body_paused = False
+            self.client.resume_body()
+        self.ctx.now_ns = monotonic_ns()
+        return self._rearm()
+
+    # relay
+
+    cdef int on_interim(self, UpstreamConnection connection) except -1:
+        self.ctx.expects_continue = False
+        return self.client.respond_interim(self, connection.status, connection.phrase, connection.fields)
+
+    cdef int on_head(self, UpstreamConnection connection) except -1:
+        cdef RequestContext ctx = self.ctx
+        cdef int status = connection.status
+        cdef int64_t length
+        ctx.first_byte_ns = monotonic_ns()
+        ctx.upstream_status = status
+        self.sent = None
+        histogram_record(&self.counts.upstream, ctx.first_byte_ns - ctx.upstream_started_ns)
+        if status == 101:
+            ctx.status = 101
+            self.response_started = True
+            self.client.respond_head(self, 101, connection.phrase, connection.fields, LENGTH_NONE)
+            self.client.flush()
+            self.state = X_TUNNEL
+            atomic_add_relaxed_u64(&self.plane.counts.tunnels_open, 1)
+            return self.client.open_tunnel(self)
+        if ctx.method_id == M_HEAD or status == 204 or status == 304:
+            length = LENGTH_NONE
+            self.told_length = -1 if status == 204 else connection.content_length
+        else:
+            length = connection.content_length          # -1 = LENGTH_UNKNOWN
+        if self.route.pipeline.response_body_bytes > 0 and length != LENGTH_NONE \
+                and length <= self.route.pipeline.response_body_bytes:
+            self.held = []
+            self.held_status = status
+            self.held_phrase = connection.phrase
+            self.held_fields = connection.fields
+            return 0
+        return self._answer_head(status, connection.phrase, connection.fields, length, None)
+
+    cdef int _answer_head(self, int status, bytes phrase, Headers fields, int64_t length, bytes whole) except -1:
+        """Run the head hooks and edits, and give the head to the client. `whole` is the body of a held answer."""
+        cdef RequestContext ctx = self.ctx
+        cdef Pipeline pipeline = self.route.pipeline
+        cdef ResponseHead head
+        if pipeline.upstream_response or pipeline.response:
+            head = ResponseHead(status, fields, whole)
+            for plugin in pipeline.upstream_response:
+                try:
+                    plugin.upstream_response(ctx, head)
+                except Exception:
+                    self._plugin_failed(plugin, "upstream_response")
+                    return self._fail(BAD_RESPONSE)
+            if self.route.response_edits is not None:
+                self.route.response_edits.apply(ctx, fields)
+            self._response_hooks(head)
+            if head.status != status:
+                if 200 <= head.status <= 599 and (head.status not in (204, 304) or length == LENGTH_NONE):
+                    status = head.status
+                    phrase = None
+                else:
+                    log.error("a plugin set status %d on request %s, which cannot be: left at %d", head.status, ctx.request_id, status)
+            if whole is not None and head.body is not whole:
+                self.held = [head.body]
+                length = len(head.body)
+        elif self.route.response_edits is not None:
+            self.route.response_edits.apply(ctx, fields)
+        if pipeline.response_chunk and length >= 0:
+            length = LENGTH_UNKNOWN
+        self.state = X_RELAYING
+        self.response_started = True
+        ctx.status = status
+        return self.client.respond_head(self, status, phrase, fields, length)
+
+    cdef int _response_hooks(self, ResponseHead head) except -1:
+        for plugin in self.route.pipeline.response:
+            try:
+                plugin.response(self.ctx, head)
+            except Exception:
+                self._plugin_failed(plugin, "response")     # the answer goes out as it is
+        return 0
+
+    cdef int on_chunk(self, bytes chunk) except -1:
+        if self.held is not None:
+            self.held.append(chunk)
+            self.held_bytes += PyBytes_GET_SIZE(chunk)
+            if self.held_bytes > self.route.pipeline.response_body_bytes:
+                return self._give_up_holding()
+            return 0
+        if self.route.pipeline.response_chunk:
+            chunk = self._hooked_response_chunk(chunk, False)
+            if chunk is None:
+                return 0
+        if PyBytes_GET_SIZE(chunk) == 0:
+            return 0
+        return self.client.respond_chunk(self, chunk)
+
+    cdef int _give_up_holding(self) except -1:
+        """A longer answer than the plugins can take whole: it passes as a stream, unread by them."""
+        cdef list held = self.held
+        self.held = None
+        log.warning("request %s: answer larger than response_body_bytes (%d) passes unread", self.ctx.request_id,
+                    self.route.pipeline.response_body_bytes)
+        self._answer_head(self.held_status, self.held_phrase, self.held_fields, self.up.content_length, None)
+        for piece in held:
+            if self.state == X_FINISHED:
+                return 0
+            self.on_chunk(piece)
+        return 0
+
+    cdef bytes _hooked_response_chunk(self, bytes chunk, bint last):
+        """The piece as the response_chunk hooks make it; None, and the stream cut, when a hook failed."""
+        for plugin in self.route.pipeline.response_chunk:
+            try:
+                out = plugin.response_chunk(self.ctx, chunk, last)
+                if not isinstance(out, bytes):
+                    raise TypeError(f"response_chunk returned {type(out).__name__}, expected bytes")
+                chunk = out
+            except Exception:
+                self._plugin_failed(plugin, "response_chunk")
+                self._fail(PLUGIN_ERROR)
+                return None
+        return chunk
+
+    cdef int on_end(self, Headers trailers) except -1:
+        cdef bytes last, whole
+        if self.state == X_FINISHED:
+            return 0
+        if self.held is not None:
+            whole = b"".join(self.held)
+            self._answer_head(self.held_status, self.held_phrase, self.held_fields, len(whole), whole)
+            if self.state == X_FINISHED:
+                return 0
+            whole = b"".join(self.held)
+            self.held = None
+            if whole:
+                self.on_chunk(whole)
+        if self.route.pipeline.response_chunk and self.ctx.method_id != M_HEAD:
+            last = self._hooked_response_chunk(b"", True)
+            if last is None:
+                return 0
+            if last:
+                self.client.respond_chunk(self, last)
+        self.response_complete = True
+        return self.client.respond_end(self, trailers)
+
+    cdef int on_read_done(self, int64_t now_ns) except -1:
+        if self.state == X_FINISHED:
+            return 0
+        self.ctx.now_ns = now_ns
+        self.client.flush()
+        if self.state == X_FINISHED:
+            return 0
+        if self.response_complete:
+            return self._finish()
+        if not self.client.client_writable and self.up is not None:
+            self.up.pause()
+        return self._rearm()
+
+    cdef int on_failed(self, UpstreamConnection connection, Reason reason) except -1:
+        self.up = None
+        self.ctx.now_ns = monotonic_ns()
+        if self.state == X_TUNNEL or self.state == X_FINISHED:
+            return self._finish()
+        if self._may_replay(connection, reason):
+            self.replayed = True
+            self.attempts_left += 1
+            atomic_add_relaxed_u64(&self.counts.replays, 1)
+            self.pending = [self.sent]
+            return self._replay()
+        return self._fail(reason)
+
+    cdef int _may_replay(self, UpstreamConnection connection, Reason reason) except -1:
+        """A kept-alive connection that the upstream closed as we used it says nothing about the request: send it once more, on a
+        fresh connection, if it may be sent twice, if not one byte came back and if all of it is still here."""
+        return reason is UPSTREAM_CLOSED and connection.reused and not connection.saw_bytes and not self.replayed \
+            and self.sent is not None and self.end_sent
+
+    cdef int _replay(self) except -1:
+        cdef int outcome
+        self.state = X_WAITING
+        self.ctx.attempts += 1
+        outcome = self.target.acquire(self)
+        if outcome == A_FULL:
+            return self.refuse(QUEUE_FULL)
+        return self._arm(self.route.timeouts.connect_ns, CONNECT_TIMEOUT)
+
+    # tunnel
+
+    cdef int on_tunnel_data(self, bytes data) except -1:
+        self.client.tunnel_write(data)
+        if not self.client.client_writable and self.up is not None:
+            self.up.pause()
+        self.ctx.now_ns = monotonic_ns()
+        return self._rearm()
+
+    cdef int on_tunnel_eof(self) except -1:
+        return self.client.tunnel_eof()
+
+    cdef int tunnel_received(self, bytes data) except -1:
+        """Bytes from the client inside a tunnel."""
+        self.body_bytes += PyBytes_GET_SIZE(data)
+        if self.up is not None:
+            self.up.write(data)
+            self.ctx.now_ns = monotonic_ns()
+            return self._rearm()
+        return 0
+
+    cdef int tunnel_client_eof(self) except -1:
+        """The client closed its half of a tunnel."""
+        if self.up is not None and self.up.transport.can_write_eof():
+            self.up.transport.write_eof()
+        return 0
+
+    # reply, fail, finish
+
+    cdef int _reply(self) except -1:
+        """Write a local answer."""
+        cdef RequestContext ctx = self.ctx
+        cdef Reason reason = ctx.reason
+        cdef Answer answer = ctx.answer
+        cdef ResponseHead head
+        cdef Headers fields
+        cdef bytes body
+        self._let_go()
+        self.response_started = True
+        self.state = X_RELAYING
+        if reason is not None:
+            ctx.status = reason.status
+            body = refusal_body(reason, ctx)
+        else:
+            ctx.status = answer.status
+            body = answer.body
+        if self.route is not None and (self.route.pipeline.response or self.route.response_edits is not None):
+            fields = Headers([("Content-Type", "application/json")]) if reason is not None else answer_fields(answer)
+            if self.route.response_edits is not None:
+                self.route.response_edits.apply(ctx, fields)
+            head = ResponseHead(ctx.status, fields, body)
+            self._response_hooks(head)
+            body = head.body
+            if ctx.method_id == M_HEAD or ctx.status == 204 or ctx.status == 304:
+                self.told_length = -1 if ctx.status == 204 else len(body)
+                self.client.respond_head(self, ctx.status, None, fields, LENGTH_NONE)
+            else:
+                self.client.respond_head(self, ctx.status, None, fields, len(body))
+                if body:
+                    self.client.respond_chunk(self, body)
+            self.client.respond_end(self, None)
+        elif reason is not None:
+            self.client.respond_refusal(self, reason, body)
+        else:
+            self.client.respond_answer(self, answer)
+        self.response_complete = True
+        self.client.flush()
+        return self._finish()
+
+    cdef int _fail(self, Reason reason) except -1:
+        """It cannot go on: say so if nothing is out yet, else cut what is out so that nobody takes it for whole."""
+        if self.state == X_FINISHED:
+            return 0
+        self._let_go()
+        self.held = None
+        if not self.response_started:
+            return self.refuse(reason)
+        self.ctx.reason = reason
+        self.client.cut()
+        return self._finish()
+
+    cdef int _let_go(self) except -1:
+        """Give up what is held upstream: the connection, the place in a queue, the task."""
+        cdef UpstreamConnection up = self.up
+        if self.waiting:
+            self.target.forget(self)
+        if self.task is not None:
+            task = self.task
+            self.task = None
+            if self.state == X_SUSPENDED:
+                self.state = X_NEW
+                task.cancel()
+        if self.body_waiter is not None and not self.body_waiter.done():
+            self.body_waiter.cancel()
+        if up is None:
+            return 0
+        self.up = None
+        if self.response_complete and self.end_sent and up.state == U_DONE and up.keep_alive and not up.extra_bytes:
+            self.target.release(up, self.ctx.now_ns)
+        elif self.response_complete or self.state == X_TUNNEL:
+            up.close()
+        else:
+            up.abort()
+        return 0
+
+    cdef int _finish(self) except -1:
+        """The end of every request, exactly once."""
+        cdef RequestContext ctx = self.ctx
+        cdef route_counts_t* counts = self.counts
+        cdef ClientStream client = self.client
+        cdef int status_class
+        if self.state == X_FINISHED:
+            return 0
+        self._let_go()
+        if self.state == X_TUNNEL:
+            atomic_add_relaxed_u64(&self.plane.counts.tunnels_open, <uint64_t>-1)
+        self.state = X_FINISHED
+        ctx.finished_ns = monotonic_ns()
+        ctx.bytes_received = ctx.bytes_received + self.body_bytes
+        self.deadline_reason = None
+        self.total_deadline_ns = 0
+        client.deadline_ns = 0
+        atomic_add_relaxed_u64(&self.plane.counts.requests_active, <uint64_t>-1)
+        status_class = ctx.status // 100
+        atomic_add_relaxed_u64(&counts.responses[status_class if status_class < 6 else 5], 1)
+        atomic_add_relaxed_u64(&counts.bytes_received, ctx.bytes_received)
+        atomic_add_relaxed_u64(&counts.bytes_sent, ctx.bytes_sent)
+        if ctx.reason is not None:
+            atomic_add_relaxed_u64(&counts.reasons[ctx.reason.index], 1)
+        if ctx.status != 101:
+            histogram_record(&counts.duration, ctx.finished_ns - ctx.started_ns)
+        if self.route is not None:
+            for plugin in self.route.pipeline.log:
+                try:
+                    plugin.log(ctx)
+                except Exception:
+                    self._plugin_failed(plugin, "log")
+        self.plane.log.record(ctx)
+        self.pending = None
+        self.sent = None
+        self.upstream = None
+        self.target = None
+        self.client = None
+        return client.exchange_finished(self)
+
+    # deadlines
+
+    cdef int _arm(self, int64_t after_ns, Reason reason) except -1:
+        """Let `reason` end the request unless something happens within after_ns (0: no limit of its own)."""
+        cdef int64_t deadline = self.ctx.now_ns + after_ns if after_ns else 0
+        self.deadline_reason = reason
+        if self.total_deadline_ns and (deadline == 0 or self.total_deadline_ns < deadline):
+            deadline = self.total_deadline_ns
+        if deadline:
+            self.plane.wheel.arm(self.client, deadline)
+        else:
+            self.client.deadline_ns = 0
+        return 0
+
+    cdef int _rearm(self) except -1:
+        """Set the deadline that fits what is being waited for."""
+        cdef RoutePlan route = self.route
+        if self.state == X_SENDING:
+            if self.end_sent:
+                return self._arm(route.first_byte_ns, FIRST_BYTE_TIMEOUT)
+            if self.body_paused:
+                return self._arm(route.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
+            return self._arm(self.body_timeout_ns, BODY_TIMEOUT)
+        if self.state == X_RELAYING or self.state == X_TUNNEL:
+            if not self.client.client_writable:
+                return self._arm(self.body_timeout_ns, CLIENT_STALLED)
+            return self._arm(route.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
+        return 0
+
+
+cdef bint head_line_valid(RequestHead head):
+    """True if a plugin's method and target can stand on a request line."""
+    cdef int c
+    if not isinstance(head.method, str) or not isinstance(head.target, str) or not head.method or not head.target.startswith("/"):
+        return False
+    for character in head.method + head.target:
+        c = ord(character)
+        if not 33 <= c <= 126:
+            return False
+    return head.method.isalpha()
+
+
+cdef bytes refusal_body(Reason reason, RequestContext ctx):
+    """`{"error": …, details…, "request_id": …}`"""
+    if ctx.detail is None:
+        return b'{"error":' + reason.text_json + b',"request_id":"' + ctx.request_id_bytes + b'"}'
+    return msgspec.json.encode({"error": reason.text, **ctx.detail, "request_id": ctx.request_id})
+
+
+cdef Headers answer_fields(Answer answer):
+    """An Answer's ready lines as a table, for hooks that want to edit them."""
+    cdef Headers fields = Headers()
+    for line in answer.lines.split(b"\r\n"):
+        if line:
+            name, _, value = line.partition(b": ")
+            fields.add(name, value)
+    return fields

@@ -1,0 +1,213 @@
+# cython: boundscheck=False
+"""The bytes of a message head: what goes to an upstream, and what goes to an HTTP/1.1 client.
+
+WHAT     Pure functions over a HeadWriter. They strip what belongs to one connection (RFC 9110 §7.6.1), set the framing, and tell
+         the next hop who asked (X-Forwarded-*, Forwarded, Via, X-Request-ID). Nothing here decides anything.
+STATE    None.
+COST     One pass over the fields and one memcpy each.
+SOURCES  RFC 9112 §3, §6; RFC 9110 §7.6; RFC 7239 (Forwarded); RFC 9110 §7.6.3 (Via).
+"""
+
+from http import HTTPStatus
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t
+
+from fastgate._core.context cimport RequestContext
+from fastgate._core.headers cimport (
+    H_CONTENT_LENGTH,
+    H_FORWARDED,
+    H_HOST,
+    H_LAST_HOP_BY_HOP,
+    H_TE,
+    H_TRAILER,
+    H_X_FORWARDED_FOR,
+    H_X_FORWARDED_HOST,
+    H_X_FORWARDED_PORT,
+    H_X_FORWARDED_PROTO,
+    H_X_REAL_IP,
+    H_X_REQUEST_ID,
+    H_UPGRADE,
+    Headers,
+    HeadWriter,
+    has_token,
+)
+from fastgate._core.plan cimport RoutePlan
+from fastgate.upstream.pool cimport Target
+
+__all__ = ["request_head_bytes"]
+
+cdef list STATUS_LINES = [None] * 600
+cdef list PHRASES = [b""] * 600
+
+def _fill_status_lines():
+    for status in range(100, 600):
+        try:
+            phrase = HTTPStatus(status).phrase
+        except ValueError:
+            phrase = ""
+        PHRASES[status] = phrase.encode()
+        STATUS_LINES[status] = f"HTTP/1.1 {status} {phrase}\r\n".encode()
+
+_fill_status_lines()
+
+
+cdef bytes upstream_target(RequestContext ctx, RoutePlan route):
+    """The request target for the upstream: rewritten path, then the query as it came."""
+    cdef bytes path
+    if route.rewrite is None:
+        path = ctx.path_bytes
+    else:
+        path = route.rewrite.apply(ctx)
+    if ctx.query_bytes is None:
+        return path
+    return path + b"?" + ctx.query_bytes
+
+
+cdef bytes quoted_node(bytes peer):
+    """An address as RFC 7239 §6 wants it: IPv6 in brackets and quotes, anything odd as `unknown`."""
+    if not peer or not peer.replace(b".", b"").replace(b":", b"").isalnum():
+        return b"unknown"
+    if b":" in peer:
+        return b'"[' + peer + b']"'
+    return peer
+
+
+cdef bytes forwarding_fields(bytes peer, str scheme, bytes authority):
+    """The forwarding fields for a peer that is not a trusted proxy: what it says of itself is replaced."""
+    cdef bytes proto = scheme.encode()
+    cdef bytes host = authority
+    if b'"' in host or b"\\" in host:
+        host = b""
+    return (b"X-Forwarded-For: " + (peer or b"unknown") + b"\r\nX-Forwarded-Proto: " + proto
+            + b"\r\nX-Forwarded-Host: " + host + b"\r\nForwarded: for=" + quoted_node(peer) + b";proto=" + proto
+            + b';host="' + host + b'"\r\n')
+
+
+cdef int write_trusted_forwarding(HeadWriter w, RequestContext ctx) except -1:
+    """The forwarding fields for a trusted peer: what it says is kept, itself is appended."""
+    cdef int i
+    cdef list chain = []
+    cdef list forwarded = []
+    cdef bytes proto = None
+    cdef bytes host = None
+    for i in range(ctx.headers.count):
+        if ctx.headers.ids[i] == H_X_FORWARDED_FOR:
+            chain.append(<bytes>ctx.headers.items[2 * i + 1])
+        elif ctx.headers.ids[i] == H_FORWARDED:
+            forwarded.append(<bytes>ctx.headers.items[2 * i + 1])
+        elif ctx.headers.ids[i] == H_X_FORWARDED_PROTO:
+            proto = <bytes>ctx.headers.items[2 * i + 1]
+        elif ctx.headers.ids[i] == H_X_FORWARDED_HOST:
+            host = <bytes>ctx.headers.items[2 * i + 1]
+    chain.append(ctx.peer or b"unknown")
+    forwarded.append(b"for=" + quoted_node(ctx.peer) + b";proto=" + ctx.scheme.encode())
+    w.parsed_field(b"X-Forwarded-For", b", ".join(chain))
+    w.parsed_field(b"X-Forwarded-Proto", proto if proto is not None else ctx.scheme.encode())
+    w.parsed_field(b"X-Forwarded-Host", host if host is not None else ctx.authority)
+    w.parsed_field(b"Forwarded", b", ".join(forwarded))
+    return 0
+
+
+cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, Target target, bytes method, bytes path, Headers fields,
+                            int64_t length, bint chunked, int64_t left_ns) except -1:
+    """Write the head of the request as the target shall see it.
+
+    length >= 0 frames the body by Content-Length, chunked by Transfer-Encoding, neither means no body. left_ns > 0 is what is
+    left of the route's total deadline, told in its deadline header.
+    """
+    cdef int i, known
+    cdef bytes value
+    cdef bytes te = None
+    w.put_bytes(method)
+    w.put(b" ", 1)
+    w.put_bytes(path)
+    w.put(b" HTTP/1.1\r\nHost: ", 17)
+    w.put_bytes(ctx.authority if route.preserve_host else target.authority)
+    w.put(b"\r\n", 2)
+    for i in range(fields.count):
+        known = fields.ids[i]
+        if known != 0:
+            if known <= H_CONTENT_LENGTH or known == H_HOST:
+                if known == H_TE:
+                    te = <bytes>fields.items[2 * i + 1]
+                continue
+            if H_FORWARDED <= known <= H_X_REQUEST_ID or known == H_X_REAL_IP:
+                if known == H_X_FORWARDED_PORT and ctx.trusted:
+                    w.parsed_field(<bytes>fields.items[2 * i], <bytes>fields.items[2 * i + 1])
+                elif known == H_X_REAL_IP and ctx.trusted:
+                    w.parsed_field(<bytes>fields.items[2 * i], <bytes>fields.items[2 * i + 1])
+                continue
+            if known == H_TRAILER and not chunked:
+                continue
+        w.parsed_field(<bytes>fields.items[2 * i], <bytes>fields.items[2 * i + 1])
+    if length >= 0:
+        w.put(b"Content-Length: ", 16)
+        w.put_decimal(length)
+        w.put(b"\r\n", 2)
+    elif chunked:
+        w.put(b"Transfer-Encoding: chunked\r\n", 28)
+    if ctx.upgrade:
+        value = ctx.headers.find_known(H_UPGRADE)
+        w.put(b"Connection: Upgrade\r\n", 21)
+        w.parsed_field(b"Upgrade", value)
+    elif te is not None and has_token(PyBytes_AS_STRING(te), PyBytes_GET_SIZE(te), b"trailers", 8):
+        w.put(b"Connection: TE\r\nTE: trailers\r\n", 30)
+    if ctx.trusted:
+        write_trusted_forwarding(w, ctx)
+    else:
+        w.put_bytes(ctx.forwarding)
+    w.put(b"Via: 1.1 fastgate\r\nX-Request-ID: ", 33)
+    w.put_bytes(ctx.request_id_bytes)
+    w.put(b"\r\n", 2)
+    if left_ns > 0 and route.deadline_header is not None:
+        w.put_bytes(route.deadline_header)
+        w.put(b": ", 2)
+        w.put_decimal(left_ns // 1000000)
+        w.put(b"\r\n", 2)
+    w.put(b"\r\n", 2)
+    return 0
+
+
+cdef int write_status_line(HeadWriter w, int status, bytes phrase) except -1:
+    """The status line, with the upstream's phrase unless it has none or one that is not plain text."""
+    cdef Py_ssize_t i, n
+    cdef const char* p
+    if phrase is not None and phrase != <bytes>PHRASES[status]:
+        n = PyBytes_GET_SIZE(phrase)
+        p = PyBytes_AS_STRING(phrase)
+        for i in range(n):
+            if not 32 <= <unsigned char>p[i] < 127:
+                break
+        else:
+            w.put(b"HTTP/1.1 ", 9)
+            w.put_decimal(status)
+            w.put(b" ", 1)
+            w.put_bytes(phrase)
+            w.put(b"\r\n", 2)
+            return 0
+    w.put_bytes(<bytes>STATUS_LINES[status])
+    return 0
+
+
+cdef int write_response_fields(HeadWriter w, Headers fields, bint keep_trailer) except -1:
+    """The fields of an upstream's answer that may pass: no connection fields, no framing, not its request id."""
+    cdef int i, known
+    for i in range(fields.count):
+        known = fields.ids[i]
+        if known != 0 and (known <= H_CONTENT_LENGTH or known == H_X_REQUEST_ID or (known == H_TRAILER and not keep_trailer)):
+            continue
+        w.parsed_field(<bytes>fields.items[2 * i], <bytes>fields.items[2 * i + 1])
+    return 0
+
+
+def request_head_bytes(RequestContext ctx, RoutePlan route, Target target):
+    """The head of the request as the target would see it: for `fastgate explain` and for tests."""
+    cdef HeadWriter w = HeadWriter()
+    cdef Headers fields = ctx.headers
+    if route.request_edits is not None:
+        fields = Headers(ctx.headers.fields())
+        route.request_edits.apply(ctx, fields)
+    write_request_head(w, ctx, route, target, ctx.method_bytes, upstream_target(ctx, route), fields, ctx.content_length,
+                       ctx.has_body and ctx.content_length < 0, 0)
+    return w.take()

@@ -1,0 +1,13 @@
+"""C interface of fastgate.server.target."""
+
+from fastgate._core.context cimport RequestContext
+
+cdef enum:
+    T_OK = 0
+    T_BAD = 1
+    T_BAD_HOST = 2
+    T_ASTERISK = 3
+
+cdef int parse_target(RequestContext ctx, bytes target) except -1
+cdef bytes host_of(bytes authority)
+cdef bytes normal_path(bytes path)

@@ -1,0 +1,417 @@
+# cython: boundscheck=False
+"""One HTTP/1.1 connection to an upstream: bytes in, the answer's parts out.
+
+WHAT     Parses answers with httptools and adds the checks llhttp leaves to its user: version, status, Transfer-Encoding, the length
+         of the head, the end of a close-delimited body, HEAD, and that nothing follows an answer. Tells a ResponseSink (the
+         exchange) what arrived; knows nothing of clients, routes or retries.
+STATE    IDLE → WAITING → BODY → DONE → IDLE, WAITING → TUNNEL, any → CLOSED.
+WHO      The worker's loop.
+COST     One httptools parse; no object per answer but its header table.
+SOURCES  RFC 9112 §6.3 (body length), §9.6 (close); RFC 9110 §15.2 (interim answers).
+"""
+
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.string cimport memcmp
+
+from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.context cimport Reason
+from fastgate._core.headers cimport (
+    H_CONNECTION,
+    H_CONTENT_LENGTH,
+    H_TRANSFER_ENCODING,
+    Headers,
+    has_token,
+    header_id,
+    name_equal,
+)
+
+from fastgate.errors import REASONS
+
+__all__ = ["UpstreamConnection"]
+
+cdef extern from "sys/socket.h" nogil:
+    enum: MSG_PEEK
+    enum: MSG_DONTWAIT
+    ssize_t recv(int fd, void* buffer, size_t n, int flags)
+
+cdef enum:
+    # An answer's head beyond this is refused. nginx gives 4-8 kB by default and its users raise it; Envoy 60 kB, Node 16 kB.
+    MAX_HEAD_BYTES = 65536
+    # nginx and HAProxy accept any number; an endless run of them would hold a request open for ever.
+    MAX_INTERIMS = 32
+    # More than this unsent makes us stop reading from the client (asyncio's own default)
+    WRITE_HIGH_BYTES = 65536
+
+cdef Reason BAD_RESPONSE = REASONS["bad_upstream_response"]
+cdef Reason CLOSED_EARLY = REASONS["upstream_closed"]
+cdef Reason TRUNCATED = REASONS["upstream_truncated"]
+cdef Reason INTERNAL = REASONS["internal_error"]
+
+
+cdef class ResponseSink:
+    """What an upstream connection and a pool tell the request they serve. The exchange implements it."""
+
+    cdef int on_connection(self, UpstreamConnection connection) except -1:
+        return 0
+
+    cdef int on_connect_failed(self, Reason reason, str detail) except -1:
+        return 0
+
+    cdef int on_interim(self, UpstreamConnection connection) except -1:
+        return 0
+
+    cdef int on_head(self, UpstreamConnection connection) except -1:
+        return 0
+
+    cdef int on_chunk(self, bytes chunk) except -1:
+        return 0
+
+    cdef int on_end(self, Headers trailers) except -1:
+        return 0
+
+    cdef int on_read_done(self, int64_t now_ns) except -1:
+        return 0
+
+    cdef int on_failed(self, UpstreamConnection connection, Reason reason) except -1:
+        return 0
+
+    cdef int on_upstream_writable(self, bint writable) except -1:
+        return 0
+
+    cdef int on_tunnel_data(self, bytes data) except -1:
+        return 0
+
+    cdef int on_tunnel_eof(self) except -1:
+        return 0
+
+
+cdef class ConnectionOwner:
+    """The pool a connection belongs to."""
+
+    cdef int connection_closed(self, UpstreamConnection connection) except -1:
+        return 0
+
+
+cdef class UpstreamConnection(Timed):
+    """An asyncio protocol over one connection to a target."""
+
+    def __init__(self, ConnectionOwner owner, TimerWheel wheel):
+        self.owner = owner
+        self.wheel = wheel
+        self.state = U_IDLE
+        self.writable = True
+
+    # What the exchange calls
+
+    cdef int begin(self, ResponseSink sink, bint head_only, bint upgrade_asked) except -1:
+        """Serve one request: what arrives from now on is its answer."""
+        if self.deadline_ns != 0:
+            self.deadline_ns = 0
+        self.sink = sink
+        self.state = U_WAITING
+        self.head_only = head_only
+        self.upgrade_asked = upgrade_asked
+        self.saw_bytes = False
+        self.extra_bytes = False
+        self.interims = 0
+        self.head_bytes = 0
+        self.reused = self.requests > 0
+        self.requests += 1
+        return 0
+
+    cdef int write(self, bytes data) except -1:
+        if self.state != U_CLOSED:
+            self.transport.write(data)
+        return 0
+
+    cdef int pause(self) except -1:
+        if not self.reading_paused and self.state != U_CLOSED:
+            self.reading_paused = True
+            self.transport.pause_reading()
+        return 0
+
+    cdef int resume(self) except -1:
+        if self.reading_paused:
+            self.reading_paused = False
+            if self.state != U_CLOSED:
+                self.transport.resume_reading()
+        return 0
+
+    cdef int close(self) except -1:
+        """Close after what was written is sent; the sink hears no more."""
+        self.sink = None
+        if self.state != U_CLOSED:
+            self.state = U_CLOSED
+            self.transport.close()
+        return 0
+
+    cdef int abort(self) except -1:
+        """Close at once; the sink hears no more."""
+        self.sink = None
+        if self.state != U_CLOSED:
+            self.state = U_CLOSED
+            if self.transport is not None:
+                self.transport.abort()
+        return 0
+
+    cdef bint seems_alive(self):
+        """False if the peer has closed an idle connection, or sent what nobody asked for, and the loop has not seen it yet.
+        One recv(MSG_PEEK): asked before a request that must not be sent twice."""
+        cdef char one
+        cdef ssize_t n
+        if self.fd < 0:
+            return True
+        n = recv(self.fd, &one, 1, MSG_PEEK | MSG_DONTWAIT)
+        if n < 0:
+            return errno == EAGAIN or errno == EINTR
+        return n > 0 and self.is_tls        # TLS records (session tickets) may wait unread on a healthy connection
+
+    # asyncio protocol
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.opened_ns = monotonic_ns()
+        sock = transport.get_extra_info("socket")
+        self.fd = -1 if sock is None else sock.fileno()
+        self.is_tls = transport.get_extra_info("ssl_object") is not None
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._new_parser()
+
+    def data_received(self, bytes data):
+        cdef int64_t now_ns = monotonic_ns()
+        cdef ResponseSink sink = self.sink
+        if self.state == U_TUNNEL:
+            if sink is not None:
+                sink.on_tunnel_data(data)
+            return
+        if sink is None or self.state == U_IDLE or self.state == U_DONE:
+            self.extra_bytes = True
+            if self.state == U_IDLE:                    # unsolicited bytes: out of step, whatever they are
+                self.close()
+            return
+        if not self.saw_bytes:
+            self.saw_bytes = True
+            if PyBytes_GET_SIZE(data) >= 9:
+                if memcmp(PyBytes_AS_STRING(data), b"HTTP/1.1 ", 9) == 0:
+                    self.version_minor = 1
+                elif memcmp(PyBytes_AS_STRING(data), b"HTTP/1.0 ", 9) == 0:
+                    self.version_minor = 0
+                else:
+                    self._fail(BAD_RESPONSE)
+                    return
+            else:
+                self.version_minor = -1                 # ask the parser once it knows
+        if self.state == U_WAITING:
+            self.head_bytes += PyBytes_GET_SIZE(data)
+        self._body_arrived(data)
+        if self.state == U_WAITING and self.head_bytes > MAX_HEAD_BYTES:
+            self._fail(BAD_RESPONSE)
+            return
+        if sink is self.sink or self.state == U_CLOSED:
+            sink.on_read_done(now_ns)
+
+    cdef int _body_arrived(self, bytes data) except -1:
+        cdef ResponseSink sink = self.sink
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            if self.state == U_TUNNEL:
+                rest = data[upgrade.args[0]:]
+                if rest and sink is self.sink:
+                    sink.on_tunnel_data(rest)
+            elif self.state != U_CLOSED:
+                self._fail(BAD_RESPONSE)
+        except HttpParserCallbackError as error:
+            if isinstance(error.__context__, _HeadDone) and self.state == U_DONE:
+                # What follows the head in this read is the body a HEAD answer must not have (RFC 9110 §9.3.2).
+                self.extra_bytes = not b"\r\n\r\n".endswith(data[-4:])
+            elif self.state == U_DONE:
+                self.extra_bytes = True
+            elif self.state != U_CLOSED:
+                if not isinstance(error.__context__, _BadResponse):
+                    import logging
+
+                    logging.getLogger("fastgate").error("while relaying an answer", exc_info=error.__context__)
+                    self._fail(INTERNAL)
+                else:
+                    self._fail(BAD_RESPONSE)
+        except HttpParserError:
+            if self.state == U_DONE:
+                self.extra_bytes = True
+            elif self.state != U_CLOSED:
+                self._fail(BAD_RESPONSE)
+        return 0
+
+    def eof_received(self):
+        cdef ResponseSink sink = self.sink
+        if self.state == U_TUNNEL and sink is not None:
+            sink.on_tunnel_eof()
+            # The other half stays open where the transport can do that (TLS cannot)
+            return self.transport is not None and self.transport.can_write_eof()
+        if self.state == U_BODY and self.until_close and sink is not None:
+            self.state = U_DONE
+            self.keep_alive = False
+            sink.on_end(None)
+            sink.on_read_done(monotonic_ns())
+        return False
+
+    def connection_lost(self, exc):
+        cdef int state = self.state
+        cdef ResponseSink sink = self.sink
+        self.state = U_CLOSED
+        self.parser = None                              # holds bound methods of this object: a cycle
+        self.wheel.cancel(self)
+        if self.adopted:
+            self.owner.connection_closed(self)
+        self.sink = None
+        if sink is None:
+            return
+        if state == U_WAITING:
+            sink.on_failed(self, CLOSED_EARLY)
+        elif state == U_BODY:
+            sink.on_failed(self, TRUNCATED)
+        elif state == U_TUNNEL:
+            sink.on_failed(self, CLOSED_EARLY)
+
+    def pause_writing(self):
+        self.writable = False
+        if self.sink is not None:
+            self.sink.on_upstream_writable(False)
+
+    def resume_writing(self):
+        self.writable = True
+        if self.sink is not None:
+            self.sink.on_upstream_writable(True)
+
+    cdef int expired(self, int64_t now_ns) except -1:
+        """Idle for too long in the pool."""
+        if self.state == U_IDLE:
+            self.close()
+        return 0
+
+    cdef int _fail(self, Reason reason) except -1:
+        """The answer cannot be trusted any further: drop the connection and tell."""
+        cdef ResponseSink sink = self.sink
+        self.sink = None
+        if self.state != U_CLOSED:
+            self.state = U_CLOSED
+            self.transport.abort()
+        if sink is not None:
+            sink.on_failed(self, reason)
+        return 0
+
+    cdef int _new_parser(self) except -1:
+        self.parser = HttpResponseParser(self)
+        return 0
+
+    # httptools callbacks
+
+    def on_message_begin(self):
+        if self.state != U_WAITING:
+            self.extra_bytes = True
+            raise _BadResponse()
+        self.fields = Headers.__new__(Headers)
+        self.phrase = b""
+        self.chunked = False
+        self.until_close = False
+        self.content_length = -1
+        self.keep_alive = True
+        self.connection_listed = False
+        self.trailers = None
+
+    def on_status(self, bytes phrase):
+        self.phrase = phrase if not self.phrase else self.phrase + phrase
+
+    def on_header(self, bytes name, bytes value):
+        cdef int known
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(value)
+        cdef const char* v = PyBytes_AS_STRING(value)
+        if n and (v[n - 1] == c" " or v[n - 1] == c"\t"):
+            value = value.rstrip(b" \t")
+            n = PyBytes_GET_SIZE(value)
+            v = PyBytes_AS_STRING(value)
+        known = header_id(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        if self.state == U_BODY:
+            if self.trailers is None:
+                self.trailers = Headers.__new__(Headers)
+            if not self.trailers.append(name, value, known):
+                raise _BadResponse()
+            return
+        if known == H_CONNECTION:
+            if has_token(v, n, b"close", 5):
+                self.keep_alive = False
+            if not (n == 5 and name_equal(v, b"close", 5)) and not (n == 10 and name_equal(v, b"keep-alive", 10)):
+                self.connection_listed = True
+        elif known == H_CONTENT_LENGTH:
+            # llhttp has refused anything but one run of digits that fits 64 bits
+            self.content_length = int(value)
+        elif known == H_TRANSFER_ENCODING:
+            if self.chunked or n != 7 or not name_equal(v, b"chunked", 7):
+                raise _BadResponse()
+            self.chunked = True
+        if not self.fields.append(name, value, known):
+            raise _BadResponse()
+
+    def on_headers_complete(self):
+        cdef bint bodyless
+        self.status = self.parser.get_status_code()
+        if self.version_minor < 0:
+            version = self.parser.get_http_version()
+            if version != "1.1" and version != "1.0":
+                raise _BadResponse()
+            self.version_minor = 1 if version == "1.1" else 0
+        if self.status < 100 or (self.chunked and (self.content_length >= 0 or self.version_minor == 0)):
+            raise _BadResponse()
+        if self.connection_listed:
+            for i in range(self.fields.count):
+                if self.fields.ids[i] == H_CONNECTION:
+                    self.fields.drop_listed(<bytes>self.fields.items[2 * i + 1])
+        if self.version_minor == 0:
+            value = self.fields.find_known(H_CONNECTION)
+            if value is None or not has_token(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), b"keep-alive", 10):
+                self.keep_alive = False
+        if self.status < 200:
+            if self.status == 101:
+                if not self.upgrade_asked or not self.parser.should_upgrade():
+                    raise _BadResponse()
+                self.state = U_TUNNEL
+                self.keep_alive = False
+                self.sink.on_head(self)
+                return
+            self.interims += 1
+            if self.interims > MAX_INTERIMS or self.chunked or self.content_length > 0:
+                raise _BadResponse()
+            self.sink.on_interim(self)
+            return
+        bodyless = self.head_only or self.status == 204 or self.status == 304
+        self.until_close = not bodyless and not self.chunked and self.content_length < 0
+        self.state = U_BODY
+        self.sink.on_head(self)
+        if self.head_only and self.state == U_BODY:
+            # llhttp cannot be told that this was HEAD and now waits for the body: it is done with, a new one takes over.
+            self.state = U_DONE
+            self.sink.on_end(None)
+            self._new_parser()
+            raise _HeadDone()
+
+    def on_body(self, bytes chunk):
+        if self.state == U_BODY:
+            self.sink.on_chunk(chunk)
+
+    def on_message_complete(self):
+        if self.state == U_WAITING:                     # an interim answer
+            self.head_bytes = 0
+        elif self.state == U_BODY:
+            self.state = U_DONE
+            self.sink.on_end(self.trailers)
+
+
+class _BadResponse(Exception):
+    """Raised inside a parser callback to stop the parse."""
+
+
+class _HeadDone(Exception):
+    """Raised inside a parser callback: the answer to HEAD is complete, its parser is of no more use."""

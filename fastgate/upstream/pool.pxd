@@ -1,0 +1,55 @@
+"""C interface of fastgate.upstream.pool."""
+
+from libc.stdint cimport int64_t
+
+from fastgate._core.balance cimport SmoothWeighted
+from fastgate._core.counters cimport worker_counts_t
+from fastgate._core.wheel cimport TimerWheel
+from fastgate.upstream.connection cimport ConnectionOwner, ResponseSink, UpstreamConnection
+
+cdef enum:
+    A_OPENING = 0
+    A_QUEUED = 1
+    A_FULL = 2
+
+cdef class Target(ConnectionOwner):
+    cdef readonly str url
+    cdef readonly str host
+    cdef readonly int port
+    cdef readonly object unix_path
+    cdef readonly object ssl
+    cdef readonly object server_name
+    cdef readonly bytes authority            # for the Host field
+    cdef readonly bytes address              # for logs
+    cdef Upstream upstream
+    cdef list idle                           # most recently used last
+    cdef object waiters                      # deque of ResponseSink
+    cdef readonly int total                  # open and opening
+    cdef readonly int opening
+    cdef set tasks
+    cdef UpstreamConnection take(self, int64_t now_ns, bint must_be_alive)
+    cdef int acquire(self, ResponseSink sink) except -1
+    cdef int forget(self, ResponseSink sink) except -1
+    cdef int release(self, UpstreamConnection connection, int64_t now_ns) except -1
+    cdef int _hand_over(self, UpstreamConnection connection, int64_t now_ns) except -1
+    cdef int _open(self) except -1
+
+cdef class Upstream:
+    cdef readonly str name
+    cdef readonly object config
+    cdef readonly list targets
+    cdef SmoothWeighted balance
+    cdef readonly bint retired
+    cdef object loop
+    cdef TimerWheel wheel
+    cdef worker_counts_t* counts
+    cdef object _counters                    # keeps the memory that counts points into
+    cdef readonly int max_connections
+    cdef readonly int max_idle
+    cdef readonly int max_queue
+    cdef readonly int64_t max_requests
+    cdef readonly int64_t idle_timeout_ns
+    cdef readonly int64_t max_lifetime_ns
+    cdef readonly int64_t queue_timeout_ns
+    cdef readonly int64_t connect_timeout_ns
+    cdef Target pick(self)
