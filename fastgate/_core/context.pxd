@@ -65,6 +65,7 @@ cdef class RequestContext:
     cdef bytes forwarding             # ready forwarding fields, when the peer is not a trusted proxy
     # From the plan
     cdef readonly object route
+    cdef tuple param_names
     cdef int params_n
     cdef int param_start[MAX_PARAMS]
     cdef int param_size[MAX_PARAMS]

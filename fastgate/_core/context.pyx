@@ -172,10 +172,8 @@ cdef class RequestContext:
         """The path parameters by name."""
         cdef dict out = {}
         cdef int i
-        if self.route is not None:
-            names = self.route.param_names
-            for i in range(self.params_n):
-                out[names[i]] = self.path_bytes[self.param_start[i]:self.param_start[i] + self.param_size[i]].decode("latin-1")
+        for i in range(self.params_n):
+            out[self.param_names[i].decode()] = self.path_bytes[self.param_start[i]:self.param_start[i] + self.param_size[i]].decode("latin-1")
         return out
 
     def respond(self, int status, body=b"", headers=()):

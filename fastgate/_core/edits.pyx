@@ -46,7 +46,7 @@ cdef class Template:
             if found.start() > end:
                 parts.append(text[end:found.start()].encode("latin-1"))
             if name in names:
-                parts.append(names.index(name))
+                parts.append((name.encode(),))
             elif name in SPECIAL:
                 parts.append(SPECIAL[name])
             else:
@@ -61,7 +61,7 @@ cdef class Template:
 
     cdef bytes render(self, RequestContext ctx):
         cdef list out
-        cdef int place
+        cdef int place, i
         if self.fixed is not None:
             return self.fixed
         out = []
@@ -69,11 +69,14 @@ cdef class Template:
             if isinstance(part, bytes):
                 out.append(part)
                 continue
+            if isinstance(part, tuple):                 # a parameter: where it stands depends on which pattern matched
+                for i in range(ctx.params_n):
+                    if ctx.param_names[i] == part[0]:
+                        out.append(ctx.path_bytes[ctx.param_start[i]:ctx.param_start[i] + ctx.param_size[i]])
+                        break
+                continue
             place = part
-            if place >= 0:
-                if place < ctx.params_n:
-                    out.append(ctx.path_bytes[ctx.param_start[place]:ctx.param_start[place] + ctx.param_size[place]])
-            elif place == P_CLIENT_IP:
+            if place == P_CLIENT_IP:
                 out.append(ctx.client)
             elif place == P_HOST:
                 out.append(ctx.authority)

@@ -28,6 +28,8 @@ cdef class Plugin:
     cdef public str name
     cdef public bint enforce
     cdef public int place
+    cdef public object key                     # what it was built from: equal keys mean it may be kept
+    cdef dict __dict__
     cdef public int64_t request_body_bytes
     cdef public int64_t response_body_bytes
     cdef bint compiled_decide

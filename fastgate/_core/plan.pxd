@@ -12,7 +12,6 @@ cdef class RoutePlan:
     cdef readonly str name
     cdef readonly bytes name_bytes
     cdef readonly bytes name_json
-    cdef readonly tuple param_names
     cdef readonly object source                 # the config's bytes: equal bytes mean the plan may be kept
     cdef readonly Pipeline pipeline
     cdef readonly object upstream               # fastgate.upstream.pool.Upstream, or None for a local answer
@@ -42,6 +41,8 @@ cdef class Plan:
     cdef readonly dict upstreams
     cdef readonly object config
     cdef readonly tuple plugins
+    cdef readonly tuple fresh                   # those of plugins that no earlier plan has
+    cdef public bint installed
     cdef object trusted
     cdef route_counts_t* unmatched
     cdef object _counters

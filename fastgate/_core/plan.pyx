@@ -26,7 +26,7 @@ __all__ = ["FixedResponse", "Plan", "Redirect", "RoutePlan"]
 cdef class RoutePlan:
     """One route, frozen."""
 
-    def __init__(self, str name, *, Pipeline pipeline not None, Counters counters, int slot, source=None, param_names=(), upstream=None,
+    def __init__(self, str name, *, Pipeline pipeline not None, Counters counters, int slot, source=None, upstream=None,
                  timeouts=None, max_body_bytes=0, preserve_host=False, rewrite=None, request_edits=None, response_edits=None,
                  methods=(), header_tests=(), query_tests=()):
         self.name = name
@@ -34,7 +34,6 @@ cdef class RoutePlan:
         self.name_json = json.dumps(name).encode()
         self.source = source
         self.pipeline = pipeline
-        self.param_names = tuple(param_names)
         self.upstream = upstream
         self.timeouts = timeouts
         self.max_body_bytes = max_body_bytes
@@ -138,12 +137,13 @@ cdef bint collect(void* arg, Route route) noexcept:
 cdef class Plan:
     """All routes of a config, frozen."""
 
-    def __init__(self, Router router not None, routes, upstreams, config, plugins, trusted, Counters counters, int slot):
+    def __init__(self, Router router not None, routes, upstreams, config, plugins, fresh, trusted, Counters counters, int slot):
         self.router = router
         self.routes = list(routes)
         self.upstreams = dict(upstreams)
         self.config = config
         self.plugins = tuple(plugins)
+        self.fresh = tuple(fresh)
         self.trusted = trusted
         if counters is not None:
             self._counters = counters
@@ -162,10 +162,11 @@ cdef class Plan:
                                  accept, <void*>&state, &found)
         if route is None:
             return None
-        ctx.params_n = found.params_n
-        for i in range(found.params_n):
-            ctx.param_start[i] = <int>found.params[i].start
-            ctx.param_size[i] = <int>found.params[i].size
+        ctx.params_n = found.count
+        ctx.param_names = route.param_names
+        for i in range(found.count):
+            ctx.param_start[i] = found.params[i].start
+            ctx.param_size[i] = found.params[i].length
         ctx.route = route.value
         return <RoutePlan>route.value
 
@@ -183,16 +184,20 @@ cdef class Plan:
         return ", ".join(sorted(names)).encode()
 
     async def start(self):
-        """Start the plugins this plan made. When one fails, those already started are closed and the error is raised."""
-        started = []
-        for plugin in self.plugins:
+        """Start the plugins that are new with this plan. When one fails its error is raised; `close` then ends them all."""
+        for plugin in self.fresh:
+            await plugin.start()
+
+    async def close(self):
+        """Close the plugins: all of a plan that was in force, and of one that never was only those that are new with it."""
+        failures = []
+        for plugin in self.plugins if self.installed else self.fresh:
             try:
-                await plugin.start()
-            except BaseException:
-                for each in [*started, plugin]:
-                    await each.close()
-                raise
-            started.append(plugin)
+                await plugin.close()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup("plugins failed in close", failures)
 
     def __repr__(self):
         return f"Plan({len(self.routes)} routes)"

@@ -16,7 +16,6 @@ SOURCES  RFC 9112 (messages), §9.3.2 (pipelining), §9.6 (lingering close); RFC
 import logging
 import socket
 import struct
-from collections import deque
 
 from httptools import (
     HttpParserCallbackError,
@@ -87,7 +86,6 @@ cdef enum:
     CHUNK_OVERHEAD_BYTES = 16384          # chunk extensions and trailers with no body byte in between
 
 cdef int64_t LINGER_NS = 2_000_000_000
-cdef int64_t TICK_S_INV = 50
 
 cdef Reason BAD_REQUEST_LINE = REASONS["bad_request_line"]
 cdef Reason BAD_HEADER = REASONS["bad_header"]
@@ -149,6 +147,7 @@ cdef class DataPlane(Plane):
             fresh = AccessLog(plan.config.access_log.output, plan.config.access_log.format, self.counters, self.slot)
             self.log.close()
             self.log = fresh
+        plan.installed = True
         self.plan = plan
         if old is None:
             return
@@ -206,6 +205,13 @@ cdef class DataPlane(Plane):
             if (<ClientConnection>connection).tunnel:
                 (<ClientConnection>connection)._close_websocket()
             (<ClientConnection>connection).cut()
+
+    def reopen_logs(self):
+        """Open the access log's file anew, after it was moved away."""
+        try:
+            self.log.reopen()
+        except OSError:
+            log.exception("the access log cannot be opened anew; the old file is kept")
 
     def close(self):
         """Stop the ticker and write out the log."""
@@ -378,7 +384,7 @@ cdef class ClientConnection(ClientStream):
         ctx.keep_alive = False
         if ctx.request_id_bytes is None:
             self._set_client(ctx)
-        if parsing is not self.exchange and (not self.queue or self.queue[-1] is not parsing):
+        if parsing is not self.exchange and (not self.queue or self.queue[len(self.queue) - 1] is not parsing):
             self._enqueue(parsing)
         return 0
 
@@ -389,7 +395,7 @@ cdef class ClientConnection(ClientStream):
 
     cdef int _upgraded(self, bytes rest) except -1:
         """llhttp stopped behind a request with Upgrade (or CONNECT)."""
-        cdef Exchange parsing = self.queue[-1] if self.queue else self.exchange
+        cdef Exchange parsing = self.queue[len(self.queue) - 1] if self.queue else self.exchange
         cdef RequestContext ctx
         self.parser = HttpRequestParser(self)
         if parsing is None or parsing.ctx.method_id == M_CONNECT or self.close_after:
@@ -775,7 +781,7 @@ cdef class ClientConnection(ClientStream):
             if headers.ids[i] == H_X_FORWARDED_FOR:
                 chain += (<bytes>headers.items[2 * i + 1]).split(b",")
         believed = self.peer
-        for part in reversed(chain[-32:]):
+        for part in reversed(chain[max(0, len(chain) - 32):]):
             address = part.strip(b" \t")
             if address.startswith(b"["):
                 address = address[1:].partition(b"]")[0]
@@ -989,6 +995,7 @@ cdef class ClientConnection(ClientStream):
     cdef int exchange_finished(self, Exchange exchange) except -1:
         """The answer is out, or given up. What next: another request, or the end of the connection."""
         cdef bytes rest
+        cdef int64_t left
         if self.closed:
             self.exchange = None
             return 0
@@ -998,6 +1005,10 @@ cdef class ClientConnection(ClientStream):
             return self._close()
         self.exchange = None
         self._resume(PAUSED_BODY)
+        if not exchange.body_complete:
+            left = exchange.ctx.content_length - exchange.body_bytes
+            if left < 0 or left > SMALL_REST_BYTES:
+                return self._linger()
         if not self.keep or self.close_after and not self.queue:
             if exchange.body_complete and self.parsing is None:
                 return self._close()
@@ -1046,7 +1057,6 @@ cdef class ClientConnection(ClientStream):
         else:
             self.transport.write_eof()
         self.lingering = True
-        self.paused |= 0
         self._resume(PAUSED_BODY | PAUSED_QUEUE | PAUSED_UPGRADE)
         self.plane.wheel.arm(self, monotonic_ns() + LINGER_NS)
         return 0

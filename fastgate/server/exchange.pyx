@@ -20,8 +20,6 @@ COST     See DESIGN: the kernel is most of it. No task, dict, closure or excepti
 SOURCES  Varnish cache_req_fsm.c (steps and verdicts); pingora-error (source, retryable); RFC 9110 §9.2.2 (what may be sent twice).
 """
 
-cimport cython
-
 import asyncio
 import logging
 import os
@@ -168,7 +166,6 @@ cdef class ClientStream(Timed):
         return 0
 
 
-@cython.freelist(64)
 cdef class Exchange(ResponseSink):
     """One request on its way."""
 

@@ -227,7 +227,7 @@ cdef class UpstreamConnection(Timed):
         except HttpParserCallbackError as error:
             if isinstance(error.__context__, _HeadDone) and self.state == U_DONE:
                 # What follows the head in this read is the body a HEAD answer must not have (RFC 9110 §9.3.2).
-                self.extra_bytes = not b"\r\n\r\n".endswith(data[-4:])
+                self.extra_bytes = not b"\r\n\r\n".endswith(data[max(0, len(data) - 4):])
             elif self.state == U_DONE:
                 self.extra_bytes = True
             elif self.state != U_CLOSED:

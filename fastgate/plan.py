@@ -1,0 +1,260 @@
+"""freeze: Config → Plan, the only module that sees every feature.
+
+Freezing happens on the worker's loop, in slices of half a millisecond with pauses in between, so that a reload of
+thousands of routes does not hold up the requests that are under way. What has not changed is taken over from the
+plan in force: upstreams with their warm connections, plugins with what they hold, and the routes themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from fastgate._core.cidr import CidrSet
+from fastgate._core.context import Answer
+from fastgate._core.counters import Counters
+from fastgate._core.edits import HeaderEdits, Rewrite, Template
+from fastgate._core.pipeline import Pipeline, Plugin
+from fastgate._core.plan import FixedResponse, Plan, Redirect, RoutePlan
+from fastgate._core.router import Router
+from fastgate._core.wheel import TimerWheel
+from fastgate.config import Config, PluginUse, RouteConfig
+from fastgate.features.transform import HeaderEditsConfig
+from fastgate.plugin import PluginEnv, Registry
+from fastgate.upstream.pool import Target, Upstream
+from fastgate.upstream.settings import UpstreamConfig
+from fastgate.upstream.tls import upstream_context
+
+__all__ = ["Surroundings", "freeze", "freeze_now"]
+
+SLICE_NS = 500_000  # work without a look at the loop
+PAUSE_S = 0.001  # what the requests under way get in between
+
+
+class Surroundings(Protocol):
+    """What a plan is bound to: the worker's data plane, or a stand-in for `fastgate explain`."""
+
+    @property
+    def loop(self) -> Any: ...
+
+    @property
+    def wheel(self) -> TimerWheel: ...
+
+    @property
+    def counters(self) -> Counters: ...
+
+    @property
+    def slot(self) -> int: ...
+
+
+async def freeze(config: Config, around: Surroundings, previous: Plan | None = None) -> Plan:
+    """The plan of a checked config. Yields to the loop; ValueError, OSError or a plugin's own error when a part
+    of it cannot be built, and then nothing that the previous plan uses was touched."""
+    steps = _steps(config, around, previous)
+    while True:
+        until_ns = time.monotonic_ns() + SLICE_NS
+        for plan in steps:
+            if plan is not None:
+                return plan
+            if previous is not None and time.monotonic_ns() >= until_ns:
+                break
+        else:
+            raise AssertionError("the last step is the plan")
+        await asyncio.sleep(PAUSE_S)
+
+
+def freeze_now(config: Config, around: Surroundings) -> Plan:
+    """The same without a loop."""
+    for plan in _steps(config, around, None):
+        if plan is not None:
+            return plan
+    raise AssertionError("the last step is the plan")
+
+
+def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Iterator[Plan | None]:
+    upstreams: dict[str, Upstream] = {}
+    for name, settings in config.upstreams.items():
+        known = previous.upstreams.get(name) if previous is not None else None
+        upstreams[name] = known if known is not None and known.config == settings else _upstream(name, settings, around)
+        yield None
+    plugins = _Plugins(previous)
+    shared = [plugins.get(None, index, use) for index, use in enumerate(config.plugins)]
+    kept = _kept_routes(previous, shared, config)
+    routes: list[RoutePlan] = []
+    router = Router()
+    for raw, route in zip(config.routes, config.each_route(), strict=True):
+        if not route.enabled:
+            continue
+        upstream = upstreams[route.upstream] if route.upstream is not None else None
+        plan = kept.get(bytes(raw))
+        own = [plugins.get(route.name, index, use) for index, use in enumerate(route.plugins)]
+        if plan is None or plan.upstream is not upstream:
+            plan = _route(route, bytes(raw), config, upstream, [*shared, *own], around)
+        routes.append(plan)
+        for host in route.host or (None,):
+            for path in route.path:
+                router.add(path, plan, host=host, predicates=_predicates(route))
+        yield None
+    for _ in router.freezing():
+        yield None
+    trusted = CidrSet(config.trusted_proxies) if config.trusted_proxies else None
+    yield Plan(router, routes, upstreams, config, plugins.used, plugins.fresh, trusted, around.counters, around.slot)
+
+
+def _predicates(route: RouteConfig) -> int:
+    return (1 if route.methods else 0) + len(route.headers) + len(route.query)
+
+
+def _kept_routes(previous: Plan | None, shared: list[Plugin], config: Config) -> dict[bytes, RoutePlan]:
+    """The routes of the plan in force that may be taken over if their own lines have not changed."""
+    if previous is None:
+        return {}
+    before = previous.config
+    same = (
+        before.server.max_body_bytes == config.server.max_body_bytes
+        and len(before.plugins) == len(shared)
+        and all(plugin in previous.plugins for plugin in shared)
+        and before.plugins == config.plugins
+    )
+    return {route.source: route for route in previous.routes} if same else {}
+
+
+class _Plugins:
+    """The plugins of a plan: those of the plan in force where nothing about them changed, new ones else."""
+
+    def __init__(self, previous: Plan | None) -> None:
+        self._known: dict[tuple[Any, ...], Plugin] = (
+            {plugin.key: plugin for plugin in previous.plugins} if previous is not None else {}
+        )
+        self.used: list[Plugin] = []
+        self.fresh: list[Plugin] = []
+
+    def get(self, route: str | None, index: int, use: PluginUse) -> Plugin:
+        key = (route, index, use.use, bytes(use.config))
+        plugin = self._known.get(key)
+        if plugin is None:
+            found = Registry.load(use.use)
+            settings = None if found.Config is None else use.read(found.Config)
+            plugin = found.build(settings, PluginEnv(use.use, route))
+            if not isinstance(plugin, Plugin):
+                raise TypeError(f"plugin {use.use}: build() returned {type(plugin).__name__}, expected a Plugin")
+            plugin.name = use.use
+            plugin.key = key
+            if not getattr(settings, "enforce", True):
+                plugin.enforce = False
+            self.fresh.append(plugin)
+        plugin.place = len(self.used)
+        self.used.append(plugin)
+        return plugin
+
+
+def _upstream(name: str, config: UpstreamConfig, around: Surroundings) -> Upstream:
+    upstream = Upstream(name, config, around.loop, around.wheel, around.counters, around.slot)
+    targets = [target for target in config.targets if target.weight > 0]
+    context = None
+    if any(target.url.startswith("https://") for target in targets):
+        context = upstream_context(config.tls)
+    built = []
+    for target in targets:
+        if target.url.startswith("unix:"):
+            built.append(Target(upstream, target.url, "", 0, target.url[5:], None, None, b"localhost"))
+            continue
+        parts = urlsplit(target.url)
+        host = parts.hostname or ""
+        secure = parts.scheme == "https"
+        port = parts.port or (443 if secure else 80)
+        authority = f"[{host}]" if ":" in host else host
+        if port != (443 if secure else 80):
+            authority += f":{port}"
+        server_name = (config.tls.server_name or host) if secure else None
+        built.append(
+            Target(
+                upstream, target.url, host, port, None, context if secure else None, server_name, authority.encode()
+            )
+        )
+    upstream.set_targets(built, [target.weight for target in targets])
+    return upstream
+
+
+def _route(
+    route: RouteConfig,
+    source: bytes,
+    config: Config,
+    upstream: Upstream | None,
+    plugins: list[Plugin],
+    around: Surroundings,
+) -> RoutePlan:
+    params = sorted({name for path in route.path for name in _param_names(path)})
+    gates = list(plugins)
+    if route.redirect is not None:
+        gates.append(
+            Redirect(Template(route.redirect.to, params), route.redirect.status, route.redirect.keep_query)
+        )
+    elif route.respond is not None:
+        body, content_type = route.respond.payload()
+        headers = list(route.respond.headers.items())
+        if content_type and not any(name.lower() == "content-type" for name, _ in headers):
+            headers.append(("Content-Type", content_type))
+        gates.append(FixedResponse(Answer(route.respond.status, body, headers)))
+    timeouts = None
+    preserve_host = False
+    if upstream is not None:
+        timeouts = upstream.config.timeouts.overridden(route.timeouts)
+        preserve_host = upstream.config.preserve_host if route.preserve_host is None else route.preserve_host
+    return RoutePlan(
+        route.name,
+        pipeline=Pipeline(gates),
+        counters=around.counters,
+        slot=around.slot,
+        source=source,
+        upstream=upstream,
+        timeouts=timeouts,
+        max_body_bytes=config.server.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes,
+        preserve_host=preserve_host,
+        rewrite=_rewrite(route, params),
+        request_edits=_edits(route.request_headers, params),
+        response_edits=_edits(route.response_headers, params),
+        methods=route.methods,
+        header_tests=[(name.lower().encode("latin-1"), _test(value)) for name, value in route.headers.items()],
+        query_tests=[(name.encode(), _test(value)) for name, value in route.query.items()],
+    )
+
+
+def _param_names(path: str) -> list[str]:
+    if path.startswith("~"):
+        return list(re.compile(path[1:]).groupindex)
+    return re.findall(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}", path)
+
+
+def _rewrite(route: RouteConfig, params: list[str]) -> Rewrite | None:
+    settings = route.rewrite
+    if settings is None:
+        return None
+    if settings.strip_prefix is not None:
+        return Rewrite.prefix_to(settings.strip_prefix, "")
+    if settings.replace_prefix is not None:
+        return Rewrite.prefix_to(settings.replace_prefix.from_, settings.replace_prefix.to)
+    if settings.path is not None:
+        return Rewrite.to_template(Template(settings.path, params))
+    return Rewrite.by_regex(settings.regex or "", settings.to or "")
+
+
+def _edits(config: HeaderEditsConfig | None, params: list[str]) -> HeaderEdits | None:
+    if config is None or config == HeaderEditsConfig():
+        return None
+    return HeaderEdits(config.rename, config.remove, config.set, config.add, params)
+
+
+def _test(expected: str) -> Callable[[bytes], bool]:
+    """The test for a header's or a query parameter's value: exact, `~regex`, or `*` for any."""
+    if expected == "*":
+        return lambda value: True
+    if expected.startswith("~"):
+        pattern = re.compile(expected[1:].encode("latin-1"))
+        return lambda value: pattern.search(value) is not None
+    raw = expected.encode("latin-1", "replace")
+    return raw.__eq__
