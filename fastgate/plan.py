@@ -130,6 +130,8 @@ class _Plugins:
         self._known: dict[tuple[Any, ...], Plugin] = (
             {plugin.key: plugin for plugin in previous.plugins} if previous is not None else {}
         )
+        # A plugin keeps its place while requests that know it are under way; a new one takes a place no one has.
+        self._taken = {plugin.place for plugin in self._known.values()}
         self.used: list[Plugin] = []
         self.fresh: list[Plugin] = []
 
@@ -147,7 +149,8 @@ class _Plugins:
             if not getattr(settings, "enforce", True):
                 plugin.enforce = False
             self.fresh.append(plugin)
-        plugin.place = len(self.used)
+            plugin.place = next(place for place in range(len(self._taken) + 1) if place not in self._taken)
+            self._taken.add(plugin.place)
         self.used.append(plugin)
         return plugin
 
