@@ -1,6 +1,7 @@
 """Compiled primitives: libc, cpython and _core only. Every one is usable from other services."""
 
 from fastgate._core.balance import SmoothWeighted
+from fastgate._core.breaker import CircuitBreaker, CircuitOpen
 from fastgate._core.cidr import CidrSet
 from fastgate._core.clock import monotonic_ns, realtime_ns
 from fastgate._core.ewma import Ewma, PeakEwma
@@ -12,6 +13,8 @@ from fastgate._core.sse import SseEvent, SseEventTooLarge, SseParser
 
 __all__ = [
     "CidrSet",
+    "CircuitBreaker",
+    "CircuitOpen",
     "Ewma",
     "Histogram",
     "Match",

@@ -1,0 +1,58 @@
+"""Decorators that put a guard around a function: one wrapper for plain functions, one for coroutine functions.
+
+WHAT        protected(breaker, function). Plain Python, because inspect, asyncio and type checkers must see
+            ordinary functions and coroutine functions.
+STATE       none of its own.
+WHO WRITES  nobody.
+COST        one Python call more than calling allow() and record() by hand, about 0.3 us.
+SOURCES     functools.wraps; inspect.iscoroutinefunction
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+if TYPE_CHECKING:
+    from fastgate._core.breaker import CircuitBreaker
+
+__all__ = ["exception_classes", "protected"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def exception_classes(name: str, value: object) -> tuple[type[BaseException], ...]:
+    """value, an exception class or several, as a tuple for isinstance(). TypeError names the argument."""
+    classes = (value,) if isinstance(value, type) else value
+    if not isinstance(classes, tuple | list | set | frozenset):
+        raise TypeError(f"{name}: expected exception classes, got {value!r}")
+    for item in classes:
+        if not (isinstance(item, type) and issubclass(item, BaseException)):
+            raise TypeError(f"{name}: expected exception classes, got {item!r}")
+    return tuple(classes)
+
+
+def protected(breaker: CircuitBreaker, function: Callable[P, R]) -> Callable[P, R]:
+    """function, with every call going through the breaker. A refused call raises CircuitOpen and runs nothing."""
+    if not callable(function):
+        raise TypeError(f"function: expected a callable, got {type(function).__name__}")
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError("function: a generator has no one result to record; use the breaker inside it")
+    if not inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with breaker:
+                return function(*args, **kwargs)
+
+        return call
+
+    @functools.wraps(function)
+    async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+        with breaker:
+            return await cast("Awaitable[Any]", function(*args, **kwargs))
+
+    return cast("Callable[P, R]", call_async)
