@@ -8,7 +8,6 @@ __all__ = ["CircuitBreaker", "CircuitOpen"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_State = Literal["closed", "open", "half_open"]
 _Classes = type[BaseException] | Iterable[type[BaseException]]
 
 class CircuitOpen(Exception):
@@ -63,7 +62,7 @@ class CircuitBreaker:
     def retry_after_ns(self, now_ns: int | None = None) -> int: ...
     def window(self, now_ns: int | None = None) -> tuple[int, int, int]: ...
     @property
-    def state(self) -> _State: ...
+    def state(self) -> str: ...
     @property
     def trips(self) -> int: ...
     @property

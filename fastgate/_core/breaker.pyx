@@ -396,7 +396,7 @@ cdef inline void learn(breaker_t* b, const breaker_config_t* c, bint ok, int64_t
 
 # --- the class --------------------------------------------------------------------------------------------------------------
 
-_STATES = ("closed", "open", "half_open")
+_STATES = ("closed", "open", "half_open", "half_open")     # the fourth: damaged memory, treated as half-open
 _BACKOFFS = ("constant", "linear", "exponential", "fibonacci")
 _HELD = ContextVar("fastgate_breakers_held", default=None)
 
@@ -570,9 +570,10 @@ cdef class CircuitBreaker:
     def window(self, now_ns=None):
         """(calls, failures, slow calls) in the sliding window; zeros when no ratio is configured."""
         cdef uint64_t calls, failures, slow
+        cdef int64_t now = monotonic_ns() if now_ns is None else time_of(now_ns)
         if self.config.bucket_ns == 0:
             return (0, 0, 0)
-        sum_window(self.slot, &self.config, monotonic_ns() if now_ns is None else time_of(now_ns), &calls, &failures, &slow)
+        sum_window(self.slot, &self.config, now, &calls, &failures, &slow)
         return (calls, failures, slow)
 
     @property

@@ -157,7 +157,7 @@ def _normalised(pattern: str, piece: str, position: int) -> bytes:
     while at < len(piece):
         char = piece[at]
         if char in "?#":
-            raise _bad(pattern, position + at, f"{char!r} is not part of a path; for queries use predicates")
+            raise _bad(pattern, position + at, f"{char!r} is not part of a path; match a query by predicate")
         if char in "{}":
             raise _bad(pattern, position + at, _WHOLE_SEGMENT)
         if char == "*":

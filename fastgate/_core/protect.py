@@ -1,7 +1,7 @@
-"""Decorators that put a guard around a function: one wrapper for plain functions, one for coroutine functions.
+"""A circuit breaker around a function: one wrapper for plain functions, one for coroutine functions.
 
-WHAT        protected(breaker, function). Plain Python, because inspect, asyncio and type checkers must see
-            ordinary functions and coroutine functions.
+WHAT        protected(breaker, function). Plain Python, because inspect, asyncio and type
+            checkers must see ordinary functions and coroutine functions.
 STATE       none of its own.
 WHO WRITES  nobody.
 COST        one Python call more than calling allow() and record() by hand, about 0.3 us.
@@ -36,7 +36,7 @@ def exception_classes(name: str, value: object) -> tuple[type[BaseException], ..
 
 
 def protected(breaker: CircuitBreaker, function: Callable[P, R]) -> Callable[P, R]:
-    """function, with every call going through the breaker. A refused call raises CircuitOpen and runs nothing."""
+    """function, each call going through the breaker. A refused one raises CircuitOpen and runs nothing."""
     if not callable(function):
         raise TypeError(f"function: expected a callable, got {type(function).__name__}")
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):

@@ -1,4 +1,4 @@
-"""The circuit breaker as one would write it down in plain Python: lists, floats, no bits. What breaker.pyx must equal."""
+"""The circuit breaker as one would write it in plain Python, and what breaker.pyx must equal."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Oracle:
     state: str = "closed"
     trips: int = 0
     until_ns: int = 0
-    period: Period = ("closed", 0, 0)  # what a ticket names: state, trips, and when it began (or may end), to 128 ns
+    period: Period = ("closed", 0, 0)  # what a ticket names: state, trips, when it began
     outstanding: int = 0
     successes: int = 0
     expire_ns: int = 0
@@ -161,12 +161,14 @@ class Oracle:
             self.open(now_ns)
 
     def count(self, ok: bool, is_slow: bool, now_ns: int) -> None:
-        """One bucket per tenth of the window; ten of them exist, and a newer one takes the place of an older."""
+        """One bucket per tenth of the window; ten exist, and a newer one takes the place of an older."""
         epoch = now_ns // self.bucket_ns
+        slot = epoch % TENTHS
         for at in list(self.buckets):
-            if at % TENTHS == epoch % TENTHS and at not in (epoch, epoch + TENTHS):
+            if at % TENTHS == slot and at not in (epoch, epoch + TENTHS):
                 del self.buckets[at]
-        bucket = self.buckets.setdefault(epoch + TENTHS if epoch + TENTHS in self.buckets else epoch, [0, 0, 0])
+        at = epoch + TENTHS if epoch + TENTHS in self.buckets else epoch
+        bucket = self.buckets.setdefault(at, [0, 0, 0])
         if bucket[0] == 65535:
             bucket[:] = [value >> 1 for value in bucket]
         bucket[0] += 1
@@ -192,7 +194,8 @@ class Oracle:
         self.usual_failures += ((0.0 if ok else 1.0) - self.usual_failures) / weight
         if ok:
             self.learned_ok += 1
-            self.usual_latency += (latency_ns - self.usual_latency) / min(self.learned_ok, self.adaptive_calls)
+            weight = min(self.learned_ok, self.adaptive_calls)
+            self.usual_latency += (latency_ns - self.usual_latency) / weight
 
     def open_time_ns(self, now_ns: int) -> int:
         trips = self.trips
