@@ -2,6 +2,7 @@
 
 from fastgate._core.balance import SmoothWeighted
 from fastgate._core.breaker import CircuitBreaker, CircuitOpen
+from fastgate._core.cache import Cache
 from fastgate._core.cidr import CidrSet
 from fastgate._core.clock import monotonic_ns, realtime_ns
 from fastgate._core.ewma import Ewma, PeakEwma
@@ -12,6 +13,7 @@ from fastgate._core.shm import SharedMemory
 from fastgate._core.sse import SseEvent, SseEventTooLarge, SseParser
 
 __all__ = [
+    "Cache",
     "CidrSet",
     "CircuitBreaker",
     "CircuitOpen",
