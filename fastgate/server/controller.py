@@ -93,6 +93,10 @@ class Controller:
 
     def stop(self) -> None:
         """Ends it for good; idempotent. `gone` follows."""
+        self._control = None
+        self._ask_to_end()
+
+    def _ask_to_end(self) -> None:
         self._is_leaving = True
         if self._kill_timer is None:
             self._kill_timer = self._reactor.after(STOP_LIMIT_NS, self.kill)
@@ -127,7 +131,7 @@ class Controller:
 
     def _replace(self) -> None:
         if self.pid:
-            self.stop()
+            self._ask_to_end()
         else:
             self._fork()
 

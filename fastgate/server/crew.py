@@ -27,15 +27,21 @@ from fastgate.state.journal import Journal
 
 __all__ = ["Crew", "Generation", "NoSeat", "Worker"]
 
-YOUNG_NS = 5_000_000_000
-"""A worker that lived this long had started properly: its death is news, not a repetition."""
+YOUNG_NS = 1_000_000_000
+"""A worker that accepted for this long had started properly: its death is news, not a repetition."""
 
 RESTART_FIRST_NS = 100_000_000
 RESTART_CAP_NS = 5_000_000_000
-"""Pauses 0, 0.1, 0.2, 0.4 … 5 s: the first death costs nothing, a crash loop 12 forks a minute and slot."""
+RESTART_CAP_SERVED_NS = 400_000_000
+"""Pauses 0, 0.1, 0.2, 0.4 … 5 s: the first death costs nothing, a worker that cannot start 12 forks a minute.
+One that did accept (a request that kills it) is always back within a second, as it may serve the others.
+"""
 
 START_LIMIT_NS = 60_000_000_000
 """From fork to accepting. 10 000 routes take about a second; a machine that swaps takes its time."""
+
+PAUSED_NS = 2_000_000_000
+"""The check for hung workers runs every second; when it is this late, this process did not run either."""
 
 ABORT_GRACE_NS = 1_000_000_000
 """After the drain limit a worker cuts what is left and exits by itself; then it is killed."""
@@ -68,6 +74,7 @@ class Worker:
         "generation",
         "kill_timer",
         "pid",
+        "ready_ns",
         "replaces",
         "seat",
         "slot",
@@ -85,6 +92,7 @@ class Worker:
         self.version = generation.config.version
         self.state = STARTING
         self.forked_ns = time.monotonic_ns()
+        self.ready_ns = 0
         self.kill_timer: Timer | None = None
         self.replaces: Worker | None = None
         self.wants_out = False
@@ -186,6 +194,7 @@ class Crew:
     def ready(self, worker: Worker, version: int) -> None:
         worker.version = version
         worker.seat.config_version = version
+        worker.ready_ns = worker.ready_ns or time.monotonic_ns()
         if worker.state != DRAINING:
             worker.state = worker.seat.state = READY
 
@@ -217,16 +226,19 @@ class Crew:
     def restart_pause_ns(self, worker: Worker) -> int:
         """How long to wait before the dead worker's slot is filled again."""
         deaths = worker.generation.deaths
-        if time.monotonic_ns() - worker.forked_ns >= YOUNG_NS:
+        has_served = worker.ready_ns > 0
+        if has_served and time.monotonic_ns() - worker.ready_ns >= YOUNG_NS:
             deaths[worker.slot] = 0
-            return 0
         count = deaths[worker.slot] = deaths.get(worker.slot, 0) + 1
-        return 0 if count == 1 else min(RESTART_FIRST_NS << min(count - 2, 20), RESTART_CAP_NS)
+        if count == 1:
+            return 0
+        cap_ns = RESTART_CAP_SERVED_NS if has_served else RESTART_CAP_NS
+        return min(RESTART_FIRST_NS << min(count - 2, 20), cap_ns)
 
     def kill_hung(self) -> None:
         """Kills every worker that has not shown life for too long. Called once a second."""
         now_ns = time.monotonic_ns()
-        paused = now_ns - self._checked_ns > self._hang_limit_ns // 2
+        paused = now_ns - self._checked_ns > PAUSED_NS
         self._checked_ns = now_ns
         if paused:
             return  # this process was stopped itself (SIGSTOP, a suspended machine): the workers were too

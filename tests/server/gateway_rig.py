@@ -70,6 +70,12 @@ class Rig:
             assert not left, f"left behind: {left}\n{text}"
             assert "Traceback" not in text, text
 
+    def end(self, status: int) -> None:
+        """Waits for a supervisor that ends by itself with this status."""
+        assert self.process.wait(DEADLINE_S) == status, self.stderr
+        self.failures = self.events("config refused")
+        self._directory.cleanup()
+
     def write(self, **changes: Any) -> None:
         self.config |= changes
         fresh = self.path.with_suffix(".new")

@@ -29,6 +29,7 @@ from fastgate.state.channel import ControllerOrders, Problem
 from fastgate.state.host import HostTable
 
 SLOW_S = 0.3
+FIRST_REQUEST_S = 0.5
 
 
 class Connection(asyncio.Protocol):
@@ -36,6 +37,7 @@ class Connection(asyncio.Protocol):
         self.plane = plane
         self.data = b""
         self.is_busy = False
+        self.has_answered = False
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -66,6 +68,7 @@ class Connection(asyncio.Protocol):
 
     def answer(self, text: str) -> None:
         self.is_busy = False
+        self.has_answered = True
         closing = self.plane.is_draining
         head = "Connection: close\r\n" if closing else ""
         self.transport.write(f"HTTP/1.1 200 OK\r\n{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
@@ -97,7 +100,14 @@ class FixedPlane:
         return Connection(self)
 
     def begin_drain(self) -> None:
+        """Closes idle connections; one without an answer yet may have its first request under way."""
         self.is_draining = True
+        self.loop.call_later(FIRST_REQUEST_S, self.close_idle)
+        for connection in list(self.connections):
+            if connection.has_answered and not connection.is_busy:
+                connection.transport.close()
+
+    def close_idle(self) -> None:
         for connection in list(self.connections):
             if not connection.is_busy:
                 connection.transport.close()
