@@ -122,7 +122,8 @@ cdef class PeakEwma:
     def load(self, pending, *, now_ns=None):
         """The cost of one more request on a target with `pending` in flight: value * (pending + 1).
 
-        A target that never answered but has requests in flight costs 1e150 * (pending + 1): it is tried last, not first.
+        A target of cost 0, one that never answered, with requests in flight costs 1e150 * (pending + 1):
+        it is tried last, not first.
         """
         cdef int64_t n = int_argument(pending, "pending", 0, 1 << 31)
         cdef double cost = peak_ewma_value(&self.state, now_argument(now_ns), self.tau_ns)

@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import final
+from typing import Self, final
 
 from typing_extensions import Buffer
 
@@ -7,15 +7,15 @@ __all__ = ["Histogram"]
 
 @final
 class Histogram:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         lowest: int = 1024,
         highest: int = 137438953471,
         precision: float = 0.0625,
         *,
         memory: Buffer | None = None,
         offset: int = 0,
-    ) -> None: ...
+    ) -> Self: ...
     @staticmethod
     def size(lowest: int = 1024, highest: int = 137438953471, precision: float = 0.0625) -> int: ...
     def record(self, value: int) -> None: ...

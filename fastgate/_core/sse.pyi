@@ -1,4 +1,4 @@
-from typing import final
+from typing import Self, final
 
 from typing_extensions import Buffer
 
@@ -21,7 +21,7 @@ class SseEvent:
 
 @final
 class SseParser:
-    def __init__(self, max_event_bytes: int = 1048576) -> None: ...
+    def __new__(cls, max_event_bytes: int = 1048576) -> Self: ...
     def feed(self, chunk: Buffer) -> list[SseEvent]: ...
     def reset(self) -> None: ...
     @property
