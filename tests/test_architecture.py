@@ -44,12 +44,12 @@ APART = {"features": (), "ai": ("ai.schema",)}
 # Third parties, each at one address (a module or a room). Whatever is not here may not be imported.
 ADDRESSES: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
-    "httptools": ("server.connection", "upstream.connection"),
+    "httptools": ("server.connection", "upstream.connection", "loadtest"),
     "msgspec": ("settings", "plugin", "state", "features", "upstream", "config", "plan", "server", "control"),
     "rich": ("cli", "loadtest"),
     "starlette": ("control",),
     "uvicorn": ("control",),
-    "uvloop": ("server.supervisor", "server.worker"),
+    "uvloop": ("server.supervisor", "server.worker", "loadtest"),
     "yaml": ("config",),
 }
 
