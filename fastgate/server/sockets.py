@@ -19,7 +19,9 @@ import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["BACKLOG", "Listener", "Listeners", "has_waiting", "refuse_new", "split_address"]
+from fastgate.config import parse_address
+
+__all__ = ["BACKLOG", "Listener", "Listeners", "bind_target", "has_waiting", "refuse_new"]
 
 BACKLOG = 4096
 """Accept queue of each socket; the kernel caps it at net.core.somaxconn, which is 4096 by default since Linux
@@ -39,18 +41,17 @@ _DROP_SYN = struct.pack(
 )
 
 
-def split_address(address: str) -> tuple[socket.AddressFamily, tuple[str, int] | str]:
-    """What to bind for `host:port`, `[v6]:port`, `:port` (all IPv4) or `unix:/path`. ValueError says what is
-    wrong.
-    """
-    if address.startswith("unix:"):
-        return socket.AF_UNIX, address.removeprefix("unix:")
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"expected host:port or unix:/path, got {address!r}")
-    if host.startswith("["):
-        return socket.AF_INET6, (host.strip("[]"), int(port))
-    found = socket.getaddrinfo(host or "0.0.0.0", int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+def bind_target(address: str) -> tuple[socket.AddressFamily, tuple[str, int] | str]:
+    """The family and what to bind for a configured address. ValueError for a malformed one, OSError for a
+    host that is unknown. No host is every IPv4 interface; `[::]` is every IPv6 one."""
+    parsed = parse_address(address)
+    if parsed.unix_path:
+        return socket.AF_UNIX, parsed.unix_path
+    if ":" in parsed.host:
+        return socket.AF_INET6, (parsed.host, parsed.port)
+    found = socket.getaddrinfo(
+        parsed.host or "0.0.0.0", parsed.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
     family, _kind, _proto, _name, sockaddr = found[0]
     return family, (str(sockaddr[0]), int(sockaddr[1]))
 
@@ -90,7 +91,7 @@ class Listener:
     def __init__(self, address: str) -> None:
         self.address = address
         self.sockets: list[socket.socket] = []
-        self._family, self._bind_to = split_address(address)
+        self._family, self._bind_to = bind_target(address)
         self.owned_inode = 0
 
     @property

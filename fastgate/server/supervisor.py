@@ -74,7 +74,7 @@ class Supervisor:
         control: Callable[[ControllerOrders], None] | None,
         *,
         memory: Any,
-        map_counters: Callable[[int], Any],
+        map_counters: Callable[[int, int], Any],
         watched: Sequence[Path] = (),
         ready_fd: int | None = None,
         hang_limit_ns: int = HANG_LIMIT_NS,
@@ -122,14 +122,14 @@ class Supervisor:
             self.reactor.close()
         return self._status
 
-    def map_memory(self, workers: int) -> None:
+    def map_memory(self, workers: int, routes: int) -> None:
         """Fixes how many workers there can ever be at once, draining ones included. Seats nobody takes cost
         no memory.
         """
         room = (len(memoryview(self._memory)) - HostTable.size(0)) // (HostTable.size(1) - HostTable.size(0))
         seats = min(room, max(SEATS_LEAST, SEATS_PER_WORKER * max(workers, len(os.sched_getaffinity(0)))))
         self.table.add_seats(self._memory, seats)
-        self.crew.counters = self.controller.counters = self._map_counters(seats)
+        self.crew.counters = self.controller.counters = self._map_counters(seats, routes)
 
     # ---- signals and time
 

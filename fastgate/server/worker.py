@@ -21,8 +21,10 @@ from typing import Any, Protocol
 
 import uvloop
 
+from fastgate.certificates import CertificateError
 from fastgate.server.loader import problem_of
 from fastgate.server.sockets import BACKLOG, has_waiting
+from fastgate.server.tls import TlsContexts
 from fastgate.settings import ConfigError
 from fastgate.state.channel import (
     MAX_PROBLEMS,
@@ -52,6 +54,9 @@ under way (half a
 round trip) still finds it."""
 
 DRAIN_POLL_S = 0.02
+
+CERTIFICATES_S = 5.0
+"""How often certificate files are looked at (one stat each)."""
 
 TIDY_RELOADS = 16
 """Every so many plans the garbage of the old ones is collected even when the worker is never idle."""
@@ -96,6 +101,8 @@ class Plane(Protocol):
 
     def reopen_logs(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Runtime(Protocol):
     """The parts a worker puts together; `fastgate.server.runtime` has the real ones."""
@@ -106,9 +113,9 @@ class Runtime(Protocol):
 
     def listener(self, config: Any, index: int) -> Any: ...
 
-    def tls(self, listener: Any) -> Any: ...
+    def tls(self, listener: Any) -> TlsContexts | None: ...
 
-    def freeze(self, config: Any, previous: Any) -> Awaitable[Any]: ...
+    def freeze(self, config: Any, plane: Any, previous: Any) -> Awaitable[Any]: ...
 
 
 def run_worker(runtime: Runtime, orders: WorkerOrders) -> None:
@@ -152,6 +159,7 @@ class _Worker:
         self._plan: Any = None
         self._next: tuple[int, Any, Any] | None = None  # version, config, plan: prepared, not committed
         self._servers: list[tuple[int, socket.socket, asyncio.AbstractServer]] = []
+        self._tls: dict[int, TlsContexts] = {}  # by listener index
         self._inbox: asyncio.Queue[tuple[Message, int | None] | None] = asyncio.Queue()
         self._installed = 0
         self._beat_due_ns = 0
@@ -209,7 +217,8 @@ class _Worker:
         plan = None
         try:
             config = self._runtime.decode(read_config(fd, size))
-            plan = await self._runtime.freeze(config, self._plan)
+            self._prepare_tls(config)
+            plan = await self._runtime.freeze(config, self._plane, self._plan)
             await plan.start()
         except ConfigError as error:
             problems = [problem_of(error)]
@@ -227,6 +236,28 @@ class _Worker:
         else:
             self._next = version, config, plan
         self._say(Prepared(version, problems[:MAX_PROBLEMS]))
+
+    def _prepare_tls(self, config: Any) -> None:
+        """Reads the certificates, or those that have changed. CertificateError."""
+        for index in {index for index, _socket in self._orders.sockets}:
+            contexts = self._tls.get(index)
+            if contexts is None:
+                contexts = self._runtime.tls(self._runtime.listener(config, index))
+                if contexts is not None:
+                    self._tls[index] = contexts
+            elif contexts.changed():
+                contexts.reload()
+
+    def _look_at_certificates(self) -> None:
+        """Takes up certificates that were renewed in place, as every ACME client does."""
+        self._loop.call_later(CERTIFICATES_S, self._look_at_certificates)
+        for contexts in self._tls.values():
+            try:
+                if contexts.changed():
+                    contexts.reload()
+                    self._journal.info("certificates taken up", names=list(contexts.names()))
+            except CertificateError as error:
+                self._journal.warning("certificates left as they were", problem=str(error))
 
     async def _commit(self, version: int) -> None:
         if self._next is None or self._next[0] != version:
@@ -250,13 +281,16 @@ class _Worker:
     async def _listen(self) -> None:
         for index, listening in self._orders.sockets:
             listener = self._runtime.listener(self._config, index)
+            options: dict[str, Any] = {"backlog": getattr(listener, "backlog", BACKLOG)}
+            if index in self._tls:
+                options["ssl"] = self._tls[index].context
+                options["ssl_handshake_timeout"] = listener.tls.handshake_timeout_ns / 1e9
             server = await self._loop.create_server(
-                _factory(self._plane, listener),
-                sock=listening,
-                ssl=self._runtime.tls(listener),
-                backlog=getattr(listener, "backlog", BACKLOG),
+                _factory(self._plane, listener), sock=listening, **options
             )
             self._servers.append((index, listening, server))
+        if self._tls:
+            self._look_at_certificates()
 
     def _tidy(self) -> None:
         """Keeps the plan out of the collector's sight: it lives as long as the worker, and scanning it would
@@ -295,6 +329,7 @@ class _Worker:
         await self._abort()
         if self._plan is not None:
             await self._plan.close()
+        self._plane.close()
 
     async def _empty_queues(self, sockets: list[socket.socket], deadline_ns: int) -> None:
         """Accepts until nothing waits any more. The supervisor has seen to it that nothing new comes."""

@@ -116,6 +116,9 @@ class FixedPlane:
         for connection in list(self.connections):
             connection.transport.abort()
 
+    def close(self) -> None:
+        self.connections.clear()
+
     def reopen_logs(self) -> None:
         os.write(2, f"logs opened anew by {os.getpid()}\n".encode())
 
@@ -145,7 +148,7 @@ class FixedRuntime:
     def tls(self, _listener: str) -> None:
         return None
 
-    async def freeze(self, config: dict[str, Any], previous: Any) -> FixedPlan:
+    async def freeze(self, config: dict[str, Any], _plane: Any, _previous: Any) -> FixedPlan:
         await asyncio.sleep(0)
         marker = config.get("crash_on_start")
         if marker and os.path.exists(marker):
@@ -182,7 +185,7 @@ def main() -> None:
         lambda orders: run_worker(FixedRuntime(), orders),
         control,
         memory=SharedMemory(HostTable.size(64)),
-        map_counters=lambda seats: SharedMemory(8 * seats),
+        map_counters=lambda seats, _routes: SharedMemory(8 * seats),
         watched=[path],
         ready_fd=ready_fd,
         hang_limit_ns=json.loads(path.read_text()).get("hang_ms", 10_000) * 1_000_000,

@@ -1,0 +1,64 @@
+"""What a worker is made of: the data plane, the counters, the plan of a config, TLS on its listeners.
+
+worker.py knows when these parts are needed, this module knows which they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from fastgate._core.counters import Counters
+from fastgate._core.shm import SharedMemory
+from fastgate.config import Config, ListenerConfig, decode
+from fastgate.plan import freeze
+from fastgate.server.connection import DataPlane
+from fastgate.server.tls import TlsContexts
+from fastgate.server.worker import WorkerOrders
+from fastgate.settings import ConfigError
+
+__all__ = ["GatewayRuntime", "map_counters"]
+
+LEAST_SERIES = 1024
+
+
+def map_counters(seats: int, routes: int) -> Counters:
+    """Counters for so many workers and twice the routes there are now; those beyond share one series.
+
+    Only touched pages take memory, so the size is a bound and not a cost."""
+    capacity = max(LEAST_SERIES, 2 * routes)
+    return Counters(SharedMemory(Counters.size(seats, capacity)), seats, capacity)
+
+
+class GatewayRuntime:
+    """The real parts."""
+
+    def plane(self, loop: asyncio.AbstractEventLoop, orders: WorkerOrders) -> Any:
+        # Whoever sat here before may have been killed with connections open.
+        orders.counters.reset_gauges(orders.seat.index)
+        return DataPlane(loop, orders.counters, orders.seat.index)
+
+    def decode(self, blob: bytes) -> Config:
+        return decode(blob)
+
+    async def freeze(self, config: Config, plane: Any, previous: Any) -> Any:
+        self._check_log(config)
+        return await freeze(config, plane, previous)
+
+    def listener(self, config: Config, index: int) -> ListenerConfig:
+        return config.listen[index]
+
+    def tls(self, listener: ListenerConfig) -> TlsContexts | None:
+        return TlsContexts(listener.tls) if listener.tls is not None else None
+
+    def _check_log(self, config: Config) -> None:
+        """ConfigError if the access log cannot be written: later, when the plan is put in force, it is too late."""
+        path = config.access_log.output
+        if path in ("off", "stdout"):
+            return
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ConfigError("$.access_log.output", f"{path}: {reason}", "a file that can be written") from error
