@@ -1,7 +1,7 @@
 """`fastgate run` below the command line: from a config file to a supervisor that serves it.
 
-The only place that knows both the config's Structs and the processes: it says what of a config concerns the supervisor, and
-which changes the running workers cannot take.
+The only place that knows both the config's Structs and the processes: it says what of a config concerns the
+supervisor, and which changes the running workers cannot take.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ def serve(
 ) -> int:
     """Serves the config in this file until a signal ends it; returns the exit status.
 
-    `overrides` are those of fastgate.config.load. `control` is the controller's main function, handed in because the rooms of
-    the data plane do not know the control plane. When every worker accepts, one line of JSON goes to `ready_fd`
-    ({"listen": [...], "admin": ..., "pid": ...}) and `on_ready` is called with the bound addresses."""
+    `overrides` are those of fastgate.config.load. `control` is the controller's main function, handed in
+    because the rooms of the data plane do not know the control plane. When every worker accepts, one line of
+    JSON goes to `ready_fd` ({"listen": [...], "admin": ..., "pid": ...}) and `on_ready` is called with the
+    bound addresses.
+    """
 
     def read_config() -> tuple[Topology, bytes] | list[Problem]:
         try:
@@ -71,7 +73,8 @@ def topology_of(config: Config) -> Topology:
         admin_listen=None if config.admin.listen == "off" else config.admin.listen,
         drain_timeout_ns=config.server.drain_timeout_ns,
         watch=config.watch_config,
-        # What is fixed when a worker starts to listen: the sockets, their TLS and PROXY protocol, and how many share them.
+        # What is fixed when a worker starts to listen: the sockets, their TLS and PROXY protocol, and how
+        # many share them.
         generation_key=msgspec.msgpack.encode((workers, config.listen)),
         routes=len(config.routes),
     )

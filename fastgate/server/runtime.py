@@ -53,7 +53,9 @@ class GatewayRuntime:
         return TlsContexts(listener.tls) if listener.tls is not None else None
 
     def _check_log(self, config: Config) -> None:
-        """ConfigError if the access log cannot be written: later, when the plan is put in force, it is too late."""
+        """ConfigError if the access log cannot be written: later, when the plan is put in force, it is too
+        late.
+        """
         path = config.access_log.output
         if path in ("off", "stdout"):
             return
@@ -61,4 +63,6 @@ class GatewayRuntime:
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640))
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise ConfigError("$.access_log.output", f"{path}: {reason}", "a file that can be written") from error
+            raise ConfigError(
+                "$.access_log.output", f"{path}: {reason}", "a file that can be written"
+            ) from error
