@@ -1,11 +1,12 @@
 """Compiled primitives: libc, cpython and _core only. Every one is usable from other services."""
 
 from fastgate._core.adaptive import AdaptiveLimit
-from fastgate._core.balance import SmoothWeighted
+from fastgate._core.balance import P2C, LeastRequests, SmoothWeighted
 from fastgate._core.breaker import CircuitBreaker, CircuitOpen
 from fastgate._core.cache import Cache
 from fastgate._core.cidr import CidrSet
 from fastgate._core.clock import monotonic_ns, realtime_ns
+from fastgate._core.consistent import HashRing, Maglev
 from fastgate._core.ewma import Ewma, PeakEwma
 from fastgate._core.hashing import siphash64, siphash128
 from fastgate._core.histogram import Histogram
@@ -19,6 +20,7 @@ from fastgate._core.sse import SseEvent, SseEventTooLarge, SseParser
 from fastgate._core.table import LimiterTable
 
 __all__ = [
+    "P2C",
     "AdaptiveLimit",
     "Cache",
     "CidrSet",
@@ -28,11 +30,14 @@ __all__ = [
     "Decision",
     "Ewma",
     "FixedWindow",
+    "HashRing",
     "Histogram",
     "KeyedLimiter",
     "Lease",
+    "LeastRequests",
     "Limit",
     "LimiterTable",
+    "Maglev",
     "Match",
     "PeakEwma",
     "PenaltyBox",

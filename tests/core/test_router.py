@@ -247,11 +247,12 @@ def test_wrong_types_are_refused_by_name() -> None:
             router.add("/a", predicates=value)
     assert len(router) == 0
     router.freeze()
-    for call, name in [
+    cases = [
         (lambda: router.match("", 1), "path"),  # type: ignore[arg-type]
         (lambda: router.match(1, "/"), "host"),  # type: ignore[arg-type]
         (lambda: router.match("", "/", 1), "accept"),  # type: ignore[arg-type]
-    ]:
+    ]
+    for call, name in cases:
         with pytest.raises(TypeError, match=name):
             call()
     for cls in (Route, Match):
