@@ -6,9 +6,10 @@ from fastgate._core.leases cimport ConcurrencyLimit, leases_t
 
 cdef class AdaptiveLimit:
     cdef readonly ConcurrencyLimit leases
-    cdef double* estimate       # the limit with its fraction; the three words lie in the header of the leases
+    cdef double* estimate       # the limit with its fraction; these words lie in the header of the leases
     cdef int64_t* usual_ns      # the long-term latency
-    cdef int64_t* lowered_at_ns
+    cdef int64_t* moved_at_ns
+    cdef int64_t* recent_ns
     cdef bint is_gradient
     cdef readonly int64_t lowest
     cdef readonly int64_t highest

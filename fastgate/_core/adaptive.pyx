@@ -3,11 +3,12 @@
 WHAT        acquire() as ConcurrencyLimit; release(lease, latency_ns, ok) gives the place back and learns.
             "gradient": latency that grows above its long-term mean means a queue: shrink in proportion; else grow by `headroom`.
             "aimd": one more per limit successes, times backoff_ratio on a failure or a slow answer.
-STATE       in the header of the leases: [limit] [estimate: a double] [usual latency, ns] [last lowered at, ns]
+STATE       in the header of the leases: [limit] [estimate: a double] [usual latency, ns] [last moved at, ns] [recent latency, ns]
 WHO WRITES  each word by its own CAS from any process. Two words may be one sample apart when processes race, which moves the estimate by
             one sample; the bounds hold at every store, and the in-flight count is the leases themselves.
 COST        acquire as ConcurrencyLimit; release about 60 ns plus one pass over `highest` words.
-            A failure lowers at most once per usual latency: what was in flight together failed together.
+            A failure lowers, and the gradient moves, at most once per usual latency: what was in flight together was slow or
+            failed together, and counting it sample by sample would halve the limit many times over for one event.
 SOURCES     Netflix concurrency-limits: Gradient2Limit.java, AIMDLimit.java; Jain, Chiu: congestion avoidance (1989)
 """
 
@@ -25,9 +26,11 @@ cdef enum:
     LIMIT = 2               # words of the leases' header
     ESTIMATE = 3
     USUAL = 4
-    LOWERED = 5
+    MOVED = 5
+    RECENT = 6
 
 cdef double USUAL_SAMPLES = 600.0       # the memory of the long-term latency; Gradient2's default
+cdef double RECENT_SAMPLES = 10.0       # of the short-term one, in place of Gradient2's sample windows of a second
 
 
 cdef union bits_t:
@@ -79,36 +82,41 @@ cdef class AdaptiveLimit:
         header = self.leases.leases.header
         self.estimate = <double*>&header[ESTIMATE]
         self.usual_ns = &header[USUAL]
-        self.lowered_at_ns = &header[LOWERED]
+        self.moved_at_ns = &header[MOVED]
+        self.recent_ns = &header[RECENT]
         swap_number(self.estimate, 0.0, <double>first)
         atomic_store(&header[LIMIT], <int64_t>load_number(self.estimate))
 
     cdef void learn(self, int64_t latency_ns, bint ok, int64_t in_flight, int64_t now_ns) noexcept nogil:
         """Moves the limit by one sample. in_flight: what was in use while it ran, itself included."""
         cdef double estimate, wanted, gradient
-        cdef int64_t usual, lowered, mean
+        cdef int64_t usual, recent, moved, mean
+        cdef bint failed = not ok or latency_ns > self.slow_ns
         usual = atomic_load(self.usual_ns)
+        recent = atomic_load(self.recent_ns)
         if ok:
             mean = usual + <int64_t>((<double>latency_ns - <double>usual) / USUAL_SAMPLES) if usual != 0 else latency_ns
             if self.is_gradient and mean > 2 * latency_ns:
                 mean = mean * 95 // 100         # it was slow for long and has recovered: forget faster
             atomic_cas(self.usual_ns, &usual, max(mean, 1))
+            usual = max(mean, 1)
+            mean = recent + <int64_t>((<double>latency_ns - <double>recent) / RECENT_SAMPLES) if recent != 0 else latency_ns
+            atomic_cas(self.recent_ns, &recent, max(mean, 1))
+            recent = max(mean, 1)
         estimate = load_number(self.estimate)
-        if not ok or latency_ns > self.slow_ns:
-            lowered = atomic_load(self.lowered_at_ns)
-            if lowered != 0 and 0 <= now_ns + 1 - lowered <= usual:
+        if not failed and <double>in_flight * 2.0 < estimate:
+            return
+        if failed or self.is_gradient:
+            moved = atomic_load(self.moved_at_ns)
+            if moved != 0 and 0 <= now_ns + 1 - moved <= usual:
                 return
             # + 1: a word of 0 means never
-            if not atomic_cas(self.lowered_at_ns, &lowered, now_ns + 1):
+            if not atomic_cas(self.moved_at_ns, &moved, now_ns + 1):
                 return
+        if failed:
             wanted = estimate * self.backoff_ratio
-        elif <double>in_flight * 2.0 < estimate:
-            return
         elif self.is_gradient:
-            gradient = self.tolerance_ratio * <double>usual / <double>max(latency_ns, 1)
-            gradient = min(max(gradient, 0.5), 1.0)
-            if usual == 0:
-                gradient = 1.0
+            gradient = min(max(self.tolerance_ratio * <double>usual / <double>recent, 0.5), 1.0)
             wanted = estimate * (1.0 - self.smoothing_ratio) + self.smoothing_ratio * (estimate * gradient + <double>self.headroom)
         else:
             wanted = estimate + 1.0 / estimate
