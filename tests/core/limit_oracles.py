@@ -1,4 +1,4 @@
-"""The limits in plain Python: the same promises, written for reading. The compiled ones must agree to the last decision."""
+"""The limits in plain Python, written for reading. The compiled ones must agree to the last decision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdaptiveLimit: equal to the published rules in plain Python, always within its bounds, sensible in a closed loop."""
+"""AdaptiveLimit: equal to plain Python, always within its bounds, sensible in a closed loop."""
 
 from __future__ import annotations
 

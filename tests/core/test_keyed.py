@@ -1,4 +1,4 @@
-"""KeyedLimiter: equal to a dictionary of oracles; one decision over several limits; exact across processes."""
+"""KeyedLimiter: equal to a dictionary of oracles, one decision for all limits, exact across processes."""
 
 from __future__ import annotations
 
@@ -387,11 +387,11 @@ def test_a_forked_child_has_its_own_private_limiter() -> None:
     [
         (lambda: KeyedLimiter([], capacity=1), ValueError, "limits: expected 1 to 16, got 0"),
         (lambda: KeyedLimiter([TokenBucket(1, 1)] * 17, capacity=1), ValueError, "limits: .* got 17"),
-        (lambda: KeyedLimiter([5], capacity=1), TypeError, "limits: expected TokenBucket"),
+        (lambda: KeyedLimiter([5], capacity=1), TypeError, "limits: expected TokenBucket"),  # type: ignore[list-item]
         (lambda: KeyedLimiter(RULES), TypeError, "capacity: expected an int, or table"),
         (lambda: KeyedLimiter(RULES, capacity=0), ValueError, "capacity: expected 1 to 9000000, got 0"),
         (lambda: KeyedLimiter(RULES, capacity=10**7), ValueError, "capacity"),
-        (lambda: KeyedLimiter(RULES, capacity=1.5), TypeError, "capacity"),
+        (lambda: KeyedLimiter(RULES, capacity=1.5), TypeError, "capacity"),  # type: ignore[arg-type]
         (
             lambda: KeyedLimiter(RULES, capacity=9, shared=SharedMemory(9)),
             ValueError,
@@ -402,7 +402,7 @@ def test_a_forked_child_has_its_own_private_limiter() -> None:
             ValueError,
             "when_full: expected 'refuse'",
         ),
-        (lambda: KeyedLimiter(RULES, capacity=9, scope=3), TypeError, "scope: expected str"),
+        (lambda: KeyedLimiter(RULES, capacity=9, scope=3), TypeError, "scope: expected str"),  # type: ignore[arg-type]
         (
             lambda: KeyedLimiter(RULES * 3, table=LimiterTable(9)),
             ValueError,

@@ -1,4 +1,4 @@
-"""ConcurrencyLimit: never more than the limit, each lease given back once, and a dead process's leases come back."""
+"""ConcurrencyLimit: never above the limit, each lease back once, also when its process dies."""
 
 from __future__ import annotations
 
@@ -76,7 +76,11 @@ def test_a_raised_limit_admits_more_in_every_process() -> None:
     limit = shared_limit(1, 5)
     held = [limit.acquire()]
 
-    in_processes(1, lambda _: limit.set_limit(3) or 0)
+    def raise_limit(_: int) -> int:
+        limit.set_limit(3)
+        return 0
+
+    in_processes(1, raise_limit)
     held += [limit.acquire() for _ in range(3)]
 
     assert [lease is not None for lease in held] == [True, True, True, False]
@@ -137,7 +141,8 @@ def test_four_threads_never_lose_a_lease() -> None:
         thread.join()
 
     assert limit.in_use == 0
-    assert all([limit.acquire() for _ in range(3)])
+    held = [limit.acquire() for _ in range(3)]
+    assert None not in held
 
 
 def test_a_killed_processs_leases_come_back_within_a_second() -> None:
@@ -164,7 +169,12 @@ def test_a_killed_processs_leases_come_back_within_a_second() -> None:
 
 def test_a_zombies_leases_come_back() -> None:
     limit = shared_limit(1)
-    pid = spawn(lambda: [limit.acquire(), os.kill(os.getpid(), 9)])
+
+    def work() -> None:
+        lease = limit.acquire()
+        os.kill(os.getpid(), 9 if lease else 15)
+
+    pid = spawn(work)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # dead, but not collected
 
     reaped = limit.reap()
@@ -252,7 +262,7 @@ def test_a_lease_keeps_its_limit_alive() -> None:
         (lambda: ConcurrencyLimit(0), ValueError, "limit: expected 1 to 1000000, got 0"),
         (lambda: ConcurrencyLimit(5, None, 4), ValueError, "limit: expected 1 to 4, got 5"),
         (lambda: ConcurrencyLimit(1, None, 2**70), ValueError, "capacity"),
-        (lambda: ConcurrencyLimit(1.0), TypeError, "limit: expected an int"),
+        (lambda: ConcurrencyLimit(1.0), TypeError, "limit: expected an int"),  # type: ignore[arg-type]
         (
             lambda: ConcurrencyLimit(9, SharedMemory(8)),
             ValueError,

@@ -1,6 +1,8 @@
-"""LimiterTable: the deaths that random kills rarely hit, written into the memory by hand; and what it refuses to open."""
+"""LimiterTable: the deaths that random kills rarely hit, by hand; and what it refuses to open."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -196,7 +198,7 @@ def test_a_table_of_another_shape_is_refused(capacity: int, state_words: int, pr
         ((10, 5, None, 1001), "processes"),
     ],
 )
-def test_bad_shapes_are_refused(arguments: tuple[int, ...], message: str) -> None:
+def test_bad_shapes_are_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LimiterTable(*arguments)
 
