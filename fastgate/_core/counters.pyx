@@ -14,13 +14,25 @@ SOURCES  Envoy's shared-memory stats of hot restart; Open addressing: Knuth, TAO
 """
 
 from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memset
+from posix.unistd cimport _SC_PAGESIZE, sysconf
 
 from fastgate._core.atomic cimport atomic_cas_u64, atomic_load_relaxed_u64, atomic_load_u64, atomic_store_u64
 from fastgate._core.hashing cimport hash128, hash128_t
-from fastgate._core.histogram cimport HISTOGRAM_BUCKETS, histogram_merge, histogram_t
+from fastgate._core.histogram cimport (
+    HISTOGRAM_BUCKETS, HISTOGRAM_LOWEST_BIT, HISTOGRAM_SUB_BITS, histogram_merge, histogram_quantile, histogram_t)
 from fastgate._core.shm cimport SharedMemory
 
-__all__ = ["Counters", "RouteCounts"]
+cdef extern from "<sys/mman.h>" nogil:
+    int mincore(void* addr, size_t length, unsigned char* vec)
+
+__all__ = ["OCTAVES_NS", "Counters", "RouteCounts"]
+
+cdef enum:
+    OCTAVE_FIRST = 17                              # 131 us: what a fixed answer takes is below
+    OCTAVE_LAST = 36                               # 69 s: above any sensible time-out
+
+OCTAVES_NS = tuple(2**k for k in range(OCTAVE_FIRST, OCTAVE_LAST + 1))
 
 cdef uint64_t[2] KEY = [0x66617374, 0x67617465]        # not secret: names come from the config, not from clients
 
@@ -34,6 +46,13 @@ cdef class RouteCounts:
 
     cdef route_counts_t total
     cdef readonly str name
+
+    cdef bint is_used(self) noexcept:
+        cdef int i
+        for i in range(6):
+            if self.total.responses[i]:
+                return True
+        return False
 
     @property
     def responses(self):
@@ -64,6 +83,30 @@ cdef class RouteCounts:
     @property
     def shadow(self):
         return self.total.shadow
+
+    def cumulative(self, which):
+        """(count, sum in ns, how many took less than 2**k ns for k from OCTAVE_FIRST to OCTAVE_LAST) of a histogram. Octaves are
+        exact: their bounds are bucket bounds."""
+        cdef histogram_t* h = &self.total.duration if which == "duration" else &self.total.upstream
+        cdef uint64_t below = 0
+        cdef int i = 0
+        cdef int octave
+        cdef list out = []
+        for octave in range(OCTAVE_FIRST, OCTAVE_LAST + 1):
+            while i < 1 + (octave - HISTOGRAM_LOWEST_BIT) * (1 << HISTOGRAM_SUB_BITS):
+                below += h.buckets[i]
+                i += 1
+            out.append(below)
+        # The sum of the buckets, not `count`: a worker may be between the two adds, and +Inf must not be below a bucket.
+        while i < HISTOGRAM_BUCKETS:
+            below += h.buckets[i]
+            i += 1
+        return below, h.sum, out
+
+    def quantile_ns(self, which, double q):
+        """The value that a share of q of the requests did not exceed, in ns; 0 when there was none."""
+        cdef histogram_t* h = &self.total.duration if which == "duration" else &self.total.upstream
+        return histogram_quantile(h, q) if h.count else 0.0
 
     def _histogram(self, which):
         cdef histogram_t* h = &self.total.duration if which == "duration" else &self.total.upstream
@@ -137,8 +180,7 @@ cdef class Counters:
     def read(self, name):
         """RouteCounts of a route (bytes or str name; None for what matched no route), or None when it was never seen."""
         cdef RouteCounts out = RouteCounts.__new__(RouteCounts)
-        cdef route_counts_t* counts
-        cdef int slot, i
+        cdef int slot
         cdef int place = 0
         if name is not None:
             place = self.series(name if isinstance(name, bytes) else name.encode())
@@ -146,19 +188,40 @@ cdef class Counters:
                 return None
             out.name = name.decode() if isinstance(name, bytes) else name
         for slot in range(self.slots):
-            counts = self.route(slot, place)
-            for i in range(6):
-                out.total.responses[i] += atomic_load_relaxed_u64(&counts.responses[i])
-            for i in range(MAX_REASONS):
-                out.total.reasons[i] += atomic_load_relaxed_u64(&counts.reasons[i])
-            out.total.bytes_received += atomic_load_relaxed_u64(&counts.bytes_received)
-            out.total.bytes_sent += atomic_load_relaxed_u64(&counts.bytes_sent)
-            out.total.attempts += atomic_load_relaxed_u64(&counts.attempts)
-            out.total.replays += atomic_load_relaxed_u64(&counts.replays)
-            out.total.shadow += atomic_load_relaxed_u64(&counts.shadow)
-            histogram_merge(&out.total.duration, &counts.duration)
-            histogram_merge(&out.total.upstream, &counts.upstream)
+            if atomic_load_relaxed_u64(&self.worker(slot).loop_ticks):
+                _add(self, out, slot, place)
         return out
+
+    def read_touched(self, names):
+        """RouteCounts of those of these routes (str) that have counted anything, without looking at the memory of the others:
+        reading a hole in shared memory fills it, and 10 000 idle routes would cost 40 MB per worker."""
+        cdef list found = []
+        cdef list used = []
+        cdef RouteCounts out
+        cdef int slot, place
+        cdef size_t page = sysconf(_SC_PAGESIZE)
+        cdef size_t size = (<SharedMemory>self.memory).size
+        cdef bytearray resident = bytearray((size + page - 1) // page)
+        cdef unsigned char* pages = resident
+        for slot in range(self.slots):
+            # Every worker counts its ticks, so a slot without has never had one.
+            if atomic_load_relaxed_u64(&self.worker(slot).loop_ticks) and _mark_resident(self, slot, pages, page) == 0:
+                used.append(slot)
+        for name in names:
+            place = self.series(name.encode())
+            if place == 0:
+                continue
+            out = None
+            for slot in used:
+                if not _is_resident(self, slot, place, pages, page):
+                    continue
+                if out is None:
+                    out = RouteCounts.__new__(RouteCounts)
+                    out.name = name
+                _add(self, out, slot, place)
+            if out is not None and out.is_used():
+                found.append(out)
+        return found
 
     def worker_counts(self, int slot):
         """The gauges and counters of one worker slot, by name. IndexError for a slot that is not there."""
@@ -179,3 +242,35 @@ cdef class Counters:
         atomic_store_u64(&w.tunnels_open, 0)
         atomic_store_u64(&w.upstream_open, 0)
         atomic_store_u64(&w.upstream_waiting, 0)
+
+
+cdef void _add(Counters self, RouteCounts out, int slot, int place) noexcept:
+    """Adds one slot's counts of a route."""
+    cdef route_counts_t* counts = self.route(slot, place)
+    cdef int i
+    for i in range(6):
+        out.total.responses[i] += atomic_load_relaxed_u64(&counts.responses[i])
+    for i in range(MAX_REASONS):
+        out.total.reasons[i] += atomic_load_relaxed_u64(&counts.reasons[i])
+    out.total.bytes_received += atomic_load_relaxed_u64(&counts.bytes_received)
+    out.total.bytes_sent += atomic_load_relaxed_u64(&counts.bytes_sent)
+    out.total.attempts += atomic_load_relaxed_u64(&counts.attempts)
+    out.total.replays += atomic_load_relaxed_u64(&counts.replays)
+    out.total.shadow += atomic_load_relaxed_u64(&counts.shadow)
+    histogram_merge(&out.total.duration, &counts.duration)
+    histogram_merge(&out.total.upstream, &counts.upstream)
+
+
+cdef int _mark_resident(Counters self, int slot, unsigned char* pages, size_t page) except -1:
+    """Asks the kernel which pages of this slot's counts exist (mincore(2))."""
+    cdef size_t first = <size_t>(<char*>self.route(slot, 0) - self.base) // page
+    cdef size_t last = (<size_t>(<char*>self.route(slot, self.capacity + 1) - self.base) - 1) // page
+    if mincore(self.base + first * page, (last - first + 1) * page, pages + first) != 0:
+        memset(pages + first, 1, last - first + 1)     # cannot be known: read them all
+    return 0
+
+
+cdef bint _is_resident(Counters self, int slot, int place, unsigned char* pages, size_t page) noexcept:
+    """True if the page with the first words of these counts exists; every finished request counts there."""
+    cdef size_t begin = <size_t>(<char*>self.route(slot, place) - self.base)
+    return (pages[begin // page] | pages[(begin + 47) // page]) & 1

@@ -199,15 +199,15 @@ class Supervisor:
         is_start = result.kind == "start" or self.generation is None
         if result.applied:
             assert config is not None
-            if is_start:
-                self._started()
-            else:
-                self.table.reloads_applied += 1
             self.journal.info(
                 "config in use", version=result.version, kind=result.kind, routes=config.topology.routes,
                 took_ms=result.duration_ns // 1_000_000,
             )  # fmt: skip
             self.controller.tell_config(config)
+            if is_start:
+                self._started()
+            else:
+                self.table.reloads_applied += 1
         else:
             if not is_start:
                 self.table.reloads_refused += 1
