@@ -206,7 +206,7 @@ cdef class RequestContext:
         checked.add(name, value)
         if self.extra_response is None:
             self.extra_response = []
-        self.extra_response.append((checked.items[0], checked.items[1]))
+        self.extra_response.append((checked.name_at(0), checked.value_at(0)))
 
     def replace_body(self, bytes body not None):
         """Send this body upstream in place of the one received, which must have been asked for whole (request_body_bytes)."""

@@ -36,22 +36,40 @@ cdef enum:
     H_X_REAL_IP = 26
     H_REFERER = 27
 
+cdef unsigned char[256] TOKEN             # RFC 9110 §5.6.2 tchar
+cdef unsigned char[256] FIELD             # field-vchar, SP, HTAB (RFC 9110 §5.5): everything but the controls
+
 cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil
 cdef bint name_equal(const char* a, const char* lower, Py_ssize_t n) noexcept nogil
 cdef bint name_valid(const char* name, Py_ssize_t n) noexcept nogil
 cdef bint value_valid(const char* value, Py_ssize_t n) noexcept nogil
 cdef bint has_token(const char* value, Py_ssize_t n, const char* lower, Py_ssize_t lower_n) noexcept nogil
 
+ctypedef struct field_t:
+    const char* name
+    const char* value
+    int name_n
+    int value_n
+    int id                # H_*
+
 cdef class Headers:
-    cdef list items                       # name, value, name, value … as bytes, in arrival order
-    cdef unsigned char ids[MAX_FIELDS]
+    cdef field_t* fields
     cdef readonly int count
+    cdef int room
+    cdef object raw                       # the bytes most fields point into
+    cdef list owners                      # the bytes the other fields point into
+    cdef int grow(self) except -1
     cdef bint append(self, bytes name, bytes value, int known) except -1
+    cdef bint append_span(self, const char* name, Py_ssize_t name_n, const char* value, Py_ssize_t value_n, int known) except -1
+    cdef field_t* find_field(self, const char* lower, Py_ssize_t n) noexcept nogil
+    cdef field_t* find_id(self, int known) noexcept nogil
     cdef bytes find(self, const char* lower, Py_ssize_t n)
     cdef bytes find_known(self, int known)
-    cdef void drop(self, const char* lower, Py_ssize_t n) noexcept
-    cdef void drop_known(self, int known) noexcept
-    cdef bint drop_listed(self, bytes connection) except -1
+    cdef void drop(self, const char* lower, Py_ssize_t n) noexcept nogil
+    cdef bint drop_listed(self, const char* connection, Py_ssize_t n) except -1
+    cdef Headers copy(self)
+    cdef bytes name_at(self, int i)
+    cdef bytes value_at(self, int i)
 
 cdef class HeadWriter:
     cdef char* data
@@ -64,4 +82,5 @@ cdef class HeadWriter:
     cdef int put_hex(self, unsigned long long value) except -1
     cdef int field(self, bytes name, bytes value) except -1
     cdef int parsed_field(self, bytes name, bytes value) except -1
+    cdef int parsed_span(self, const field_t* field) except -1
     cdef bytes take(self)

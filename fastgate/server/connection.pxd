@@ -63,7 +63,7 @@ cdef class ClientConnection(ClientStream):
     cdef int64_t head_bytes
     cdef int64_t chunk_overhead           # bytes of chunked framing since the last body byte
     cdef bytes target
-    cdef bint saw_transfer_encoding
+    cdef int64_t body_left                # of a body passed on by count, without the parser
     cdef Headers trailers
     cdef Exchange skipping                # its body is framed by a parser of its own (see _upgraded)
     cdef bytes upgrade_rest               # bytes behind an upgrade request
@@ -82,6 +82,9 @@ cdef class ClientConnection(ClientStream):
     cdef bytes frame_head
 
     cdef int _feed(self, bytes data, int64_t now_ns) except -1
+    cdef Py_ssize_t _plain_requests(self, bytes data, int64_t now_ns) except -1
+    cdef Py_ssize_t _counted_body(self, bytes data, Py_ssize_t start) except -1
+    cdef Exchange _new_exchange(self)
     cdef int _parser_error(self, object error) except -1
     cdef int _upgraded(self, bytes rest) except -1
     cdef int _advance(self) except -1

@@ -57,11 +57,13 @@ from fastgate._core.headers cimport (
     MAX_FIELDS,
     Headers,
     HeadWriter,
+    field_t,
     has_token,
     header_id,
     name_equal,
 )
 from fastgate._core.plan cimport Plan
+from fastgate._core.scan cimport decimal, request_line_t, scan_request_head
 from fastgate.server.accesslog cimport AccessLog
 from fastgate.server.exchange cimport LENGTH_NONE, LENGTH_UNKNOWN, X_FINISHED, ClientStream, Exchange, Plane
 from fastgate.server.heads cimport forwarding_fields, write_response_fields, write_status_line
@@ -284,11 +286,36 @@ cdef class ClientConnection(ClientStream):
         cdef const char* start = PyBytes_AS_STRING(data)
         cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
         cdef Exchange receiving = self.parsing
-        if receiving is None:
+        cdef Py_ssize_t taken
+        if self.body_left > 0:
+            taken = self._counted_body(data, 0)
+            if taken == n:
+                receiving.ctx.now_ns = now_ns
+                if receiving is self.exchange:
+                    receiving.body_read_done()
+                if self.exchange is None:
+                    self._advance()
+                return 0
+            data = data[taken:]
+            start = PyBytes_AS_STRING(data)
+            n -= taken
+        if self.parsing is None and not self.close_after:
+            taken = self._plain_requests(data, now_ns)
+            if taken == n:
+                if receiving is not None and receiving is self.exchange:
+                    receiving.body_read_done()
+                if self.exchange is None or self.queue:
+                    self._advance()
+                return 0
+            if taken:
+                data = data[taken:]
+                start = PyBytes_AS_STRING(data)
+                n -= taken
+        if self.parsing is None:
             # At the start of a request the version is read off the line itself: asking the parser costs a string.
             newline = <const char*>memchr(start, c"\n", n)
             self.line_is_http11 = newline != NULL and newline - start > 13 and memcmp(newline - 10, b" HTTP/1.1\r", 10) == 0
-        else:
+        elif receiving is not None:
             receiving.ctx.now_ns = now_ns
         if self.in_head:
             self.head_bytes += n
@@ -328,6 +355,78 @@ cdef class ClientConnection(ClientStream):
         elif self.exchange is not None and receiving is not self.exchange and self.exchange is self.parsing:
             self.exchange.body_read_done()
         return 0
+
+    cdef Py_ssize_t _plain_requests(self, bytes data, int64_t now_ns) except -1:
+        """Take requests whose heads lie whole and plain in this read and whose bodies are counted: the usual ones, without the
+        parser. How many bytes they took; the rest is the parser's."""
+        cdef request_line_t line
+        cdef Headers headers
+        cdef Exchange exchange
+        cdef RequestContext ctx
+        cdef const char* p = PyBytes_AS_STRING(data)
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
+        cdef Py_ssize_t offset = 0, head_n
+        cdef field_t* field
+        cdef Reason reason
+        cdef int i
+        while offset < n and not self.close_after:
+            exchange = self._new_exchange()
+            ctx = exchange.ctx
+            headers = ctx.headers
+            head_n = scan_request_head(p + offset, n - offset, &line, headers, self.plane.max_headers)
+            if head_n == 0 or head_n > self.plane.max_header_bytes or line.target_n > self.plane.max_target_bytes:
+                break
+            for i in range(headers.count):
+                field = &headers.fields[i]
+                if field.id == H_TRANSFER_ENCODING or field.id == H_UPGRADE:
+                    head_n = 0
+                    break
+            if head_n == 0:
+                break
+            headers.raw = data
+            ctx.version_minor = 1
+            ctx.now_ns = now_ns
+            ctx.started_ns = now_ns
+            ctx.method_bytes = p[offset:offset + line.method_n]
+            self.target = p[offset + line.target_start:offset + line.target_start + line.target_n]
+            self.parsing = exchange
+            reason = self._check_head(ctx)
+            if reason is not None:
+                self._refuse_early(reason)
+                return n
+            self._enqueue(exchange)
+            offset += head_n
+            if ctx.content_length > 0:
+                self.in_body = True
+                self.body_left = ctx.content_length
+                offset += self._counted_body(data, offset)
+                if self.body_left > 0:
+                    return n
+            else:
+                self.on_message_complete()
+        return offset
+
+    cdef Py_ssize_t _counted_body(self, bytes data, Py_ssize_t start) except -1:
+        """Take body bytes, from start, of a request taken by `_plain_requests`. How many there were."""
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(data) - start
+        if n > self.body_left:
+            n = self.body_left
+        if n > 0:
+            self.body_left -= n
+            self.parsing.body_chunk(data if n == PyBytes_GET_SIZE(data) else data[start:start + n])
+        if self.body_left == 0:
+            self.on_message_complete()
+        return n
+
+    cdef Exchange _new_exchange(self):
+        cdef Exchange exchange = Exchange.__new__(Exchange)
+        cdef RequestContext ctx = RequestContext.__new__(RequestContext)
+        exchange.plane = self.plane
+        exchange.client = self
+        exchange.ctx = ctx
+        ctx.scheme = self.scheme
+        ctx.peer = self.peer
+        return exchange
 
     cdef int _parser_error(self, object error) except -1:
         """Malformed bytes: refuse the request they belong to."""
@@ -550,21 +649,15 @@ cdef class ClientConnection(ClientStream):
             return
         if self.close_after:
             raise _Refused()
-        ctx = RequestContext.__new__(RequestContext)
-        exchange = Exchange.__new__(Exchange)
-        exchange.plane = self.plane
-        exchange.client = self
-        exchange.ctx = ctx
+        exchange = self._new_exchange()
+        ctx = exchange.ctx
         ctx.version_minor = 1 if self.line_is_http11 else -1
-        ctx.scheme = self.scheme
-        ctx.peer = self.peer
         self.line_is_http11 = False
         self.parsing = exchange
         self.in_head = True
         self.in_body = False
         self.head_bytes = 0
         self.target = None
-        self.saw_transfer_encoding = False
         self.trailers = None
 
     def on_url(self, bytes url):
@@ -609,21 +702,6 @@ cdef class ClientConnection(ClientStream):
                 raise _Refused()
             return
         headers = ctx.headers
-        if known == H_HOST:
-            if ctx.authority is not None:
-                reason = BAD_HOST
-            ctx.authority = value
-        elif known == H_CONTENT_LENGTH:
-            if ctx.content_length >= 0 or self.saw_transfer_encoding or n > 18:
-                reason = BAD_FRAMING
-            else:
-                ctx.content_length = int(value)
-                ctx.has_body = ctx.content_length > 0
-        elif known == H_TRANSFER_ENCODING:
-            if self.saw_transfer_encoding or ctx.content_length >= 0 or n != 7 or not name_equal(v, b"chunked", 7):
-                reason = BAD_FRAMING
-            self.saw_transfer_encoding = True
-            ctx.has_body = True
         if reason is None and (headers.count >= self.plane.max_headers or not headers.append(name, value, known)):
             reason = HEADER_TOO_LARGE
         if reason is not None:
@@ -647,7 +725,15 @@ cdef class ClientConnection(ClientStream):
             ctx.now_ns = monotonic_ns()
         if ctx.started_ns == 0:
             ctx.started_ns = ctx.now_ns
-        reason = self._check_head(ctx)
+        ctx.method_bytes = self.parser.get_method()
+        reason = None
+        if ctx.version_minor < 0:
+            version = self.parser.get_http_version()
+            ctx.version_minor = 0 if version == "1.0" else 1
+            if version != "1.1" and version != "1.0":
+                reason = VERSION_NOT_SUPPORTED
+        if reason is None:
+            reason = self._check_head(ctx)
         if reason is not None:
             self.in_body = False
             self._refuse_early(reason)
@@ -673,54 +759,61 @@ cdef class ClientConnection(ClientStream):
     cdef Reason _check_head(self, RequestContext ctx):
         """Everything about a head that must hold before it is a request. The reason to refuse it, or None."""
         cdef Headers headers = ctx.headers
-        cdef bytes value, host
-        cdef int i, known, outcome
-        cdef Py_ssize_t n
-        cdef const char* v
+        cdef bytes host
+        cdef field_t* field
+        cdef int i, outcome
         cdef bint listed = False
+        cdef bint chunked = False
+        cdef bint expects = False
+        cdef bint host_given
         cdef bint wants_upgrade = False
         cdef int64_t size = 0
-        ctx.method_bytes = self.parser.get_method()
         ctx.method_id = method_number(PyBytes_AS_STRING(ctx.method_bytes), PyBytes_GET_SIZE(ctx.method_bytes))
-        if ctx.version_minor < 0:
-            version = self.parser.get_http_version()
-            if version == "1.1":
-                ctx.version_minor = 1
-            elif version == "1.0":
-                ctx.version_minor = 0
-            else:
-                ctx.version_minor = 1
-                return VERSION_NOT_SUPPORTED
         ctx.keep_alive = ctx.version_minor == 1
         if ctx.method_id == M_UNKNOWN or ctx.method_id == M_CONNECT:
             return UNKNOWN_METHOD
         for i in range(headers.count):
-            size += PyBytes_GET_SIZE(<bytes>headers.items[2 * i]) + PyBytes_GET_SIZE(<bytes>headers.items[2 * i + 1]) + 4
-            known = headers.ids[i]
-            if known == H_OTHER or known > H_EXPECT:
+            field = &headers.fields[i]
+            size += field.name_n + field.value_n + 4
+            if field.id == H_OTHER or field.id > H_EXPECT:
                 continue
-            value = <bytes>headers.items[2 * i + 1]
-            n = PyBytes_GET_SIZE(value)
-            v = PyBytes_AS_STRING(value)
-            if known == H_CONNECTION:
-                if n == 10 and name_equal(v, b"keep-alive", 10):
+            if field.id == H_HOST:
+                if ctx.authority is not None:
+                    return BAD_HOST
+                ctx.authority = field.value[:field.value_n]
+            elif field.id == H_CONTENT_LENGTH:
+                if ctx.content_length >= 0 or chunked:
+                    return BAD_FRAMING
+                ctx.content_length = decimal(field.value, field.value_n)
+                if ctx.content_length < 0:
+                    return BAD_FRAMING
+                ctx.has_body = ctx.content_length > 0
+            elif field.id == H_TRANSFER_ENCODING:
+                if chunked or ctx.content_length >= 0 or field.value_n != 7 or not name_equal(field.value, b"chunked", 7):
+                    return BAD_FRAMING
+                chunked = True
+                ctx.has_body = True
+            elif field.id == H_CONNECTION:
+                if field.value_n == 10 and name_equal(field.value, b"keep-alive", 10):
                     ctx.keep_alive = True
                     continue
-                if has_token(v, n, b"close", 5):
+                if has_token(field.value, field.value_n, b"close", 5):
                     ctx.keep_alive = False
-                elif ctx.version_minor == 0 and has_token(v, n, b"keep-alive", 10):
+                elif ctx.version_minor == 0 and has_token(field.value, field.value_n, b"keep-alive", 10):
                     ctx.keep_alive = True
-                if has_token(v, n, b"upgrade", 7):
+                if has_token(field.value, field.value_n, b"upgrade", 7):
                     wants_upgrade = True
                 listed = True
-            elif known == H_EXPECT:
-                if n != 12 or not name_equal(v, b"100-continue", 12):
+            elif field.id == H_EXPECT:
+                if field.value_n != 12 or not name_equal(field.value, b"100-continue", 12):
                     return EXPECTATION_FAILED
-                ctx.expects_continue = ctx.version_minor == 1 and ctx.has_body
+                expects = True
         if size > self.plane.max_header_bytes:
             return HEADER_TOO_LARGE
-        if self.saw_transfer_encoding and ctx.version_minor == 0:
+        if chunked and ctx.version_minor == 0:
             return BAD_FRAMING
+        ctx.expects_continue = expects and ctx.version_minor == 1 and ctx.has_body
+        host_given = ctx.authority is not None
         outcome = parse_target(ctx, self.target if self.target is not None else b"")
         if outcome != T_OK and outcome != T_ASTERISK:
             return BAD_TARGET
@@ -740,17 +833,17 @@ cdef class ClientConnection(ClientStream):
             self.last_authority = ctx.authority
             self.last_host = host
             self.last_forwarding = None
-        if headers.find_known(H_HOST) is None and ctx.version_minor == 1:
+        if not host_given and ctx.version_minor == 1:
             return BAD_HOST                             # absolute-form does not excuse from Host (RFC 9112 §3.2.2)
         if wants_upgrade and ctx.version_minor == 1 and not ctx.has_body:
-            value = headers.find_known(H_UPGRADE)
+            field = headers.find_id(H_UPGRADE)
             # h2c by Upgrade is obsolete (RFC 9113 §3.1) and would carry requests past every check of ours
-            if value is not None and not has_token(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), b"h2c", 3):
+            if field != NULL and not has_token(field.value, field.value_n, b"h2c", 3):
                 ctx.upgrade = True
         if listed:
             for i in range(headers.count):
-                if headers.ids[i] == H_CONNECTION:
-                    headers.drop_listed(<bytes>headers.items[2 * i + 1])
+                if headers.fields[i].id == H_CONNECTION:
+                    headers.drop_listed(headers.fields[i].value, headers.fields[i].value_n)
         self._set_client(ctx)
         return None
 
@@ -778,8 +871,8 @@ cdef class ClientConnection(ClientStream):
         cdef int i
         chain = []
         for i in range(headers.count):
-            if headers.ids[i] == H_X_FORWARDED_FOR:
-                chain += (<bytes>headers.items[2 * i + 1]).split(b",")
+            if headers.fields[i].id == H_X_FORWARDED_FOR:
+                chain += headers.value_at(i).split(b",")
         believed = self.peer
         for part in reversed(chain[max(0, len(chain) - 32):]):
             address = part.strip(b" \t")
@@ -866,7 +959,7 @@ cdef class ClientConnection(ClientStream):
             w.put(b"Content-Length: ", 16)
             w.put_decimal(length if length >= 0 else exchange.told_length)
             w.put(b"\r\n", 2)
-        if fields.find_known(H_DATE) is None:
+        if fields.find_id(H_DATE) == NULL:
             w.put(b"Date: ", 6)
             w.put_bytes(self.plane.date_value(ctx.now_ns))
             w.put(b"\r\n", 2)
@@ -902,8 +995,8 @@ cdef class ClientConnection(ClientStream):
                 w = self.plane.writer
                 w.put(b"0\r\n", 3)
                 for i in range(trailers.count):
-                    if trailers.ids[i] == H_OTHER:
-                        w.parsed_field(<bytes>trailers.items[2 * i], <bytes>trailers.items[2 * i + 1])
+                    if trailers.fields[i].id == H_OTHER:
+                        w.parsed_span(&trailers.fields[i])
                 w.put(b"\r\n", 2)
                 self._put_out(w.take())
         return 0

@@ -479,9 +479,7 @@ cdef class Exchange(ResponseSink):
         if self.chunk_upstream:
             length = -1
         if route.request_edits is not None or route.pipeline.upstream_request:
-            fields = Headers.__new__(Headers)
-            for i in range(ctx.headers.count):
-                fields.append(<bytes>ctx.headers.items[2 * i], <bytes>ctx.headers.items[2 * i + 1], ctx.headers.ids[i])
+            fields = ctx.headers.copy()
             if route.request_edits is not None:
                 route.request_edits.apply(ctx, fields)
             if route.pipeline.upstream_request:
@@ -543,9 +541,8 @@ cdef class Exchange(ResponseSink):
                     w.put(b"0\r\n", 3)
                     if self.request_trailers is not None:
                         for i in range(self.request_trailers.count):
-                            if self.request_trailers.ids[i] == H_OTHER:
-                                w.parsed_field(<bytes>self.request_trailers.items[2 * i],
-                                               <bytes>self.request_trailers.items[2 * i + 1])
+                            if self.request_trailers.fields[i].id == H_OTHER:
+                                w.parsed_span(&self.request_trailers.fields[i])
                     w.put(b"\r\n", 2)
         if w.size:
             data = w.take()

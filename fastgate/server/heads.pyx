@@ -92,14 +92,14 @@ cdef int write_trusted_forwarding(HeadWriter w, RequestContext ctx) except -1:
     cdef bytes proto = None
     cdef bytes host = None
     for i in range(ctx.headers.count):
-        if ctx.headers.ids[i] == H_X_FORWARDED_FOR:
-            chain.append(<bytes>ctx.headers.items[2 * i + 1])
-        elif ctx.headers.ids[i] == H_FORWARDED:
-            forwarded.append(<bytes>ctx.headers.items[2 * i + 1])
-        elif ctx.headers.ids[i] == H_X_FORWARDED_PROTO:
-            proto = <bytes>ctx.headers.items[2 * i + 1]
-        elif ctx.headers.ids[i] == H_X_FORWARDED_HOST:
-            host = <bytes>ctx.headers.items[2 * i + 1]
+        if ctx.headers.fields[i].id == H_X_FORWARDED_FOR:
+            chain.append(ctx.headers.value_at(i))
+        elif ctx.headers.fields[i].id == H_FORWARDED:
+            forwarded.append(ctx.headers.value_at(i))
+        elif ctx.headers.fields[i].id == H_X_FORWARDED_PROTO:
+            proto = ctx.headers.value_at(i)
+        elif ctx.headers.fields[i].id == H_X_FORWARDED_HOST:
+            host = ctx.headers.value_at(i)
     chain.append(ctx.peer or b"unknown")
     forwarded.append(b"for=" + quoted_node(ctx.peer) + b";proto=" + ctx.scheme.encode())
     w.parsed_field(b"X-Forwarded-For", b", ".join(chain))
@@ -126,21 +126,21 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
     w.put_bytes(ctx.authority if route.preserve_host else target.authority)
     w.put(b"\r\n", 2)
     for i in range(fields.count):
-        known = fields.ids[i]
+        known = fields.fields[i].id
         if known != 0:
             if known <= H_CONTENT_LENGTH or known == H_HOST:
                 if known == H_TE:
-                    te = <bytes>fields.items[2 * i + 1]
+                    te = fields.value_at(i)
                 continue
             if H_FORWARDED <= known <= H_X_REQUEST_ID or known == H_X_REAL_IP:
                 if known == H_X_FORWARDED_PORT and ctx.trusted:
-                    w.parsed_field(<bytes>fields.items[2 * i], <bytes>fields.items[2 * i + 1])
+                    w.parsed_span(&fields.fields[i])
                 elif known == H_X_REAL_IP and ctx.trusted:
-                    w.parsed_field(<bytes>fields.items[2 * i], <bytes>fields.items[2 * i + 1])
+                    w.parsed_span(&fields.fields[i])
                 continue
             if known == H_TRAILER and not chunked:
                 continue
-        w.parsed_field(<bytes>fields.items[2 * i], <bytes>fields.items[2 * i + 1])
+        w.parsed_span(&fields.fields[i])
     if length >= 0:
         w.put(b"Content-Length: ", 16)
         w.put_decimal(length)
@@ -194,10 +194,10 @@ cdef int write_response_fields(HeadWriter w, Headers fields, bint keep_trailer) 
     """The fields of an upstream's answer that may pass: no connection fields, no framing, not its request id."""
     cdef int i, known
     for i in range(fields.count):
-        known = fields.ids[i]
+        known = fields.fields[i].id
         if known != 0 and (known <= H_CONTENT_LENGTH or known == H_X_REQUEST_ID or (known == H_TRAILER and not keep_trailer)):
             continue
-        w.parsed_field(<bytes>fields.items[2 * i], <bytes>fields.items[2 * i + 1])
+        w.parsed_span(&fields.fields[i])
     return 0
 
 
@@ -206,7 +206,7 @@ def request_head_bytes(RequestContext ctx, RoutePlan route, Target target):
     cdef HeadWriter w = HeadWriter()
     cdef Headers fields = ctx.headers
     if route.request_edits is not None:
-        fields = Headers(ctx.headers.fields())
+        fields = ctx.headers.copy()
         route.request_edits.apply(ctx, fields)
     write_request_head(w, ctx, route, target, ctx.method_bytes, upstream_target(ctx, route), fields, ctx.content_length,
                        ctx.has_body and ctx.content_length < 0, 0)

@@ -55,7 +55,8 @@ cdef class UpstreamConnection(Timed):
     cdef int64_t content_length             # -1 when unknown
     cdef bint until_close
     cdef bint keep_alive
-    cdef bint connection_listed
+    cdef bint counted                       # the body is passed on by count, without the parser
+    cdef int64_t body_left
     cdef Headers trailers
     # Per connection
     cdef int64_t opened_ns
@@ -76,4 +77,7 @@ cdef class UpstreamConnection(Timed):
     cdef bint seems_alive(self)
     cdef int _fail(self, Reason reason) except -1
     cdef int _new_parser(self) except -1
+    cdef bint _read_head(self) except -1
+    cdef bint _plain_answer(self, bytes data) except -1
+    cdef int _counted_body(self, bytes data, Py_ssize_t start) except -1
     cdef int _body_arrived(self, bytes data) except -1

@@ -22,11 +22,15 @@ from fastgate._core.headers cimport (
     H_CONNECTION,
     H_CONTENT_LENGTH,
     H_TRANSFER_ENCODING,
+    H_OTHER,
     Headers,
+    field_t,
     has_token,
     header_id,
     name_equal,
 )
+
+from fastgate._core.scan cimport decimal, scan_response_head, status_line_t
 
 from fastgate.errors import REASONS
 
@@ -118,6 +122,7 @@ cdef class UpstreamConnection(Timed):
         self.extra_bytes = False
         self.interims = 0
         self.head_bytes = 0
+        self.counted = False
         self.reused = self.requests > 0
         self.requests += 1
         return 0
@@ -191,6 +196,15 @@ cdef class UpstreamConnection(Timed):
             self.extra_bytes = True
             if self.state == U_IDLE:                    # unsolicited bytes: out of step, whatever they are
                 self.close()
+            return
+        if self.state == U_WAITING and self.head_bytes == 0 and self._plain_answer(data):
+            if sink is self.sink or self.state == U_CLOSED:
+                sink.on_read_done(now_ns)
+            return
+        if self.counted:
+            self._counted_body(data, 0)
+            if sink is self.sink or self.state == U_CLOSED:
+                sink.on_read_done(now_ns)
             return
         if not self.saw_bytes:
             self.saw_bytes = True
@@ -315,11 +329,7 @@ cdef class UpstreamConnection(Timed):
             raise _BadResponse()
         self.fields = Headers.__new__(Headers)
         self.phrase = b""
-        self.chunked = False
         self.until_close = False
-        self.content_length = -1
-        self.keep_alive = True
-        self.connection_listed = False
         self.trailers = None
 
     def on_status(self, bytes phrase):
@@ -340,18 +350,6 @@ cdef class UpstreamConnection(Timed):
             if not self.trailers.append(name, value, known):
                 raise _BadResponse()
             return
-        if known == H_CONNECTION:
-            if has_token(v, n, b"close", 5):
-                self.keep_alive = False
-            if not (n == 5 and name_equal(v, b"close", 5)) and not (n == 10 and name_equal(v, b"keep-alive", 10)):
-                self.connection_listed = True
-        elif known == H_CONTENT_LENGTH:
-            # llhttp has refused anything but one run of digits that fits 64 bits
-            self.content_length = int(value)
-        elif known == H_TRANSFER_ENCODING:
-            if self.chunked or n != 7 or not name_equal(v, b"chunked", 7):
-                raise _BadResponse()
-            self.chunked = True
         if not self.fields.append(name, value, known):
             raise _BadResponse()
 
@@ -363,16 +361,8 @@ cdef class UpstreamConnection(Timed):
             if version != "1.1" and version != "1.0":
                 raise _BadResponse()
             self.version_minor = 1 if version == "1.1" else 0
-        if self.status < 100 or (self.chunked and (self.content_length >= 0 or self.version_minor == 0)):
+        if not self._read_head():
             raise _BadResponse()
-        if self.connection_listed:
-            for i in range(self.fields.count):
-                if self.fields.ids[i] == H_CONNECTION:
-                    self.fields.drop_listed(<bytes>self.fields.items[2 * i + 1])
-        if self.version_minor == 0:
-            value = self.fields.find_known(H_CONNECTION)
-            if value is None or not has_token(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), b"keep-alive", 10):
-                self.keep_alive = False
         if self.status < 200:
             if self.status == 101:
                 if not self.upgrade_asked or not self.parser.should_upgrade():
@@ -396,6 +386,90 @@ cdef class UpstreamConnection(Timed):
             self.sink.on_end(None)
             self._new_parser()
             raise _HeadDone()
+
+    cdef bint _read_head(self) except -1:
+        """Read framing and persistence off the header table. False when the head contradicts itself or cannot be trusted."""
+        cdef Headers fields = self.fields
+        cdef field_t* field
+        cdef int i
+        cdef bint listed = False
+        self.chunked = False
+        self.content_length = -1
+        self.keep_alive = self.version_minor == 1
+        if self.status < 100:
+            return False
+        for i in range(fields.count):
+            field = &fields.fields[i]
+            if field.id == H_OTHER or field.id > H_CONTENT_LENGTH:
+                continue
+            if field.id == H_CONTENT_LENGTH:
+                if self.content_length >= 0:
+                    return False
+                self.content_length = decimal(field.value, field.value_n)
+                if self.content_length < 0:
+                    return False
+            elif field.id == H_TRANSFER_ENCODING:
+                if self.chunked or field.value_n != 7 or not name_equal(field.value, b"chunked", 7):
+                    return False
+                self.chunked = True
+            elif field.id == H_CONNECTION:
+                if has_token(field.value, field.value_n, b"close", 5):
+                    self.keep_alive = False
+                elif self.version_minor == 0 and has_token(field.value, field.value_n, b"keep-alive", 10):
+                    self.keep_alive = True
+                if not (field.value_n == 5 and name_equal(field.value, b"close", 5)) \
+                        and not (field.value_n == 10 and name_equal(field.value, b"keep-alive", 10)):
+                    listed = True
+        if listed:
+            for i in range(fields.count):
+                if fields.fields[i].id == H_CONNECTION:
+                    fields.drop_listed(fields.fields[i].value, fields.fields[i].value_n)
+        return not self.chunked or (self.content_length < 0 and self.version_minor == 1)
+
+    cdef bint _plain_answer(self, bytes data) except -1:
+        """Take an answer whose head lies whole and plain in this read and whose body is counted: the usual one, without the parser.
+        False when it is not of that kind; nothing has happened then."""
+        cdef status_line_t line
+        cdef Headers fields = Headers.__new__(Headers)
+        cdef Py_ssize_t head_n = scan_response_head(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), &line, fields)
+        if head_n == 0 or line.status < 200 or head_n > MAX_HEAD_BYTES:
+            return False
+        self.fields = fields
+        self.status = line.status
+        self.version_minor = 1
+        if not self._read_head() or self.chunked:
+            return False
+        if self.head_only or self.status == 204 or self.status == 304:
+            self.body_left = 0
+        elif self.content_length >= 0:
+            self.body_left = self.content_length
+        else:
+            return False
+        fields.raw = data
+        self.phrase = data[line.phrase_start:line.phrase_start + line.phrase_n]
+        self.trailers = None
+        self.until_close = False
+        self.counted = True
+        self.saw_bytes = True
+        self.state = U_BODY
+        self.sink.on_head(self)
+        self._counted_body(data, head_n)
+        return True
+
+    cdef int _counted_body(self, bytes data, Py_ssize_t start) except -1:
+        """Pass on body bytes, from start, of an answer taken by `_plain_answer`."""
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(data) - start
+        if n > self.body_left:
+            self.extra_bytes = True
+            n = self.body_left
+        if n > 0 and self.state == U_BODY:
+            self.body_left -= n
+            self.sink.on_chunk(data if n == PyBytes_GET_SIZE(data) else data[start:start + n])
+        if self.body_left == 0 and self.state == U_BODY:
+            self.state = U_DONE
+            self.counted = False
+            self.sink.on_end(None)
+        return 0
 
     def on_body(self, bytes chunk):
         if self.state == U_BODY:
