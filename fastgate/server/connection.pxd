@@ -41,6 +41,8 @@ cdef class ClientConnection(ClientStream):
     cdef object transport
     cdef object parser
     cdef str scheme
+    cdef int fd                           # -1 under TLS
+    cdef bint buffered                    # the transport holds bytes the kernel did not take
     cdef bint takes_proxy_header
     cdef bytearray proxy_bytes
     cdef bytes peer
@@ -91,6 +93,7 @@ cdef class ClientConnection(ClientStream):
     cdef int _refuse_early(self, Reason reason) except -1
     cdef Reason _check_head(self, RequestContext ctx)
     cdef int _set_client(self, RequestContext ctx) except -1
+    cdef int _write(self, bytes data) except -1
     cdef int _pause(self, int why) except -1
     cdef int _resume(self, int why) except -1
     cdef int _close(self) except -1

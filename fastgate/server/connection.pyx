@@ -64,6 +64,7 @@ from fastgate._core.headers cimport (
 )
 from fastgate._core.plan cimport Plan
 from fastgate._core.scan cimport decimal, request_line_t, scan_request_head
+from fastgate._core.sockets cimport send_now
 from fastgate.server.accesslog cimport AccessLog
 from fastgate.server.exchange cimport LENGTH_NONE, LENGTH_UNKNOWN, X_FINISHED, ClientStream, Exchange, Plane
 from fastgate.server.heads cimport forwarding_fields, write_response_fields, write_status_line
@@ -106,6 +107,19 @@ cdef Reason OVERLOADED = REASONS["overloaded"]
 
 cdef object TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 cdef Answer ASTERISK_ANSWER = Answer(200, b"", [("Allow", "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS, TRACE")])
+
+
+cdef bytes GET = b"GET"
+cdef bytes POST = b"POST"
+
+
+cdef inline bytes method_bytes(const char* p, Py_ssize_t n):
+    """The method as bytes; the two that make up most traffic are not made anew."""
+    if n == 3 and memcmp(p, b"GET", 3) == 0:
+        return GET
+    if n == 4 and memcmp(p, b"POST", 4) == 0:
+        return POST
+    return p[:n]
 
 
 class _Refused(Exception):
@@ -236,6 +250,7 @@ cdef class ClientConnection(ClientStream):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+        self.fd = sock.fileno() if sock is not None and transport.get_extra_info("ssl_object") is None else -1
         name = transport.get_extra_info("peername")
         self._set_peer(name[0] if isinstance(name, tuple) and name else "")
         self.parser = HttpRequestParser(self)
@@ -387,7 +402,7 @@ cdef class ClientConnection(ClientStream):
             ctx.version_minor = 1
             ctx.now_ns = now_ns
             ctx.started_ns = now_ns
-            ctx.method_bytes = p[offset:offset + line.method_n]
+            ctx.method_bytes = method_bytes(p + offset, line.method_n)
             self.target = p[offset + line.target_start:offset + line.target_start + line.target_n]
             self.parsing = exchange
             reason = self._check_head(ctx)
@@ -780,7 +795,11 @@ cdef class ClientConnection(ClientStream):
             if field.id == H_HOST:
                 if ctx.authority is not None:
                     return BAD_HOST
-                ctx.authority = field.value[:field.value_n]
+                if self.last_authority is not None and PyBytes_GET_SIZE(self.last_authority) == field.value_n \
+                        and memcmp(PyBytes_AS_STRING(self.last_authority), field.value, field.value_n) == 0:
+                    ctx.authority = self.last_authority
+                else:
+                    ctx.authority = field.value[:field.value_n]
             elif field.id == H_CONTENT_LENGTH:
                 if ctx.content_length >= 0 or chunked:
                     return BAD_FRAMING
@@ -822,8 +841,7 @@ cdef class ClientConnection(ClientStream):
                 return BAD_HOST
             ctx.authority = b""
             ctx.host_bytes = b""
-        elif self.last_authority is not None and ctx.authority == self.last_authority:
-            ctx.authority = self.last_authority
+        elif ctx.authority is self.last_authority:
             ctx.host_bytes = self.last_host
         else:
             host = host_of(ctx.authority)
@@ -1050,7 +1068,7 @@ cdef class ClientConnection(ClientStream):
 
     cdef int send_continue(self) except -1:
         if not self.closed:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return 0
 
     cdef int flush(self) except -1:
@@ -1062,7 +1080,19 @@ cdef class ClientConnection(ClientStream):
         data = <bytes>out[0] if len(out) == 1 else b"".join(out)
         if self.exchange is not None:
             self.exchange.ctx.bytes_sent += PyBytes_GET_SIZE(data)
-        self.transport.write(data)
+        return self._write(data)
+
+    cdef int _write(self, bytes data) except -1:
+        cdef Py_ssize_t sent
+        if self.buffered and self.transport.get_write_buffer_size() == 0:
+            self.buffered = False
+        if self.fd < 0 or self.buffered:
+            self.transport.write(data)
+            return 0
+        sent = send_now(self.fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        if sent < PyBytes_GET_SIZE(data):
+            self.buffered = True
+            self.transport.write(data[sent:])
         return 0
 
     cdef int pause_body(self) except -1:
@@ -1171,7 +1201,7 @@ cdef class ClientConnection(ClientStream):
             return 0
         if self.websocket:
             self._track_frames(data)
-        self.transport.write(data)
+        self._write(data)
         if self.exchange is not None:
             self.exchange.ctx.bytes_sent += PyBytes_GET_SIZE(data)
         return 0
@@ -1218,7 +1248,7 @@ cdef class ClientConnection(ClientStream):
     cdef int _close_websocket(self) except -1:
         """Tell a WebSocket client that the gateway goes away (1001, RFC 6455 §7.4.1), if no frame is under way."""
         if self.websocket and self.frame_left == 0 and self.frame_head is None and not self.closed:
-            self.transport.write(b"\x88\x02\x03\xe9")
+            self._write(b"\x88\x02\x03\xe9")
         return 0
 
     cdef int _begin_drain(self, bint close_tunnels) except -1:

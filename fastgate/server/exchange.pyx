@@ -607,7 +607,7 @@ cdef class Exchange(ResponseSink):
         cdef RequestContext ctx = self.ctx
         cdef int status = connection.status
         cdef int64_t length
-        ctx.first_byte_ns = monotonic_ns()
+        ctx.first_byte_ns = connection.now_ns
         ctx.upstream_status = status
         self.sent = None
         histogram_record(&self.counts.upstream, ctx.first_byte_ns - ctx.upstream_started_ns)
@@ -897,7 +897,7 @@ cdef class Exchange(ResponseSink):
         if self.state == X_TUNNEL:
             atomic_add_relaxed_u64(&self.plane.counts.tunnels_open, <uint64_t>-1)
         self.state = X_FINISHED
-        ctx.finished_ns = monotonic_ns()
+        ctx.finished_ns = monotonic_ns() if self.target is None or ctx.reason is not None else ctx.now_ns
         ctx.bytes_received = ctx.bytes_received + self.body_bytes
         self.deadline_reason = None
         self.total_deadline_ns = 0

@@ -65,6 +65,8 @@ cdef class UpstreamConnection(Timed):
     cdef bint adopted                       # counted by its owner
     cdef int fd
     cdef bint is_tls
+    cdef bint buffered                      # the transport holds bytes the kernel did not take
+    cdef int64_t now_ns                     # of the read being digested
     cdef bint reading_paused
     cdef bint writable
     cdef bint reused                        # has carried a request before this one

@@ -13,7 +13,6 @@ SOURCES  RFC 9112 §6.3 (body length), §9.6 (close); RFC 9110 §15.2 (interim a
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport memcmp
 
 from fastgate._core.clock cimport monotonic_ns
@@ -31,15 +30,11 @@ from fastgate._core.headers cimport (
 )
 
 from fastgate._core.scan cimport decimal, scan_response_head, status_line_t
+from fastgate._core.sockets cimport peer_silent, send_now
 
 from fastgate.errors import REASONS
 
 __all__ = ["UpstreamConnection"]
-
-cdef extern from "sys/socket.h" nogil:
-    enum: MSG_PEEK
-    enum: MSG_DONTWAIT
-    ssize_t recv(int fd, void* buffer, size_t n, int flags)
 
 cdef enum:
     # An answer's head beyond this is refused. nginx gives 4-8 kB by default and its users raise it; Envoy 60 kB, Node 16 kB.
@@ -128,8 +123,18 @@ cdef class UpstreamConnection(Timed):
         return 0
 
     cdef int write(self, bytes data) except -1:
-        if self.state != U_CLOSED:
+        cdef Py_ssize_t sent
+        if self.state == U_CLOSED:
+            return 0
+        if self.buffered and self.transport.get_write_buffer_size() == 0:
+            self.buffered = False
+        if self.is_tls or self.fd < 0 or self.buffered:
             self.transport.write(data)
+            return 0
+        sent = send_now(self.fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        if sent < PyBytes_GET_SIZE(data):
+            self.buffered = True
+            self.transport.write(data[sent:])
         return 0
 
     cdef int pause(self) except -1:
@@ -165,14 +170,8 @@ cdef class UpstreamConnection(Timed):
     cdef bint seems_alive(self):
         """False if the peer has closed an idle connection, or sent what nobody asked for, and the loop has not seen it yet.
         One recv(MSG_PEEK): asked before a request that must not be sent twice."""
-        cdef char one
-        cdef ssize_t n
-        if self.fd < 0:
-            return True
-        n = recv(self.fd, &one, 1, MSG_PEEK | MSG_DONTWAIT)
-        if n < 0:
-            return errno == EAGAIN or errno == EINTR
-        return n > 0 and self.is_tls        # TLS records (session tickets) may wait unread on a healthy connection
+        # TLS records (session tickets) may wait unread on a healthy connection
+        return self.fd < 0 or peer_silent(self.fd, self.is_tls)
 
     # asyncio protocol
 
@@ -188,6 +187,7 @@ cdef class UpstreamConnection(Timed):
     def data_received(self, bytes data):
         cdef int64_t now_ns = monotonic_ns()
         cdef ResponseSink sink = self.sink
+        self.now_ns = now_ns
         if self.state == U_TUNNEL:
             if sink is not None:
                 sink.on_tunnel_data(data)
