@@ -1,0 +1,83 @@
+"""Who may call the admin API: programs of the operator, and no web page in the operator's browser.
+
+A page cannot read or change anything here even though the browser can reach the address: * Its requests carry
+an `Origin` that is not this server's, or `Sec-Fetch-Site: cross-site`: refused. * A name the page's owner
+points at this address (DNS rebinding) shows in `Host`: only IP addresses, `localhost` and the host
+  of `admin.listen` are taken, none of which anybody else can make resolve to here.
+With `admin.token` set, everything but the probes also needs it as `Authorization: Bearer …`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+__all__ = ["Guard", "refusal_of"]
+
+PROBES = frozenset({"/live", "/ready", "/health"})
+"""Orchestrators call these with whatever Host they like and have no token; they tell good or bad, not how
+things are set up.
+"""
+
+
+def refusal_of(
+    path: str, headers: Headers, token: str | None, own_hosts: frozenset[str]
+) -> tuple[int, str] | None:
+    """Status and text of the refusal of a request, or None for one that may pass."""
+    host = headers.get("host", "")
+    origin = headers.get("origin")
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return 403, "Requests from other web pages are refused"
+    if origin is not None and urlsplit(origin).netloc != host:
+        return 403, "Requests from other web pages are refused"
+    if path in PROBES:
+        return None
+    name = _without_port(host)
+    if name not in own_hosts and not _is_address(name):
+        return 403, "This Host is not an address of the admin listener"
+    if token is not None:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        # Compared as bytes: hmac.compare_digest takes only ASCII text.
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+            return 401, "The admin token is missing or wrong"
+    return None
+
+
+class Guard:
+    """ASGI middleware that answers what `refusal_of` refuses."""
+
+    def __init__(self, app: ASGIApp, settings: Callable[[], tuple[str | None, frozenset[str]]]) -> None:
+        """`settings` gives the token and the names of the listener's host that are in force now."""
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            token, own_hosts = self._settings()
+            refusal = refusal_of(scope["path"], Headers(scope=scope), token, own_hosts)
+            if refusal is not None:
+                status, text = refusal
+                challenge = {"WWW-Authenticate": 'Bearer realm="fastgate admin"'} if status == 401 else None
+                await JSONResponse({"error": text}, status, challenge)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

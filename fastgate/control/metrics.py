@@ -1,0 +1,225 @@
+"""The Prometheus text exposition (format 0.0.4) of everything the gateway counts: one answer for all workers.
+
+A route that was never asked for has no lines, so a scrape costs what is used and not what is configured.
+Label values come from the config (routes) and from tables of the program (reasons, states), never from a
+request: cardinality is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterable
+
+from fastgate import __version__
+from fastgate._core.counters import OCTAVES_NS, RouteCounts
+from fastgate.control.processes import figures_of
+from fastgate.control.view import View
+from fastgate.errors import REASONS
+from fastgate.state.host import WORKER_STATES
+
+__all__ = ["CONTENT_TYPE", "UNMATCHED", "exposition"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+UNMATCHED = "(none)"
+"""The `route` of requests that no route matched. A configured name cannot collide: see RouteConfig.name and
+docs/operations.md.
+"""
+
+STATUS_CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
+"""`none`: the request ended without an answer, because the client had gone."""
+
+_REASON_LABELS = {reason.index: reason.label for reason in REASONS.values()}
+_BOUNDS = tuple(f"{bound / 1e9:.9f}".rstrip("0") for bound in OCTAVES_NS)
+
+_GAUGES = {
+    "connections_open": ("fastgate_connections", "Client connections open now."),
+    "requests_active": ("fastgate_requests_active", "Requests being answered now."),
+    "tunnels_open": ("fastgate_tunnels", "Upgraded connections (WebSocket) open now."),
+    "upstream_open": ("fastgate_upstream_connections", "Connections to upstreams open now."),
+    "upstream_waiting": ("fastgate_upstream_queue", "Requests that wait for an upstream connection now."),
+}
+_COUNTS = {
+    "connections_total": ("fastgate_connections_total", "Client connections accepted."),
+    "connections_refused": (
+        "fastgate_connections_refused_total",
+        "Client connections refused at the limit of connections.",
+    ),
+    "upstream_opened_total": ("fastgate_upstream_connections_total", "Connections opened to upstreams."),
+    "log_lines_dropped": (
+        "fastgate_access_log_dropped_total",
+        "Access log lines dropped because their reader was too slow.",
+    ),
+    "plugin_errors": ("fastgate_plugin_errors_total", "Exceptions raised by plugins."),
+}
+
+
+def exposition(view: View) -> bytes:
+    """The whole answer to `GET /metrics`."""
+    out: list[str] = []
+    _routes(out, [*view.route_counts(), view.unmatched()])
+    _workers(out, view)
+    _supervision(out, view)
+    _processes(out, view)
+    out.append("")
+    return "\n".join(out).encode()
+
+
+def _family(out: list[str], name: str, kind: str, text: str, samples: Iterable[tuple[str, float]]) -> None:
+    """One metric with its samples: (labels as they are written, value)."""
+    lines = [f"{name}{{{labels}}} {value}" if labels else f"{name} {value}" for labels, value in samples]
+    if lines:
+        out.append(f"# HELP {name} {text}")
+        out.append(f"# TYPE {name} {kind}")
+        out += lines
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _routes(out: list[str], routes: list[RouteCounts]) -> None:
+    named = [(f'route="{_escape(counts.name or UNMATCHED)}"', counts) for counts in routes]
+    _family(
+        out, "fastgate_requests_total", "counter", "Requests answered, by route and class of status.",
+        (
+            (f'{route},status="{STATUS_CLASSES[i]}"', count)
+            for route, counts in named
+            for i, count in enumerate(counts.responses)
+            if count
+        ),
+    )  # fmt: skip
+    _family(
+        out, "fastgate_refusals_total", "counter", "Requests that the gateway itself ended, by reason.",
+        (
+            (f'{route},reason="{_REASON_LABELS.get(i, "unknown")}"', count)
+            for route, counts in named
+            for i, count in enumerate(counts.reasons)
+            if count
+        ),
+    )  # fmt: skip
+    for name, text, field in (
+        ("fastgate_bytes_received_total", "Bytes of request bodies received from clients.", "bytes_received"),
+        ("fastgate_bytes_sent_total", "Bytes of answers sent to clients.", "bytes_sent"),
+        ("fastgate_upstream_attempts_total", "Attempts at an upstream.", "attempts"),
+        (
+            "fastgate_upstream_replays_total",
+            "Attempts repeated because a reused connection was dead.",
+            "replays",
+        ),
+        ("fastgate_shadow_refusals_total", "Refusals that plugins in shadow mode would have made.", "shadow"),
+    ):
+        _family(
+            out, name, "counter", text,
+            ((route, getattr(counts, field)) for route, counts in named if getattr(counts, field)),
+        )  # fmt: skip
+    _histogram(
+        out,
+        "fastgate_request_duration_seconds",
+        "From the first byte of a request to its end.",
+        named,
+        "duration",
+    )
+    _histogram(
+        out,
+        "fastgate_upstream_duration_seconds",
+        "From sending a request upstream to the first byte back.",
+        named,
+        "upstream",
+    )
+
+
+def _histogram(
+    out: list[str], name: str, text: str, named: list[tuple[str, RouteCounts]], which: str
+) -> None:
+    lines: list[str] = []
+    for route, counts in named:
+        total, sum_ns, below = counts.cumulative("duration" if which == "duration" else "upstream")
+        if not total:
+            continue
+        lines += [
+            f'{name}_bucket{{{route},le="{bound}"}} {count}'
+            for bound, count in zip(_BOUNDS, below, strict=True)
+        ]
+        lines.append(f'{name}_bucket{{{route},le="+Inf"}} {total}')
+        lines.append(f"{name}_sum{{{route}}} {sum_ns / 1e9}")
+        lines.append(f"{name}_count{{{route}}} {total}")
+    if lines:
+        out.append(f"# HELP {name} {text}")
+        out.append(f"# TYPE {name} histogram")
+        out += lines
+
+
+def _workers(out: list[str], view: View) -> None:
+    for field, (name, text) in _GAUGES.items():
+        _family(out, name, "gauge", text, [("", view.worker_total(field, is_gauge=True))])
+    for field, (name, text) in _COUNTS.items():
+        _family(out, name, "counter", text, [("", view.worker_total(field, is_gauge=False))])
+
+
+def _supervision(out: list[str], view: View) -> None:
+    table = view.table
+    _family(
+        out, "fastgate_workers", "gauge", "Worker processes, by state.",
+        [(f'state="{state}"', table.count(i)) for i, state in enumerate(WORKER_STATES) if i],
+    )  # fmt: skip
+    _family(
+        out,
+        "fastgate_workers_wanted",
+        "gauge",
+        "Worker processes that should accept.",
+        [("", table.workers_wanted)],
+    )
+    _family(out, "fastgate_ready", "gauge", "1 while new requests are welcome.", [("", int(view.is_ready()))])
+    _family(
+        out, "fastgate_reloads_total", "counter", "Reloads of the config, by result.",
+        [('result="applied"', table.reloads_applied), ('result="refused"', table.reloads_refused)],
+    )  # fmt: skip
+    _family(
+        out, "fastgate_last_reload_success", "gauge", "1 if the last reload was applied, or there was none.",
+        [("", int(view.last_reload is None or view.last_reload.applied))],
+    )  # fmt: skip
+    _family(
+        out, "fastgate_last_reload_timestamp_seconds", "gauge", "When the last reload ended.",
+        [("", table.last_reload_realtime_ns / 1e9)],
+    )  # fmt: skip
+    _family(out, "fastgate_config_version", "gauge", "Number of the config in use.", [("", view.version)])
+    _family(out, "fastgate_config_info", "gauge", "The config in use.", [(f'digest="{view.digest}"', 1)])
+    _family(out, "fastgate_routes", "gauge", "Routes in the config in use.", [("", len(view.route_names))])
+    _family(
+        out, "fastgate_restarts_total", "counter", "Processes that died and were started again.",
+        [('process="worker"', table.worker_restarts), ('process="controller"', table.controller_restarts)],
+    )  # fmt: skip
+    _family(
+        out, "fastgate_worker_hangs_total", "counter", "Workers killed because their loop stood still.",
+        [("", table.worker_hangs)],
+    )  # fmt: skip
+    _family(
+        out, "fastgate_start_time_seconds", "gauge", "When the gateway was started.",
+        [("", table.started_realtime_ns / 1e9)],
+    )  # fmt: skip
+    python = platform.python_version()
+    _family(
+        out, "fastgate_build_info", "gauge", "What runs.",
+        [(f'version="{__version__}",python="{python}",platform="{sys.platform}"', 1)],
+    )  # fmt: skip
+
+
+def _processes(out: list[str], view: View) -> None:
+    found = [
+        (f'process="worker",slot="{seat.slot}",pid="{seat.pid}"', seat.pid) for seat in view.table.occupied()
+    ]
+    found.append(('process="supervisor"', view.table.supervisor_pid))
+    found.append(('process="controller"', os.getpid()))
+    figures = [(labels, figures) for labels, pid in found if (figures := figures_of(pid)) is not None]
+    for name, kind, text, field in (
+        ("fastgate_process_resident_bytes", "gauge", "Resident memory.", "resident_bytes"),
+        ("fastgate_process_private_bytes", "gauge", "Memory shared with no other process.", "private_bytes"),
+        ("fastgate_process_cpu_seconds_total", "counter", "User and system CPU time.", "cpu_s"),
+        ("fastgate_process_open_fds", "gauge", "Open descriptors.", "descriptors"),
+    ):
+        _family(out, name, kind, text, ((labels, getattr(figure, field)) for labels, figure in figures))
+    lag = [(f'slot="{seat.slot}",pid="{seat.pid}"', seat.loop_lag_ns / 1e9) for seat in view.table.occupied()]
+    _family(out, "fastgate_loop_lag_seconds", "gauge", "How late a worker's last heartbeat was.", lag)

@@ -1,0 +1,105 @@
+"""The controller process: the admin API on uvicorn, and the line to the supervisor.
+
+It may die at any time without a request noticing: workers do not know it, and all it shows lies in shared
+memory or comes again with its next start. Forked by the supervisor, so it begins with plain module state and
+imports the web framework only here, which no worker ever does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+import uvicorn
+
+from fastgate.control.app import build_app
+from fastgate.control.view import ReloadDesk, View
+from fastgate.state.channel import (
+    ChannelClosed,
+    ConfigInstalled,
+    ControllerOrders,
+    ReloadRequest,
+    ReloadResult,
+    Stop,
+)
+
+__all__ = ["run_controller"]
+
+FINISH_LIMIT_S = 2
+"""How long calls under way may take when this process ends; below the supervisor's own limit."""
+
+
+def run_controller(orders: ControllerOrders) -> None:
+    """Serves the admin API until the supervisor says stop."""
+    asyncio.run(_Controller(orders).run())
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """None: this process is stopped by a message. SIGTERM sent to the whole group must not end it before
+        the workers.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        yield
+
+
+class _Controller:
+    def __init__(self, orders: ControllerOrders) -> None:
+        self._orders = orders
+        self._channel = orders.channel
+        self._view = View(orders.table, orders.counters)
+        self._view.last_reload = orders.last_reload
+        blob = _read(orders.config_fd, orders.size)
+        self._view.install(blob, orders.version, orders.digest, orders.config_realtime_ns)
+        self._desk = ReloadDesk()
+        app = build_app(self._view, self._desk, self._ask_reload)
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                loop="none",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=FINISH_LIMIT_S,
+            )
+        )
+
+    async def run(self) -> None:
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
+        await self._server.serve(sockets=[self._orders.listening])
+
+    def _ask_reload(self, request_id: int) -> bool:
+        return self._channel.send(ReloadRequest(request_id))
+
+    def _hear(self) -> None:
+        try:
+            while (received := self._channel.receive()) is not None:
+                message, fd = received
+                match message:
+                    case ConfigInstalled():
+                        assert fd is not None
+                        blob = _read(fd, message.size)
+                        self._view.install(blob, message.version, message.digest, message.realtime_ns)
+                    case ReloadResult():
+                        self._view.last_reload = message
+                        self._desk.answer(message)
+                    case Stop():
+                        self._server.should_exit = True
+        except ChannelClosed:
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._server.should_exit = True
+
+
+def _read(fd: int, size: int) -> bytes:
+    """The config in the memfd. By position, because all processes share its offset."""
+    try:
+        return os.pread(fd, size, 0)
+    finally:
+        os.close(fd)

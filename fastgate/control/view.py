@@ -1,0 +1,161 @@
+"""What the controller knows: the config in use, the processes, the counts, the last reload.
+
+Facts come from shared memory when they are asked for; the config comes from the supervisor with every change.
+Nothing here is kept that could disagree with its source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+
+from fastgate._core.counters import Counters, RouteCounts
+from fastgate.config import Config, decode
+from fastgate.state.channel import ReloadResult
+from fastgate.state.host import DRAINING, EMPTY, READY, SERVING, STOPPING, WORKER_STATES, HostTable
+
+__all__ = ["ReloadDesk", "View", "iso_time"]
+
+PHASES = {0: "starting", SERVING: "serving", STOPPING: "draining"}
+
+
+class _RouteName(msgspec.Struct):
+    name: str = ""
+
+
+_decode_name = msgspec.msgpack.Decoder(_RouteName).decode
+
+
+class View:
+    """The state of the gateway, to be read by the metrics and the API."""
+
+    def __init__(self, table: HostTable, counters: Counters) -> None:
+        self.table = table
+        self.counters = counters
+        self.config: Config | None = None
+        self.version = 0
+        self.digest = ""
+        self.config_realtime_ns = 0
+        self.route_names: list[str] = []
+        self.last_reload: ReloadResult | None = None
+        self._past_names: dict[str, None] = {}
+
+    def install(self, blob: bytes, version: int, digest: str, realtime_ns: int) -> None:
+        """Takes the config that is in use from now on."""
+        # Routes that are gone keep their counts: a total must not shrink when a config changes.
+        self._past_names.update(dict.fromkeys(self.route_names))
+        self.config = decode(blob)
+        self.route_names = [_decode_name(raw).name for raw in self.config.routes]
+        for name in self.route_names:
+            self._past_names.pop(name, None)
+        self.version = version
+        self.digest = digest
+        self.config_realtime_ns = realtime_ns
+
+    def route_counts(self) -> list[RouteCounts]:
+        """The counts of every route, present and past, that was asked for at least once."""
+        return self.counters.read_touched([*self.route_names, *self._past_names])
+
+    def unmatched(self) -> RouteCounts:
+        """The counts of requests that no route matched."""
+        counts = self.counters.read(None)
+        assert counts is not None
+        return counts
+
+    def is_ready(self) -> bool:
+        return self.table.is_ready()
+
+    def phase(self) -> str:
+        return PHASES[self.table.phase]
+
+    def workers(self) -> list[dict[str, Any]]:
+        """One entry for each living worker."""
+        now_ns = time.monotonic_ns()
+        found = []
+        for seat in self.table.occupied():
+            counts = self.counters.worker_counts(seat.index)
+            found.append(
+                {
+                    "pid": seat.pid,
+                    "slot": seat.slot,
+                    "state": WORKER_STATES[seat.state],
+                    "generation": seat.generation,
+                    "config_version": seat.config_version,
+                    "started": iso_time(seat.started_realtime_ns),
+                    "heartbeat_age_ms": max(0, now_ns - seat.heartbeat_ns) // 1_000_000,
+                    "loop_lag_ms": seat.loop_lag_ns // 1_000_000,
+                    "connections": counts["connections_open"],
+                    "requests": counts["requests_active"],
+                    "tunnels": counts["tunnels_open"],
+                }
+            )
+        return found
+
+    def worker_total(self, name: str, *, is_gauge: bool) -> int:
+        """A figure of the workers, summed: a gauge over the living, a count over all that ever were."""
+        return sum(
+            self.counters.worker_counts(seat.index)[name]
+            for seat in self.table.seats
+            if not is_gauge or seat.state != EMPTY
+        )
+
+    def health(self) -> dict[str, Any]:
+        """Each part with its own verdict; `status` is `healthy`, `degraded` (serves, but not as set up), or
+        `unhealthy`.
+        """
+        table = self.table
+        ready, wanted = table.count(READY), table.workers_wanted
+        parts: dict[str, Any] = {
+            "workers": {
+                "status": "healthy" if ready >= wanted else "degraded" if ready else "unhealthy",
+                "ready": ready,
+                "wanted": wanted,
+                "draining": table.count(DRAINING),
+            },
+            "config": {
+                "status": "healthy" if self.last_reload is None or self.last_reload.applied else "degraded",
+                "version": self.version,
+                "last_reload": reload_text(self.last_reload),
+            },
+            "controller": {"status": "healthy", "restarts": table.controller_restarts},
+        }
+        verdicts = {part["status"] for part in parts.values()}
+        if self.phase() != "serving" or "unhealthy" in verdicts:
+            status = "unhealthy"
+        else:
+            status = "degraded" if "degraded" in verdicts else "healthy"
+        return {"status": status, "phase": self.phase(), "components": parts}
+
+
+class ReloadDesk:
+    """Asks the supervisor for reloads and hands each asker the answer to its own."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, asyncio.Future[ReloadResult]] = {}
+        self._next_id = 1
+
+    def open(self) -> tuple[int, asyncio.Future[ReloadResult]]:
+        request_id, self._next_id = self._next_id, self._next_id + 1
+        future: asyncio.Future[ReloadResult] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = future
+        future.add_done_callback(lambda _: self._waiting.pop(request_id, None))
+        return request_id, future
+
+    def answer(self, result: ReloadResult) -> None:
+        future = self._waiting.pop(result.id, None)
+        if future is not None and not future.done():
+            future.set_result(result)
+
+
+def reload_text(result: ReloadResult | None) -> str:
+    if result is None:
+        return "none"
+    return f"applied as version {result.version}" if result.applied else "refused"
+
+
+def iso_time(realtime_ns: int) -> str | None:
+    """UTC to the second, or None for never."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(realtime_ns / 1e9)) if realtime_ns else None
