@@ -3,6 +3,7 @@
 from fastgate._core.adaptive import AdaptiveLimit
 from fastgate._core.balance import P2C, LeastRequests, SmoothWeighted
 from fastgate._core.breaker import CircuitBreaker, CircuitOpen
+from fastgate._core.bulkhead import Bulkhead, BulkheadFull, BulkheadTimeout
 from fastgate._core.cache import Cache
 from fastgate._core.cidr import CidrSet
 from fastgate._core.clock import monotonic_ns, realtime_ns
@@ -22,6 +23,9 @@ from fastgate._core.table import LimiterTable
 __all__ = [
     "P2C",
     "AdaptiveLimit",
+    "Bulkhead",
+    "BulkheadFull",
+    "BulkheadTimeout",
     "Cache",
     "CidrSet",
     "CircuitBreaker",

@@ -1,6 +1,6 @@
-"""A circuit breaker around a function: one wrapper for plain functions, one for coroutine functions.
+"""Decorators: a circuit breaker or a bulkhead around a plain function or a coroutine function.
 
-WHAT        protected(breaker, function). Plain Python, because inspect, asyncio and type
+WHAT        protected(breaker, function), limited(bulkhead, function). Plain Python: inspect, asyncio and type
             checkers must see ordinary functions and coroutine functions.
 STATE       none of its own.
 WHO WRITES  nobody.
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 if TYPE_CHECKING:
     from fastgate._core.breaker import CircuitBreaker
+    from fastgate._core.bulkhead import Bulkhead
 
-__all__ = ["exception_classes", "protected"]
+__all__ = ["exception_classes", "is_coroutine_function", "limited", "protected"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,11 +38,7 @@ def exception_classes(name: str, value: object) -> tuple[type[BaseException], ..
 
 def protected(breaker: CircuitBreaker, function: Callable[P, R]) -> Callable[P, R]:
     """function, each call going through the breaker. A refused one raises CircuitOpen and runs nothing."""
-    if not callable(function):
-        raise TypeError(f"function: expected a callable, got {type(function).__name__}")
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise TypeError("function: a generator has no one result to record; use the breaker inside it")
-    if not inspect.iscoroutinefunction(function):
+    if not is_coroutine_function(function):
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -56,3 +53,31 @@ def protected(breaker: CircuitBreaker, function: Callable[P, R]) -> Callable[P, 
             return await cast("Awaitable[Any]", function(*args, **kwargs))
 
     return cast("Callable[P, R]", call_async)
+
+
+def limited(bulkhead: Bulkhead, function: Callable[P, R]) -> Callable[P, R]:
+    """function, each call taking a place in the bulkhead. A refused one raises BulkheadFull."""
+    if not is_coroutine_function(function):
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with bulkhead:
+                return function(*args, **kwargs)
+
+        return call
+
+    @functools.wraps(function)
+    async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+        async with bulkhead:
+            return await cast("Awaitable[Any]", function(*args, **kwargs))
+
+    return cast("Callable[P, R]", call_async)
+
+
+def is_coroutine_function(function: Callable[..., object]) -> bool:
+    """Whether calls of it are awaited. TypeError for what is neither kind of function."""
+    if not callable(function):
+        raise TypeError(f"function: expected a callable, got {type(function).__name__}")
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError("function: a generator has no one result; use `with` inside it")
+    return inspect.iscoroutinefunction(function)

@@ -1,0 +1,46 @@
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, ParamSpec, TypeVar, final
+
+__all__ = ["Bulkhead", "BulkheadFull", "BulkheadTimeout"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+class BulkheadFull(Exception): ...
+class BulkheadTimeout(BulkheadFull): ...
+
+@final
+class Bulkhead:
+    max_concurrent: int
+    max_queue: int
+    queue_timeout_ns: int
+    running: int
+    refused_total: int
+    timed_out_total: int
+    name: str
+    def __new__(
+        cls,
+        max_concurrent: int,
+        max_queue: int = 0,
+        queue_timeout_s: float | None = None,
+        *,
+        name: str = "",
+    ) -> Bulkhead: ...
+    @property
+    def waiting(self) -> int: ...
+    def try_acquire(self) -> bool: ...
+    def release(self) -> None: ...
+    def acquire(self) -> None: ...
+    async def acquire_async(self) -> None: ...
+    def __enter__(self) -> Bulkhead: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]: ...
+    async def __aenter__(self) -> Bulkhead: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]: ...
+    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]: ...
+
+def live_objects() -> int: ...
