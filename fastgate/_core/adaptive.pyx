@@ -97,7 +97,7 @@ cdef class AdaptiveLimit:
         if ok:
             mean = usual + <int64_t>((<double>latency_ns - <double>usual) / USUAL_SAMPLES) if usual != 0 else latency_ns
             if self.is_gradient and mean > 2 * latency_ns:
-                mean = mean * 95 // 100         # it was slow for long and has recovered: forget faster
+                mean -= mean // 20               # it was slow for long and has recovered: forget faster
             atomic_cas(self.usual_ns, &usual, max(mean, 1))
             usual = max(mean, 1)
             mean = recent + <int64_t>((<double>latency_ns - <double>recent) / RECENT_SAMPLES) if recent != 0 else latency_ns

@@ -16,6 +16,9 @@ class Outcome:
     allowed: bool
     remaining: int
     retry_after_ns: int
+    is_stored: bool = (
+        True  # a refusal stores nothing, unless the clock was set back too far and the state taken over
+    )
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -37,16 +40,16 @@ class BucketOracle:
     def ticks(self, ns: int) -> int:
         return ns * self.ratio >> 62
 
-    def debt(self, now_ns: int) -> int:
+    def debt(self, now_ns: int) -> tuple[int, bool]:
         debt = self.full_at - self.ticks(now_ns)
         full = self.burst << self.shift
         if debt > 2 * full + self.ticks(SLACK_NS):
             self.full_at = self.ticks(now_ns) + full
-            return full
-        return max(debt, 0)
+            return full, True
+        return max(debt, 0), False
 
     def take(self, amount: int, now_ns: int) -> Outcome:
-        debt = self.debt(now_ns)
+        debt, is_taken_over = self.debt(now_ns)
         room = (self.burst << self.shift) - debt
         need = amount << self.shift
         if need <= room:
@@ -55,16 +58,16 @@ class BucketOracle:
         wait = NEVER
         if amount <= self.burst:
             wait = ceil_div((self.ticks(now_ns) + need - room) << 62, self.ratio) - now_ns
-        return Outcome(False, max(room, 0) >> self.shift, wait)
+        return Outcome(False, max(room, 0) >> self.shift, wait, is_taken_over)
 
     def charge(self, amount: int, now_ns: int) -> int:
-        debt = self.debt(now_ns)
+        debt, _ = self.debt(now_ns)
         amount = min(amount, max((2 * self.burst << self.shift) - debt, 0) >> self.shift)
         self.full_at = self.ticks(now_ns) + debt + (amount << self.shift)
         return amount
 
     def refund(self, amount: int, taken_ns: int, now_ns: int) -> int:
-        debt = self.debt(now_ns)
+        debt, _ = self.debt(now_ns)
         amount = min(amount, debt >> self.shift)
         if amount:
             self.full_at = self.ticks(now_ns) + debt - (amount << self.shift)
@@ -79,20 +82,26 @@ class FixedOracle:
         self.limit, self.window_ns = limit, window_ns
         self.number = self.used = 0
 
-    def roll(self, now_ns: int) -> None:
+    def roll(self, now_ns: int) -> bool:
         current = now_ns // self.window_ns
         if current > self.number:
             self.number, self.used = current, 0
         elif self.number * self.window_ns - now_ns > self.window_ns + SLACK_NS:
             self.number = current
+            return True
+        return False
 
     def take(self, amount: int, now_ns: int) -> Outcome:
-        self.roll(now_ns)
+        before = dict(vars(self))
+        is_taken_over = self.roll(now_ns)
         if self.used + amount <= self.limit:
             self.used += amount
             return Outcome(True, self.limit - self.used, 0)
         wait = NEVER if amount > self.limit else (self.number + 1) * self.window_ns - now_ns
-        return Outcome(False, max(self.limit - self.used, 0), wait)
+        remaining = max(self.limit - self.used, 0)
+        if not is_taken_over:
+            vars(self).update(before)
+        return Outcome(False, remaining, wait, is_taken_over)
 
     def charge(self, amount: int, now_ns: int) -> int:
         self.roll(now_ns)
@@ -109,8 +118,10 @@ class FixedOracle:
         return amount
 
     def reset_ns(self, now_ns: int) -> int:
-        self.roll(now_ns)
-        return (self.number + 1) * self.window_ns - now_ns if self.used else 0
+        later = FixedOracle(self.limit, self.window_ns)
+        vars(later).update(vars(self))
+        later.roll(now_ns)
+        return (later.number + 1) * self.window_ns - now_ns if later.used else 0
 
 
 class SlidingOracle:
@@ -118,13 +129,15 @@ class SlidingOracle:
         self.limit, self.window_ns = limit, window_ns
         self.number = self.used = self.before = 0
 
-    def roll(self, now_ns: int) -> None:
+    def roll(self, now_ns: int) -> bool:
         current = now_ns // self.window_ns
         if current > self.number:
             self.before = self.used if current == self.number + 1 else 0
             self.number, self.used = current, 0
         elif self.number * self.window_ns - now_ns > self.window_ns + SLACK_NS:
             self.number = current
+            return True
+        return False
 
     def weight(self, now_ns: int) -> int:
         left = min((self.number + 1) * self.window_ns - now_ns, self.window_ns)
@@ -134,12 +147,16 @@ class SlidingOracle:
         return self.used + self.weight(now_ns) + amount <= self.limit
 
     def take(self, amount: int, now_ns: int) -> Outcome:
-        self.roll(now_ns)
+        before = dict(vars(self))
+        is_taken_over = self.roll(now_ns)
         if self.fits(amount, now_ns):
             self.used += amount
             return Outcome(True, self.limit - self.used - self.weight(now_ns), 0)
         remaining = max(self.limit - self.used - self.weight(now_ns), 0)
-        return Outcome(False, remaining, NEVER if amount > self.limit else self.wait(amount, now_ns))
+        wait = NEVER if amount > self.limit else self.wait(amount, now_ns)
+        if not is_taken_over:
+            vars(self).update(before)
+        return Outcome(False, remaining, wait, is_taken_over)
 
     def wait(self, amount: int, now_ns: int) -> int:
         """By bisection over the future in which nobody takes, instead of by algebra."""
@@ -175,10 +192,12 @@ class SlidingOracle:
         return amount
 
     def reset_ns(self, now_ns: int) -> int:
-        self.roll(now_ns)
-        if self.used:
-            return (self.number + 2) * self.window_ns - now_ns
-        return (self.number + 1) * self.window_ns - now_ns if self.before else 0
+        later = SlidingOracle(self.limit, self.window_ns)
+        vars(later).update(vars(self))
+        later.roll(now_ns)
+        if later.used:
+            return (later.number + 2) * self.window_ns - now_ns
+        return (later.number + 1) * self.window_ns - now_ns if later.before else 0
 
 
 LimitOracle = BucketOracle | FixedOracle | SlidingOracle
@@ -210,15 +229,18 @@ class KeyedOracle:
             for index, (oracle, amount) in enumerate(zip(self.at(key), amounts, strict=True))
             if amount
         ]
-        refused = [each for each in asked if not each[2].allowed]
+        refused = [question for question in asked if not question[2].allowed]
         if refused:
-            index, oracle, outcome = max(refused, key=lambda each: each[2].retry_after_ns)
+            index, oracle, outcome = max(refused, key=lambda question: question[2].retry_after_ns)
         else:
-            index, oracle, outcome = min(asked, key=lambda each: each[2].remaining)
+            index, oracle, outcome = min(asked, key=lambda question: question[2].remaining)
         answer = (not refused, index, outcome.remaining, outcome.retry_after_ns, oracle.reset_ns(now_ns))
         if refused:
             for each, state in zip(self.at(key), before, strict=True):
                 vars(each).update(state)
+        if any(question[2].is_stored for question in refused):
+            for each in self.at(key):
+                each.take(0, now_ns)
         return answer
 
     def adjust(self, key: str, amounts: list[int], taken_ns: int, now_ns: int) -> None:

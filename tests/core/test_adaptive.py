@@ -29,11 +29,19 @@ class Oracle:
 
     def learn(self, latency_ns: int, ok: bool, in_flight: int, now_ns: int) -> None:
         if ok:
-            mean = self.usual + int((latency_ns - self.usual) / 600.0) if self.usual else latency_ns
+            mean = (
+                self.usual + int((float(latency_ns) - float(self.usual)) / 600.0)
+                if self.usual
+                else latency_ns
+            )
             if self.algorithm == "gradient" and mean > 2 * latency_ns:
-                mean = mean * 95 // 100
+                mean -= mean // 20
             self.usual = max(mean, 1)
-            mean = self.recent + int((latency_ns - self.recent) / 10.0) if self.recent else latency_ns
+            mean = (
+                self.recent + int((float(latency_ns) - float(self.recent)) / 10.0)
+                if self.recent
+                else latency_ns
+            )
             self.recent = max(mean, 1)
         failed = not ok or latency_ns > self.slow_ns
         if not failed and in_flight * 2.0 < self.estimate:

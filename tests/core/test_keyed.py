@@ -41,7 +41,7 @@ histories = st.lists(
         st.booleans(),
         st.one_of(
             st.integers(0, 2 * SECOND),
-            st.sampled_from([0, 1, -1, -SECOND, -59 * SECOND, 200 * SECOND]),
+            st.sampled_from([0, 1, -1, -SECOND, -59 * SECOND, -500 * SECOND, 200 * SECOND]),
         ),
     ),
     max_size=60,
