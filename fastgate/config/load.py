@@ -39,6 +39,10 @@ PluginShapes = Callable[[str], type | None]
 class InvalidConfig(ExceptionGroup[ConfigError]):
     """All that is wrong with a config; `exceptions` are ConfigErrors in the order of the file."""
 
+    @property
+    def errors(self) -> tuple[ConfigError, ...]:
+        return tuple(error for error in self.exceptions if isinstance(error, ConfigError))
+
 
 def load(
     path: str | FilePath,

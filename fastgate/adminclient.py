@@ -1,0 +1,71 @@
+"""A client of the running gateway's admin API, for the command line: one call, one JSON answer.
+
+Over TCP or a Unix socket, without TLS: the admin listener is on this host or behind a tunnel.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import Any
+
+from fastgate.config import parse_address
+
+__all__ = ["AdminClient", "AdminUnreachable"]
+
+
+class AdminUnreachable(Exception):
+    """Nothing that speaks the admin API answers at the address; the text says what happened."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class AdminClient:
+    """Calls the admin API at an address such as `127.0.0.1:9901`, `unix:/path` or `http://127.0.0.1:9901`."""
+
+    def __init__(self, address: str, token: str | None, timeout_s: float) -> None:
+        self._address = parse_address(address.removeprefix("http://").rstrip("/"))
+        self._token = token
+        self._timeout_s = timeout_s
+
+    def call(self, method: str, target: str) -> tuple[int, dict[str, Any]]:
+        """The status and the JSON object of the answer. AdminUnreachable when there is none."""
+        connection: http.client.HTTPConnection
+        if self._address.unix_path:
+            connection = _UnixConnection(self._address.unix_path, self._timeout_s)
+        else:
+            host = self._address.host
+            # an address to listen on every interface is not one to connect to
+            host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+            connection = http.client.HTTPConnection(host, self._address.port, timeout=self._timeout_s)
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        try:
+            connection.request(method, target, headers=headers)
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise AdminUnreachable(
+                f"no answer from the admin API at {self._address}: {str(cause).lower()}"
+            ) from error
+        finally:
+            connection.close()
+        try:
+            answer = json.loads(body)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise AdminUnreachable(
+                f"what answers at {self._address} is not the admin API (status {response.status})"
+            )
+        return response.status, answer
