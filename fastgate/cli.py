@@ -77,9 +77,7 @@ def run(
     path = find_config(config)
     given = {"listen": listen, "workers": workers, "admin.listen": admin_listen}
     overrides = {place: value for place, value in given.items() if value is not None}
-    from fastgate.server import launch
-
-    sys.exit(launch.serve(path, overrides, ready_fd))
+    sys.exit(_serve(path, overrides, ready_fd))
 
 
 @main.command()
@@ -135,8 +133,7 @@ def explain(
     if url is None:
         method, url = "GET", method
     loaded = _load_or_exit(find_config(config))
-    from fastgate.config.explain import explain_request
-    from fastgate.explanation import print_explanation
+    from fastgate.explain import explain_request, print_explanation
 
     fields = []
     for header in headers:
@@ -319,7 +316,7 @@ def find_config(given: str | None, environ: Mapping[str, str] | None = None) -> 
         _fail(
             f"more than one config here: {', '.join(map(str, found))}. Say which: -c {found[0]}", EXIT_USAGE
         )
-    _fail(
+    return _fail(
         "no config found (looked for $FASTGATE_CONFIG and ./gateway.yaml, .yml, .toml, .json).\n\n"
         "  fastgate demo               starts a gateway with demo services and shows what to try\n"
         "  fastgate run -c FILE        starts one with your config; the shortest is:\n\n"

@@ -124,8 +124,12 @@ class ConfigError(Exception):
         self.where = where
 
     def __str__(self) -> str:
-        text = f"expected {self.expected}, got {self.found}" if self.expected and self.found else self.found
-        text = f"{self.path}: {text or f'expected {self.expected}' * bool(self.expected)}".removesuffix(": ")
+        if not self.expected:
+            text = f"{self.path}: {self.found}"
+        elif self.found == "missing key":
+            text = f"{self.path}: missing key, expected {self.expected}"
+        else:
+            text = f"{self.path}: expected {self.expected}, got {self.found or 'nothing'}"
         if self.hint:
             text = f"{text} ({self.hint})"
         return f"{self.where}: {text}" if self.where else text

@@ -177,7 +177,7 @@ class RouteCheck:
         for at, method in enumerate(route.methods):
             where = (*path, "methods", at)
             if method == "CONNECT":
-                self._report(where, '"CONNECT"', "", "tunnels to arbitrary hosts are refused by design")
+                self._report(where, "CONNECT is not allowed", "", "tunnels to arbitrary hosts are refused by design")
             elif not _TOKEN.fullmatch(method):
                 self._report(where, f'"{method}"', "a method such as GET", "")
             elif method.upper() in _STANDARD_METHODS and method not in _STANDARD_METHODS:
@@ -362,7 +362,7 @@ def _check_field_name(name: str, path: Path, report: Report, own_fields: bool = 
         report(path, f'"{_printable(name)}"', "a header name (letters, digits and -)", "")
         return False
     if not own_fields and name.lower() in _GATEWAY_FIELDS:
-        report(path, name, "", "this field is the gateway's own: it belongs to the connection or the framing")
+        report(path, "not allowed", "", "this field is the gateway's own: it belongs to the connection or the framing")
         return False
     return True
 
@@ -395,7 +395,7 @@ def _check_places(text: str, path: Path, params: Collection[str] | None, report:
     for place in _PLACE.finditer(text):
         name = place[1]
         if name not in params and name not in _REQUEST_PLACES:
-            hint = nearest(name, params) if params else ""
+            hint = nearest(place[0], [f"{{{param}}}" for param in params]) if params else ""
             has = (
                 f"the path has {', '.join(f'{{{param}}}' for param in sorted(params))}"
                 if params
@@ -476,7 +476,7 @@ def _check_respond(respond: RespondConfig, path: Path, report: Report) -> None:
         )
     for name, value in respond.headers.items():
         if name.lower() == "date":
-            report((*path, "headers", name), name, "", "the gateway sets it")
+            report((*path, "headers", name), "not allowed", "", "the gateway sets it")
         elif _check_field_name(name, (*path, "headers", name), report):
             _check_field_value(value, (*path, "headers", name), report)
 
@@ -500,6 +500,6 @@ def _check_edits(
 
 def _check_edited_name(name: str, path: Path, report: Report) -> bool:
     if name.lower() == "host":
-        report(path, name, "", "Host is the target's, or the client's with preserve_host")
+        report(path, "not allowed", "", "Host is the target's, or the client's with preserve_host")
         return False
     return _check_field_name(name, path, report)

@@ -169,6 +169,8 @@ class _Reading:
 
     def _report(self, path: Path, found: str, expected: str = "", hint: str = "") -> None:
         assert self._document is not None
+        if path in self._document.unset:
+            return
         where = self._document.where(path)
         self._errors.append(ConfigError(path_text(path), found, expected, hint, where))
 

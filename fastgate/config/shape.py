@@ -223,6 +223,7 @@ class Shapes:
     ) -> Reader:
         item = self._of(info.item_type, {"shape": extra["shape"]} if "shape" in extra else None)
         one_or_many = bool(extra.get("one_or_many"))
+        wants = _expectation(info.item_type)
         least, most = info.min_length or 0, info.max_length
         build: Callable[[list[Any]], Any] = {
             inspect.ListType: list,
@@ -239,6 +240,9 @@ class Shapes:
                     except ValueError:
                         report(path, found_text(value), "a list as JSON", "")
                         return INVALID
+                elif one_or_many and type(value) is dict and wants == "text":
+                    report(path, found_text(value), "text or a list of text", "")
+                    return INVALID
                 elif one_or_many and value is not None:
                     result = item(value, path, report)
                     return INVALID if result is INVALID else build([result])

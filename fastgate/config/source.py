@@ -74,6 +74,7 @@ class Document:
         self._node = node
         self._json_text = json_text
         self.overridden: dict[Path, str] = {}
+        self.unset: set[Path] = set()  # values without their variable: reported, and not to be judged again
 
     def where(self, path: Path) -> str:
         """`file:line` of the value at path, or of what is nearest above it; the variable's name for an
@@ -179,7 +180,8 @@ def _parse_yaml(text: str, name: str, errors: list[ConfigError]) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(filter(None, (error.context, error.problem)))
-        hint = "indent with spaces, not tabs" if "'\\t'" in problem else ""
+        at_fault = text[mark.index : mark.index + 1] if mark else ""
+        hint = "indent with spaces, not tabs" if at_fault == "\t" else ""
         if "flow" in problem:
             hint = 'inside { } and [ ], quote what contains braces or commas: "/orders/{id}"'
         line = mark.line + 1 if mark else None
@@ -387,6 +389,7 @@ def _expand(
         if default is not None:
             return environ.get(name) or default
         if name not in environ:
+            document.unset.add(path)
             hint = f"set it, or give a default: ${{{name}:-…}}"
             found = f"the environment variable {name} is not set"
             errors.append(ConfigError(path_text(path), found, hint=hint, where=document.where(path)))

@@ -1,0 +1,339 @@
+"""`fastgate explain`: what the gateway would do with one request, without sending anything.
+
+The request is fed, as bytes, to the real data plane over a transport that goes nowhere, so parsing, refusals,
+normalisation and matching are the very ones that serve traffic. In the place of all plugins stands one that
+notes the route and the bytes its target would get, and answers at once: nothing goes upstream, and no
+plugin's code runs. The candidates that lost are asked for afterwards, with the reason of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+
+from fastgate._core.counters import Counters
+from fastgate._core.router import Route
+from fastgate._core.shm import SharedMemory
+from fastgate.config import AccessLogConfig, Config, ListenerConfig, PluginUse, RouteConfig, TlsConfig
+from fastgate.plan import freeze_now
+from fastgate.plugin import CONTINUE, Plugin, RequestContext
+from fastgate.server.connection import DataPlane
+from fastgate.server.heads import request_head_bytes
+from fastgate.server.target import host as host_of
+from fastgate.server.target import normalise
+from fastgate.settings import duration_text, size_text
+
+__all__ = ["Candidate", "Explanation", "Recorder", "explain_request", "print_explanation"]
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
+_KINDS = {"literal": "literal", "params": "parameters", "regex": "regular expression", "prefix": "prefix"}
+
+
+class Candidate(NamedTuple):
+    """A route whose host and path fit. `refused` says why it does not take the request, "" when it would."""
+
+    route: str
+    pattern: str
+    refused: str
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """What becomes of a request: of a route, or of a refusal (`status` and `answer`) when there is none."""
+
+    request: str
+    host: str
+    path: str
+    candidates: tuple[Candidate, ...]
+    route: str = ""
+    why: str = ""
+    params: dict[str, str] = {}
+    plugins: tuple[str, ...] = ()
+    action: str = ""
+    upstream: str = ""
+    targets: tuple[str, ...] = ()
+    limits: dict[str, str] = {}
+    head: str = ""
+    status: int = 0
+    answer: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        found["candidates"] = [candidate._asdict() for candidate in self.candidates]
+        return found
+
+
+class Recorder(Plugin):
+    """Notes the request it sees and answers it."""
+
+    Config = None
+
+    def __init__(self) -> None:
+        self.route: Any = None
+        self.params: dict[str, str] = {}
+        self.heads: list[bytes] = []
+
+    @classmethod
+    def build(cls, config: Any, env: Any) -> Recorder:
+        return cls()
+
+    def decide(self, ctx: RequestContext) -> Any:
+        self.route = ctx.route
+        self.params = ctx.params
+        if ctx.route.upstream is not None:
+            self.heads = [request_head_bytes(ctx, ctx.route, target) for target in ctx.route.upstream.targets]
+        return CONTINUE if ctx.route.upstream is None else ctx.respond(204)
+
+
+class _Nowhere(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self, client: str) -> None:
+        super().__init__({"peername": (client, 40000), "sockname": ("127.0.0.1", 8080)})
+        self.written = b""
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Everything fits."""
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self.written += bytes(data)
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        """Nothing is read."""
+
+    def resume_reading(self) -> None:
+        """Nothing is read."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def abort(self) -> None:
+        """Nothing is open."""
+
+
+def explain_request(
+    config: Config, method: str, url: str, fields: Sequence[tuple[str, str]] = (), client: str = "127.0.0.1"
+) -> Explanation:
+    """What becomes of this request. `url` is absolute or a path; Host comes from it, or else from `fields`.
+
+    ValueError says what is wrong with the URL or a field.
+    """
+    scheme, authority, target = _address(url, fields)
+    data = _request(method, target, authority, fields)
+    routes = {route.name: route for route in config.each_route()}
+    loop = asyncio.new_event_loop()
+    try:
+        counters = Counters(SharedMemory(Counters.size(1, len(routes) + 1)), 1, len(routes) + 1)
+        plane = DataPlane(loop, counters, 0)
+        plan = freeze_now(_bare(config, routes), plane)
+        plane.install(plan)
+        transport = _Nowhere(client)
+        tls = TlsConfig(certificates=()) if scheme == "https" else None
+        connection = plane.connection(ListenerConfig(address="127.0.0.1:0", tls=tls))
+        connection.connection_made(transport)
+        connection.data_received(data)
+        plane.close()
+        host, path = _matched_on(authority, target)
+        recorder: Any = plan.plugins[0]
+        candidates = plan.router.candidates(host, path)
+    finally:
+        loop.close()
+    seen = routes.get(recorder.route.name) if recorder.route is not None else None
+    found = tuple(
+        Candidate(
+            route.value.name, _pattern(route), _refusal(routes[route.value.name], method, target, fields)
+        )
+        for route in candidates
+    )
+    common = {"request": f"{method} {url}", "host": host, "path": path, "candidates": found}
+    if seen is None:
+        status, body = _answer(transport.written)
+        return Explanation(**common, status=status, answer=body)  # type: ignore[arg-type]
+    chosen = next((route for route in candidates if route.value.name == seen.name), None)
+    return Explanation(
+        **common,  # type: ignore[arg-type]
+        route=seen.name,
+        why=_why(chosen) if chosen is not None else "",
+        params=recorder.params,
+        plugins=tuple(use.use for use in (*config.plugins, *seen.plugins)),
+        **_consequences(config, seen, recorder, transport.written),
+    )
+
+
+def _bare(config: Config, routes: Mapping[str, RouteConfig]) -> Config:
+    """The config with the recorder in the place of all plugins, and without a log."""
+    return msgspec.structs.replace(
+        config,
+        plugins=(PluginUse(use=f"{__name__}:Recorder"),),
+        access_log=AccessLogConfig(output="off"),
+        routes=tuple(
+            msgspec.Raw(msgspec.msgpack.encode(msgspec.structs.replace(route, plugins=())))
+            for route in routes.values()
+        ),
+    )
+
+
+def _address(url: str, fields: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
+    given = next((value for name, value in fields if name.lower() == "host"), "")
+    if url.startswith("/") or url == "*":
+        return "http", given or "localhost", url.partition("#")[0]
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"expected http://host/path, https://host/path or /path, got {url!r}")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return parts.scheme, given or parts.netloc.rpartition("@")[2], target
+
+
+def _request(method: str, target: str, authority: str, fields: Sequence[tuple[str, str]]) -> bytes:
+    if not _TOKEN.fullmatch(method):
+        raise ValueError(f"expected a method such as GET, got {method!r}")
+    if re.search(r"[^!-~]", target):
+        raise ValueError(f"expected printable ASCII without spaces, got {target!r}: percent-encode the rest")
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {authority}"]
+    names = {name.lower() for name, _ in fields}
+    for name, value in fields:
+        if not _TOKEN.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+            raise ValueError(f"expected a header field, got {name!r}: {value!r}")
+        if name.lower() != "host":
+            lines.append(f"{name}: {value}")
+    if method in ("POST", "PUT", "PATCH") and not names & {"content-length", "transfer-encoding"}:
+        lines.append("Content-Length: 0")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+
+
+def _matched_on(authority: str, target: str) -> tuple[str, str]:
+    """Host and path in the form that routes are matched against; as given when they are malformed."""
+    path = target.partition("?")[0]
+    try:
+        return host_of(authority.encode()).decode(), normalise(path.encode()).decode()
+    except ValueError:
+        return authority, path
+
+
+def _pattern(route: Route) -> str:
+    return f"{route.host or ''}{route.pattern}"
+
+
+def _why(route: Route) -> str:
+    host = "any host" if route.host is None else f"host {route.host}"
+    if route.host is not None:
+        host += " (wildcard)" if route.host.startswith("*.") else " (exact)"
+    conditions = f", {route.predicates} condition{'s' * (route.predicates != 1)}" if route.predicates else ""
+    return f"{host}, path {route.pattern} ({_KINDS[route.kind]}){conditions}"
+
+
+def _refusal(route: RouteConfig, method: str, target: str, fields: Sequence[tuple[str, str]]) -> str:
+    """Why this route does not take the request, though its host and path fit."""
+    takes = (*route.methods, *(("HEAD",) if "GET" in route.methods else ()))
+    if takes and method not in takes:
+        return f"method {method} is not one of {', '.join(takes)}"
+    values = {name.lower(): value for name, value in reversed(fields)}
+    for name, wanted in route.headers.items():
+        if not _holds(wanted, values.get(name.lower())):
+            return f"header {name}: {_difference(wanted, values.get(name.lower()))}"
+    query = dict(reversed(parse_qsl(target.partition("?")[2], keep_blank_values=True)))
+    for name, wanted in route.query.items():
+        if not _holds(wanted, query.get(name)):
+            return f"query {name}: {_difference(wanted, query.get(name))}"
+    return ""
+
+
+def _holds(wanted: str, value: str | None) -> bool:
+    if value is None:
+        return False
+    return wanted == "*" or (
+        re.search(wanted[1:], value) is not None if wanted.startswith("~") else value == wanted
+    )
+
+
+def _difference(wanted: str, value: str | None) -> str:
+    expected = "any value" if wanted == "*" else f'"{wanted}"'
+    got = "nothing" if value is None else f'"{value}"'
+    return f"expected {expected}, got {got}"
+
+
+def _consequences(config: Config, route: RouteConfig, recorder: Recorder, written: bytes) -> dict[str, Any]:
+    limit = config.server.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes
+    limits = {"max_body": size_text(limit) if limit else "none"}
+    if route.upstream is None:
+        status, _ = _answer(written)
+        head = written.decode("latin-1")
+        return {
+            "action": "redirect" if route.redirect else "respond",
+            "status": status,
+            "answer": head,
+            "limits": limits,
+        }
+    upstream = config.upstreams[route.upstream]
+    timeouts = upstream.timeouts.overridden(route.timeouts)
+    for name in ("connect", "first_byte", "between_bytes", "total"):
+        value = getattr(timeouts, f"{name}_ns")
+        limits[name] = duration_text(value) if value else "none"
+    whole = sum(target.weight for target in upstream.targets)
+    targets = tuple(
+        f"{target.url} ({100 * target.weight / whole:.0f} %)" for target in upstream.targets if target.weight
+    )
+    return {
+        "action": "proxy",
+        "upstream": route.upstream,
+        "targets": targets,
+        "limits": limits,
+        "head": recorder.heads[0].decode("latin-1") if recorder.heads else "",
+    }
+
+
+def _answer(written: bytes) -> tuple[int, str]:
+    head, _, body = written.partition(b"\r\n\r\n")
+    status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.") else 0
+    return status, body.decode("utf-8", "replace")
+
+
+def print_explanation(explanation: Explanation, console: Console | None = None) -> None:
+    """The explanation for people."""
+    console = console or Console(highlight=False, soft_wrap=True)
+
+    def say(label: str, text: str) -> None:
+        console.print(f"[bold]{label:<10}[/bold] {escape(text)}")
+
+    say("request", explanation.request)
+    say("matched on", f"{explanation.host} {explanation.path}")
+    if explanation.route:
+        say("route", explanation.route)
+        say("because", explanation.why)
+    else:
+        say("route", "none")
+    for candidate in explanation.candidates:
+        if candidate.route != explanation.route:
+            verdict = candidate.refused or "fits too, but is less specific"
+            say("candidate", f"{candidate.route}: {verdict}")
+    if explanation.params:
+        say("params", "  ".join(f"{name}={value}" for name, value in explanation.params.items()))
+    if explanation.plugins:
+        say("plugins", " → ".join(explanation.plugins))
+    if explanation.upstream:
+        say("upstream", explanation.upstream)
+        for target in explanation.targets:
+            say("target", target)
+    if explanation.limits:
+        say("limits", "  ".join(f"{name}={value}" for name, value in explanation.limits.items()))
+    if explanation.head:
+        say("upstream gets", "")
+        for line in explanation.head.rstrip("\r\n").split("\r\n"):
+            console.print(f"  {escape(line)}")
+    elif explanation.status:
+        say("answer", str(explanation.status))
+        for line in explanation.answer.splitlines():
+            console.print(f"  {escape(line)}")
