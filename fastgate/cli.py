@@ -327,6 +327,12 @@ def find_config(given: str | None, environ: Mapping[str, str] | None = None) -> 
     )
 
 
+def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None) -> int:
+    from fastgate.server.launch import serve
+
+    return serve(path, overrides, control=None, ready_fd=ready_fd)
+
+
 def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"fastgate: {message}", err=True)
     sys.exit(code)

@@ -217,6 +217,7 @@ class _Reading:
 
     def _read(self, tree: dict[str, Any]) -> Config | None:
         report = self._report
+        tree.pop("$schema", None)  # for editors
         rest = {
             **tree,
             "routes": [None],
