@@ -330,7 +330,13 @@ def find_config(given: str | None, environ: Mapping[str, str] | None = None) -> 
 def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None) -> int:
     from fastgate.server.launch import serve
 
-    return serve(path, overrides, control=None, ready_fd=ready_fd)
+    def control(orders: Any) -> None:
+        # In the controller's own process: nobody else needs the web framework.
+        from fastgate.control.process import run_controller
+
+        run_controller(orders)
+
+    return serve(path, overrides, control=control, ready_fd=ready_fd)
 
 
 def _fail(message: str, code: int) -> NoReturn:

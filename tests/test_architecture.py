@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("features", "ai", "upstream"),
     ("config", "plan"),
     ("server", "control", "asgi"),
-    ("demo", "docs", "loadtest"),
+    ("adminclient", "demo", "docs", "explain", "loadtest"),
     ("cli", "__main__"),
 )
 
@@ -45,8 +45,8 @@ APART = {"features": (), "ai": ("ai.schema",)}
 ADDRESSES: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "httptools": ("server.connection", "upstream.connection", "loadtest"),
-    "msgspec": ("settings", "plugin", "state", "features", "upstream", "config", "plan", "server", "control"),
-    "rich": ("cli", "loadtest"),
+    "msgspec": ("settings", "plugin", "state", "features", "upstream", "config", "plan", "server", "control", "explain"),
+    "rich": ("cli", "explain", "loadtest"),
     "starlette": ("control",),
     "uvicorn": ("control",),
     "uvloop": ("server.supervisor", "server.worker", "loadtest"),
