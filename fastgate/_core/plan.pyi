@@ -1,0 +1,100 @@
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from fastgate._core.context import Answer
+from fastgate._core.counters import Counters
+from fastgate._core.edits import HeaderEdits, Rewrite, Template
+from fastgate._core.pipeline import Pipeline, Plugin
+from fastgate._core.router import Router
+
+__all__ = ["FixedResponse", "Plan", "Redirect", "RoutePlan"]
+
+_Test = tuple[bytes, Callable[[bytes], bool]]
+
+class RoutePlan:
+    def __init__(
+        self,
+        name: str,
+        *,
+        pipeline: Pipeline,
+        counters: Counters | None,
+        slot: int,
+        source: Any = None,
+        upstream: Any = None,
+        timeouts: Any = None,
+        max_body_bytes: int = 0,
+        preserve_host: bool = False,
+        rewrite: Rewrite | None = None,
+        request_edits: HeaderEdits | None = None,
+        response_edits: HeaderEdits | None = None,
+        methods: Iterable[str] = (),
+        header_tests: Iterable[_Test] = (),
+        query_tests: Iterable[_Test] = (),
+    ) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def name_bytes(self) -> bytes: ...
+    @property
+    def name_json(self) -> bytes: ...
+    @property
+    def source(self) -> Any: ...
+    @property
+    def pipeline(self) -> Pipeline: ...
+    @property
+    def upstream(self) -> Any: ...
+    @property
+    def timeouts(self) -> Any: ...
+    @property
+    def max_body_bytes(self) -> int: ...
+    @property
+    def first_byte_ns(self) -> int: ...
+    @property
+    def between_bytes_ns(self) -> int: ...
+    @property
+    def total_ns(self) -> int: ...
+    @property
+    def preserve_host(self) -> bool: ...
+    @property
+    def rewrite(self) -> Rewrite | None: ...
+    @property
+    def request_edits(self) -> HeaderEdits | None: ...
+    @property
+    def response_edits(self) -> HeaderEdits | None: ...
+    @property
+    def method_names(self) -> tuple[str, ...]: ...
+
+class Plan:
+    installed: bool
+    def __init__(
+        self,
+        router: Router,
+        routes: Iterable[RoutePlan],
+        upstreams: Mapping[str, Any],
+        config: Any,
+        plugins: Iterable[Plugin],
+        fresh: Iterable[Plugin],
+        trusted: Any,
+        counters: Counters | None,
+        slot: int,
+    ) -> None: ...
+    @property
+    def router(self) -> Router: ...
+    @property
+    def routes(self) -> list[RoutePlan]: ...
+    @property
+    def upstreams(self) -> dict[str, Any]: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def plugins(self) -> tuple[Plugin, ...]: ...
+    @property
+    def fresh(self) -> tuple[Plugin, ...]: ...
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+
+class FixedResponse(Plugin):
+    def __init__(self, answer: Answer) -> None: ...
+
+class Redirect(Plugin):
+    def __init__(self, location: Template, status: int, keep_query: bool) -> None: ...

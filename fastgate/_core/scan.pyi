@@ -1,0 +1,6 @@
+__all__ = ["scan_request", "scan_response"]
+
+def scan_request(
+    data: bytes, most_fields: int = 256
+) -> tuple[int, bytes, bytes, list[tuple[bytes, bytes]]] | None: ...
+def scan_response(data: bytes) -> tuple[int, int, bytes, list[tuple[bytes, bytes]]] | None: ...
