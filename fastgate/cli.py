@@ -162,9 +162,12 @@ def schema(compact: bool) -> None:
     # first line of gateway.yaml, for editors with a YAML language server:
     # yaml-language-server: $schema=gateway.schema.json
     """
+    from fastgate.config.load import registered
     from fastgate.config.schema import json_schema
+    from fastgate.plugin import Registry
 
-    click.echo(json.dumps(json_schema(), indent=None if compact else 2, ensure_ascii=False))
+    installed = {name: registered(name) for name in Registry.names()}
+    click.echo(json.dumps(json_schema(installed), indent=None if compact else 2, ensure_ascii=False))
 
 
 @main.command(context_settings={"ignore_unknown_options": True})

@@ -242,7 +242,7 @@ def _refusal(route: RouteConfig, method: str, target: str, fields: Sequence[tupl
         return f"method {method} is not one of {', '.join(takes)}"
     values = {name.lower(): value for name, value in reversed(fields)}
     for name, wanted in route.headers.items():
-        if not _holds(wanted, values.get(name.lower())):
+        if not _holds(wanted, values.get(name.lower()), re.ASCII):
             return f"header {name}: {_difference(wanted, values.get(name.lower()))}"
     query = dict(reversed(parse_qsl(target.partition("?")[2], keep_blank_values=True)))
     for name, wanted in route.query.items():
@@ -251,11 +251,11 @@ def _refusal(route: RouteConfig, method: str, target: str, fields: Sequence[tupl
     return ""
 
 
-def _holds(wanted: str, value: str | None) -> bool:
+def _holds(wanted: str, value: str | None, flags: re.RegexFlag = re.NOFLAG) -> bool:
     if value is None:
         return False
     return wanted == "*" or (
-        re.search(wanted[1:], value) is not None if wanted.startswith("~") else value == wanted
+        re.search(wanted[1:], value, flags) is not None if wanted.startswith("~") else value == wanted
     )
 
 

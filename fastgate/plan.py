@@ -223,7 +223,7 @@ def _route(
         response_edits=_edits(route.response_headers, params),
         methods=route.methods,
         header_tests=[(name.lower().encode("latin-1"), _test(value)) for name, value in route.headers.items()],
-        query_tests=[(name.encode(), _test(value)) for name, value in route.query.items()],
+        query_tests=[(name.encode(), _test(value, "utf-8")) for name, value in route.query.items()],
     )
 
 
@@ -252,12 +252,15 @@ def _edits(config: HeaderEditsConfig | None, params: list[str]) -> HeaderEdits |
     return HeaderEdits(config.rename, config.remove, config.set, config.add, params)
 
 
-def _test(expected: str) -> Callable[[bytes], bool]:
+def _test(expected: str, encoding: str = "latin-1") -> Callable[[bytes], bool]:
     """The test for a header's or a query parameter's value: exact, `~regex`, or `*` for any."""
     if expected == "*":
         return lambda value: True
+    if expected.startswith("~") and encoding == "utf-8":
+        text = re.compile(expected[1:])
+        return lambda value: text.search(value.decode("utf-8", "replace")) is not None
     if expected.startswith("~"):
-        pattern = re.compile(expected[1:].encode("latin-1"))
+        pattern = re.compile(expected[1:].encode(encoding))
         return lambda value: pattern.search(value) is not None
-    raw = expected.encode("latin-1", "replace")
+    raw = expected.encode(encoding)
     return raw.__eq__

@@ -45,7 +45,10 @@ APART = {"features": (), "ai": ("ai.schema",)}
 ADDRESSES: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "httptools": ("server.connection", "upstream.connection", "loadtest"),
-    "msgspec": ("settings", "plugin", "state", "features", "upstream", "config", "plan", "server", "control", "explain"),
+    "msgspec": (
+        *("settings", "plugin", "state", "features", "upstream"),
+        *("config", "plan", "server", "control", "explain"),
+    ),
     "rich": ("cli", "explain", "loadtest"),
     "starlette": ("control",),
     "uvicorn": ("control",),

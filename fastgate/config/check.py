@@ -177,7 +177,9 @@ class RouteCheck:
         for at, method in enumerate(route.methods):
             where = (*path, "methods", at)
             if method == "CONNECT":
-                self._report(where, "CONNECT is not allowed", "", "tunnels to arbitrary hosts are refused by design")
+                self._report(
+                    where, "CONNECT is not allowed", "", "tunnels to arbitrary hosts are refused by design"
+                )
             elif not _TOKEN.fullmatch(method):
                 self._report(where, f'"{method}"', "a method such as GET", "")
             elif method.upper() in _STANDARD_METHODS and method not in _STANDARD_METHODS:
@@ -187,6 +189,8 @@ class RouteCheck:
                 where = (*path, section, name)
                 if section == "headers":
                     _check_field_name(name, where, self._report, own_fields=True)
+                    if not wanted.isascii():
+                        self._report(where, f'"{wanted}"', "ASCII, as header values are", "")
                 if wanted.startswith("~"):
                     _check_regex(wanted[1:], where, self._report)
 
@@ -280,7 +284,10 @@ def _check_admin(admin: AdminConfig, taken: Mapping[str, int], report: Report) -
 
 def _check_address(text: str, path: Path, report: Report) -> bool:
     try:
-        parse_address(text)
+        folder = os.path.dirname(parse_address(text).unix_path)
+        if folder and not os.path.isdir(folder):
+            report(path, f'"{text}"', "", f"there is no directory {folder}")
+            return False
     except ValueError as error:
         hint = (
             f"write 127.0.0.1:{text}, or :{text} for every interface" if re.fullmatch(r"[0-9]+", text) else ""
@@ -362,7 +369,12 @@ def _check_field_name(name: str, path: Path, report: Report, own_fields: bool = 
         report(path, f'"{_printable(name)}"', "a header name (letters, digits and -)", "")
         return False
     if not own_fields and name.lower() in _GATEWAY_FIELDS:
-        report(path, "not allowed", "", "this field is the gateway's own: it belongs to the connection or the framing")
+        report(
+            path,
+            "not allowed",
+            "",
+            "this field is the gateway's own: it belongs to the connection or the framing",
+        )
         return False
     return True
 
@@ -430,14 +442,17 @@ def _check_rewrite(
     if rewrite.replace_prefix is not None:
         _check_path_text(rewrite.replace_prefix.to, (*path, "replace_prefix", "to"), report)
     if rewrite.regex is not None:
+        if not rewrite.regex.isascii():
+            hint = "a path is percent-encoded where it must be"
+            report((*path, "regex"), f'"{rewrite.regex}"', "ASCII", hint)
         compiled = _check_regex(rewrite.regex, (*path, "regex"), report)
         if compiled is not None and rewrite.to is not None:
             _check_groups(compiled, rewrite.to, (*path, "to"), report)
 
 
 def _check_path_text(text: str | None, path: Path, report: Report) -> None:
-    if text is not None and re.search(r"[\x00-\x20\x7f?#]", text):
-        report(path, f'"{_printable(text)}"', "a path, without spaces, ? and #", "")
+    if text is not None and re.search(r"[^!-~]|[?#]", text):
+        report(path, f'"{_printable(text)}"', "a path in printable ASCII, without spaces, ? and #", "")
 
 
 def _check_groups(compiled: re.Pattern[str], to: str, path: Path, report: Report) -> None:

@@ -9,7 +9,6 @@ checked.
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from fastgate.config.check import RouteCheck, check_root, check_upstream
 from fastgate.config.root import Config, PluginUse, RouteConfig
 from fastgate.config.shape import INVALID, Report, Shapes, found_text
 from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Path, Substituted, parse, path_text
+from fastgate.plugin import Registry
 from fastgate.settings import ConfigError
 from fastgate.upstream.settings import TargetConfig, UpstreamConfig
 
@@ -120,9 +120,7 @@ def decode(blob: bytes | bytearray | memoryview) -> Config:
 
 def registered(name: str) -> type | None:
     """The Config Struct of the plugin that the registry has under this name or dotted path."""
-    registry = importlib.import_module("fastgate.plugin").Registry
-    shape: type | None = registry.load(name).Config
-    return shape
+    return Registry.load(name).Config
 
 
 @contextmanager

@@ -197,8 +197,11 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         int,
         Meta(
             ge=8,
-            le=10_000,
-            description="Number of header fields; more is 431. Apache and HAProxy stop near 100.",
+            le=256,
+            description=(
+                "Number of header fields; more is 431. At most 256, which the table for one request holds. "
+                "Apache and HAProxy stop near 100."
+            ),
         ),
     ] = 128
     max_target_bytes: Annotated[
@@ -421,7 +424,10 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
         HeaderEditsConfig | None, Meta(description="Edits to the answer before it goes to the client.")
     ] = None
     plugins: Annotated[
-        tuple[PluginUse, ...], Meta(description="Plugins of this route, in order, after those of the root.")
+        tuple[PluginUse, ...],
+        Meta(
+            max_length=30, description="Plugins of this route, in order, after those of the root. At most 30."
+        ),
     ] = ()
 
 
@@ -471,7 +477,10 @@ class Config(Settings, frozen=True, kw_only=True):
         ),
     ] = True
     plugins: Annotated[
-        tuple[PluginUse, ...], Meta(description="Plugins of every route, in order, before the route's own.")
+        tuple[PluginUse, ...],
+        Meta(
+            max_length=30, description="Plugins of every route, in order, before the route's own. At most 30."
+        ),
     ] = ()
     upstreams: Annotated[
         dict[str, UpstreamConfig],

@@ -8,7 +8,7 @@ single value may be `${NAME}`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -20,14 +20,6 @@ from fastgate.settings import DURATION_PATTERN, SIZE_PATTERN, duration_text, siz
 __all__ = ["Key", "json_schema", "keys", "sections"]
 
 _VARIABLE: Final = {"type": "string", "pattern": r"\$\{[A-Za-z_]", "description": "from the environment"}
-_PLUGIN: Final[dict[str, Any]] = {
-    "description": "A plugin: its name, `{name: {settings}}`, or `{use: package.module:Class, settings}`.",
-    "anyOf": [
-        {"type": "string"},
-        {"type": "object", "properties": {"use": {"type": "string"}}, "required": ["use"]},
-        {"type": "object", "minProperties": 1, "maxProperties": 1},
-    ],
-}
 
 
 class Key(NamedTuple):
@@ -40,9 +32,14 @@ class Key(NamedTuple):
     description: str
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of the config file."""
-    definitions: dict[str, Any] = {"Variable": _VARIABLE, "PluginUse": _PLUGIN}
+def json_schema(plugins: Mapping[str, type | None] | None = None) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of the config file.
+
+    `plugins` are Config Structs by plugin name, so that editors know their settings too. Other plugins, by
+    dotted path or installed elsewhere, may be named with any settings.
+    """
+    definitions: dict[str, Any] = {"Variable": _VARIABLE}
+    definitions["PluginUse"] = _plugin_use(plugins or {}, definitions)
     root = _object(Config, definitions)
     # yaml-language-server and editors look for the key; the file itself may name its schema too.
     root["properties"]["$schema"] = {"type": "string", "description": "Address of this schema, for editors."}
@@ -51,6 +48,25 @@ def json_schema() -> dict[str, Any]:
         "title": "fastgate",
         **root,
         "$defs": definitions,
+    }
+
+
+def _plugin_use(plugins: Mapping[str, type | None], definitions: dict[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for name, shape in plugins.items():
+        settings[name] = {"type": ["object", "null"], "maxProperties": 0}
+        if shape is not None:
+            definitions[f"plugin:{name}"] = _object(shape, definitions)
+            settings[name] = {"$ref": f"#/$defs/plugin:{name}"}
+    return {
+        "description": (
+            "A plugin: its name, `{name: {settings}}`, or `{use: package.module:Class, settings}`."
+        ),
+        "anyOf": [
+            {"type": "string"},
+            {"type": "object", "properties": {"use": {"type": "string"}}, "required": ["use"]},
+            {"type": "object", "minProperties": 1, "maxProperties": 1, "properties": settings},
+        ],
     }
 
 

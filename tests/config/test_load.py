@@ -217,6 +217,12 @@ def test_a_plugin_by_its_dotted_path_comes_from_the_registry(monkeypatch: pytest
     assert config.plugins[0].read(LimitConfig).window_ns == SECOND
 
 
+def test_a_route_has_at_most_so_many_plugins_as_one_walk_holds() -> None:
+    text = SHORT + f"plugins: [{', '.join(['bare'] * 31)}]"
+
+    assert wrong(text, plugins=plugins) == ["config:4: $.plugins: expected at most 30, got 31 items"]
+
+
 def test_a_struct_may_check_itself() -> None:
     class Range(Settings, frozen=True, kw_only=True):
         low: int = 0

@@ -11,6 +11,7 @@ import pytest
 from fastgate.config.schema import json_schema, keys, sections
 from fastgate.config.source import parse
 from fastgate.docs import config_manual
+from fastgate.settings import Duration, Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,10 +33,13 @@ def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
                     "integer": int,
                     "number": (int, float),
                     "boolean": bool,
+                    "null": type(None),
                 }
-                good = isinstance(value, kinds[wanted]) and (
-                    wanted == "boolean" or not isinstance(value, bool)
-                )
+                names = [wanted] if isinstance(wanted, str) else wanted
+                if isinstance(value, bool):
+                    good = "boolean" in names
+                else:
+                    good = any(isinstance(value, kinds[name]) for name in names)
             case "enum":
                 good = value in wanted
             case "const":
@@ -151,6 +155,35 @@ def test_the_schema_refuses_bad_configs(text: str) -> None:
     assert document is not None
 
     assert not accepts(schema, document.tree, schema)
+
+
+def test_settings_of_installed_plugins_join_the_schema() -> None:
+    class Greeting(Settings, frozen=True, kw_only=True):
+        """Greets."""
+
+        every_ns: Duration
+        text: str = "hello"
+
+    schema = json_schema({"greet": Greeting, "bare": None})
+    uses = schema["$defs"]["PluginUse"]
+
+    for good in (
+        "greet",
+        "other",
+        {"greet": {"every": "5s"}},
+        {"bare": {}},
+        {"other": {"a": 1}},
+        {"use": "a:B", "c": 1},
+    ):
+        assert accepts(uses, good, schema), good
+    for bad in (
+        {"greet": {"every": 5}},
+        {"greet": {}},
+        {"greet": {"every": "5s", "txt": "x"}},
+        {"bare": {"a": 1}},
+        7,
+    ):
+        assert not accepts(uses, bad, schema), bad
 
 
 def test_the_examples_fit_the_schema() -> None:
