@@ -89,6 +89,9 @@ cdef enum:
     CHUNK_OVERHEAD_BYTES = 16384          # chunk extensions and trailers with no body byte in between
 
 cdef int64_t LINGER_NS = 2_000_000_000
+# An idle connection is closed this long after the drain began. At once would lose the request that is just on its way to it,
+# on a new connection the first; what comes in this time is answered with Connection: close, so a busy client never meets a reset.
+cdef int64_t DRAIN_IDLE_NS = 500_000_000
 
 cdef Reason BAD_REQUEST_LINE = REASONS["bad_request_line"]
 cdef Reason BAD_HEADER = REASONS["bad_header"]
@@ -584,6 +587,8 @@ cdef class ClientConnection(ClientStream):
                 self.plane.wheel.arm(self, now_ns + self.plane.header_timeout_ns)
             else:
                 self.plane.wheel.arm(self, now_ns + self.plane.body_timeout_ns)     # the rest of an answered request's body
+        elif self.plane.draining:
+            self.plane.wheel.arm(self, now_ns + min(DRAIN_IDLE_NS, self.plane.idle_timeout_ns))
         else:
             self.plane.wheel.arm(self, now_ns + self.plane.idle_timeout_ns)
         return 0
@@ -1258,7 +1263,7 @@ cdef class ClientConnection(ClientStream):
                 self.exchange._finish()
             return 0
         if self.exchange is None and not self.queue and self.parsing is None and not self.lingering:
-            self._close()
+            self._idle(monotonic_ns())
         return 0
 
 

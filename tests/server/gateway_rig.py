@@ -183,6 +183,7 @@ class Traffic:
         self.keep_alive = keep_alive
         self.answers = 0
         self.failures: list[str] = []
+        self.tried_again = 0
         self.texts: set[str] = set()
         self._end = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
@@ -219,6 +220,7 @@ class Traffic:
                     # a client tries again on a new one. What is never allowed is to lose the first request of
                     # a connection.
                     if answered_here:
+                        self.tried_again += 1
                         return
                     raise
                 finally:
