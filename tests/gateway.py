@@ -137,6 +137,10 @@ class Gateway:
             )
         self.ready = json.loads(line)
         self.seen = {self.process.pid, *self.children()}
+        self.settle()
+
+    def settle(self) -> None:
+        """Takes what the workers hold now, besides connections, for what they may hold."""
         self.settled = {pid: descriptors(pid, self.ports).others for pid in self.worker_pids()}
 
     def stop(self, *, timeout_s: float = STOP_S) -> None:

@@ -1,0 +1,512 @@
+"""A network that fails between the gateway and an upstream, and peers that are too slow: each fault has its
+own reason.
+
+Time limits are set short in the config instead of waiting for long ones; no test measures how long anything
+took.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.authority import Authority
+from tests.client import Client, get, request
+from tests.faults.metrics import refusals
+from tests.faults.proxy import FaultProxy, deaf_listener
+from tests.gateway import Gateway
+from tests.strict import Malformed, Message
+from tests.upstream import OK, Peer, Upstream, answer
+
+NEVER = "60s"  # a limit that no test here reaches
+SOON = "200ms"
+
+
+@dataclass
+class Rig:
+    """A gateway whose link to its upstream can be broken."""
+
+    gateway: Gateway
+    upstream: Upstream
+    link: FaultProxy
+
+    def count(self, reason: str) -> int:
+        return refusals(self.gateway).get(reason, 0)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Rig]:
+    with Upstream() as upstream, FaultProxy(upstream.port) as link, deaf_listener() as deaf:
+        limits = {"connect": NEVER, "first_byte": NEVER, "between_bytes": NEVER}
+        narrow = {"max_connections": 1, "max_queue": 1, "queue_timeout": SOON}
+        targets = [link.url]
+        config = {
+            "server": {"header_timeout": "300ms", "body_timeout": "300ms", "idle_timeout": "300ms"},
+            "upstreams": {
+                "plain": {"targets": targets, "timeouts": limits},
+                "first": {"targets": targets, "timeouts": {**limits, "first_byte": SOON}},
+                "between": {"targets": targets, "timeouts": {**limits, "between_bytes": SOON}},
+                "total": {"targets": targets, "timeouts": {**limits, "total": SOON}},
+                "narrow": {"targets": [upstream.url], "pool": narrow, "timeouts": limits},
+                "deaf": {"targets": [f"http://127.0.0.1:{deaf}"], "timeouts": {**limits, "connect": SOON}},
+                "closed": {"targets": ["http://127.0.0.1:1"]},
+                "nowhere": {"targets": ["http://no-such-host.invalid"]},
+                "untrusted": {"targets": [f"https://127.0.0.1:{upstream.port}"]},
+                "socketless": {"targets": ["unix:/nonexistent/fastgate.sock"]},
+            },
+            "routes": [
+                {"path": f"/{name}/{{rest...}}", "upstream": name}
+                for name in (
+                    "plain",
+                    "first",
+                    "between",
+                    "total",
+                    "narrow",
+                    "deaf",
+                    "closed",
+                    "nowhere",
+                    "untrusted",
+                    "socketless",
+                )
+            ],
+        }
+        with Gateway(config) as gateway:
+            yield Rig(gateway, upstream, link)
+
+
+@pytest.fixture
+def rig(running: Rig) -> Iterator[Rig]:
+    running.link.heal()
+    running.upstream.forget()
+    running.upstream.script = answer()
+    workers = running.gateway.worker_pids()
+
+    yield running
+
+    running.link.heal()
+    running.upstream.forget()
+    assert running.gateway.worker_pids() == workers
+    assert running.gateway.complaints() == []
+    assert running.gateway.leaks() == []
+
+
+def refused(rig: Rig, target: str, status: int, reason: str, method: str = "GET") -> Message:
+    """The answer of the gateway, after checking that the reason was counted exactly once."""
+    before = rig.count(reason)
+    response = get(rig.gateway.port, target, method=method)
+    assert response.status == status, (response.status, response.body)
+    assert isinstance(json.loads(response.body)["error"], str)
+    assert rig.count(reason) == before + 1, refusals(rig.gateway)
+    return response
+
+
+def cut_answer(rig: Rig, target: str) -> None:
+    """Fails unless the answer at this target begins and does not end."""
+    with Client(rig.gateway.port) as client:
+        client.send(request(target))
+        client.read_until(b"\r\n\r\n")
+        before = client.read_to_end()
+        assert len(before) < 1000, "the answer was whole"
+        assert client.closed
+
+
+def begun(peer: Peer) -> None:
+    peer.read_request()
+    peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 100)
+    peer.wait_closed()
+
+
+def silent(peer: Peer) -> None:
+    peer.read_request()
+    peer.wait_closed()
+
+
+def test_refused_connection_is_502(rig: Rig) -> None:
+    refused(rig, "/closed/a", 502, "upstream_connect_failed")
+
+
+def test_unknown_host_is_502(rig: Rig) -> None:
+    refused(rig, "/nowhere/a", 502, "upstream_connect_failed")
+
+
+def test_missing_unix_socket_is_502(rig: Rig) -> None:
+    refused(rig, "/socketless/a", 502, "upstream_connect_failed")
+
+
+def test_connecting_for_too_long_is_504(rig: Rig) -> None:
+    refused(rig, "/deaf/a", 504, "upstream_connect_timeout")
+
+
+def test_plain_text_where_tls_was_expected_is_502(rig: Rig) -> None:
+    def script(peer: Peer) -> None:
+        peer.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        peer.wait_closed()
+
+    rig.upstream.script = script
+
+    refused(rig, "/untrusted/a", 502, "upstream_tls_failed")
+
+
+def test_no_first_byte_in_time_is_504(rig: Rig) -> None:
+    rig.upstream.script = silent
+
+    refused(rig, "/first/a", 504, "upstream_first_byte_timeout")
+
+
+def test_late_upload_is_no_late_first_byte(rig: Rig) -> None:
+    """The clock for the first byte starts when the request is out, not while the client still sends."""
+    with Client(rig.gateway.port) as client:
+        client.send(request("/first/a", "POST", "Content-Length: 4", body=b"a"))
+        for byte in (b"b", b"c", b"d"):
+            assert client.is_idle(0.1)
+            client.send(byte)
+        assert client.read_response().body == b"ok"
+
+
+def test_stalled_link_is_a_late_first_byte(rig: Rig) -> None:
+    rig.link.stall()
+
+    refused(rig, "/first/a", 504, "upstream_first_byte_timeout")
+
+
+def test_half_a_head_is_a_late_answer_too(rig: Rig) -> None:
+    rig.link.stall(after=20)
+
+    response = get(rig.gateway.port, "/first/a")
+
+    assert response.status == 504
+
+
+def test_stall_within_the_body_cuts_the_answer(rig: Rig) -> None:
+    rig.upstream.script = begun
+    before = rig.count("upstream_between_bytes_timeout")
+
+    cut_answer(rig, "/between/a")
+
+    assert rig.count("upstream_between_bytes_timeout") == before + 1
+
+
+def test_bytes_that_keep_coming_never_time_out(rig: Rig) -> None:
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
+        pause = threading.Event()
+        for _ in range(6):
+            pause.wait(0.1)
+            peer.send(b"x")
+        peer.wait_closed()
+
+    rig.upstream.script = script
+
+    assert get(rig.gateway.port, "/between/a").body == b"xxxxxx"
+
+
+def test_client_that_does_not_read_is_not_the_upstreams_stall(rig: Rig) -> None:
+    body = b"x" * 8_000_000
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        peer.wait_closed()
+
+    rig.upstream.script = script
+    before = rig.count("upstream_between_bytes_timeout")
+    with Client(rig.gateway.port, window=16384) as client:
+        client.send(request("/between/a"))
+        client.read_until(b"\r\n\r\n")
+        threading.Event().wait(0.6)  # three times the limit
+        client.unread = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + client.unread
+        assert client.read_response().body == body
+    assert rig.count("upstream_between_bytes_timeout") == before
+
+
+def test_request_over_its_total_time_is_504(rig: Rig) -> None:
+    rig.upstream.script = silent
+
+    refused(rig, "/total/a", 504, "total_timeout")
+
+
+def test_answer_over_its_total_time_is_cut(rig: Rig) -> None:
+    rig.upstream.script = begun
+    before = rig.count("total_timeout")
+
+    cut_answer(rig, "/total/a")
+
+    assert rig.count("total_timeout") == before + 1
+
+
+def test_cancelled_request_is_cancelled_upstream(rig: Rig) -> None:
+    ended = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        if peer.wait_closed():
+            ended.set()
+
+    rig.upstream.script = script
+
+    assert get(rig.gateway.port, "/first/a").status == 504
+    assert ended.wait(10)
+
+
+@pytest.mark.parametrize("how", ["cut", "reset"])
+@pytest.mark.parametrize("after", [0, 1, 16, 36])
+def test_link_that_breaks_within_the_head_is_502(rig: Rig, how: str, after: int) -> None:
+    getattr(rig.link, how)(after=after)
+
+    response = get(rig.gateway.port, "/plain/a", method="POST", body=b"x")
+
+    assert response.status == 502
+    assert len(rig.upstream.requests) <= 1
+
+
+@pytest.mark.parametrize("how", ["cut", "reset"])
+def test_link_that_breaks_within_the_body_cuts_the_answer(rig: Rig, how: str) -> None:
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 1000)
+        peer.wait_closed()
+
+    rig.upstream.script = script
+    getattr(rig.link, how)(after=200)
+
+    with Client(rig.gateway.port) as client:
+        client.send(request("/plain/a"))
+        try:
+            response = client.read_response()
+        except Malformed:
+            assert client.closed
+        else:
+            assert response.status == 502
+
+
+def test_link_that_heals_serves_again(rig: Rig) -> None:
+    rig.link.reset()
+    assert get(rig.gateway.port, "/plain/a", method="POST").status == 502
+
+    rig.link.heal()
+
+    assert get(rig.gateway.port, "/plain/a", method="POST").body == b"ok"
+
+
+def test_slow_link_delivers_everything(rig: Rig) -> None:
+    rig.link.delay(0.05)
+
+    assert get(rig.gateway.port, "/plain/a").body == b"ok"
+
+
+def test_host_that_vanished_is_a_late_first_byte(rig: Rig) -> None:
+    assert get(rig.gateway.port, "/first/a").body == b"ok"
+    rig.link.black_hole()
+
+    assert get(rig.gateway.port, "/first/b").status == 504
+
+
+def test_full_pool_queues_and_then_refuses(rig: Rig) -> None:
+    release = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        release.wait(10)
+        peer.send(OK)
+        peer.wait_closed()
+
+    rig.upstream.script = script
+    before = refusals(rig.gateway)
+    holder, waiter = Client(rig.gateway.port), Client(rig.gateway.port)
+    with holder, waiter:
+        holder.send(request("/narrow/a"))
+        rig.upstream.wait_for_peers(1)
+        waiter.send(request("/narrow/b"))
+        assert waiter.is_idle(0.05)
+
+        assert get(rig.gateway.port, "/narrow/c").status == 503
+        assert waiter.read_response().status == 503
+        release.set()
+        assert holder.read_response().body == b"ok"
+
+    after = refusals(rig.gateway)
+    for reason in ("upstream_queue_full", "upstream_queue_timeout"):
+        assert after.get(reason, 0) == before.get(reason, 0) + 1, (before, after)
+    assert len(rig.upstream.peers) == 1
+
+
+def test_queued_request_gets_the_connection_that_becomes_free(rig: Rig) -> None:
+    release = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        release.wait(10)
+        peer.send(OK)
+        answer()(peer)
+
+    rig.upstream.script = script
+    first, second = Client(rig.gateway.port), Client(rig.gateway.port)
+    with first, second:
+        first.send(request("/narrow/a"))
+        rig.upstream.wait_for_peers(1)
+        second.send(request("/narrow/b"))
+        release.set()
+        assert first.read_response().body == b"ok"
+        assert second.read_response().body == b"ok"
+
+    assert len(rig.upstream.peers) == 1
+
+
+def test_client_that_leaves_the_queue_gives_its_place_up(rig: Rig) -> None:
+    release = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        release.wait(10)
+        peer.send(OK)
+        answer()(peer)
+
+    rig.upstream.script = script
+    holder = Client(rig.gateway.port)
+    with holder:
+        holder.send(request("/narrow/a"))
+        rig.upstream.wait_for_peers(1)
+        with Client(rig.gateway.port) as leaver:
+            leaver.send(request("/narrow/left"))
+            assert leaver.is_idle(0.05)
+        with Client(rig.gateway.port) as client:
+            threading.Event().wait(0.05)
+            client.send(request("/narrow/b"))
+            release.set()
+            assert holder.read_response().body == b"ok"
+            assert client.read_response().body == b"ok"
+
+    assert [message.target for message in rig.upstream.requests] == [b"/narrow/a", b"/narrow/b"]
+
+
+@pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nX-A: one\r\n"])
+def test_slow_header_is_408(rig: Rig, sent: bytes) -> None:
+    before = rig.count("header_timeout")
+
+    with Client(rig.gateway.port) as client:
+        client.send(sent)
+        assert client.read_response().status == 408
+        assert client.read_to_end() == b""
+
+    assert rig.count("header_timeout") == before + 1
+
+
+def test_header_that_drips_is_408(rig: Rig) -> None:
+    """The limit is for the whole header: a byte now and then does not extend it (slowloris)."""
+    with Client(rig.gateway.port) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
+        for _ in range(20):
+            if not client.is_idle(0.05):
+                break
+            client.send(b"X-A: b\r\n")
+        assert client.read_response().status == 408
+
+
+def test_second_header_on_a_connection_is_timed_too(rig: Rig) -> None:
+    with Client(rig.gateway.port) as client:
+        client.send(request("/plain/a"))
+        assert client.read_response().body == b"ok"
+        client.send(b"GET /plain/b HTTP/1.1\r\n")
+        assert client.read_response().status == 408
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_slow_body_is_408(rig: Rig, framing: str) -> None:
+    before = rig.count("body_timeout")
+
+    with Client(rig.gateway.port) as client:
+        client.send(request("/plain/a", "POST", framing, body=b"5\r\nhello\r\n"))
+        assert client.read_response().status == 408
+        assert client.read_to_end() == b""
+
+    assert rig.count("body_timeout") == before + 1
+    assert rig.upstream.requests == []
+
+
+def test_idle_connection_is_closed_without_a_word(rig: Rig) -> None:
+    with Client(rig.gateway.port) as client:
+        client.send(request("/plain/a"))
+        assert client.read_response().body == b"ok"
+        assert client.read_to_end() == b""
+        assert not client.was_reset
+
+
+def test_connection_that_never_speaks_is_closed(rig: Rig) -> None:
+    with Client(rig.gateway.port) as client:
+        data = client.read_to_end()
+        assert data == b"" or data.startswith(b"HTTP/1.1 408 ")
+
+
+def test_waiting_for_the_answer_is_not_being_idle(rig: Rig) -> None:
+    release = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        release.wait(10)
+        peer.send(OK)
+        peer.wait_closed()
+
+    rig.upstream.script = script
+    with Client(rig.gateway.port) as client:
+        client.send(request("/plain/a"))
+        assert client.is_idle(0.7)
+        release.set()
+        assert client.read_response().body == b"ok"
+
+
+def test_upstream_with_a_certificate_of_nobody_is_502(tmp_path: Path) -> None:
+    pair = Authority(tmp_path).issue("upstream", ["localhost"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+
+    with (
+        Upstream(tls=context) as upstream,
+        Gateway({"routes": [{"path": "/{rest...}", "upstream": upstream.url}]}) as gateway,
+    ):
+        response = get(gateway.port)
+        counted = refusals(gateway)
+
+    assert response.status == 502
+    assert counted == {"upstream_tls_failed": 1}
+
+
+def test_deadline_is_told_to_the_upstream() -> None:
+    with Upstream() as upstream:
+        timeouts = {"total": "5s", "deadline_header": "X-Deadline-Ms"}
+        upstreams = {"origin": {"targets": [upstream.url], "timeouts": timeouts}}
+        with Gateway(
+            {"upstreams": upstreams, "routes": [{"path": "/{rest...}", "upstream": "origin"}]}
+        ) as gateway:
+            get(gateway.port)
+        told = upstream.requests[0].get("x-deadline-ms")
+
+    assert told is not None
+    assert 0 < float(told.rstrip(b"ms")) <= 5000
+
+
+def test_clients_over_the_connection_limit_are_turned_away() -> None:
+    with Upstream() as upstream:
+        config = {
+            "server": {"max_connections": 4},
+            "routes": [{"path": "/{rest...}", "upstream": upstream.url}],
+        }
+        with Gateway(config) as gateway:
+            clients = [Client(gateway.port) for _ in range(4)]
+            for client in clients:
+                client.send(request("/"))
+                assert client.read_response().status == 200
+            with Client(gateway.port) as late:
+                late.send(request("/"))
+                try:
+                    assert late.read_response().status == 503
+                except Malformed:
+                    assert late.closed
+            for client in clients:
+                client.close()
