@@ -88,7 +88,9 @@ def short_key(field: str) -> str:
     """The key in the file for a Struct field: without the unit, and without the `_` that dodges a Python
     keyword.
     """
-    return field.removesuffix("_").removesuffix("_ns").removesuffix("_bytes")
+    # One unit only: `between_bytes_ns` is the time between bytes.
+    name = field.removesuffix("_")
+    return name.removesuffix("_ns") if name.endswith("_ns") else name.removesuffix("_bytes")
 
 
 class Settings(

@@ -43,16 +43,17 @@ class Rig:
 @pytest.fixture(scope="module")
 def running() -> Iterator[Rig]:
     with Upstream() as upstream, FaultProxy(upstream.port) as link, deaf_listener() as deaf:
+        once = {"max_requests": 1}  # each test's script meets its own connection
         limits = {"connect": NEVER, "first_byte": NEVER, "between_bytes": NEVER}
         narrow = {"max_connections": 1, "max_queue": 1, "queue_timeout": SOON}
         targets = [link.url]
         config = {
             "server": {"header_timeout": "300ms", "body_timeout": "300ms", "idle_timeout": "300ms"},
             "upstreams": {
-                "plain": {"targets": targets, "timeouts": limits},
-                "first": {"targets": targets, "timeouts": {**limits, "first_byte": SOON}},
-                "between": {"targets": targets, "timeouts": {**limits, "between_bytes": SOON}},
-                "total": {"targets": targets, "timeouts": {**limits, "total": SOON}},
+                "plain": {"targets": targets, "pool": once, "timeouts": limits},
+                "first": {"targets": targets, "pool": once, "timeouts": {**limits, "first_byte": SOON}},
+                "between": {"targets": targets, "pool": once, "timeouts": {**limits, "between_bytes": SOON}},
+                "total": {"targets": targets, "pool": once, "timeouts": {**limits, "total": SOON}},
                 "narrow": {"targets": [upstream.url], "pool": narrow, "timeouts": limits},
                 "deaf": {"targets": [f"http://127.0.0.1:{deaf}"], "timeouts": {**limits, "connect": SOON}},
                 "closed": {"targets": ["http://127.0.0.1:1"]},

@@ -182,7 +182,7 @@ def test_connection_closed_while_idle_is_not_used(kept: Wire) -> None:
 POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
 
 
-@pytest.mark.parametrize("extra", [POISON, b"x", b"\r\n", b"0\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
+@pytest.mark.parametrize("extra", [POISON, b"x", b"0\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
 @pytest.mark.parametrize(
     "first", [OK, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"]
 )
@@ -202,7 +202,20 @@ def test_bytes_behind_an_answer_are_nobodys(kept: Wire, first: bytes, extra: byt
     assert len(kept.upstream.peers) == 3
 
 
-@pytest.mark.parametrize("extra", [POISON, b"x", b"\r\n"])
+@pytest.mark.parametrize(
+    "first", [OK, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"]
+)
+def test_empty_line_behind_an_answer_does_no_harm(kept: Wire, first: bytes) -> None:
+    kept.upstream.script = answer(first + b"\r\n")
+
+    with Client(kept.gateway.port) as client:
+        for _ in range(5):
+            client.send(request("/"))
+            assert client.read_response().body == b"ok"
+        assert client.is_idle()
+
+
+@pytest.mark.parametrize("extra", [POISON, b"x"])
 def test_bytes_on_an_idle_connection_end_it(kept: Wire, extra: bytes) -> None:
     ended = threading.Event()
     idle = threading.Event()

@@ -30,11 +30,11 @@ AHEAD_BYTES = MIB  # what the gateway may hold for a client that reads slowly
 
 @pytest.fixture(scope="module")
 def streaming() -> Iterator[Wire]:
-    with (
-        Upstream() as upstream,
-        Gateway({"routes": [{"path": "/{rest...}", "upstream": upstream.url}]}) as gateway,
-    ):
-        yield Wire(gateway, upstream)
+    with Upstream() as upstream:
+        origin = {"targets": [upstream.url], "pool": {"max_requests": 1}}
+        config = {"upstreams": {"origin": origin}, "routes": [{"path": "/{rest...}", "upstream": "origin"}]}
+        with Gateway(config) as gateway:
+            yield Wire(gateway, upstream)
 
 
 def worker(wire: Wire) -> int:
