@@ -70,6 +70,7 @@ cdef class CircuitBreaker:
     cdef breaker_config_t config
     cdef readonly object name
     cdef readonly object on_transition
+    cdef readonly bint times_calls          # whether the latency given to record() matters
     cdef readonly tuple failures
     cdef readonly tuple ignore
     cdef Py_buffer _view

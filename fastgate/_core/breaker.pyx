@@ -31,7 +31,10 @@ SOURCES
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint64_t, uintptr_t
+from cpython.contextvars cimport PyContextVar_Get, PyContextVar_Set
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -398,7 +401,16 @@ cdef inline void learn(breaker_t* b, const breaker_config_t* c, bint ok, int64_t
 
 _STATES = ("closed", "open", "half_open", "half_open")     # the fourth: damaged memory, treated as half-open
 _BACKOFFS = ("constant", "linear", "exponential", "fibonacci")
-_HELD = ContextVar("fastgate_breakers_held", default=None)
+cdef object _HELD = ContextVar("fastgate_breakers_held", default=None)
+
+
+@cython.final
+@cython.freelist(64)
+cdef class _Held:
+    """What one `with` is waiting to report."""
+    cdef uint64_t ticket
+    cdef int64_t began_ns
+    cdef object outer
 
 
 class CircuitOpen(Exception):
@@ -480,6 +492,7 @@ cdef class CircuitBreaker:
             c.slow_ratio = float_argument(slow_ratio, "slow_ratio", 1e-6, 1)
         if slow_call_s is not None:
             c.slow_ns = nanoseconds(slow_call_s, "slow_call_s", 1e-6, 1e6)
+        self.times_calls = c.slow_ratio > 0
         c.min_calls = int_argument(min_calls, "min_calls", 1, 500_000)
         window_ns = nanoseconds(window_s, "window_s", 0.01, 86_400)
         if c.failure_ratio > 0 or c.slow_ratio > 0:
@@ -529,23 +542,13 @@ cdef class CircuitBreaker:
 
     def record(self, ok, latency_ns=0, *, ticket=0, now_ns=None):
         """Reports the result of a call that was let pass. ok: whether it was good. latency_ns: how long it took, >= 0."""
-        cdef int32_t moved
-        cdef int64_t latency = 0, now
-        cdef bint good = ok
+        cdef int64_t latency = 0
         cdef uint64_t issued = 0
         if latency_ns is not 0:
             latency = int_argument(latency_ns, "latency_ns", 0, LATEST_NS)
         if ticket is not 0:
             issued = ticket_of(ticket)
-        if now_ns is not None:
-            now = time_of(now_ns)
-        elif good and self.config.bucket_ns == 0 and atomic_load_u64(&self.slot.state) & 3 == BREAKER_CLOSED:
-            now = 0     # a good result in a closed breaker without a window changes nothing that has a time
-        else:
-            now = monotonic_ns()
-        breaker_record(self.slot, &self.config, issued, good, latency, now, &moved)
-        if moved >= 0:
-            self.tell(moved)
+        record_at(self, issued, ok, latency, now_ns)
 
     def forget(self, ticket=0):
         """Gives the permit of a call back that ended without a result (cancelled, never sent)."""
@@ -604,31 +607,37 @@ cdef class CircuitBreaker:
         limits(self.slot, &self.config, &failure_ratio, &slow_ns)
         return (failure_ratio or None, None if slow_ns == LATEST_NS else slow_ns)
 
+    def admit(self):
+        """acquire(), but a refusal raises CircuitOpen. Then settle() what the call came to."""
+        cdef uint64_t ticket = acquire_at(self, None)
+        if ticket == 0:
+            raise CircuitOpen(self.name, self.retry_after_ns())
+        return ticket
+
     def __enter__(self):
         cdef uint64_t ticket = acquire_at(self, None)
         if ticket == 0:
             raise CircuitOpen(self.name, self.retry_after_ns())
         # The breaker is shared by threads and tasks, so what this `with` holds lives in their context, innermost first.
-        _HELD.set((ticket, monotonic_ns(), _HELD.get()))
+        cdef _Held held = _Held.__new__(_Held)
+        held.ticket = ticket
+        if self.times_calls:
+            held.began_ns = monotonic_ns()
+        held.outer = held_now()
+        PyContextVar_Set(_HELD, held)
         return self
 
     def __exit__(self, kind, error, traceback):
-        held = _HELD.get()
+        cdef _Held held = held_now()
         if held is None:
             raise RuntimeError("the `with` of a circuit breaker ended in another context than it began")
-        ticket, began_ns, outer = held
-        _HELD.set(outer)
-        self.settle(ticket, monotonic_ns() - began_ns, error)
+        PyContextVar_Set(_HELD, held.outer)
+        settle(self, held.ticket, monotonic_ns() - held.began_ns if self.times_calls else 0, error)
         return False
 
     def settle(self, ticket, latency_ns, error=None):
         """Records what a call came to: error is the exception it ended with, or None. See `failures` and `ignore`."""
-        if error is None or isinstance(error, self.ignore):
-            self.record(True, latency_ns, ticket=ticket)
-        elif isinstance(error, self.failures):
-            self.record(False, latency_ns, ticket=ticket)
-        else:
-            self.forget(ticket)
+        settle(self, ticket_of(ticket), int_argument(latency_ns, "latency_ns", 0, LATEST_NS), error)
 
     def __call__(self, function):
         """Decorates a function or a coroutine function: each call passes the breaker, or raises CircuitOpen."""
@@ -656,6 +665,38 @@ cdef inline uint64_t acquire_at(CircuitBreaker self, object now_ns) except? 1:
     if moved >= 0:
         self.tell(moved)
     return word
+
+
+cdef inline int record_at(CircuitBreaker self, uint64_t ticket, bint ok, int64_t latency_ns, object now_ns) except -1:
+    cdef int32_t moved
+    cdef int64_t now
+    if now_ns is not None:
+        now = time_of(now_ns)
+    elif ok and self.config.bucket_ns == 0 and atomic_load_u64(&self.slot.state) & 3 == BREAKER_CLOSED:
+        now = 0     # a good result in a closed breaker without a window changes nothing that has a time
+    else:
+        now = monotonic_ns()
+    breaker_record(self.slot, &self.config, ticket, ok, latency_ns, now, &moved)
+    if moved >= 0:
+        self.tell(moved)
+    return 0
+
+
+cdef int settle(CircuitBreaker self, uint64_t ticket, int64_t latency_ns, object error) except -1:
+    if error is None or isinstance(error, self.ignore):
+        return record_at(self, ticket, True, latency_ns, None)
+    if isinstance(error, self.failures):
+        return record_at(self, ticket, False, latency_ns, None)
+    breaker_forget(self.slot, ticket)
+    return 0
+
+
+cdef inline object held_now():
+    cdef PyObject* value = NULL
+    PyContextVar_Get(_HELD, NULL, &value)
+    held = <object>value
+    Py_DECREF(held)
+    return held
 
 
 cdef inline int64_t time_of(object now_ns) except -1:

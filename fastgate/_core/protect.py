@@ -15,6 +15,8 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
+from fastgate._core.clock import monotonic_ns
+
 if TYPE_CHECKING:
     from fastgate._core.breaker import CircuitBreaker
     from fastgate._core.bulkhead import Bulkhead
@@ -38,19 +40,34 @@ def exception_classes(name: str, value: object) -> tuple[type[BaseException], ..
 
 def protected(breaker: CircuitBreaker, function: Callable[P, R]) -> Callable[P, R]:
     """function, each call going through the breaker. A refused one raises CircuitOpen and runs nothing."""
+    admit, settle, timed = breaker.admit, breaker.settle, breaker.times_calls
     if not is_coroutine_function(function):
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with breaker:
-                return function(*args, **kwargs)
+            ticket = admit()
+            began_ns = monotonic_ns() if timed else 0
+            try:
+                result = function(*args, **kwargs)
+            except BaseException as error:
+                settle(ticket, monotonic_ns() - began_ns if timed else 0, error)
+                raise
+            settle(ticket, monotonic_ns() - began_ns if timed else 0)
+            return result
 
         return call
 
     @functools.wraps(function)
     async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-        with breaker:
-            return await cast("Awaitable[Any]", function(*args, **kwargs))
+        ticket = admit()
+        began_ns = monotonic_ns() if timed else 0
+        try:
+            result = await cast("Awaitable[Any]", function(*args, **kwargs))
+        except BaseException as error:
+            settle(ticket, monotonic_ns() - began_ns if timed else 0, error)
+            raise
+        settle(ticket, monotonic_ns() - began_ns if timed else 0)
+        return result
 
     return cast("Callable[P, R]", call_async)
 
