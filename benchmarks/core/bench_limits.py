@@ -1,8 +1,8 @@
 """The limits from Python, beside limits, throttled-py and pyrate-limiter.
 
-Every take is granted (the limits are far away), which is each library's cheapest path. The rivals keep one limit per call; for
-"three limits" they are asked three times, which is how they are used, and is not one decision: a refusal by the third has
-already taken from the first two.
+Every take is granted (the limits are far away), which is each library's cheapest path. The rivals keep one
+limit per call; for "three limits" they are asked three times, which is how they are used, and is not one
+decision: a refusal by the third has already taken from the first two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ BUCKET = {
     ),
     "fastgate, shared memory": Candidate(
         "fastgate",
-        "from fastgate._core import TokenBucket, SharedMemory\ntake = TokenBucket(1e6, 10**9, SharedMemory(16)).take",
+        "from fastgate._core import TokenBucket, SharedMemory\n"
+        "take = TokenBucket(1e6, 10**9, SharedMemory(16)).take",
         "take()",
     ),
     "throttled-py gcra": Candidate(
@@ -57,7 +58,8 @@ FIXED = {
     "limits": Candidate(
         "limits",
         "from limits import RateLimitItemPerMinute, storage, strategies\n"
-        "hit = strategies.FixedWindowRateLimiter(storage.MemoryStorage()).hit\nrule = RateLimitItemPerMinute(10**11)",
+        "hit = strategies.FixedWindowRateLimiter(storage.MemoryStorage()).hit\n"
+        "rule = RateLimitItemPerMinute(10**11)",
         "hit(rule, 'k')",
     ),
 }
@@ -118,9 +120,11 @@ KEYED = {
     "limits, 10 000 keys": Candidate(
         "limits",
         "import random\n"
-        "from limits import RateLimitItemPerDay, RateLimitItemPerHour, RateLimitItemPerMinute, storage, strategies\n"
+        "from limits import RateLimitItemPerDay, RateLimitItemPerHour, RateLimitItemPerMinute\n"
+        "from limits import storage, strategies\n"
         "hit = strategies.FixedWindowRateLimiter(storage.MemoryStorage()).hit\n"
-        "a, b, c = (each(10**11) for each in (RateLimitItemPerMinute, RateLimitItemPerHour, RateLimitItemPerDay))\n"
+        "per = RateLimitItemPerMinute, RateLimitItemPerHour, RateLimitItemPerDay\n"
+        "a, b, c = (each(10**11) for each in per)\n"
         "chosen = [f'user-{random.randrange(10_000):07d}' for _ in range(2000)]",
         "for key in chosen: hit(a, key) and hit(b, key) and hit(c, key)",
         2_000,
@@ -153,7 +157,8 @@ CONCURRENCY = {
     ),
     "threading.BoundedSemaphore": Candidate(
         "python",
-        "import threading\ngate = threading.BoundedSemaphore(100)\nacquire, release = gate.acquire, gate.release",
+        "import threading\ngate = threading.BoundedSemaphore(100)\n"
+        "acquire, release = gate.acquire, gate.release",
         "acquire(False); release()",
     ),
 }

@@ -1,8 +1,8 @@
 """Times one candidate in a process of its own, so that no two share a heap, a cache or a garbage collector.
 
-A candidate is a setup and a statement in text. `race` starts a fresh interpreter for it, prints the package and its version,
-and hands the seconds per operation to pytest-benchmark through a virtual clock: the `timer` of the test's benchmark mark
-must be `virtual_s`. The statement runs under timeit, so all candidates pay the same loop (about 10 ns).
+A candidate is a setup and a statement in text. `race` starts a fresh interpreter for it, prints the package
+and its version, and hands the seconds per operation to pytest-benchmark through a virtual clock: the `timer` of
+the test's benchmark mark must be `virtual_s`. The statement runs under timeit, so all pay the same loop (10 ns).
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Candidate:
 
 
 def virtual_s() -> float:
-    """Seconds per operation, summed over all rounds so far; the tiny step lets pytest-benchmark find a precision."""
+    """Seconds per operation, summed over all rounds; the tiny step lets pytest-benchmark find a precision."""
     global _elapsed_s
     _elapsed_s += 1e-13
     return _elapsed_s
 
 
 def race(benchmark: Any, candidate: Candidate, promise_ns: float | None = None) -> None:
-    """Fills `benchmark` with ROUNDS rounds of the candidate; the version, and what we promise, go to extra_info."""
+    """Fills `benchmark` with ROUNDS rounds of the candidate; version and promise go to extra_info."""
     child = subprocess.Popen(
         [sys.executable, "-c", _CHILD, str(_ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
