@@ -5,7 +5,7 @@ from fastgate._core.limits import Decision, Limit
 from fastgate._core.shm import SharedMemory
 from fastgate._core.table import LimiterTable, _Statistics
 
-__all__ = ["KeyedLimiter", "Reservation"]
+__all__ = ["KeyedLimiter", "Reservation", "live_objects"]
 
 class KeyedLimiter:
     table: LimiterTable
@@ -43,3 +43,5 @@ class Reservation:
     def settle(self, amount: int | Sequence[int], now_ns: int | None = None) -> bool: ...
     def refund(self, now_ns: int | None = None) -> bool: ...
     def __bool__(self) -> bool: ...
+
+def live_objects() -> int: ...

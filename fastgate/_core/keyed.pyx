@@ -20,6 +20,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from fastgate._core.arguments cimport int_argument
+from fastgate._core.debug cimport debug_live_add, debug_live_count
 from fastgate._core.hashing cimport hash128, hash128_t
 from fastgate._core.limits cimport (
     LARGEST, LATEST_NS, NEVER, Decision, Limit, limit_charge, limit_idle_at_ns, limit_refund, limit_reset_ns,
@@ -31,7 +32,7 @@ from fastgate._core.table cimport (
     table_store,
 )
 
-__all__ = ["KeyedLimiter", "Reservation"]
+__all__ = ["KeyedLimiter", "Reservation", "live_objects"]
 
 
 cdef class KeyedLimiter:
@@ -306,6 +307,12 @@ cdef class Reservation:
     Made by KeyedLimiter.reserve. is_open: neither settled nor refunded yet. taken_ns: when it was taken.
     """
 
+    def __cinit__(self):
+        debug_live_add(1)
+
+    def __dealloc__(self):
+        debug_live_add(-1)
+
     def settle(self, amount, now_ns=None):
         """True if this call closed the reservation on `amount` used: less is given back, more is charged; False if it was closed.
 
@@ -353,3 +360,8 @@ cdef object shape_of(Limit limit):
     if limit.spec.kind == 1:
         return (1, limit.spec.ticks_per_ns, limit.spec.shift)
     return (limit.spec.kind, limit.spec.window_ns)
+
+
+def live_objects():
+    """How many objects of this module are alive; -1 unless built with FASTGATE_DEBUG=1."""
+    return debug_live_count()

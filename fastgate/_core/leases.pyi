@@ -2,7 +2,7 @@ from typing import Literal, Self, final
 
 from fastgate._core.shm import SharedMemory
 
-__all__ = ["ConcurrencyLimit", "Lease"]
+__all__ = ["ConcurrencyLimit", "Lease", "live_objects"]
 
 class ConcurrencyLimit:
     is_shared: bool
@@ -28,3 +28,5 @@ class Lease:
     def release(self) -> bool: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> Literal[False]: ...
+
+def live_objects() -> int: ...

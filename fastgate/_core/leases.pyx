@@ -19,10 +19,11 @@ from libc.stdint cimport int64_t
 from fastgate._core.arguments cimport int_argument
 from fastgate._core.atomic cimport atomic_cas, atomic_load, atomic_load_relaxed, atomic_store
 from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.debug cimport debug_live_add, debug_live_count
 from fastgate._core.owners cimport fork_generation, owner_alive, owner_self
 from fastgate._core.shm cimport SharedMemory
 
-__all__ = ["ConcurrencyLimit", "Lease"]
+__all__ = ["ConcurrencyLimit", "Lease", "live_objects"]
 
 cdef enum:
     HEADER_WORDS = 8
@@ -202,6 +203,7 @@ cdef class Lease:
 
     def __cinit__(self):
         self.slot = -1
+        debug_live_add(1)
 
     cdef bint give_back(self) noexcept:
         cdef int64_t slot = self.slot
@@ -226,5 +228,11 @@ cdef class Lease:
         return False
 
     def __dealloc__(self):
+        debug_live_add(-1)
         if self.slot >= 0 and self.owner is not None:
             self.give_back()
+
+
+def live_objects():
+    """How many objects of this module are alive; -1 unless built with FASTGATE_DEBUG=1."""
+    return debug_live_count()

@@ -2,7 +2,7 @@ from typing import ClassVar, final
 
 from fastgate._core.shm import SharedMemory
 
-__all__ = ["Decision", "FixedWindow", "Limit", "SlidingWindow", "TokenBucket"]
+__all__ = ["Decision", "FixedWindow", "Limit", "SlidingWindow", "TokenBucket", "live_objects"]
 
 @final
 class Decision:
@@ -45,3 +45,5 @@ class SlidingWindow(Limit):
     SHARED_BYTES: ClassVar[int]
     window_s: float
     def __new__(cls, limit: int, window_s: float, shared: SharedMemory | None = None) -> SlidingWindow: ...
+
+def live_objects() -> int: ...

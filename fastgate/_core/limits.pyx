@@ -32,6 +32,7 @@ from libc.stdint cimport int64_t, uint64_t
 from fastgate._core.arguments cimport float_argument, int_argument
 from fastgate._core.atomic cimport atomic_cas, atomic_load
 from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.debug cimport debug_live_add, debug_live_count
 from fastgate._core.shm cimport SharedMemory
 from fastgate._core.table cimport (
     TABLE_STORED, LimiterTable, cursor_t, table_find, table_store,
@@ -39,7 +40,7 @@ from fastgate._core.table cimport (
 
 from fractions import Fraction
 
-__all__ = ["Decision", "FixedWindow", "Limit", "SlidingWindow", "TokenBucket"]
+__all__ = ["Decision", "FixedWindow", "Limit", "SlidingWindow", "TokenBucket", "live_objects"]
 
 cdef extern from *:
     """
@@ -362,8 +363,12 @@ cdef class Limit:
     """
 
     def __cinit__(self, *_, **__):
+        debug_live_add(1)
         if type(self) is Limit:
             raise TypeError("Limit: make a TokenBucket, FixedWindow or SlidingWindow")
+
+    def __dealloc__(self):
+        debug_live_add(-1)
 
     cdef bint decide_at(self, int64_t amount, int64_t now_ns, bint commit, outcome_t* outcome, int64_t* reset_ns) noexcept nogil:
         cdef int64_t state[2]
@@ -584,3 +589,8 @@ cdef class SlidingWindow(Limit):
 
     def __repr__(self):
         return f"SlidingWindow(limit={self.spec.limit}, window_s={self.window_s:g})"
+
+
+def live_objects():
+    """How many objects of this module are alive; -1 unless built with FASTGATE_DEBUG=1."""
+    return debug_live_count()

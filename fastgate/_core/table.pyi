@@ -2,7 +2,7 @@ from typing import TypedDict
 
 from fastgate._core.shm import SharedMemory
 
-__all__ = ["LimiterTable"]
+__all__ = ["LimiterTable", "live_objects"]
 
 class _Statistics(TypedDict):
     entries: int
@@ -23,3 +23,5 @@ class LimiterTable:
     def size(capacity: int, state_words: int = 5, processes: int = 256) -> int: ...
     def statistics(self) -> _Statistics: ...
     def audit(self) -> list[str]: ...
+
+def live_objects() -> int: ...

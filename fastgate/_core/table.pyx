@@ -42,13 +42,14 @@ from fastgate._core.atomic cimport (
     atomic_add_relaxed_u64, atomic_cas, atomic_cas_u64, atomic_load, atomic_load_relaxed, atomic_load_u64, atomic_store,
     atomic_store_relaxed, atomic_store_u64,
 )
+from fastgate._core.debug cimport debug_live_add, debug_live_count
 from fastgate._core.hashing cimport hash128, hash128_t, hash_key_random, siphash
 from fastgate._core.owners cimport fork_generation, owner_alive, owner_self
 from fastgate._core.shm cimport SharedMemory
 
 import time
 
-__all__ = ["LimiterTable"]
+__all__ = ["LimiterTable", "live_objects"]
 
 cdef extern from *:
     """
@@ -429,6 +430,7 @@ cdef class LimiterTable:
         cdef table_t* t = &self.handle
         cdef uint64_t* memory
         cdef size_t needed
+        debug_live_add(1)
         self.capacity = keys
         self.state_words = <int>state
         self.shared = shared
@@ -497,6 +499,7 @@ cdef class LimiterTable:
 
     def __dealloc__(self):
         cdef table_t* t = &self.handle
+        debug_live_add(-1)
         if t.is_shared and t.generation == fork_generation() and t.header != NULL:
             atomic_store(&t.owners[t.owner].ident, 0)
         if self._private != NULL:
@@ -570,3 +573,8 @@ cdef class LimiterTable:
 
 cdef size_t table_bytes(const table_t* t) noexcept nogil:
     return (HEADER_WORDS + t.owner_count * 8 + t.slots + (t.slots + t.owner_count + 1) * t.words) * 8
+
+
+def live_objects():
+    """How many objects of this module are alive; -1 unless built with FASTGATE_DEBUG=1."""
+    return debug_live_count()

@@ -26,6 +26,9 @@ from fastgate._core import (
     SharedMemory,
     SlidingWindow,
     TokenBucket,
+    keyed,
+    limits,
+    table,
 )
 from tests.core.limit_oracles import KeyedOracle
 from tests.core.processes import Tallies, in_processes, kill, spawn
@@ -451,3 +454,27 @@ def test_bad_calls_change_nothing(
 
     assert limiter.peek("a", 1, NOW).remaining == 12
     assert limiter.statistics()["entries"] == 1
+
+
+def test_no_table_or_reservation_outlives_its_use() -> None:
+    before = keyed.live_objects(), table.live_objects(), limits.live_objects()
+
+    for _ in range(100):
+        limiter = KeyedLimiter([TokenBucket(1, 1)], capacity=10)
+        reservation = limiter.reserve("a", 1, NOW)
+    del limiter, reservation
+
+    assert (keyed.live_objects(), table.live_objects(), limits.live_objects()) == before
+
+
+def test_many_takes_leave_no_memory_behind() -> None:
+    limiter = KeyedLimiter(RULES, capacity=10)
+    for _ in range(1000):
+        limiter.take("a")
+    before = sys.getallocatedblocks()
+
+    for _ in range(100_000):
+        limiter.take("a")
+        limiter.peek(b"b", (1, 0, 2), NOW)
+
+    assert sys.getallocatedblocks() - before < 100

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import ConcurrencyLimit, Lease, SharedMemory
+from fastgate._core.leases import live_objects
 from tests.core.processes import Tallies, in_processes, kill, spawn
 
 
@@ -292,3 +293,15 @@ def test_a_lease_made_by_hand_holds_nothing() -> None:
 
     assert not lease.is_held
     assert not lease.release()
+
+
+def test_no_lease_outlives_its_use() -> None:
+    limit = ConcurrencyLimit(5)
+    before = live_objects()
+
+    for _ in range(1000):
+        lease = limit.acquire()
+    del lease
+    gc.collect()
+
+    assert live_objects() == before
