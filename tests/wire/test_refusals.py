@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.client import Client, request
+from tests.client import request
+from tests.faults.refusals import refusals
 from tests.strict import Malformed
 from tests.upstream import Peer, echo
 from tests.wire.conftest import NEXT, Wire, is_plain_refusal
@@ -385,24 +386,12 @@ def test_unknown_expectation_is_417(wire: Wire, delivery: str, value: str) -> No
 
 
 def test_refusal_is_counted_by_its_reason(wire: Wire) -> None:
-    def refused() -> dict[str, float]:
-        host, _, port = wire.gateway.admin.rpartition(":")
-        with Client(int(port)) as admin:
-            admin.send(request("/metrics", host=host))
-            text = admin.read_response().body.decode()
-        counts: dict[str, float] = {}
-        for line in text.splitlines():
-            if line.startswith("fastgate_refusals_total{"):
-                reason = line.split('reason="')[1].split('"')[0]
-                counts[reason] = counts.get(reason, 0) + float(line.rpartition(" ")[2])
-        return counts
-
-    before = refused()
+    before = refusals(wire.gateway)
     wire.refuses(FRAMING["length and chunked"], "whole", 400)
     wire.refuses(FIELDS["NUL in a value"], "whole", 400)
     wire.refuses(HOSTS["no host"], "whole", 400)
     wire.refuses(request("/" + "t" * 9000), "whole", 414)
-    after = refused()
+    after = refusals(wire.gateway)
 
     grown = {
         reason: after[reason] - before.get(reason, 0)
