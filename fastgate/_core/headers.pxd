@@ -52,6 +52,8 @@ ctypedef struct field_t:
     int value_n
     int id                # H_*
 
+cdef bint trailer_allowed(const field_t* field) except -1
+
 cdef class Headers:
     cdef field_t* fields
     cdef readonly int count

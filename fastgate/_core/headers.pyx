@@ -136,6 +136,18 @@ cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil:
     return H_OTHER
 
 
+cdef frozenset NEVER_TRAILERS = frozenset((
+    b"authorization", b"cookie", b"set-cookie", b"www-authenticate", b"content-encoding", b"content-range", b"cache-control",
+    b"age", b"expires", b"location", b"retry-after", b"vary", b"warning", b"max-forwards", b"pragma", b"range",
+    b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"authentication-info"))
+
+
+cdef bint trailer_allowed(const field_t* field) except -1:
+    """False for the fields that mean nothing good behind a body: framing, routing, authentication, request modifiers, control data
+    (RFC 9110 §6.5.1)."""
+    return field.id == H_OTHER and field.name[:field.name_n].lower() not in NEVER_TRAILERS
+
+
 cdef bytes _name_bytes(object name):
     cdef bytes raw
     if isinstance(name, str):

@@ -53,12 +53,28 @@ cdef inline Py_ssize_t scan_fields(const char* p, Py_ssize_t i, Py_ssize_t n, He
         i += 2
 
 
+cdef inline Py_ssize_t usual_method(const char* p, Py_ssize_t n) noexcept nogil:
+    """The length of the method at p if it is one of RFC 9110 §9.3 or PATCH (RFC 5789) and a space follows; else 0."""
+    if n < 8:
+        return 0
+    if memcmp(p, b"GET ", 4) == 0 or memcmp(p, b"PUT ", 4) == 0:
+        return 3
+    if memcmp(p, b"POST ", 5) == 0 or memcmp(p, b"HEAD ", 5) == 0:
+        return 4
+    if memcmp(p, b"PATCH ", 6) == 0:
+        return 5
+    if memcmp(p, b"DELETE ", 7) == 0:
+        return 6
+    if memcmp(p, b"OPTIONS ", 8) == 0:
+        return 7
+    return 0
+
+
 cdef Py_ssize_t scan_request_head(const char* p, Py_ssize_t n, request_line_t* line, Headers out, int most_fields) except -1:
     """The length of the request head at p, with its line and fields read; 0 when this scanner does not take it."""
     cdef Py_ssize_t i = 0
-    while i < n and 65 <= <unsigned char>p[i] <= 90:
-        i += 1
-    if i == 0 or i > 16 or i >= n or p[i] != c" ":
+    i = usual_method(p, n)
+    if i == 0:
         return 0
     line.method_n = <int>i
     i += 1

@@ -61,6 +61,7 @@ from fastgate._core.headers cimport (
     has_token,
     header_id,
     name_equal,
+    trailer_allowed,
 )
 from fastgate._core.plan cimport Plan
 from fastgate._core.scan cimport decimal, request_line_t, scan_request_head
@@ -596,7 +597,7 @@ cdef class ClientConnection(ClientStream):
     def eof_received(self):
         if self.tunnel:
             self.exchange.tunnel_client_eof()
-            return self.transport.can_write_eof()
+            return self.tunnel and self.transport.can_write_eof()
         if self.lingering:
             return False
         self.half_closed = True
@@ -1018,7 +1019,7 @@ cdef class ClientConnection(ClientStream):
                 w = self.plane.writer
                 w.put(b"0\r\n", 3)
                 for i in range(trailers.count):
-                    if trailers.fields[i].id == H_OTHER:
+                    if trailer_allowed(&trailers.fields[i]):
                         w.parsed_span(&trailers.fields[i])
                 w.put(b"\r\n", 2)
                 self._put_out(w.take())

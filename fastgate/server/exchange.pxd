@@ -81,6 +81,7 @@ cdef class Exchange(ResponseSink):
     cdef bint buffer_body                 # a plugin wants it whole
     cdef object body_waiter
     cdef Headers request_trailers
+    cdef int tunnel_ends                  # 1: the client closed its half, 2: the upstream
     cdef bint chunk_upstream              # Transfer-Encoding: chunked towards upstream
     cdef bint end_sent                    # the request is complete upstream
     # Attempt

@@ -34,7 +34,7 @@ from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.context cimport M_HEAD, Answer, Reason, RequestContext, method_idempotent
 from fastgate._core.counters cimport Counters, route_counts_t
-from fastgate._core.headers cimport H_OTHER, Headers, HeadWriter
+from fastgate._core.headers cimport Headers, HeadWriter, trailer_allowed
 from fastgate._core.histogram cimport histogram_record
 from fastgate._core.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Pipeline, Plugin, RequestHead, ResponseHead
 from fastgate._core.plan cimport Plan, RoutePlan
@@ -453,9 +453,16 @@ cdef class Exchange(ResponseSink):
         return self._arm(self.upstream.queue_timeout_ns, QUEUE_TIMEOUT)
 
     cdef int on_connection(self, UpstreamConnection connection) except -1:
+        cdef RequestContext ctx = self.ctx
         self.up = connection
-        self.ctx.now_ns = monotonic_ns()
-        return self._send_head()
+        ctx.now_ns = monotonic_ns()
+        if not self.replayed:
+            return self._send_head()
+        connection.begin(self, ctx.method_id == M_HEAD, False)
+        self.state = X_SENDING
+        ctx.upstream_started_ns = ctx.now_ns
+        connection.write(self.sent)
+        return self._rearm()
 
     cdef int on_connect_failed(self, Reason reason, str detail) except -1:
         log.warning("upstream %s: %s: %s (%s)", self.upstream.name, self.target.url, reason.label, detail)
@@ -541,7 +548,7 @@ cdef class Exchange(ResponseSink):
                     w.put(b"0\r\n", 3)
                     if self.request_trailers is not None:
                         for i in range(self.request_trailers.count):
-                            if self.request_trailers.fields[i].id == H_OTHER:
+                            if trailer_allowed(&self.request_trailers.fields[i]):
                                 w.parsed_span(&self.request_trailers.fields[i])
                     w.put(b"\r\n", 2)
         if w.size:
@@ -761,7 +768,6 @@ cdef class Exchange(ResponseSink):
             self.replayed = True
             self.attempts_left += 1
             atomic_add_relaxed_u64(&self.counts.replays, 1)
-            self.pending = [self.sent]
             return self._replay()
         return self._fail(reason)
 
@@ -790,6 +796,10 @@ cdef class Exchange(ResponseSink):
         return self._rearm()
 
     cdef int on_tunnel_eof(self) except -1:
+        """The upstream closed its half."""
+        self.tunnel_ends |= 2
+        if self.tunnel_ends == 3:
+            return self._finish()
         return self.client.tunnel_eof()
 
     cdef int tunnel_received(self, bytes data) except -1:
@@ -803,6 +813,9 @@ cdef class Exchange(ResponseSink):
 
     cdef int tunnel_client_eof(self) except -1:
         """The client closed its half of a tunnel."""
+        self.tunnel_ends |= 1
+        if self.tunnel_ends == 3:
+            return self._finish()
         if self.up is not None and self.up.transport.can_write_eof():
             self.up.transport.write_eof()
         return 0

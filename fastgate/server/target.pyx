@@ -3,8 +3,8 @@
 
 WHAT     Origin-form, absolute-form and asterisk-form (RFC 9112 §3.2). The path is normalised before matching, and the normalised
          path is what goes upstream: what was matched is what is asked for, so a rule cannot be walked around with `%2e%2e/`.
-         Percent-encoded unreserved characters are decoded, dot segments are removed, hex digits become upper case
-         (RFC 3986 §6.2.2). Encoded slashes stay encoded; empty segments stay.
+         Percent-encoded unreserved characters are decoded and dot segments removed (RFC 3986 §6.2.2). All other escapes stay as
+         they came, encoded slashes too; empty segments stay.
 STATE    None.
 COST     One pass over the target when there is nothing to normalise.
 SOURCES  RFC 9112 §3.2, RFC 3986 §3.2.2, §5.2.4, §6.2.2.
@@ -110,7 +110,7 @@ cdef bytes normal_path(bytes path):
         if unreserved(<unsigned char>c):
             out.append(c)
         else:
-            out += b"%%%02X" % c
+            out += path[i:i + 3]
         i += 3
     segments = []
     parts = bytes(out).split(b"/")[1:]

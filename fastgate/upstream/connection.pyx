@@ -264,7 +264,7 @@ cdef class UpstreamConnection(Timed):
         if self.state == U_TUNNEL and sink is not None:
             sink.on_tunnel_eof()
             # The other half stays open where the transport can do that (TLS cannot)
-            return self.transport is not None and self.transport.can_write_eof()
+            return self.state == U_TUNNEL and self.transport.can_write_eof()
         if self.state == U_BODY and self.until_close and sink is not None:
             self.state = U_DONE
             self.keep_alive = False
