@@ -2,7 +2,7 @@
 
 A candidate is a setup and a statement in text. `race` starts a fresh interpreter for it, prints the package
 and its version, and hands the seconds per operation to pytest-benchmark through a virtual clock: the
-`timer` of the test's mark must be `virtual_s`. The statement runs under timeit, so all pay the same loop (10 ns).
+`timer` of the test's mark must be `virtual_s`. It runs under timeit: all pay the same loop (10 ns).
 """
 
 from __future__ import annotations

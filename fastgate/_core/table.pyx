@@ -42,7 +42,7 @@ from fastgate._core.atomic cimport (
     atomic_add_relaxed_u64, atomic_cas, atomic_cas_u64, atomic_load, atomic_load_relaxed, atomic_load_u64, atomic_store,
     atomic_store_relaxed, atomic_store_u64,
 )
-from fastgate._core.debug cimport debug_live_add, debug_live_count
+from fastgate._core.debug cimport debug_assert, debug_live_add, debug_live_count
 from fastgate._core.hashing cimport hash128, hash128_t, hash_key_random, siphash
 from fastgate._core.owners cimport fork_generation, owner_alive, owner_self
 from fastgate._core.shm cimport SharedMemory
@@ -121,6 +121,7 @@ cdef inline uint64_t next_version(uint64_t head) noexcept nogil:
 
 
 cdef inline int64_t* record_at(table_t* t, uint64_t record) noexcept nogil:
+    debug_assert(0 < record <= t.slots + t.owner_count)
     return t.records + record * t.words
 
 
@@ -129,6 +130,7 @@ cdef bint swing(table_t* t, uint64_t slot, uint64_t old, uint64_t new) noexcept 
     cdef owner_t* own = &t.owners[t.owner]
     cdef uint64_t expected = old
     cdef bint done
+    debug_assert(slot < t.slots and own.flight == 0 and record_of(new, slot) == own.spare)
     # The order of these stores is what table_recover relies on.
     atomic_store_u64(&own.old, old)
     atomic_store_u64(&own.new, new)
@@ -479,7 +481,7 @@ cdef class LimiterTable:
                     continue
                 memset(t.header + 1, 0, (HEADER_WORDS - 1) * 8)
                 if found != 0:          # the host restarted: the file's times mean nothing now
-                    memset(t.owners, 0, <size_t>(<char*>record_at(t, t.slots + t.owner_count + 1) - <char*>t.owners))
+                    memset(t.owners, 0, <size_t>(<char*>(t.records + (t.slots + t.owner_count + 1) * t.words) - <char*>t.owners))
                 t.header[AT_LAYOUT] = LAYOUT
                 t.header[AT_SLOTS] = t.slots
                 t.header[AT_WORDS] = t.words
