@@ -11,8 +11,11 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROUNDS = 15
 ROUND_S = 0.05  # long enough to outlast a timer tick and short enough to find a quiet moment
@@ -44,6 +47,11 @@ class Candidate:
     setup: str
     statement: str
     operations: int = 1  # that one run of the statement does
+    label: str = ""  # which class or setting of the package
+    bytes: int = 0  # that one operation handles, to report MB/s
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.label}".strip()
 
 
 def virtual_s() -> float:
@@ -55,6 +63,11 @@ def virtual_s() -> float:
 
 def race(benchmark: Any, candidate: Candidate, promise_ns: float | None = None) -> None:
     """Fills `benchmark` with ROUNDS rounds of the candidate; version and promise go to extra_info."""
+    if candidate.package not in ("python", "fastgate"):
+        try:
+            metadata.version(candidate.package)
+        except metadata.PackageNotFoundError:
+            pytest.skip(f"{candidate.package} is not installed")
     child = subprocess.Popen(
         [sys.executable, "-c", _CHILD, str(_ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -84,6 +97,10 @@ def race(benchmark: Any, candidate: Candidate, promise_ns: float | None = None) 
             _elapsed_s += tell(times) / times / candidate.operations
 
         benchmark.pedantic(one_round, rounds=ROUNDS, iterations=1)
+        if candidate.bytes:
+            mb_per_s = round(candidate.bytes / benchmark.stats.stats.min / 1e6)
+            benchmark.extra_info["mb_per_s"] = mb_per_s
+            print(f"{candidate.label}: {mb_per_s} MB/s", flush=True)
     finally:
         to_child.close()
         child.wait()

@@ -1,46 +1,13 @@
-from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
-from fastgate._core.linear_hash cimport node_t, table_t
-
-ctypedef struct tag_t:
-    node_t node
-    uint64_t purged_seq                         # entries checked before this purge are dead
-    uint32_t refs                               # entries that carry the tag
-    uint32_t n                                  # followed by n bytes of text
-
-ctypedef struct entry_t:
-    node_t node
-    entry_t* next                               # towards the tail: older
-    entry_t* prev                               # towards the head: newer
-    PyObject* value
-    int64_t expires_ns
-    uint64_t checked_seq                        # no purge up to this one hits the entry
-    uint64_t size                               # bytes charged: this block and the value
-    uint32_t key_n
-    uint8_t tag_n
-    uint8_t queue
-    uint8_t hits                                # 2 bits: hits since it was last considered
-    uint8_t lives                               # rounds that its cost has bought
-    # followed by tag_n tag_t*, then key_n bytes
-
-ctypedef struct queue_t:
-    entry_t* head
-    entry_t* tail
-    uint64_t bytes
-    uint64_t count
-
-ctypedef struct purge_t:
-    uint64_t seq
-    uint32_t n
-    bint is_pattern
-    unsigned char* text
+from fastgate._core.cache_entry cimport entry_t, ghosts_t, queue_t
+from fastgate._core.linear_hash cimport table_t
+from fastgate._core.purges cimport purges_t
 
 cdef class Cache:
     cdef readonly uint64_t max_bytes
     cdef bint is_lru
     cdef int64_t ttl_ns                         # INT64_MAX = for ever
-    cdef uint64_t key[2]
     cdef table_t entries
     cdef table_t tags
     cdef queue_t queues[2]
@@ -52,18 +19,13 @@ cdef class Cache:
     cdef uint64_t floor_seq                     # of the last clear()
     cdef uint64_t clean_seq                     # every entry has been checked against purges up to here
     cdef uint64_t cleared                       # entries held that clear() has killed
-    cdef purge_t* purges                        # active prefixes and patterns, by seq
-    cdef uint32_t purge_n
-    cdef uint32_t purge_room
-    cdef uint64_t purge_bytes
+    cdef purges_t purges                        # active prefixes and patterns
     # the sweep
     cdef bint sweeping
     cdef entry_t* cursor
     cdef int cursor_queue
     cdef uint64_t pass_seq
-    # ghosts
-    cdef uint32_t ghost_epoch
-    cdef uint32_t ghost_epoch_left
+    cdef ghosts_t ghosts
     # statistics
     cdef uint64_t hits
     cdef uint64_t misses
@@ -80,6 +42,8 @@ cdef class Cache:
     cdef int store(self, const char* key, Py_ssize_t n, object value, uint64_t size, int64_t expires_ns, int lives,
                    tuple tags, int64_t now_ns) except -1
 
+    cdef int put(self, const char* key, Py_ssize_t n, uint64_t hash, object value, uint64_t size, int64_t expires_ns, int lives,
+                 tuple tags, int64_t now_ns) except -1
     cdef entry_t* find(self, const char* key, Py_ssize_t n, uint64_t hash) noexcept
     cdef object hit(self, entry_t* e, int64_t now_ns)
     cdef int state_of(self, entry_t* e, int64_t now_ns) noexcept
@@ -89,12 +53,6 @@ cdef class Cache:
     cdef bint make_room(self, uint64_t need, int64_t now_ns, entry_t** grave) noexcept
     cdef bint evict_one(self, int64_t now_ns, int* rotations_total, entry_t** grave) noexcept
     cdef uint64_t sweep_some(self, uint64_t entries, int64_t now_ns, entry_t** grave) noexcept
-    cdef void ghost_add(self, uint64_t hash) noexcept
-    cdef bint ghost_take(self, uint64_t hash) noexcept
-    cdef tag_t* tag_find(self, const char* text, Py_ssize_t n, uint64_t hash) noexcept
-    cdef tag_t* tag_acquire(self, const char* text, Py_ssize_t n) noexcept
-    cdef void tag_release(self, tag_t* tag) noexcept
-    cdef void retire_purges(self) noexcept
     cdef int purge(self, object text, str name, bint is_pattern) except -1
     cdef int64_t now_of(self, object now_ns, bint needed) except -1
 

@@ -3,8 +3,8 @@
 WHAT        Maps byte keys to values, within max_bytes including its own index. Policies: `lru`, and `s3fifo`, which a scan
             cannot empty. It does not compress, does not persist and is private to the process.
 STATE       index: linear hashing (linear_hash.pxd), bucket ─► entry ─► entry; two ghost words per bucket.
-            queues: lru uses MAIN only. s3fifo: SMALL (a tenth of the bytes) ─► MAIN when hit twice, else evicted and
-            remembered as a ghost; a key whose ghost is fresh goes straight to MAIN. A hit only counts, it moves nothing.
+            queues: lru uses MAIN only. s3fifo: SMALL (a tenth of the bytes) ─► MAIN when hit, else evicted and remembered
+            as a ghost; a key whose ghost is fresh goes straight to MAIN. A hit only counts, it moves nothing.
             ghost = 16 bits of hash + 16 bits of epoch; fresh for as many evictions as there are entries.
             purges: each gets the next `seq`. An entry knows the last seq it was checked against, so a purge takes effect at
             once and costs nothing per entry; entries are checked when next touched, and by a sweep of a few per call.
@@ -12,33 +12,68 @@ STATE       index: linear hashing (linear_hash.pxd), bucket ─► entry ─► 
             head meets every entry that an earlier purge could hit, and the purges before it are forgotten.
 WHO WRITES  Under the GIL. Nothing runs Python code while the structure is in between: values are released at the end of
             the call, so a destructor may use the cache.
-COST        get, set, delete: O(1). set evicts at most 4 096 entries. purge_*: O(1) plus a sweep of 64 entries; while
+COST        get, set, delete: O(1); a key's hash is remembered by Python. set evicts at most 4 096 entries. purge_*: O(1) plus a sweep of 64 entries; while
             purges wait for the sweep, the first touch of an entry tries each of them. Memory per entry: 72 bytes + key + 8 per tag, rounded up to 16, + 16 to 64 of index; all of it is charged to max_bytes.
 SOURCES     Yang et al.: FIFO queues are all you need for cache eviction (SOSP 2023); libCacheSim S3FIFO.c; the generations
             of Varnish bans (lurker).
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from cpython.unicode cimport PyUnicode_Check
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy
 
-from fastgate._core.arguments cimport float_argument, int_argument
-from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.arguments cimport float_argument, int_argument, text_argument
+from fastgate._core.cache_entry cimport (block_size, entry_block, entry_key, entry_t, entry_tags, ghost_add, ghost_take,
+                                         queue_push, queue_remove, queue_t, tag_acquire, tag_find, tag_release, tag_t)
 from fastgate._core.debug cimport debug_assert, debug_live_add, debug_live_count
-from fastgate._core.glob cimport glob_check, glob_match
-from fastgate._core.hashing cimport hash_key_random, siphash13
-from fastgate._core.linear_hash cimport (bucket_t, node_t, table_bucket, table_bytes, table_free, table_grow, table_init,
-                                         table_link, table_t, table_unlink)
+from fastgate._core.glob cimport glob_check
+from fastgate._core.linear_hash cimport (node_t, table_bucket, table_bytes, table_free, table_grow, table_init, table_link,
+                                         table_unlink)
+from fastgate._core.purges cimport purges_add, purges_forget, purges_free, purges_hit, purges_retire
 
 __all__ = ["Cache"]
 
-cdef extern from "Python.h":
-    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* n) except NULL
+cdef extern from *:
+    """
+    #include <time.h>
+    #if PY_VERSION_HEX >= 0x030E0000
+    #define cache_hash_bytes(at, n) ((uint64_t)Py_HashBuffer((at), (n)))
+    #else
+    #define cache_hash_bytes(at, n) ((uint64_t)_Py_HashBytes((at), (n)))
+    #endif
+
+    /* Bytes, length and hash of a bytes or ASCII str: both hash their bytes the same way and remember it. 0 for others. */
+    static inline int cache_key_view(PyObject *key, const char **at, Py_ssize_t *n, uint64_t *hash) {
+        if (PyBytes_CheckExact(key)) {
+            *at = PyBytes_AS_STRING(key);
+            *n = PyBytes_GET_SIZE(key);
+        } else if (PyUnicode_CheckExact(key) && PyUnicode_IS_COMPACT_ASCII(key)) {
+            *at = (const char *)PyUnicode_1BYTE_DATA(key);
+            *n = PyUnicode_GET_LENGTH(key);
+        } else {
+            return 0;
+        }
+        *hash = (uint64_t)PyObject_Hash(key);
+        return 1;
+    }
+
+    static inline int64_t cache_clock_ns(void) {
+        struct timespec t;
+    #ifdef CLOCK_MONOTONIC_COARSE
+        clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    #else
+        clock_gettime(CLOCK_MONOTONIC, &t);
+    #endif
+        return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    }
+    """
+    uint64_t cache_hash_bytes(const char* at, Py_ssize_t n) noexcept
+    int cache_key_view(object key, const char** at, Py_ssize_t* n, uint64_t* hash) noexcept
+    int64_t cache_clock_ns() noexcept nogil
 
 cdef enum:
     MAIN = 0
@@ -47,13 +82,13 @@ cdef enum:
     EXPIRED = 1
     PURGED = 2
     SMALL_SHARE = 10                            # SMALL gets 1/10 of the bytes, as in the paper
-    PROMOTE_HITS = 2                            # hits in SMALL that lead to MAIN ("accessed more than once")
+    PROMOTE_HITS = 1                            # hits in SMALL that lead to MAIN; the paper takes 2, but 1 does better or
+                                                # as well on every trace of benchmarks/quality
     HITS_MAX = 3
     LIVES_MAX = 3
     ROTATIONS_MAX = 32                          # second chances given in one eviction; after that the tail goes
     EVICTIONS_MAX = 4096                        # evictions in one set(): 0.5 ms
     ROTATIONS_TOTAL = 8192                      # second chances in one set()
-    GHOST_EPOCHS = 32
     PURGES_MAX = 1024                           # active prefixes and patterns; one more clears the cache
     PURGE_SWEEP = 64
     KEY_MAX = 65535
@@ -66,51 +101,8 @@ cdef int64_t NOW_MAX = 1 << 62                  # 146 years; leaves room to add 
 cdef double TTL_MAX_S = 1e9                     # 31 years
 
 
-cdef inline uint64_t block_size(uint64_t n) noexcept nogil:
-    """What malloc takes for n bytes: an 8-byte header, 16-byte steps, 32 at least (glibc)."""
-    cdef uint64_t size = (n + 8 + 15) & ~<uint64_t>15
-    return size if size > 32 else 32
-
-
 cdef uint64_t value_size(Py_ssize_t n) noexcept nogil:
     return block_size(<uint64_t>n + 33)         # 33 = sys.getsizeof(b"")
-
-
-cdef inline tag_t** entry_tags(entry_t* e) noexcept nogil:
-    return <tag_t**>(<char*>e + sizeof(entry_t))
-
-
-cdef inline char* entry_key(entry_t* e) noexcept nogil:
-    return <char*>e + sizeof(entry_t) + e.tag_n * sizeof(void*)
-
-
-cdef inline uint64_t entry_block(entry_t* e) noexcept nogil:
-    return block_size(sizeof(entry_t) + e.tag_n * sizeof(void*) + e.key_n)
-
-
-cdef inline void queue_push(queue_t* q, entry_t* e) noexcept nogil:
-    e.prev = NULL
-    e.next = q.head
-    if q.head != NULL:
-        q.head.prev = e
-    else:
-        q.tail = e
-    q.head = e
-    q.bytes += e.size
-    q.count += 1
-
-
-cdef inline void queue_remove(queue_t* q, entry_t* e) noexcept nogil:
-    if e.prev != NULL:
-        e.prev.next = e.next
-    else:
-        q.head = e.next
-    if e.next != NULL:
-        e.next.prev = e.prev
-    else:
-        q.tail = e.prev
-    q.bytes -= e.size
-    q.count -= 1
 
 
 cdef void bury(entry_t* grave) noexcept:
@@ -125,20 +117,13 @@ cdef void bury(entry_t* grave) noexcept:
         grave = next
 
 
-cdef inline int text_argument(object text, str name, Py_ssize_t longest, const char** at, Py_ssize_t* n) except -1:
-    """Point at the bytes of a bytes, or the UTF-8 of a str, of 0 to longest bytes. Valid while text lives."""
-    if type(text) is bytes:
-        at[0] = PyBytes_AS_STRING(text)
-        n[0] = PyBytes_GET_SIZE(text)
-    elif PyUnicode_Check(text):
-        try:
-            at[0] = PyUnicode_AsUTF8AndSize(text, n)
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{name}: expected text that UTF-8 can encode, got {text[:100]!r}") from error
-    else:
-        raise TypeError(f"{name}: expected bytes or str, got {type(text).__name__}")
-    if n[0] > longest:
-        raise ValueError(f"{name}: expected 0 to {longest} bytes, got {n[0]}")
+cdef inline int key_argument(object key, const char** at, Py_ssize_t* n, uint64_t* hash) except -1:
+    """Bytes, length and hash of a key; valid while it lives."""
+    if not cache_key_view(key, at, n, hash):
+        text_argument(key, "key", KEY_MAX, at, n)
+        hash[0] = cache_hash_bytes(at[0], n[0])
+    elif n[0] > KEY_MAX:
+        raise ValueError(f"key: expected 0 to {KEY_MAX} bytes, got {n[0]}")
     return 0
 
 
@@ -159,7 +144,8 @@ cdef class Cache:
 
     Keys are bytes, or str, which means its UTF-8; up to 65 535 bytes. Values are bytes, kept by reference, or any object
     with a size_bytes. The garbage collector does not look inside: a value that refers to its cache keeps both alive until
-    clear(). `now_ns` is the monotonic clock unless given; a clock that goes backwards only makes entries live longer.
+    clear(). `now_ns` is the monotonic clock unless given (the coarse one: a TTL is exact to 4 ms); a clock that goes backwards
+    only makes entries live longer. Keys are hashed as Python hashes them: with a secret, unless PYTHONHASHSEED is set.
     """
 
     def __cinit__(self, max_bytes, policy="s3fifo", ttl_s=None):
@@ -168,9 +154,8 @@ cdef class Cache:
             raise ValueError(f"policy: expected 'lru' or 's3fifo', got {policy!r}")
         self.is_lru = policy == "lru"
         self.ttl_ns = NEVER if ttl_s is None else ttl_argument(ttl_s)
-        self.ghost_epoch = 1
-        self.ghost_epoch_left = 1
-        hash_key_random(self.key)
+        self.ghosts.epoch = 1
+        self.ghosts.epoch_left = 1
         if not table_init(&self.entries) or not table_init(&self.tags):
             raise MemoryError
         debug_live_add(1)
@@ -178,15 +163,12 @@ cdef class Cache:
     def __dealloc__(self):
         cdef entry_t* grave = NULL
         cdef int q
-        cdef uint32_t i
         if self.entries.directory != NULL and self.tags.directory != NULL:
             debug_live_add(-1)
             for q in range(2):
                 while self.queues[q].tail != NULL:
                     self.drop(self.queues[q].tail, &grave)
-        for i in range(self.purge_n):
-            free(self.purges[i].text)
-        free(self.purges)
+        purges_free(&self.purges)
         table_free(&self.entries)
         table_free(&self.tags)
         bury(grave)
@@ -198,16 +180,17 @@ cdef class Cache:
         cdef const char* at
         cdef Py_ssize_t n
         cdef entry_t* e
+        cdef uint64_t hash
         cdef int64_t now = -1
-        text_argument(key, "key", KEY_MAX, &at, &n)
+        key_argument(key, &at, &n, &hash)
         if now_ns is not None:
             now = int_argument(now_ns, "now_ns", 0, NOW_MAX)
-        e = self.find(at, n, siphash13(at, n, self.key))
+        e = self.find(at, n, hash)
         if e == NULL:
             self.misses += 1
             return default
         if now < 0 and e.expires_ns != NEVER:
-            now = monotonic_ns()
+            now = cache_clock_ns()
         value = self.hit(e, now)
         return default if value is None else value
 
@@ -215,12 +198,13 @@ cdef class Cache:
         """True when get() would find it now. Counts nothing and does not make the entry any younger."""
         cdef const char* at
         cdef Py_ssize_t n
-        text_argument(key, "key", KEY_MAX, &at, &n)
-        cdef entry_t* e = self.find(at, n, siphash13(at, n, self.key))
-        return e != NULL and self.state_of(e, monotonic_ns() if e.expires_ns != NEVER else 0) == ALIVE
+        cdef uint64_t hash
+        key_argument(key, &at, &n, &hash)
+        cdef entry_t* e = self.find(at, n, hash)
+        return e != NULL and self.state_of(e, cache_clock_ns() if e.expires_ns != NEVER else 0) == ALIVE
 
     cdef object lookup(self, const char* key, Py_ssize_t n, int64_t now_ns):
-        cdef entry_t* e = self.find(key, n, siphash13(key, n, self.key))
+        cdef entry_t* e = self.find(key, n, cache_hash_bytes(key, n))
         if e == NULL:
             self.misses += 1
             return None
@@ -282,12 +266,12 @@ cdef class Cache:
         """
         cdef const char* at
         cdef Py_ssize_t n
-        cdef uint64_t size
+        cdef uint64_t size, hash
         cdef int lives = 0
         cdef int64_t ttl_ns = self.ttl_ns
         cdef int64_t now
         cdef double times
-        text_argument(key, "key", KEY_MAX, &at, &n)
+        key_argument(key, &at, &n, &hash)
         if size_bytes is not None:
             size = int_argument(size_bytes, "size_bytes", 0, 1 << 47)
         elif type(value) is bytes:
@@ -308,15 +292,19 @@ cdef class Cache:
                 raise TypeError(f"tags: expected an iterable of str or bytes, got {tags!r}")
             tags = tuple(tags)
         now = self.now_of(now_ns, ttl_ns != NEVER or self.timed > 0)
-        return self.store(at, n, value, size, NEVER if ttl_ns == NEVER else now + ttl_ns, lives, tags, now) == 1
+        return self.put(at, n, hash, value, size, NEVER if ttl_ns == NEVER else now + ttl_ns, lives, tags, now) == 1
 
     cdef int64_t now_of(self, object now_ns, bint needed) except -1:
         if now_ns is not None:
             return int_argument(now_ns, "now_ns", 0, NOW_MAX)
-        return monotonic_ns() if needed else 0
+        return cache_clock_ns() if needed else 0
 
     cdef int store(self, const char* key, Py_ssize_t n, object value, uint64_t size, int64_t expires_ns, int lives,
                    tuple tags, int64_t now_ns) except -1:
+        return self.put(key, n, cache_hash_bytes(key, n), value, size, expires_ns, lives, tags, now_ns)
+
+    cdef int put(self, const char* key, Py_ssize_t n, uint64_t hash, object value, uint64_t size, int64_t expires_ns, int lives,
+                 tuple tags, int64_t now_ns) except -1:
         cdef entry_t* grave = NULL
         cdef entry_t* e
         cdef entry_t* old
@@ -330,7 +318,7 @@ cdef class Cache:
         e = <entry_t*>malloc(sizeof(entry_t) + tag_n * sizeof(void*) + n)
         if e == NULL:
             raise MemoryError
-        e.node.hash = siphash13(key, n, self.key)
+        e.node.hash = hash
         e.value = <PyObject*>value
         e.expires_ns = expires_ns
         e.checked_seq = self.seq
@@ -342,11 +330,12 @@ cdef class Cache:
         memcpy(entry_key(e), key, n)
         for i in range(tag_n):
             text_argument(tags[i], "tags", TEXT_MAX, &at, &tag_length)
-            entry_tags(e)[i] = self.tag_acquire(at, tag_length)
+            entry_tags(e)[i] = tag_acquire(&self.tags, &self.tag_bytes, at, tag_length,
+                                           cache_hash_bytes(at, tag_length))
             if entry_tags(e)[i] == NULL:
                 while i > 0:
                     i -= 1
-                    self.tag_release(entry_tags(e)[i])
+                    tag_release(&self.tags, &self.tag_bytes, entry_tags(e)[i])
                 free(e)
                 raise MemoryError
         # Nothing fails and no Python code runs from here to bury().
@@ -360,7 +349,7 @@ cdef class Cache:
                 e.hits = HITS_MAX
             self.drop(old, &grave)
         elif not self.is_lru:
-            e.queue = MAIN if self.ghost_take(e.node.hash) else SMALL
+            e.queue = MAIN if ghost_take(&self.ghosts, &self.entries, hash) else SMALL
         table_grow(&self.entries)
         fits = e.size <= self.max_bytes // 2 and self.make_room(e.size, now_ns, &grave)
         if fits:
@@ -374,7 +363,7 @@ cdef class Cache:
         else:
             self.refused += 1
             for i in range(tag_n):
-                self.tag_release(entry_tags(e)[i])
+                tag_release(&self.tags, &self.tag_bytes, entry_tags(e)[i])
             free(e)
             self.make_room(0, now_ns, &grave)
         if self.clean_seq != self.seq:
@@ -389,10 +378,11 @@ cdef class Cache:
         cdef const char* at
         cdef Py_ssize_t n
         cdef entry_t* grave = NULL
+        cdef uint64_t hash
         cdef bint alive
-        text_argument(key, "key", KEY_MAX, &at, &n)
+        key_argument(key, &at, &n, &hash)
         cdef int64_t now = self.now_of(now_ns, self.timed > 0)
-        cdef entry_t* e = self.find(at, n, siphash13(at, n, self.key))
+        cdef entry_t* e = self.find(at, n, hash)
         if e == NULL:
             return False
         alive = not self.drop_dead(e, now, &grave)
@@ -409,7 +399,7 @@ cdef class Cache:
         cdef Py_ssize_t n
         cdef entry_t* grave = NULL
         text_argument(tag, "tag", TEXT_MAX, &at, &n)
-        cdef tag_t* found = self.tag_find(at, n, siphash13(at, n, self.key))
+        cdef tag_t* found = tag_find(&self.tags, at, n, cache_hash_bytes(at, n))
         if found == NULL:
             return
         self.seq += 1
@@ -439,87 +429,44 @@ cdef class Cache:
         self.cleared = self.entries.count
         # No entry is left that a prefix or pattern could concern.
         self.clean_seq = self.seq - 1
-        self.retire_purges()
+        purges_retire(&self.purges, self.clean_seq)
         self.sweep_some(PURGE_SWEEP, 0, &grave)
         bury(grave)
 
     cdef int purge(self, object text, str name, bint is_pattern) except -1:
         cdef const char* at
         cdef Py_ssize_t n
-        cdef purge_t* grown
-        cdef unsigned char* copy
         cdef entry_t* grave = NULL
-        cdef uint32_t i
         text_argument(text, name, TEXT_MAX, &at, &n)
         if n == 0:
             raise ValueError(f"{name}: expected 1 to {TEXT_MAX} bytes, got 0")
         if is_pattern and not glob_check(<const unsigned char*>at, n):
             raise ValueError(f"{name}: expected a closed [set] and no lone backslash at the end, got {text!r}")
-        for i in range(self.purge_n):
-            if self.purges[i].is_pattern == is_pattern and self.purges[i].n == <uint32_t>n and memcmp(
-                    self.purges[i].text, at, n) == 0:
-                # The same again: the later one includes the earlier one.
-                copy = self.purges[i].text
-                memmove(&self.purges[i], &self.purges[i + 1], (self.purge_n - i - 1) * sizeof(purge_t))
-                self.purge_n -= 1
-                break
-        else:
-            if self.purge_n == PURGES_MAX:
-                self.overflowed += 1
-                self.clear()
-                return 0
-            if self.purge_n == self.purge_room:
-                grown = <purge_t*>realloc(self.purges, (self.purge_room * 2 + 8) * sizeof(purge_t))
-                if grown == NULL:
-                    raise MemoryError
-                self.purge_bytes += (self.purge_room + 8) * sizeof(purge_t)
-                self.purge_room = self.purge_room * 2 + 8
-                self.purges = grown
-            copy = <unsigned char*>malloc(n)
-            if copy == NULL:
-                raise MemoryError
-            memcpy(copy, at, n)
-            self.purge_bytes += block_size(n)
+        purges_forget(&self.purges, at, <uint32_t>n, is_pattern)
+        if self.purges.count == PURGES_MAX:
+            self.overflowed += 1
+            self.clear()
+            return 0
+        if not purges_add(&self.purges, self.seq + 1, at, <uint32_t>n, is_pattern):
+            self.clear()                        # no memory to remember it: purging too much is the safe side
+            raise MemoryError
         self.seq += 1
-        self.purges[self.purge_n] = purge_t(self.seq, <uint32_t>n, is_pattern, copy)
-        self.purge_n += 1
         self.sweep_some(PURGE_SWEEP, 0, &grave)
         self.make_room(0, 0, &grave)
         bury(grave)
         return 0
 
-    cdef void retire_purges(self) noexcept:
-        """Forget the purges that every entry has been checked against."""
-        cdef uint32_t n = 0
-        while n < self.purge_n and self.purges[n].seq <= self.clean_seq:
-            self.purge_bytes -= block_size(self.purges[n].n)
-            free(self.purges[n].text)
-            n += 1
-        if n:
-            self.purge_n -= n
-            memmove(self.purges, &self.purges[n], self.purge_n * sizeof(purge_t))
-
     cdef int state_of(self, entry_t* e, int64_t now_ns) noexcept:
         """ALIVE, EXPIRED or PURGED; what was found out about purges is noted on the entry."""
-        cdef uint32_t i
-        cdef purge_t* p
+        cdef uint8_t i
         if e.checked_seq != self.seq:
             if e.checked_seq < self.floor_seq:
                 return PURGED
             for i in range(e.tag_n):
                 if entry_tags(e)[i].purged_seq > e.checked_seq:
                     return PURGED
-            i = self.purge_n
-            while i > 0:
-                i -= 1
-                p = &self.purges[i]
-                if p.seq <= e.checked_seq:
-                    break
-                if p.is_pattern:
-                    if glob_match(p.text, p.n, <const unsigned char*>entry_key(e), e.key_n):
-                        return PURGED
-                elif e.key_n >= p.n and memcmp(entry_key(e), p.text, p.n) == 0:
-                    return PURGED
+            if purges_hit(&self.purges, e.checked_seq, entry_key(e), e.key_n):
+                return PURGED
             e.checked_seq = self.seq
         return ALIVE if e.expires_ns > now_ns else EXPIRED
 
@@ -554,7 +501,7 @@ cdef class Cache:
                     continue
                 self.sweeping = False
                 self.clean_seq = self.pass_seq
-                self.retire_purges()
+                purges_retire(&self.purges, self.clean_seq)
                 break
             entries -= 1
             self.cursor = e.prev
@@ -564,7 +511,7 @@ cdef class Cache:
     # ── leaving
 
     cdef uint64_t used(self) noexcept:
-        return self.entry_bytes + self.tag_bytes + self.purge_bytes + table_bytes(&self.entries) + table_bytes(&self.tags)
+        return self.entry_bytes + self.tag_bytes + self.purges.bytes + table_bytes(&self.entries) + table_bytes(&self.tags)
 
     cdef void drop(self, entry_t* e, entry_t** grave) noexcept:
         """Take e out of everything and put it on the grave list; its value is released by bury()."""
@@ -579,7 +526,7 @@ cdef class Cache:
         queue_remove(&self.queues[e.queue], e)
         self.entry_bytes -= e.size
         for i in range(e.tag_n):
-            self.tag_release(entry_tags(e)[i])
+            tag_release(&self.tags, &self.tag_bytes, entry_tags(e)[i])
         e.next = grave[0]
         grave[0] = e
 
@@ -641,73 +588,10 @@ cdef class Cache:
             e.queue = MAIN
             queue_push(main, e)
         if e.queue == SMALL:
-            self.ghost_add(e.node.hash)
+            ghost_add(&self.ghosts, &self.entries, e.node.hash)
         self.evicted += 1
         self.drop(e, grave)
         return True
-
-    cdef void ghost_add(self, uint64_t hash) noexcept:
-        cdef bucket_t* bucket = table_bucket(&self.entries, hash)
-        cdef uint32_t age0, age1
-        age0 = (self.ghost_epoch - bucket.marks[0]) & 0xffff if bucket.marks[0] else 0x10000
-        age1 = (self.ghost_epoch - bucket.marks[1]) & 0xffff if bucket.marks[1] else 0x10000
-        bucket.marks[0 if age0 >= age1 else 1] = (<uint32_t>(hash >> 48) << 16) | self.ghost_epoch
-        self.ghost_epoch_left -= 1
-        if self.ghost_epoch_left == 0:
-            # An epoch is a 32nd of the entries long, so a ghost is fresh for as many evictions as there are entries.
-            self.ghost_epoch = self.ghost_epoch + 1 if self.ghost_epoch < 0xffff else 1
-            self.ghost_epoch_left = <uint32_t>(self.entries.count // GHOST_EPOCHS) + 1
-
-    cdef bint ghost_take(self, uint64_t hash) noexcept:
-        """True when the ghost of this hash is fresh; it is gone then."""
-        cdef bucket_t* bucket = table_bucket(&self.entries, hash)
-        cdef int i
-        for i in range(2):
-            if bucket.marks[i] and (bucket.marks[i] >> 16) == (hash >> 48):
-                if ((self.ghost_epoch - bucket.marks[i]) & 0xffff) <= GHOST_EPOCHS:
-                    bucket.marks[i] = 0
-                    return True
-        return False
-
-    # ── tags
-
-    cdef tag_t* tag_find(self, const char* text, Py_ssize_t n, uint64_t hash) noexcept:
-        cdef node_t* node = table_bucket(&self.tags, hash).head
-        cdef tag_t* tag
-        while node != NULL:
-            tag = <tag_t*>node
-            if node.hash == hash and tag.n == <uint32_t>n and memcmp(<char*>tag + sizeof(tag_t), text, n) == 0:
-                return tag
-            node = node.chain
-        return NULL
-
-    cdef tag_t* tag_acquire(self, const char* text, Py_ssize_t n) noexcept:
-        """The tag, new or one more use of it; NULL when there is no memory."""
-        cdef uint64_t hash = siphash13(text, n, self.key)
-        cdef tag_t* tag = self.tag_find(text, n, hash)
-        if tag == NULL:
-            tag = <tag_t*>malloc(sizeof(tag_t) + n)
-            if tag == NULL:
-                return NULL
-            tag.node.hash = hash
-            tag.purged_seq = 0
-            tag.refs = 0
-            tag.n = <uint32_t>n
-            memcpy(<char*>tag + sizeof(tag_t), text, n)
-            table_grow(&self.tags)
-            table_link(&self.tags, &tag.node)
-            self.tag_bytes += block_size(sizeof(tag_t) + n)
-        tag.refs += 1
-        return tag
-
-    cdef void tag_release(self, tag_t* tag) noexcept:
-        debug_assert(tag.refs > 0)
-        tag.refs -= 1
-        if tag.refs == 0:
-            # Nobody is left whom its purges could concern.
-            self.tag_bytes -= block_size(sizeof(tag_t) + tag.n)
-            table_unlink(&self.tags, &tag.node)
-            free(tag)
 
     # ── looking at it
 
@@ -737,7 +621,7 @@ cdef class Cache:
             "hits": self.hits, "misses": self.misses, "stored": self.stored, "refused": self.refused,
             "evicted": self.evicted, "expired": self.expired, "purged": self.purged, "entries": len(self),
             "used_bytes": self.used(), "index_bytes": table_bytes(&self.entries) + table_bytes(&self.tags),
-            "tag_bytes": self.tag_bytes, "purge_bytes": self.purge_bytes, "pending_purges": self.purge_n,
+            "tag_bytes": self.tag_bytes, "purge_bytes": self.purges.bytes, "pending_purges": self.purges.count,
             "purge_overflows": self.overflowed,
         }
 
