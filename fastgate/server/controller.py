@@ -34,6 +34,9 @@ __all__ = ["Controller"]
 STOP_LIMIT_NS = 3_000_000_000
 """From being told to end to being killed: a scrape of 10 000 routes under way may finish."""
 
+NICE = 5
+"""Scrapes and reports take their CPU time after the requests."""
+
 PAUSE_FIRST_NS, PAUSE_CAP_NS = 200_000_000, 5_000_000_000
 """The first death is followed by a restart at once, each further one within PAUSE_CAP_NS by twice the pause.
 """
@@ -153,7 +156,9 @@ class Controller:
             last_reload=self.last_reload,
         )
         keep = [theirs.fileno(), listening.fileno(), self.config.fd]
-        self.pid = self._table.controller_pid = fork_child("fastgate-ctl", keep, lambda: control(orders))
+        self.pid = self._table.controller_pid = fork_child(
+            "fastgate-ctl", keep, lambda: control(orders), nice=NICE
+        )
         theirs.close()
         self._forked_ns = time.monotonic_ns()
         self._channel = ours

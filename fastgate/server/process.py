@@ -35,13 +35,13 @@ def name_process(name: str) -> None:
     _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
-def fork_child(name: str, keep: Iterable[int], run: Callable[[], None]) -> int:
+def fork_child(name: str, keep: Iterable[int], run: Callable[[], None], *, nice: int = 0) -> int:
     """Forks; returns the child's pid. The child closes every descriptor but 0, 1, 2 and `keep`, then `run` is
     all it does.
 
     The kernel kills the child when the supervisor dies (PR_SET_PDEATHSIG), with SIGKILL because a hung child
-    would not notice
-    anything softer: without the supervisor nobody would restart, reload or stop it."""
+    would not notice anything softer: without the supervisor nobody would restart, reload or stop it.
+    """
     supervisor_pid = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -50,12 +50,14 @@ def fork_child(name: str, keep: Iterable[int], run: Callable[[], None]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     pid = os.fork()
     if pid == 0:
-        _be_child(name, supervisor_pid, keep, run)
+        _be_child(name, supervisor_pid, keep, run, nice)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     return pid
 
 
-def _be_child(name: str, supervisor_pid: int, keep: Iterable[int], run: Callable[[], None]) -> Never:
+def _be_child(
+    name: str, supervisor_pid: int, keep: Iterable[int], run: Callable[[], None], nice: int
+) -> Never:
     status = EXIT_CRASH
     try:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -70,6 +72,7 @@ def _be_child(name: str, supervisor_pid: int, keep: Iterable[int], run: Callable
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         name_process(name)
+        os.nice(nice)
         _close_all_but({0, 1, 2, *keep})
         gc.enable()
         run()

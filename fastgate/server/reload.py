@@ -44,6 +44,9 @@ plugin hangs.
 COMMIT_LIMIT_NS = 10_000_000_000
 """A committed worker that does not report by then is hung; the reload ends without it."""
 
+LOADER_NICE = 10
+"""Parsing takes CPU time only when no request wants it, except at the start."""
+
 RETRY_NS, RETRY_LIMIT_NS = 50_000_000, 3_000_000_000
 """An address that a draining generation is about to leave, or a seat that is about to be free, is waited for
 this long.
@@ -81,7 +84,10 @@ class Reload:
         os.set_blocking(write_fd, True)
         blob_fd, read = self._blob_fd, self._s.read_config
         self._loader_pid = fork_child(
-            "fastgate-load", [blob_fd, write_fd], lambda: load_into(blob_fd, write_fd, read)
+            "fastgate-load",
+            [blob_fd, write_fd],
+            lambda: load_into(blob_fd, write_fd, read),
+            nice=LOADER_NICE if self._s.generation is not None else 0,
         )
         os.close(write_fd)
         self._s.reactor.watch(self._answer_fd, self._read_answer)
