@@ -1,4 +1,4 @@
-"""How hypothesis runs here: no deadlines (a busy machine is not a bug); HYPOTHESIS_PROFILE=fuzz searches for long."""
+"""How hypothesis runs here: no deadlines, a busy machine is no bug; HYPOTHESIS_PROFILE=fuzz searches long."""
 
 from __future__ import annotations
 
