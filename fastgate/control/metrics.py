@@ -24,9 +24,7 @@ __all__ = ["CONTENT_TYPE", "UNMATCHED", "exposition"]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 UNMATCHED = "(none)"
-"""The `route` of requests that no route matched. A configured name cannot collide: see RouteConfig.name and
-docs/operations.md.
-"""
+"""The `route` of requests that no route matched."""
 
 STATUS_CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
 """`none`: the request ended without an answer, because the client had gone."""

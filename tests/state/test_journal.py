@@ -1,0 +1,38 @@
+"""The process log: whole lines, for people or for machines, and never a reason to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from fastgate.state.journal import Journal
+
+
+def written(human: bool) -> str:
+    read_end, write_end = os.pipe()
+    Journal("worker 3", write_end, human=human).warning("worker died", status="SIGKILL", slot=3)
+    os.close(write_end)
+    with open(read_end) as reader:
+        return reader.read()
+
+
+def test_machines_get_one_json_object_per_line() -> None:
+    line = written(human=False)
+
+    assert line.endswith("\n")
+    record = json.loads(line)
+    assert (record["level"], record["process"], record["event"]) == ("warning", "worker 3", "worker died")
+    assert (record["status"], record["slot"], record["pid"]) == ("SIGKILL", 3, os.getpid())
+
+
+def test_people_get_the_words() -> None:
+    assert written(human=True).rstrip().endswith("warning worker 3: worker died status=SIGKILL slot=3")
+
+
+def test_a_reader_that_went_away_does_not_matter() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+
+    Journal("worker 3", write_end, human=False).info("still here")
+
+    os.close(write_end)
