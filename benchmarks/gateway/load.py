@@ -1,0 +1,205 @@
+"""The load: wrk as fast as it goes, h2load at a fixed rate, and idle connections from this process.
+
+Both generators run on the load core. wrk waits for each answer before it sends again, so its latencies hide
+queueing; the p50 and p99 that count come from h2load, whose requests are due at fixed moments whatever the
+gateway does.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import selectors
+import shutil
+import socket
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.gateway.servers import BODY, LOAD_CORE, Server, pinned
+
+__all__ = [
+    "CONNECTIONS",
+    "Paced",
+    "Sample",
+    "closed_loop",
+    "hold_idle",
+    "is_paced_available",
+    "paced",
+    "start_paced",
+]
+
+CONNECTIONS = 64
+WARM_S = 0.5
+
+SCRIPT = r"""
+wrk.method = "%(method)s"
+wrk.headers["Content-Type"] = "application/json"
+%(body)s
+local result = 'RESULT {"requests": %%d, "duration_us": %%d, "p50_us": %%d, "p99_us": %%d, "errors": %%d}'
+done = function(summary, latency, requests)
+  local e = summary.errors
+  local p50, p99 = latency:percentile(50), latency:percentile(99)
+  print(string.format(result, summary.requests, summary.duration, p50, p99,
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One closed-loop run. `cpu_us` is per request, of the gateway's workers."""
+
+    cpu_us: float
+    rps: float
+    p50_us: float
+    p99_us: float
+    errors: int
+
+
+@dataclass(frozen=True)
+class Paced:
+    """One run at a fixed rate."""
+
+    rate_per_s: float
+    requests: int
+    p50_us: float
+    p99_us: float
+    max_us: float
+    errors: int
+
+
+def closed_loop(server: Server, path: str, seconds: float, *, method: str = "POST") -> Sample:
+    """Load on 64 keep-alive connections for so long, after a short warm-up."""
+    with tempfile.TemporaryDirectory() as directory:
+        script = Path(directory) / "load.lua"
+        body = f"wrk.body = '{BODY}'" if method == "POST" else ""
+        script.write_text(SCRIPT % {"method": method, "body": body})
+        _wrk(server, path, WARM_S, script)
+        before = server.cpu_ns()
+        result = _wrk(server, path, seconds, script)
+        spent = server.cpu_ns() - before
+    requests = max(1, result["requests"])
+    return Sample(
+        cpu_us=spent / requests / 1000,
+        rps=requests / (result["duration_us"] / 1e6),
+        p50_us=result["p50_us"],
+        p99_us=result["p99_us"],
+        errors=result["errors"],
+    )
+
+
+def _wrk(server: Server, path: str, seconds: float, script: Path) -> dict[str, int]:
+    # wrk takes whole seconds; shorter warm-ups use its smallest.
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "-s", str(script)]
+    done = subprocess.run(
+        [*command, f"http://127.0.0.1:{server.port}{path}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=pinned(LOAD_CORE),
+    )
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    result: dict[str, int] = json.loads(line.removeprefix("RESULT "))
+    return result
+
+
+def is_paced_available() -> bool:
+    """True if h2load is installed."""
+    return shutil.which("h2load") is not None
+
+
+class PacedRun:
+    """A run at a fixed rate that has begun."""
+
+    def __init__(self, server: Server, path: str, seconds: float, rate_per_s: float) -> None:
+        self._directory = tempfile.TemporaryDirectory()
+        self._log = Path(self._directory.name) / "requests"
+        body = Path(self._directory.name) / "body"
+        body.write_text(BODY)
+        self._rate_per_s = rate_per_s
+        self._process = subprocess.Popen(
+            [
+                "h2load", "--h1", "-t1", f"-c{CONNECTIONS}", f"-D{max(1, round(seconds))}",
+                "--warm-up-time=1",
+                f"--rps={rate_per_s / CONNECTIONS:g}", f"--log-file={self._log}", f"-d{body}",
+                "-Hcontent-type: application/json", f"http://127.0.0.1:{server.port}{path}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=pinned(LOAD_CORE),
+        )  # fmt: skip
+
+    @property
+    def is_running(self) -> bool:
+        """True until the load has ended."""
+        return self._process.poll() is None
+
+    def finish(self) -> Paced:
+        """Waits for the end and reads the log: start, status and microseconds of every request."""
+        self._process.wait()
+        rows = [line.split() for line in self._log.read_text().splitlines()]
+        self._directory.cleanup()
+        good = sorted(int(row[2]) for row in rows if row[1].startswith("2"))
+        if not good:
+            return Paced(self._rate_per_s, 0, 0, 0, 0, len(rows) or 1)
+        return Paced(
+            self._rate_per_s,
+            len(good),
+            good[len(good) // 2],
+            good[int(len(good) * 0.99)],
+            good[-1],
+            len(rows) - len(good),
+        )
+
+
+def start_paced(server: Server, path: str, seconds: float, rate_per_s: float) -> PacedRun:
+    """Begins a load of so many requests a second."""
+    return PacedRun(server, path, seconds, rate_per_s)
+
+
+def paced(server: Server, path: str, seconds: float, rate_per_s: float) -> Paced:
+    """Load of so many requests a second for so long, after a warm-up of one second."""
+    return start_paced(server, path, seconds, rate_per_s).finish()
+
+
+def hold_idle(server: Server, count: int) -> tuple[int, int]:
+    """Private bytes of the worker before and while so many connections are idle, each after one answered
+    request.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _ask(server.port, 200)  # whatever is allocated once is allocated now
+    before = server.private_bytes()
+    sockets = []
+    try:
+        for start in range(0, count, 500):
+            sockets += _ask(server.port, min(500, count - start), keep=True)
+        return before, server.private_bytes()
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def _ask(port: int, count: int, *, keep: bool = False) -> list[socket.socket]:
+    sockets = []
+    with selectors.DefaultSelector() as selector:
+        for _ in range(count):
+            sock = socket.create_connection(("127.0.0.1", port))
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
+            selector.register(sock, selectors.EVENT_READ)
+            sockets.append(sock)
+        waiting = count
+        while waiting:
+            for key, _ in selector.select(10):
+                sock = key.fileobj  # type: ignore[assignment]
+                if not sock.recv(65536):
+                    raise RuntimeError("an idle connection was closed")
+                selector.unregister(sock)
+                waiting -= 1
+    if keep:
+        return sockets
+    for sock in sockets:
+        sock.close()
+    return []

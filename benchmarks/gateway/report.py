@@ -1,0 +1,159 @@
+"""The figures as a table, as promises kept or not, as JSON and as a plot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Promise", "plot", "print_report", "promises", "write"]
+
+COLOURS = {"nginx": "#1b9e77", "haproxy": "#7570b3", "fastgate": "#d95f02"}
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One figure the project stands for. `value` None: not measured this time."""
+
+    what: str
+    value: float
+    bound: float
+    unit: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """True if the value does not exceed its bound."""
+        return self.value <= self.bound
+
+
+def promises(results: dict[str, Any]) -> list[Promise]:
+    """Every promise whose scenario was measured."""
+    found = []
+
+    def cpu(scenario: str, peer: str) -> float | None:
+        peers = results.get(scenario, {}).get("peers", {})
+        return peers[peer]["cpu_us"] if peer in peers else None
+
+    def ratio(what: str, bound: float, scenario: str, peer: str, beside: str) -> None:
+        value, other = cpu(scenario, peer), cpu(scenario, beside)
+        if value is not None and other:
+            found.append(Promise(what, value / other, bound, "x"))
+
+    ratio("bare proxy, CPU beside nginx proxy_pass", 1.0, "proxy", "fastgate", "nginx")
+    ratio("fixed response, CPU beside nginx return", 1.15, "respond", "fastgate", "nginx")
+    ratio("proxy with access log, CPU beside nginx with its own", 1.0, "access-log", "fastgate", "nginx")
+    ratio("two workers, CPU beside one", 1.1, "workers", "fastgate 2 workers", "fastgate 1 worker")
+    ratio("10000 routes, CPU beside one", 1.1, "routes", "fastgate 10000 routes", "fastgate 1 route")
+    if "idle" in results:
+        each = results["idle"]["peers"]["fastgate"]["bytes_each"]
+        found.append(Promise("an idle keep-alive connection", each / 1000, 10.0, "kB"))
+    if "start" in results:
+        found.append(Promise("first answer after start", results["start"]["seconds"], 0.7, "s"))
+    if "proxy" in results:
+        private = results["proxy"]["peers"]["fastgate"]["private_bytes"]
+        found.append(Promise("private memory of a worker", private / 1e6, 45.0, "MB"))
+    if "match" in results:
+        took = results["match"]["ns"]
+        found.append(Promise("a match among 10000 routes", took["10000"], 1000.0, "ns"))
+    if "quiet" in results.get("reload", {}):
+        quiet, busy = results["reload"]["quiet"], results["reload"]["reloading"]
+        if quiet["p99_us"]:
+            found.append(
+                Promise("p99 while reloading, beside quiet", busy["p99_us"] / quiet["p99_us"], 2.0, "x")
+            )
+        found.append(Promise("requests failed while reloading", busy["errors"], 0.0))
+    return found
+
+
+def print_report(document: dict[str, Any], console: Console) -> None:
+    """The tables a person reads."""
+    results = document["scenarios"]
+    table = Table(title="CPU per request", title_justify="left")
+    for column in ("scenario", "peer", "CPU µs", "beside first", "answers/s", "p50 µs", "p99 µs", "errors"):
+        table.add_column(column, justify="left" if column in ("scenario", "peer") else "right")
+    for name, result in results.items():
+        first: float | None = None
+        for peer, figures in result.get("peers", {}).items():
+            if "cpu_us" not in figures:
+                continue
+            first = first or figures["cpu_us"]
+            paced = figures.get("paced", {})
+            table.add_row(
+                name,
+                peer,
+                f"{figures['cpu_us']:.2f}",
+                f"{figures['cpu_us'] / first:.2f}",
+                f"{figures['rps']:.0f}",
+                f"{paced['p50_us']:.0f}" if paced else "",
+                f"{paced['p99_us']:.0f}" if paced else "",
+                str(figures["errors"] + paced.get("errors", 0)),
+            )
+        table.add_section()
+    if table.row_count:
+        console.print(table)
+    kept = Table(title="Promises", title_justify="left")
+    for column in ("what", "measured", "bound", ""):
+        kept.add_column(column, justify="right" if column in ("measured", "bound") else "left")
+    for promise in promises(results):
+        kept.add_row(
+            promise.what,
+            f"{promise.value:.3g} {promise.unit}",
+            f"{promise.bound:g} {promise.unit}",
+            "[green]kept[/]" if promise.holds else "[red]broken[/]",
+        )
+    if kept.row_count:
+        console.print(kept)
+    for line in document["missing"]:
+        console.print(f"missing: {line}")
+
+
+def write(document: dict[str, Any], path: Path) -> None:
+    """The document as JSON, with the promises spelled out."""
+    document["promises"] = [
+        {"what": p.what, "value": p.value, "bound": p.bound, "unit": p.unit, "holds": p.holds}
+        for p in promises(document["scenarios"])
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def plot(document: dict[str, Any], path: Path) -> bool:
+    """Draws the ladders as bars with the rounds as dots. False without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    ladders = {
+        name: result
+        for name, result in document["scenarios"].items()
+        if any("cpu_us" in figures for figures in result.get("peers", {}).values())
+    }
+    if not ladders:
+        return True
+    figure = Figure(figsize=(9, 1.2 + sum(0.4 * len(result["peers"]) + 0.7 for result in ladders.values())))
+    heights = [len(result["peers"]) + 0.8 for result in ladders.values()]
+    axes = figure.subplots(
+        len(ladders), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    for axis, (name, result) in zip(axes[:, 0], ladders.items(), strict=True):
+        peers = list(result["peers"])
+        for place, peer in enumerate(peers):
+            figures = result["peers"][peer]
+            colour = COLOURS.get(peer.split()[0], "#666666")
+            axis.barh(place, figures["cpu_us"], color=colour, alpha=0.75, height=0.7)
+            rounds = [sample["cpu_us"] for sample in figures["rounds"]]
+            axis.plot(rounds, [place] * len(rounds), "k.", markersize=3)
+            axis.text(figures["cpu_us"], place, f"  {figures['cpu_us']:.1f}", va="center", fontsize=8)
+        axis.set_yticks(range(len(peers)), peers, fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(f"{name}: {result['what']}", fontsize=9, loc="left")
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    axes[-1, 0].set_xlabel("CPU µs per request (median of rounds; dots are rounds)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return True

@@ -1,0 +1,93 @@
+"""The gateway beside nginx and HAProxy on the same machine: `python benchmarks/gateway/run.py`.
+
+Writes gateway.json and gateway.png under benchmarks/gateway/results/ and prints the tables. How to read
+them: docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from rich.console import Console
+
+from benchmarks.gateway import report, servers
+from benchmarks.gateway.scenarios import LADDERS, SINGLES, Options, measure_ladder
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures what was asked for. 1 when a promise is broken and --strict was given, else 0."""
+    names = [*LADDERS, *SINGLES]
+    parser = argparse.ArgumentParser(prog="benchmarks.gateway", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds per scenario (5)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of one measurement (3)")
+    parser.add_argument("--rate", type=float, default=4000.0, help="requests a second for p50 and p99 (4000)")
+    parser.add_argument(
+        "--scenarios", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS / "gateway.json", help="where the JSON goes")
+    parser.add_argument("--strict", action="store_true", help="exit 1 when a promise is broken")
+    given = parser.parse_args(arguments)
+    console = Console()
+    options = Options(given.rounds, given.seconds, given.rate)
+    document = _document(given.scenarios, options)
+    if servers.version("wrk") is None:
+        console.print("missing: wrk (the closed-loop load); only what needs none is measured")
+    for name in given.scenarios:
+        if name in LADDERS and servers.version("wrk") is None:
+            continue
+        with console.status(name) as status:
+            say = lambda text, name=name, status=status: status.update(f"{name}: {text}")  # noqa: E731
+            if name in LADDERS:
+                document["scenarios"][name] = measure_ladder(LADDERS[name], options, say)
+            else:
+                document["scenarios"][name] = SINGLES[name](options, say)
+        report.write(document, given.output)
+    image = given.output.with_suffix(".png")
+    if not report.plot(document, image):
+        document["missing"].append("matplotlib (no plot)")
+    report.write(document, given.output)
+    report.print_report(document, console)
+    console.print(f"written to {given.output}")
+    broken = [promise for promise in report.promises(document["scenarios"]) if not promise.holds]
+    return 1 if given.strict and broken else 0
+
+
+def _document(scenarios: list[str], options: Options) -> dict[str, Any]:
+    programs = {name: servers.version(name) for name in ("nginx", "haproxy", "wrk", "h2load")}
+    return {
+        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "kernel": platform.release(),
+            "python": platform.python_version(),
+            "load_average": os.getloadavg()[0],
+        },
+        "programs": programs,
+        "missing": [f"{name} (not installed)" for name, found in programs.items() if found is None],
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "scenarios": {},
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""The peers as processes: fastgate, nginx, HAProxy and the upstream, each pinned to one core, watched
+through /proc.
+
+CPU time is the scheduler's own account (/proc/PID/task/*/schedstat, nanoseconds on a CPU, user and system)
+of the worker processes; supervisors, masters and the controller are not in it, and neither does any of them
+work while requests are served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "BODY",
+    "GATEWAY_CORE",
+    "LOAD_CORE",
+    "Server",
+    "fastgate",
+    "haproxy",
+    "nginx",
+    "pinned",
+    "upstream",
+    "version",
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+GATEWAY_CORE, LOAD_CORE = 0, 1
+BODY = json.dumps(
+    {"id": 123456, "name": "benchmarking1", "values": [1, 2, 3, 4, 5], "ok": 1}, separators=(",", ":")
+)
+assert len(BODY) == 64
+START_S = 30
+MANY = 1_000_000_000  # "no limit" where a peer wants a number
+
+
+def pinned(core: int | None) -> Callable[[], None]:
+    """What a child does before its program starts: take this core and every descriptor it may have."""
+
+    def prepare() -> None:
+        if core is not None:
+            os.sched_setaffinity(0, {core % (os.cpu_count() or 1)})
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    return prepare
+
+
+def version(program: str) -> str | None:
+    """What the program says of itself, None when it is not installed."""
+    path = shutil.which(program)
+    if path is None:
+        return None
+    flag = {"wrk": "-v", "h2load": "--version"}.get(program, "-v")
+    done = subprocess.run([path, flag], capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return lines[0] if lines else program
+
+
+class Server:
+    """A running peer. `workers` are the processes that serve requests."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], port: int, directory: Path, *, is_forking: bool
+    ) -> None:
+        self.process = process
+        self.port = port
+        self.directory = directory
+        self._is_forking = is_forking
+        self.ready: dict[str, Any] = {}
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of the workers now."""
+        pid = self.process.pid
+        if not self._is_forking:
+            return [pid]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children if _is_worker(int(child))]
+
+    def cpu_ns(self) -> int:
+        """Nanoseconds on a CPU, of all workers and all their threads."""
+        total = 0
+        for pid in self.workers:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                total += int((task / "schedstat").read_text().split()[0])
+        return total
+
+    def private_bytes(self) -> int:
+        """Memory that the first worker shares with no other process."""
+        text = Path(f"/proc/{self.workers[0]}/smaps_rollup").read_text()
+        return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Private_"))
+
+    def stop(self) -> None:
+        """Ends the process and what it left on disk."""
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def fastgate(
+    config: Mapping[str, Any], *, workers: int = 1, core: int | None = GATEWAY_CORE, wait: bool = True
+) -> Server:
+    """The gateway with this config. Without `wait` the caller names the port and asks until it answers."""
+    directory = _directory()
+    filled = {
+        "listen": "127.0.0.1:0",
+        "admin": {"listen": "127.0.0.1:0"},
+        "workers": workers,
+        "access_log": {"output": "off"},
+        **config,
+    }
+    path = directory / "gateway.json"
+    path.write_text(json.dumps(filled))
+    ready_read, ready_write = os.pipe()
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fastgate", "run", "-c", str(path), "--ready-fd", str(ready_write)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[ready_write],
+            preexec_fn=pinned(core),
+        )
+    os.close(ready_write)
+    server = Server(process, 0, directory, is_forking=True)
+    with os.fdopen(ready_read, "rb") as pipe:
+        if not wait:
+            server.port = int(str(filled["listen"]).rpartition(":")[2])
+            return server
+        line = pipe.readline()
+    if not line:
+        text = (directory / "log").read_text()
+        server.stop()
+        raise RuntimeError(f"fastgate did not start:\n{text[-3000:]}")
+    server.ready = json.loads(line)
+    server.port = int(server.ready["listen"][0].rpartition(":")[2])
+    return server
+
+
+def nginx(
+    location: str, *, core: int = GATEWAY_CORE, http: str = "access_log off;", origin: int | None = None
+) -> Server:
+    """nginx with one worker and this location block's inside. `origin` is the port of its upstream
+    "origin".
+    """
+    directory, port = _directory(), _free_port()
+    block = (
+        f"upstream origin {{ server 127.0.0.1:{origin}; keepalive 128; keepalive_requests {MANY}; }}"
+        if origin
+        else ""
+    )
+    temporary = "".join(
+        f"{name}_temp_path {directory}/{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (directory / "nginx.conf").write_text(f"""
+        daemon off; worker_processes 1; pid {directory}/pid; error_log
+        {directory}/error; events {{ worker_connections 15000; }}
+        http {{
+            {temporary} {http.format(directory=directory)}
+            keepalive_requests {MANY}; keepalive_timeout 600s; default_type application/json;
+            {block}
+            server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ {location} }} }}
+        }}
+    """)
+    process = subprocess.Popen(
+        ["nginx", "-p", str(directory), "-e", f"{directory}/error", "-c", f"{directory}/nginx.conf"],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=pinned(core),
+    )
+    return _accepting(Server(process, port, directory, is_forking=True))
+
+
+def haproxy(rules: str, *, core: int = GATEWAY_CORE, origin: int | None = None) -> Server:
+    """HAProxy with one thread and these frontend rules. `origin` is the port of its default backend."""
+    directory, port = _directory(), _free_port()
+    backend = f"backend origin\n  http-reuse always\n  server s 127.0.0.1:{origin}\n" if origin else ""
+    (directory / "haproxy.cfg").write_text(
+        f"global\n  maxconn 15000\n  no strict-limits\n  nbthread 1\n"
+        f"defaults\n  mode http\n  timeout connect 5s\n  timeout client 600s\n  timeout server 60s\n"
+        f"frontend f\n  bind 127.0.0.1:{port} backlog 4096\n  {rules}\n"
+        f"{backend}"
+    )
+    process = subprocess.Popen(
+        ["haproxy", "-db", "-q", "-f", str(directory / "haproxy.cfg")],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=pinned(core),
+    )
+    return _accepting(Server(process, port, directory, is_forking=False))
+
+
+@contextlib.contextmanager
+def upstream() -> Iterator[Server]:
+    """The service behind the gateways: 64 bytes of JSON, from nginx on the load generator's core."""
+    has_nginx = shutil.which("nginx") is not None
+    server = nginx(f"return 200 '{BODY}';", core=LOAD_CORE) if has_nginx else _python_upstream()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _python_upstream() -> Server:
+    directory, port = _directory(), _free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.gateway.origin", str(port)], cwd=ROOT, preexec_fn=pinned(LOAD_CORE)
+    )
+    return _accepting(Server(process, port, directory, is_forking=False))
+
+
+def _accepting(server: Server) -> Server:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", server.port), 1).close()
+            return server
+        except OSError:
+            if time.monotonic() > deadline or server.process.poll() is not None:
+                server.stop()
+                raise RuntimeError(f"{server.process.args!r} did not start") from None
+            time.sleep(0.01)
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text() + Path(f"/proc/{pid}/cmdline").read_text()
+    except FileNotFoundError:
+        return False
+    return "fastgate-w" in name or "worker process" in name
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+def _directory() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="fastgate-bench-"))
+    directory.chmod(0o755)
+    return directory
