@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import Cache, cache
@@ -52,7 +52,6 @@ def swept(c: Cache, now_ns: int) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=150, deadline=None)
 @given(history=HISTORIES, ttl_s=st.sampled_from([None, 2.0]))
 def test_every_decision_is_the_oracle_s(
     policy: Policy, history: list[tuple[Any, ...]], ttl_s: float | None
@@ -108,7 +107,6 @@ def test_every_decision_is_the_oracle_s(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=150, deadline=None)
 @given(history=HISTORIES)
 def test_a_purge_takes_effect_at_once_though_nobody_sweeps(
     policy: Policy, history: list[tuple[Any, ...]]
@@ -166,7 +164,6 @@ def test_a_purge_takes_effect_at_once_though_nobody_sweeps(
     ),
     key=st.lists(st.sampled_from([b"a", b"b", b"c", b"*", b"]", b"\xff"]), max_size=8),
 )
-@settings(max_examples=500, deadline=None)
 def test_globs_match_what_they_say(pattern: list[bytes], key: list[bytes]) -> None:
     c = Cache(64 * KIB)
     c.set(b"".join(key), b"v")

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import CidrSet, cidr
@@ -50,7 +50,6 @@ def oracle(blocks: list[Network], address: Address) -> bool:
     return False
 
 
-@settings(max_examples=300, deadline=None)
 @given(blocks=st.lists(networks(), max_size=20), addresses=st.lists(ANY, max_size=20))
 def test_membership_is_what_ipaddress_says(blocks: list[Network], addresses: list[Address]) -> None:
     texts = CidrSet([str(block) for block in blocks])

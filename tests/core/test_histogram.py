@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import Histogram, SharedMemory, histogram
@@ -42,7 +42,6 @@ class Oracle:
         return ordered[max(1, math.ceil(q * len(ordered))) - 1]
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     layout=LAYOUTS,
     values=st.lists(st.tuples(VALUES, st.integers(1, 3)), min_size=1, max_size=60),

@@ -7,7 +7,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastgate._core import SseEventTooLarge, SseParser, sse
@@ -91,7 +91,6 @@ STREAMS = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
 @given(stream=STREAMS, borders=st.lists(st.integers(0, 2000), max_size=12))
 @example(stream=b"data: a\r\n\r\ndata: b\r\r", borders=[8, 9, 10])
 @example(stream=b"\xef\xbb\xbfdata: a\n\n", borders=[1, 2, 3])
