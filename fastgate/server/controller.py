@@ -156,10 +156,16 @@ class Controller:
             last_reload=self.last_reload,
         )
         keep = [theirs.fileno(), listening.fileno(), self.config.fd]
-        self.pid = self._table.controller_pid = fork_child(
-            "fastgate-ctl", keep, lambda: control(orders), nice=NICE
-        )
-        theirs.close()
+        try:
+            self.pid = fork_child("fastgate-ctl", keep, lambda: control(orders), nice=NICE)
+        except OSError as error:
+            ours.close()
+            self._journal.warning("cannot fork the controller yet", problem=str(error))
+            self._reactor.after(PAUSE_CAP_NS, self._fork)
+            return
+        finally:
+            theirs.close()
+        self._table.controller_pid = self.pid
         self._forked_ns = time.monotonic_ns()
         self._channel = ours
         self._reactor.watch(ours, self._read)

@@ -48,10 +48,12 @@ def fork_child(name: str, keep: Iterable[int], run: Callable[[], None], *, nice:
     # A signal that reached the child before it forgot the supervisor's wakeup pipe would be reported to the
     # supervisor.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    pid = os.fork()
-    if pid == 0:
-        _be_child(name, supervisor_pid, keep, run, nice)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _be_child(name, supervisor_pid, keep, run, nice)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     return pid
 
 

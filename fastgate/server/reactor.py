@@ -41,7 +41,9 @@ class Timer:
 class Reactor:
     """Calls back until `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+        """`on_error` is told of exceptions that calls raise; the loop goes on, as all traffic hangs on it."""
+        self._on_error = on_error
         self._selector = selectors.DefaultSelector()
         self._timers: list[Timer] = []
         self._running = False
@@ -79,12 +81,18 @@ class Reactor:
             for key, _events in self._selector.select(wait_s):
                 # A call before may have unwatched this one, and its number may be another's by now.
                 if self._selector.get_map().get(key.fd) is key:
-                    key.data()
+                    self._call(key.data)
             now_ns = time.monotonic_ns()
             while self._timers and self._timers[0].due_ns <= now_ns:
                 call = heapq.heappop(self._timers).call
                 if call is not None:
-                    call()
+                    self._call(call)
+
+    def _call(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._on_error(error)
 
     def stop(self) -> None:
         self._running = False

@@ -79,18 +79,26 @@ class Reload:
         self._admin: Listener | None = None
 
     def start(self) -> None:
+        try:
+            self._fork_loader()
+        except OSError as error:
+            self._refuse([Problem(text=f"cannot fork the loader: {error}")], total=1)
+
+    def _fork_loader(self) -> None:
         self._blob_fd = open_memfd()
         self._answer_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_fd, True)
         blob_fd, read = self._blob_fd, self._s.read_config
-        self._loader_pid = fork_child(
-            "fastgate-load",
-            [blob_fd, write_fd],
-            lambda: load_into(blob_fd, write_fd, read),
-            nice=LOADER_NICE if self._s.generation is not None else 0,
-        )
-        os.close(write_fd)
         self._s.reactor.watch(self._answer_fd, self._read_answer)
+        try:
+            self._loader_pid = fork_child(
+                "fastgate-load",
+                [blob_fd, write_fd],
+                lambda: load_into(blob_fd, write_fd, read),
+                nice=LOADER_NICE if self._s.generation is not None else 0,
+            )
+        finally:
+            os.close(write_fd)
         self._limit(LIMIT_NS, self._loading_took_too_long)
 
     def cancel(self) -> None:

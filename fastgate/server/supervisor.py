@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class Supervisor:
         """
         self.read_config = read_config
         self.journal = Journal("supervisor")
-        self.reactor = Reactor()
+        self.reactor = Reactor(self._failed)
         self.table = HostTable(memory, 0)
         self.listeners = Listeners()
         self.generation: Generation | None = None
@@ -132,6 +133,11 @@ class Supervisor:
         self.crew.counters = self.controller.counters = self._map_counters(seats, routes)
 
     # ---- signals and time
+
+    def _failed(self, error: Exception) -> None:
+        """A bug, or a resource that ran out. What was to be done is not, but everything else goes on."""
+        text = "".join(traceback.format_exception(error))
+        self.journal.error("supervisor: a step failed", problem=repr(error), traceback=text)
 
     def _signalled(self, number: signal.Signals) -> None:
         if number == signal.SIGCHLD:
@@ -215,7 +221,8 @@ class Supervisor:
                 for problem in result.problems:
                     self.journal.error("config refused", problem=str(problem))
         self.table.last_reload_realtime_ns = time.time_ns()
-        tell_service_manager("READY=1")
+        if self.table.phase != STOPPING and self.generation is not None:
+            tell_service_manager("READY=1")
         for request_id in ids or [0]:
             self.controller.tell(ReloadResult(request_id, *_fields_after_id(result)))
         if self.generation is None:

@@ -14,8 +14,10 @@ from fastgate.server.reactor import Reactor
 @pytest.fixture
 def reactor() -> Iterator[Reactor]:
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGCHLD)}
-    loop = Reactor()
+    errors: list[Exception] = []
+    loop = Reactor(errors.append)
     yield loop
+    assert [str(error) for error in errors] in ([], ["expected"])
     loop.close()
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -33,6 +35,21 @@ def test_timers_run_in_order_and_cancelled_ones_do_not(reactor: Reactor) -> None
     reactor.run()
 
     assert calls == ["first", "second"]
+
+
+def test_a_call_that_raises_does_not_end_the_loop(reactor: Reactor) -> None:
+    calls: list[str] = []
+
+    def fail() -> None:
+        calls.append("failed")
+        raise ValueError("expected")
+
+    reactor.after(0, fail)
+    reactor.after(1_000_000, reactor.stop)
+
+    reactor.run()
+
+    assert calls == ["failed"]
 
 
 def test_a_signal_becomes_a_call(reactor: Reactor) -> None:
