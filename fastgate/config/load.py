@@ -169,6 +169,9 @@ class _Reading:
         assert self._document is not None
         if path in self._document.unset:
             return
+        value = _value_at(self._document.tree, path)
+        if isinstance(value, Substituted):
+            found, expected, hint = (_without(text, value) for text in (found, expected, hint))
         where = self._document.where(path)
         self._errors.append(ConfigError(path_text(path), found, expected, hint, where))
 
@@ -237,11 +240,17 @@ class _Reading:
             for route in routes
             if route.upstream is not None and route.upstream not in config.upstreams
         }
+        if self._errors:
+            return None
+        encoded = []
         encoder = msgspec.msgpack.Encoder()
-        encoded = tuple(msgspec.Raw(encoder.encode(route)) for route in _named(routes))
-        checked: Config = msgspec.structs.replace(
-            config, routes=encoded, upstreams={**config.upstreams, **added}
-        )
+        for index, route in enumerate(_named(routes)):
+            try:
+                encoded.append(msgspec.Raw(encoder.encode(route)))
+            except OverflowError:
+                report(("routes", index), "a number beyond 64 bits")
+        config = msgspec.structs.replace(config, upstreams={**config.upstreams, **added})
+        checked: Config = msgspec.structs.replace(config, routes=tuple(encoded))
         return checked
 
     def _check_good_sections(self, tree: dict[str, Any]) -> None:
@@ -309,11 +318,13 @@ class _Reading:
                 return INVALID
             return PluginUse(use=name)
         read = self._shapes.struct(shape)(settings, at, report)
-        return (
-            INVALID
-            if read is INVALID
-            else PluginUse(use=name, config=msgspec.Raw(msgspec.msgpack.encode(read)))
-        )
+        if read is INVALID:
+            return INVALID
+        try:
+            return PluginUse(use=name, config=msgspec.Raw(msgspec.msgpack.encode(read)))
+        except OverflowError:
+            report(at, "a number beyond 64 bits", "", "")
+            return INVALID
 
     def _plugin_shape(self, name: str, path: Path, report: Report) -> Any:
         known = self._plugin_shapes.get(name, self)
@@ -330,6 +341,25 @@ class _Reading:
             return INVALID
         self._plugin_shapes[name] = shape
         return shape
+
+
+def _value_at(tree: Any, path: Path) -> Any:
+    """The value at this path, or the single value that stands there for a list or a mapping."""
+    for step in path:
+        if isinstance(tree, dict):
+            tree = tree.get(step)
+        elif isinstance(tree, list) and isinstance(step, int) and step < len(tree):
+            tree = tree[step]
+    return tree
+
+
+def _without(message: str, value: Substituted) -> str:
+    """The message with the value as it was written: what came from the environment may be a secret."""
+    # as it is, as messages escape it, and without the ~ of a regular expression
+    for shown in (str(value), value.encode("unicode_escape").decode(), value.removeprefix("~")):
+        if len(shown) > 1:
+            message = message.replace(shown, value.template)
+    return message
 
 
 def _line_number(error: ConfigError) -> int:

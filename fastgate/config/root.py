@@ -365,6 +365,7 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     path: Annotated[
         tuple[str, ...],
         Meta(
+            min_length=1,
             extra={"one_or_many": True},
             description=(
                 "`/a/b` exactly, `/orders/{id}` with one segment as a parameter, `/files/{rest...}` with "

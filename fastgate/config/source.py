@@ -114,6 +114,8 @@ def parse(
     if len(text) > MAX_FILE_BYTES:
         return None, [ConfigError("$", f"{len(text)} characters", f"at most {MAX_FILE_BYTES}", where=name)]
     errors: list[ConfigError] = []
+    if not _is_encodable(text):
+        return None, [ConfigError("$", "a lone surrogate", "characters", where=name)]
     try:
         document = _PARSERS[form](text, name, errors)
     except _Unreadable as error:
@@ -127,8 +129,37 @@ def parse(
             ConfigError("$", _kind(document.tree), "a mapping of settings", where=document.where(()))
         )
         return None, errors
+    if "\\u" in text or "\\U" in text:
+        _check_escapes(document.tree, (), document, errors)
     document.tree = _substitute(document.tree, (), environ, document, errors)
     return document, errors
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_escapes(value: Any, path: Path, document: Document, errors: list[ConfigError]) -> None:
+    """Half of a surrogate pair, which an escape can write, is no character and goes into no message."""
+    if isinstance(value, str) and not _is_encodable(value):
+        errors.append(ConfigError(path_text(path), "half of a character", "text", where=document.where(path)))
+        document.unset.add(path)
+    elif isinstance(value, dict):
+        for key, item in list(value.items()):
+            if not _is_encodable(key):
+                del value[key]
+                errors.append(
+                    ConfigError(path_text(path), "half of a character in a key", where=document.where(path))
+                )
+            else:
+                _check_escapes(item, (*path, key), document, errors)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_escapes(item, (*path, index), document, errors)
 
 
 class _Unreadable(Exception):
@@ -160,7 +191,7 @@ def _parse_json(text: str, name: str, errors: list[ConfigError]) -> Document:
         return mapping
 
     try:
-        tree = json.loads(text, object_pairs_hook=pairs)
+        tree = json.loads(text, object_pairs_hook=pairs, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         problem = f"not valid JSON: {error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
         raise _Unreadable(name, error.lineno, problem) from None
@@ -172,6 +203,10 @@ def _parse_json(text: str, name: str, errors: list[ConfigError]) -> Document:
         else:
             _Values(name, errors).of(node)
     return document
+
+
+def _no_number(word: str) -> NoReturn:
+    raise json.JSONDecodeError(f"{word} is not a JSON number", word, 0)
 
 
 def _parse_yaml(text: str, name: str, errors: list[ConfigError]) -> Document:
@@ -397,6 +432,14 @@ def _expand(
         return environ[name]
 
     text = _VARIABLE.sub(replace, template)
+    if not _is_encodable(text):
+        document.unset.add(path)
+        errors.append(
+            ConfigError(
+                path_text(path), f"bytes that are not UTF-8 in {template}", where=document.where(path)
+            )
+        )
+        return Substituted("", template)
     return Substituted(text, template) if from_environment else text
 
 

@@ -319,6 +319,23 @@ def test_a_wrong_option_is_named_by_the_option(tmp_path: Path) -> None:
     assert sorted(error.where for error in caught.value.errors) == ["--admin-listen", "--workers"]
 
 
+def test_no_message_shows_what_came_from_the_environment() -> None:
+    text = """
+listen: ${SECRET}
+trusted_proxies: ${SECRET}
+upstreams: {a: {targets: "http://u:${SECRET}@a"}}
+routes:
+  - {path: "${SECRET}", upstream: "http://${SECRET}:x@h", host: "${SECRET}", methods: "${SECRET} x"}
+  - {path: "~(${SECRET}", redirect: "${SECRET}", headers: {A: "~(${SECRET}"}, request_headers: {set: {A: "${SECRET}\\n"}}}
+"""
+
+    config, errors = check(text, "yaml", {"SECRET": "hunter2 "})
+
+    assert config is None and len(errors) >= 8
+    assert not [str(error) for error in errors if "hunter2" in str(error)]
+    assert all("${SECRET}" in str(error) for error in errors if "$.listen" in str(error))
+
+
 def test_five_thousand_routes_are_checked_one_by_one() -> None:
     text = "".join(
         f"  - {{path: '/v{n}/{{id}}', methods: [GET], upstream: 'http://127.0.0.1:{n % 50 + 9000}'}}\n"

@@ -176,6 +176,20 @@ def test_malformed_variables_are_errors(template: str) -> None:
     assert [error.path for error in errors] == ["$.a[0]"]
 
 
+@pytest.mark.parametrize("text", ['{"a": {"\\ud800": "${"}}', '{"a": ["\\udfff"]}', '{"a": {"b": NaN}}'])
+def test_json_that_is_no_text_or_number_is_refused(text: str) -> None:
+    _, errors = parse(text, "json", {})
+
+    assert len(errors) == 1
+    str(errors[0]).encode()
+
+
+def test_an_environment_that_is_not_utf_8_is_refused() -> None:
+    _, errors = parse("a: ${V}", "yaml", {"V": "\udcff"})
+
+    assert [str(error) for error in errors] == ["config:1: $.a: bytes that are not UTF-8 in ${V}"]
+
+
 def test_paths_are_readable() -> None:
     assert path_text(("routes", 2, "headers", "X-A")) == "$.routes[2].headers.X-A"
     assert path_text(("a", "b c", 'd"')) == '$.a["b c"]["d\\""]'
