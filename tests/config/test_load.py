@@ -326,7 +326,10 @@ trusted_proxies: ${SECRET}
 upstreams: {a: {targets: "http://u:${SECRET}@a"}}
 routes:
   - {path: "${SECRET}", upstream: "http://${SECRET}:x@h", host: "${SECRET}", methods: "${SECRET} x"}
-  - {path: "~(${SECRET}", redirect: "${SECRET}", headers: {A: "~(${SECRET}"}, request_headers: {set: {A: "${SECRET}\\n"}}}
+  - path: "~(${SECRET}"
+    redirect: "${SECRET}"
+    headers: {A: "~(${SECRET}"}
+    request_headers: {set: {A: "${SECRET}\\n"}}
 """
 
     config, errors = check(text, "yaml", {"SECRET": "hunter2 "})
