@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import statistics
@@ -269,7 +270,12 @@ def _reload(options: Options, progress: Callable[[str], None]) -> Result:
     seconds = max(5.0, options.seconds)
     rate_per_s = options.rate_per_s / 2
     reloads = 0
-    with servers.upstream() as origin, _stopping(servers.fastgate(config(origin.port, 0))) as server:
+    with (
+        servers.upstream() as origin,
+        _stopping(servers.fastgate(config(origin.port, 0), core=None)) as server,
+    ):
+        for pid in server.workers:  # the loader of a new config may take either core, as it would in service
+            os.sched_setaffinity(pid, {servers.GATEWAY_CORE})
         progress("quiet")
         quiet = load.paced(server, "/orders/1", seconds, rate_per_s)
         run = load.start_paced(server, "/orders/1", seconds, rate_per_s)
