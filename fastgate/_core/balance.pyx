@@ -15,7 +15,7 @@ WHO WRITES
 
 COST
     SmoothWeighted, LeastRequests: O(targets), about 1 ns each. P2C: O(log targets), with a mask O(targets); half_life_s adds two
-    exp(). benchmarks/core/bench_balance.py; skew: benchmarks/quality/balance_skew.py.
+    exp(). benchmarks/core/bench_balance.py; skew: benchmarks/quality/bench_balance_skew.py.
 
 SOURCES
     nginx ngx_http_upstream_round_robin.c (commit 52327e0) and ngx_http_upstream_least_conn_module.c; Mitzenmacher, The Power of Two

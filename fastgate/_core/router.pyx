@@ -42,6 +42,8 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from fastgate._core.arguments cimport int_argument
+from fastgate._core.debug cimport debug_live_add, debug_live_count
 from fastgate._core.texttable cimport reversed_hash, slot_t, suffix_hash, table_find, table_t, text_hash
 
 __all__ = ["Match", "Route", "Router"]
@@ -188,10 +190,12 @@ cdef class Router:
     """
 
     def __cinit__(self):
+        debug_live_add(1)
         self._routes = []
         self._any_bucket = -1
 
     def __dealloc__(self):
+        debug_live_add(-1)
         release(self)
 
     def __len__(self):
@@ -215,10 +219,7 @@ cdef class Router:
             raise RuntimeError("the router is frozen")
         if not isinstance(pattern, str):
             raise TypeError(f"pattern: expected str, got {type(pattern).__name__}")
-        if not isinstance(predicates, int) or isinstance(predicates, bool):
-            raise TypeError(f"predicates: expected int, got {type(predicates).__name__}")
-        if not 0 <= predicates <= 1_000_000:
-            raise ValueError(f"predicates: expected 0..1000000, got {predicates}")
+        int_argument(predicates, "predicates", 0, 1_000_000)
         route = Route.__new__(Route)
         route.host = compile_host(host)
         compiled = compile_pattern(pattern, ROUTER_MAX_PARAMS, ROUTER_MAX_SEGMENTS)
@@ -261,7 +262,7 @@ cdef class Router:
         cdef list bucket_rows = []      # [root, {regex: [Route]}, has_literals]
         cdef list row, leaves = [], order = [], regexes = []
         cdef Route route
-        cdef Py_ssize_t index, steps = 0, step = every
+        cdef Py_ssize_t index, steps = 0, step = int_argument(every, "every", 1, 1 << 40)
         for route in self._routes:
             plant(route, buckets, literals, edges, nodes, bucket_rows)
             steps += 1
@@ -638,3 +639,8 @@ cdef int _text(object value, str name, bint optional, const char** text, Py_ssiz
     elif value is not None or not optional:
         raise TypeError(f"{name}: expected str or bytes, got {type(value).__name__}")
     return 0
+
+
+def live_objects():
+    """How many routers are alive; -1 unless built with FASTGATE_DEBUG=1."""
+    return debug_live_count()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastgate._core.router import Match, Route, Router
+from fastgate._core.router import Match, Route, Router, live_objects
 
 Key = tuple[object, ...]
 
@@ -263,6 +263,8 @@ def test_wrong_types_are_refused_by_name() -> None:
 def test_a_frozen_router_never_changes_and_an_open_one_does_not_match() -> None:
     router = Router()
     router.add("/a")
+    with pytest.raises(ValueError, match="every"):
+        next(router.freezing(0))
     with pytest.raises(RuntimeError):
         router.match("", "/a")
     with pytest.raises(RuntimeError):
@@ -399,10 +401,11 @@ def test_nothing_is_leaked_by_matching_or_dropping_routers() -> None:
 
     use()
     gc.collect()
-    references, blocks = sys.getrefcount(value), sys.getallocatedblocks()
+    references, blocks, live = sys.getrefcount(value), sys.getallocatedblocks(), live_objects()
     for _ in range(20):
         use()
     gc.collect()
 
     assert sys.getrefcount(value) == references
+    assert live_objects() == live
     assert abs(sys.getallocatedblocks() - blocks) < 200
