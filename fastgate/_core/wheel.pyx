@@ -91,10 +91,13 @@ cdef class TimerWheel:
         return 0
 
     cpdef int turn(self, int64_t now_ns) except -1:
-        """Fire what is due at now_ns. Returns how many fired. A clock that went back fires nothing."""
+        """Fire what is due at now_ns. Returns how many fired. A clock that went back fires nothing. When some raise, all are fired
+        and then the first exception is raised."""
         cdef int64_t last = now_ns // self.tick_ns
         cdef Timed sentinel, timed, following
         cdef list due = []
+        cdef int fired = 0
+        cdef object failure = None
         if last - self.turned_to > SLOTS:           # a long pause: once round is enough
             self.turned_to = last - SLOTS
         while self.turned_to < last:
@@ -115,9 +118,17 @@ cdef class TimerWheel:
                     timed.looked_at_ns = timed.deadline_ns      # whole turns away: stays in this slot
                 timed = following
         for timed in due:
+            if timed.deadline_ns == 0 or timed.deadline_ns > now_ns:
+                continue                                # one that fired before it cancelled it, or moved it later
             timed.deadline_ns = 0
-            timed.expired(now_ns)
-        return len(due)
+            fired += 1
+            try:
+                timed.expired(now_ns)
+            except Exception as error:
+                failure = error if failure is None else failure
+        if failure is not None:
+            raise failure
+        return fired
 
     def call_at(self, int64_t deadline_ns, callback):
         """Call callback(now_ns) once at the first turn after deadline_ns. Returns a handle for `cancel_call`."""
