@@ -21,7 +21,7 @@ from fastgate.server.process import fork_child
 from fastgate.server.reactor import Reactor, Timer
 from fastgate.server.sockets import Listener
 from fastgate.server.worker import WorkerOrders
-from fastgate.state.channel import Channel, ChannelClosed, Commit, Drain, Message
+from fastgate.state.channel import Channel, ChannelClosed, Commit, Drain, Lend, Message, Return
 from fastgate.state.host import DRAINING, READY, STARTING, HostTable, Seat
 from fastgate.state.journal import Journal
 
@@ -62,6 +62,7 @@ class Generation:
         self.listeners = list(listeners)
         self.slots = slots
         self.workers: dict[int, Worker] = {}
+        self.lent: dict[int, Worker] = {}  # slot without a worker → who accepts in its place
         self.deaths: dict[int, int] = {}  # slot → how often in a row its worker died young
 
 
@@ -197,6 +198,7 @@ class Crew:
         worker.ready_ns = worker.ready_ns or time.monotonic_ns()
         if worker.state != DRAINING:
             worker.state = worker.seat.state = READY
+            self._take_back(worker)
 
     def drain(self, worker: Worker, limit_ns: int, closing: Sequence[int]) -> None:
         """Lets a worker finish. `closing`: listeners whose queue it must empty, as nobody will after it."""
@@ -207,6 +209,25 @@ class Crew:
         worker.state = worker.seat.state = DRAINING
         worker.kill_timer = self._reactor.after(limit_ns + ABORT_GRACE_NS, worker.kill)
         self.tell(worker, Drain(limit_ns, list(closing)))
+
+    def lend(self, generation: Generation, slot: int) -> None:
+        """Has another worker accept for a slot that stays empty for a while: a connection that the kernel put
+        into its queue should not wait until its worker stops dying."""
+        ready = [worker for worker in generation.workers.values() if worker.state == READY]
+        if slot in generation.lent or not ready:
+            return
+        stand_in = min(ready, key=lambda worker: (worker.slot - slot) % generation.slots)
+        generation.lent[slot] = stand_in
+        for index, listener in enumerate(generation.listeners):
+            if not listener.is_unix:
+                for sock in listener.served_by(slot, generation.slots):
+                    self.tell(stand_in, Lend(slot, index), sock.fileno())
+
+    def _take_back(self, worker: Worker) -> None:
+        """The slot of this worker accepts by itself again."""
+        stand_in = worker.generation.lent.pop(worker.slot, None)
+        if stand_in is not None and self.workers.get(stand_in.pid) is stand_in:
+            self.tell(stand_in, Return(worker.slot))
 
     def reaped(self, pid: int) -> Worker | None:
         """Takes the worker with this pid off the books, after its last words; None if it is none of ours."""
@@ -219,8 +240,12 @@ class Crew:
         worker.seat.vacate()
         if worker.kill_timer is not None:
             worker.kill_timer.cancel()
-        if worker.generation.workers.get(worker.slot) is worker:
-            del worker.generation.workers[worker.slot]
+        generation = worker.generation
+        if generation.workers.get(worker.slot) is worker:
+            del generation.workers[worker.slot]
+        for slot in [slot for slot, stand_in in generation.lent.items() if stand_in is worker]:
+            del generation.lent[slot]
+            self.lend(generation, slot)
         return worker
 
     def restart_pause_ns(self, worker: Worker) -> int:

@@ -396,6 +396,7 @@ class Supervisor:
             "worker died", worker=worker.pid, slot=worker.slot, status=how, restart_in_ms=pause_ms
         )
         if pause_ns:
+            self.crew.lend(generation, worker.slot)
             self.reactor.after(pause_ns, lambda: self._fill(generation, worker.slot, worker.replaces))
         else:
             self._fill(generation, worker.slot, worker.replaces)

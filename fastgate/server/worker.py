@@ -33,6 +33,7 @@ from fastgate.state.channel import (
     ChannelClosed,
     Commit,
     Drain,
+    Lend,
     Message,
     Prepare,
     Prepared,
@@ -40,6 +41,7 @@ from fastgate.state.channel import (
     Ready,
     ReopenLogs,
     Retire,
+    Return,
 )
 from fastgate.state.host import Seat
 from fastgate.state.journal import Journal
@@ -146,6 +148,9 @@ def read_config(fd: int, size: int) -> bytes:
         os.close(fd)
 
 
+_Door = tuple[int, socket.socket, asyncio.AbstractServer]  # listener index, socket, what accepts from it
+
+
 class _Worker:
     def __init__(self, runtime: Runtime, orders: WorkerOrders, loop: asyncio.AbstractEventLoop) -> None:
         self._runtime = runtime
@@ -158,7 +163,8 @@ class _Worker:
         self._config: Any = None
         self._plan: Any = None
         self._next: tuple[int, Any, Any] | None = None  # version, config, plan: prepared, not committed
-        self._servers: list[tuple[int, socket.socket, asyncio.AbstractServer]] = []
+        self._servers: list[_Door] = []
+        self._lent: dict[int, list[_Door]] = {}  # by the slot it stands in for
         self._tls: dict[int, TlsContexts] = {}  # by listener index
         self._inbox: asyncio.Queue[tuple[Message, int | None] | None] = asyncio.Queue()
         self._installed = 0
@@ -186,6 +192,15 @@ class _Worker:
                 case Drain():
                     await self._drain(message.limit_ns, message.closing)
                     return
+                case Lend():
+                    assert fd is not None
+                    self._lent.setdefault(message.slot, []).append(
+                        await self._serve(message.listener, socket.socket(fileno=fd))
+                    )
+                case Return():
+                    for entry in self._lent.pop(message.slot, []):
+                        self._servers.remove(entry)
+                        entry[2].close()
                 case ReopenLogs():
                     self._plane.reopen_logs()
                 case _:
@@ -284,17 +299,20 @@ class _Worker:
 
     async def _listen(self) -> None:
         for index, listening in self._orders.sockets:
-            listener = self._runtime.listener(self._config, index)
-            options: dict[str, Any] = {"backlog": getattr(listener, "backlog", BACKLOG)}
-            if index in self._tls:
-                options["ssl"] = self._tls[index].context
-                options["ssl_handshake_timeout"] = listener.tls.handshake_timeout_ns / 1e9
-            server = await self._loop.create_server(
-                _factory(self._plane, listener), sock=listening, **options
-            )
-            self._servers.append((index, listening, server))
+            await self._serve(index, listening)
         if self._tls:
             self._look_at_certificates()
+
+    async def _serve(self, index: int, listening: socket.socket) -> _Door:
+        """Accepts from this socket of the listener with this index."""
+        listener = self._runtime.listener(self._config, index)
+        options: dict[str, Any] = {"backlog": getattr(listener, "backlog", BACKLOG)}
+        if index in self._tls:
+            options["ssl"] = self._tls[index].context
+            options["ssl_handshake_timeout"] = listener.tls.handshake_timeout_ns / 1e9
+        server = await self._loop.create_server(_factory(self._plane, listener), sock=listening, **options)
+        self._servers.append((index, listening, server))
+        return self._servers[-1]
 
     def _settle(self) -> None:
         """Keeps the plan out of the collector's sight: it lives as long as the worker, and scanning 5 000

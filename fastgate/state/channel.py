@@ -26,6 +26,7 @@ __all__ = [
     "ConfigInstalled",
     "ControllerOrders",
     "Drain",
+    "Lend",
     "Message",
     "Prepare",
     "Prepared",
@@ -35,6 +36,7 @@ __all__ = [
     "ReloadResult",
     "ReopenLogs",
     "Retire",
+    "Return",
     "Stop",
 ]
 
@@ -105,6 +107,21 @@ class Retire(msgspec.Struct, tag=True, frozen=True):
     """From a worker that got SIGTERM itself: let another take this slot, then drain me."""
 
 
+class Lend(msgspec.Struct, tag=True, frozen=True):
+    """To a worker: accept from the attached socket of `slot` too, until `Return`; its own worker is away for
+    longer.
+    """
+
+    slot: int
+    listener: int
+
+
+class Return(msgspec.Struct, tag=True, frozen=True):
+    """To a worker: stop accepting from the sockets of `slot`; its own worker is back."""
+
+    slot: int
+
+
 class ReopenLogs(msgspec.Struct, tag=True, frozen=True):
     """To a worker: open the log files anew (they were rotated)."""
 
@@ -150,6 +167,8 @@ Message = (
     | Ready
     | Drain
     | Retire
+    | Lend
+    | Return
     | ReopenLogs
     | ConfigInstalled
     | ReloadRequest

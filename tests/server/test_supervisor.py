@@ -64,6 +64,24 @@ def test_a_worker_that_keeps_dying_is_restarted_with_growing_pauses_and_for_ever
         assert rig.get() == "one"
 
 
+def test_connections_of_a_slot_whose_worker_cannot_come_back_are_answered_by_another() -> None:
+    with Rig(workers=2) as rig:
+        marker = rig.directory / "crash"
+        rig.reload(crash_on_start=str(marker))
+        marker.touch()
+        survivor = rig.workers()["fastgate-w1"]
+        os.kill(rig.workers()["fastgate-w0"], signal.SIGKILL)
+        until(lambda: len(rig.events("worker died")) >= 5, "pauses of most of a second")
+
+        answers = {rig.get("/pid") for _ in range(64)}
+
+        assert answers == {str(survivor)}
+        marker.unlink()
+        until(lambda: len(rig.workers()) == 2, "it comes back")
+        until(lambda: rig.get("/pid") != str(survivor), "it serves again")
+        until(lambda: len(_sockets(survivor)) == 4, "the other has given its socket back")
+
+
 def test_a_hung_worker_is_killed_and_replaced() -> None:
     with Rig(workers=1, hang_ms=1500) as rig:
         hung = rig.workers()["fastgate-w0"]
