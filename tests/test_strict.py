@@ -15,7 +15,7 @@ HOST = b"Host: a\r\n"
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"", b""),
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nokmore", b"ok", b"more"),
         (
-            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;x\r\nok\r\n0\r\nA: b\r\n\r\nX",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;x\r\nok\r\n0\r\nA:b\r\n\r\nX",
             b"ok",
             b"X",
         ),
