@@ -14,15 +14,18 @@ import gc
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, cast
 
 import uvloop
 
 from fastgate.certificates import CertificateError
 from fastgate.server.loader import problem_of
+from fastgate.server.proxied_tls import ProxiedTls
 from fastgate.server.sockets import BACKLOG, has_waiting
 from fastgate.server.tls import TlsContexts
 from fastgate.settings import ConfigError
@@ -299,7 +302,21 @@ class _Worker:
 
     async def _listen(self) -> None:
         for index, listening in self._orders.sockets:
+<<<<<<< Updated upstream
             await self._serve(index, listening)
+=======
+            listener = self._runtime.listener(self._config, index)
+            options: dict[str, Any] = {"backlog": getattr(listener, "backlog", BACKLOG)}
+            factory = _factory(self._plane, listener)
+            if index in self._tls:
+                context, limit_s = self._tls[index].context, listener.tls.handshake_timeout_ns / 1e9
+                if listener.proxy_protocol:
+                    factory = partial(_proxied, self._loop, factory, context, limit_s)
+                else:
+                    options |= {"ssl": context, "ssl_handshake_timeout": limit_s}
+            server = await self._loop.create_server(factory, sock=listening, **options)
+            self._servers.append((index, listening, server))
+>>>>>>> Stashed changes
         if self._tls:
             self._look_at_certificates()
 
@@ -367,3 +384,12 @@ class _Worker:
 
 def _factory(plane: Plane, listener: Any) -> Callable[[], asyncio.BaseProtocol]:
     return lambda: plane.connection(listener)
+
+
+def _proxied(
+    loop: asyncio.AbstractEventLoop,
+    factory: Callable[[], asyncio.BaseProtocol],
+    context: ssl.SSLContext,
+    limit_s: float,
+) -> ProxiedTls:
+    return ProxiedTls(loop, cast(asyncio.Protocol, factory()), context, limit_s)

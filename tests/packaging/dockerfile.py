@@ -14,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,9 +162,9 @@ class Stage:
         return [self.inside(word) for word in json.loads(rest)]
 
 
-def _ignored(directory: str, names: list[str]) -> Iterator[str]:
+def _ignored(directory: str, names: list[str]) -> list[str]:
     # What .dockerignore keeps out.
-    return (name for name in names if name == "__pycache__" or name.endswith((".so", ".c")))
+    return [name for name in names if name == "__pycache__" or name.endswith((".so", ".c"))]
 
 
 def outsider() -> Path:
