@@ -302,21 +302,7 @@ class _Worker:
 
     async def _listen(self) -> None:
         for index, listening in self._orders.sockets:
-<<<<<<< Updated upstream
             await self._serve(index, listening)
-=======
-            listener = self._runtime.listener(self._config, index)
-            options: dict[str, Any] = {"backlog": getattr(listener, "backlog", BACKLOG)}
-            factory = _factory(self._plane, listener)
-            if index in self._tls:
-                context, limit_s = self._tls[index].context, listener.tls.handshake_timeout_ns / 1e9
-                if listener.proxy_protocol:
-                    factory = partial(_proxied, self._loop, factory, context, limit_s)
-                else:
-                    options |= {"ssl": context, "ssl_handshake_timeout": limit_s}
-            server = await self._loop.create_server(factory, sock=listening, **options)
-            self._servers.append((index, listening, server))
->>>>>>> Stashed changes
         if self._tls:
             self._look_at_certificates()
 
@@ -324,10 +310,14 @@ class _Worker:
         """Accepts from this socket of the listener with this index."""
         listener = self._runtime.listener(self._config, index)
         options: dict[str, Any] = {"backlog": getattr(listener, "backlog", BACKLOG)}
+        factory = _factory(self._plane, listener)
         if index in self._tls:
-            options["ssl"] = self._tls[index].context
-            options["ssl_handshake_timeout"] = listener.tls.handshake_timeout_ns / 1e9
-        server = await self._loop.create_server(_factory(self._plane, listener), sock=listening, **options)
+            context, limit_s = self._tls[index].context, listener.tls.handshake_timeout_ns / 1e9
+            if listener.proxy_protocol:
+                factory = partial(_proxied, self._loop, factory, context, limit_s)
+            else:
+                options |= {"ssl": context, "ssl_handshake_timeout": limit_s}
+        server = await self._loop.create_server(factory, sock=listening, **options)
         self._servers.append((index, listening, server))
         return self._servers[-1]
 
