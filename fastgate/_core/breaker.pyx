@@ -34,14 +34,14 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.contextvars cimport PyContextVar_Get, PyContextVar_Set
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
 
 from fastgate._core.arguments cimport float_argument, int_argument
 from fastgate._core.atomic cimport (
     atomic_add_relaxed_u64, atomic_cas_u64, atomic_load, atomic_load_u64, atomic_store, atomic_store_u64,
 )
+from fastgate._core.breaker_window cimport count_in_window, learn, limits, sum_window
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.debug cimport debug_live_add, debug_live_count
 
@@ -58,7 +58,6 @@ cdef enum:
     MAX_TRIPS = 63
     COUNT_12 = 4095
     COUNT_24 = 16777215
-    COUNT_16 = 65535
 
 cdef int64_t LATEST_NS = 0x7FFFFFFFFFFFFFFF
 cdef int64_t SKEW_NS = 1_000_000_000    # how far clocks of two readers may differ before "the clock went back" is concluded
@@ -304,97 +303,6 @@ cdef int64_t breaker_retry_after_ns(const breaker_t* b, const breaker_config_t* 
         return 0
     until_ns = atomic_load(&b.probes_expire_ns)
     return 0 if is_over(until_ns, now_ns, c.permit_timeout_ns) else until_ns - now_ns
-
-
-# --- the window -------------------------------------------------------------------------------------------------------------
-
-cdef inline void count_in_window(breaker_t* b, const breaker_config_t* c, bint ok, bint slow, int64_t now_ns) noexcept nogil:
-    cdef uint64_t epoch = <uint64_t>(now_ns / c.bucket_ns)
-    cdef uint64_t* bucket = &b.window[epoch % BREAKER_BUCKETS]
-    cdef uint16_t round_ = <uint16_t>(epoch / BREAKER_BUCKETS)
-    cdef uint64_t seen = atomic_load_u64(bucket), calls, failures, slows
-    cdef uint16_t kept
-    while True:
-        kept = <uint16_t>(seen >> 48)
-        failures = slows = 0
-        # One round ahead is another process whose clock was read a moment later; anything else is an old round.
-        calls = seen >> 32 & COUNT_16
-        if calls != 0 and (kept == round_ or kept == <uint16_t>(round_ + 1)):
-            failures = seen >> 16 & COUNT_16
-            slows = seen & COUNT_16
-        else:
-            kept = round_
-            calls = 0
-        if calls == COUNT_16:
-            calls >>= 1
-            failures >>= 1
-            slows >>= 1
-        calls += 1
-        failures += not ok
-        slows += slow
-        if atomic_cas_u64(bucket, &seen, <uint64_t>kept << 48 | calls << 32 | failures << 16 | slows):
-            return
-
-
-cdef inline void sum_window(const breaker_t* b, const breaker_config_t* c, int64_t now_ns, uint64_t* calls, uint64_t* failures,
-                            uint64_t* slow) noexcept nogil:
-    cdef uint64_t epoch = <uint64_t>(now_ns / c.bucket_ns), seen
-    cdef int at = <int>(epoch % BREAKER_BUCKETS), index
-    cdef uint16_t round_ = <uint16_t>(epoch / BREAKER_BUCKETS), expected
-    calls[0] = failures[0] = slow[0] = 0
-    for index in range(BREAKER_BUCKETS):
-        seen = atomic_load_u64(&b.window[index])
-        expected = round_ if index <= at else <uint16_t>(round_ - 1)
-        if <uint16_t>(<uint16_t>(seen >> 48) - expected) <= 1:
-            calls[0] += seen >> 32 & COUNT_16
-            failures[0] += seen >> 16 & COUNT_16
-            slow[0] += seen & COUNT_16
-
-
-# --- the baseline -----------------------------------------------------------------------------------------------------------
-
-cdef inline double double_of(uint64_t bits) noexcept nogil:
-    cdef double value
-    memcpy(&value, &bits, 8)
-    return value
-
-
-cdef inline uint64_t bits_of(double value) noexcept nogil:
-    cdef uint64_t bits
-    memcpy(&bits, &value, 8)
-    return bits
-
-
-cdef inline void limits(const breaker_t* b, const breaker_config_t* c, double* failure_ratio, int64_t* slow_ns) noexcept nogil:
-    """The limits in force: the configured ones, or what the baseline makes of them."""
-    cdef double learned
-    failure_ratio[0] = c.failure_ratio
-    slow_ns[0] = c.slow_ns if c.slow_ns > 0 else LATEST_NS
-    if c.adaptive_calls == 0 or atomic_load_u64(&b.baseline_calls) < <uint64_t>c.adaptive_calls:
-        return
-    learned = double_of(atomic_load_u64(&b.baseline_failure_ratio)) * c.adaptive_factor
-    if learned < c.adaptive_floor_ratio:
-        learned = c.adaptive_floor_ratio
-    if learned < failure_ratio[0]:
-        failure_ratio[0] = learned
-    learned = double_of(atomic_load_u64(&b.baseline_latency_ns)) * c.adaptive_factor
-    if 0 < learned < <double>slow_ns[0]:
-        slow_ns[0] = <int64_t>learned
-
-
-cdef inline void learn_one(uint64_t* count, uint64_t* mean, double value, int64_t memory) noexcept nogil:
-    """Running mean over the first `memory` values, then an exponentially weighted one with that memory."""
-    cdef uint64_t seen = atomic_add_relaxed_u64(count, 1) + 1
-    cdef double weight = <double>memory if seen > <uint64_t>memory else <double>seen
-    cdef uint64_t old = atomic_load_u64(mean)
-    while not atomic_cas_u64(mean, &old, bits_of(double_of(old) + (value - double_of(old)) / weight)):
-        pass
-
-
-cdef inline void learn(breaker_t* b, const breaker_config_t* c, bint ok, int64_t latency_ns) noexcept nogil:
-    learn_one(&b.baseline_calls, &b.baseline_failure_ratio, 0.0 if ok else 1.0, c.adaptive_calls)
-    if ok:
-        learn_one(&b.baseline_ok, &b.baseline_latency_ns, <double>latency_ns, c.adaptive_calls)
 
 
 # --- the class --------------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from libc.string cimport memcpy
 
 from fastgate._core.arguments cimport int_argument
 from fastgate._core.debug cimport debug_live_add, debug_live_count
-from fastgate._core.texttable cimport reversed_hash, slot_t, suffix_hash, table_find, table_t, text_hash
+from fastgate._core.texttable cimport reversed_hash, table_allocate, table_find, table_insert, text_hash
 
 __all__ = ["Match", "Route", "Router"]
 
@@ -63,40 +63,6 @@ ctypedef struct search_t:
     void* arg
     int32_t starts[MAX_SPLIT]
     int32_t lengths[MAX_SPLIT]
-
-
-cdef int table_allocate(table_t* table, Py_ssize_t entries) except -1:
-    cdef uint64_t size = 4
-    if entries == 0:
-        return 0
-    while size < <uint64_t>entries * 2:
-        size *= 2
-    table.slots = <slot_t*>calloc(size, sizeof(slot_t))
-    if table.slots == NULL:
-        raise MemoryError()
-    table.mask = size - 1
-    return 0
-
-
-cdef int table_insert(table_t* table, uint32_t owner, bytes text, int32_t target, bint is_suffix, bytearray arena) except -1:
-    """Adds (owner, text) -> target; the pair must be new. Suffixes are hashed from their end."""
-    cdef uint64_t hash, at
-    cdef slot_t* slot
-    if is_suffix:
-        hash = suffix_hash(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
-    else:
-        hash = text_hash(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), owner)
-    at = hash & table.mask
-    while table.slots[at].hash != 0:
-        at = (at + 1) & table.mask
-    slot = &table.slots[at]
-    slot.hash = hash
-    slot.owner = owner
-    slot.target = target
-    slot.offset = <uint32_t>len(arena)
-    slot.length = <uint32_t>PyBytes_GET_SIZE(text)
-    arena += text
-    return 0
 
 
 cdef void release(Router self) noexcept:

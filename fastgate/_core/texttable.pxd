@@ -6,7 +6,9 @@
 # COST      one hash over the text (8 bytes per step) and on average 1.5 probes; 24 bytes per slot.
 # SOURCES   linear probing, Knuth TAOCP 6.4; the multiply-xor mixer is MurmurHash3's finaliser; FNV-1a for suffixes.
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc
 from libc.string cimport memcmp
 
 ctypedef struct slot_t:
@@ -79,3 +81,38 @@ cdef inline uint64_t suffix_hash(const char* text, Py_ssize_t n) noexcept nogil:
         n -= 1
         hash = reversed_hash(hash, <unsigned char>text[n])
     return hash | 1
+
+
+cdef inline int table_allocate(table_t* table, Py_ssize_t entries) except -1:
+    cdef uint64_t size = 4
+    if entries == 0:
+        return 0
+    while size < <uint64_t>entries * 2:
+        size *= 2
+    table.slots = <slot_t*>calloc(size, sizeof(slot_t))
+    if table.slots == NULL:
+        raise MemoryError()
+    table.mask = size - 1
+    return 0
+
+
+cdef inline int table_insert(table_t* table, uint32_t owner, bytes text, int32_t target, bint is_suffix,
+                             bytearray arena) except -1:
+    """Adds (owner, text) -> target; the pair must be new. Suffixes are hashed from their end."""
+    cdef uint64_t hash, at
+    cdef slot_t* slot
+    if is_suffix:
+        hash = suffix_hash(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+    else:
+        hash = text_hash(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), owner)
+    at = hash & table.mask
+    while table.slots[at].hash != 0:
+        at = (at + 1) & table.mask
+    slot = &table.slots[at]
+    slot.hash = hash
+    slot.owner = owner
+    slot.target = target
+    slot.offset = <uint32_t>len(arena)
+    slot.length = <uint32_t>PyBytes_GET_SIZE(text)
+    arena += text
+    return 0

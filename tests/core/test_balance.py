@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import P2C, LeastRequests, SmoothWeighted
@@ -135,7 +135,6 @@ def test_smooth_weighted_equals_the_oracle(weights: list[int], start: int, picks
             assert balancer.pick_among(usable) == oracle.pick(usable)
 
 
-@settings(max_examples=300)
 @given(WEIGHTS, st.lists(st.tuples(st.sampled_from("ppmf"), st.integers(0, 511)), max_size=200))
 def test_least_requests_equals_the_oracle(weights: list[int], steps: list[tuple[str, int]]) -> None:
     oracle, balancer = LeastOracle(weights), LeastRequests(weights)
@@ -156,7 +155,6 @@ def test_least_requests_equals_the_oracle(weights: list[int], steps: list[tuple[
         assert balancer.in_flight == tuple(oracle.in_flight)
 
 
-@settings(max_examples=300)
 @given(
     WEIGHTS,
     st.none() | st.sampled_from([0.01, 10.0]),

@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import CircuitBreaker, CircuitOpen
@@ -60,7 +60,6 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=500, deadline=None)
 @given(CONFIGS, SLOW, STEPS, st.sampled_from([0, 10 * S, 10**15 + 7]))
 def test_every_decision_equals_the_oracle(
     config: dict[str, Any], slow: dict[str, Any], steps: list[tuple[str, int, bool, int, int]], now_ns: int

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import Bulkhead, BulkheadFull, BulkheadTimeout
@@ -50,7 +50,6 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.integers(1, 3),
     st.integers(0, 4),

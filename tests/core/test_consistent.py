@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import HashRing, Maglev, siphash64
@@ -92,7 +92,6 @@ class MaglevOracle(Bounded):
         return self.first(self.table[start:] + self.table[:start], usable)
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     NAMES,
     st.lists(st.integers(0, 5), min_size=6, max_size=6),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import cast
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastgate._core.router import Match, Route, Router, live_objects
@@ -135,7 +135,6 @@ def frozen(rows: list[tuple[str, str | None, int]]) -> Router:
     return router
 
 
-@settings(max_examples=400, deadline=None)
 @given(ROUTES, REQUESTS, st.integers(0, 99))
 @example([("/{p0}/a/*", None, 0), ("/a/{p1}/{rest...}", None, 0), ("/*", None, 2)], [("", "/a/a/x")], 1)
 def test_candidates_and_params_equal_the_naive_matcher(
