@@ -6,18 +6,19 @@ supervisor, and which changes the running workers cannot take.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
+from fastgate._core.counters import Counters
 from fastgate._core.shm import SharedMemory
 from fastgate.config import Config, InvalidConfig, encode, load
 from fastgate.server.loader import Topology, problem_of
-from fastgate.server.runtime import GatewayRuntime, map_counters
 from fastgate.server.supervisor import Supervisor
-from fastgate.server.worker import run_worker
+from fastgate.server.worker import WorkerOrders, run_worker
 from fastgate.state.channel import ControllerOrders, Problem
 from fastgate.state.host import HostTable
 
@@ -50,16 +51,30 @@ def serve(
             return [problem_of(error) for error in invalid.errors]
         return topology_of(config), encode(config)
 
-    runtime = GatewayRuntime()
+    def work(orders: WorkerOrders) -> None:
+        from fastgate.server.runtime import GatewayRuntime
+
+        run_worker(GatewayRuntime(), orders)
+
+    def map_counters(seats: int, routes: int) -> Counters:
+        from fastgate.server.runtime import map_counters
+
+        return map_counters(seats, routes)
+
+    def warm_up() -> None:
+        # The data plane takes as long to import as the first config takes to load: both at once.
+        importlib.import_module("fastgate.server.runtime")
+
     supervisor = Supervisor(
         read_config,
-        lambda orders: run_worker(runtime, orders),
+        work,
         control,
         memory=SharedMemory(HostTable.size(SEATS_MOST)),
         map_counters=map_counters,
         watched=[path],
         ready_fd=ready_fd,
         on_ready=on_ready,
+        warm_up=warm_up,
     )
     return supervisor.run()
 

@@ -80,10 +80,11 @@ class Supervisor:
         ready_fd: int | None = None,
         hang_limit_ns: int = HANG_LIMIT_NS,
         on_ready: Callable[[list[str], str | None], None] | None = None,
+        warm_up: Callable[[], None] | None = None,
     ) -> None:
         """`memory` is zeroed shared memory for the host table; `map_counters` maps that of the request
         counters for so many seats. `read_config` runs in the loader, `work` in each worker, `control` in the
-        controller: each in its own process.
+        controller: each in its own process. `warm_up` runs once here, while the first config is being read.
         """
         self.read_config = read_config
         self.journal = Journal("supervisor")
@@ -100,6 +101,7 @@ class Supervisor:
         self._seen = self._look()
         self._ready_fd = ready_fd
         self._on_ready = on_ready
+        self._warm_up = warm_up
         self._reload_again: list[int] | None = None
         self._status = 0
 
@@ -113,10 +115,12 @@ class Supervisor:
         self.reactor.on_signals(
             (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1), self._signalled
         )
-        gc.collect()
-        gc.freeze()  # so that a child's collector does not copy these pages by writing to their headers
         self.reactor.after(TICK_NS, self._tick)
         self._begin_reload([])
+        if self._warm_up is not None:
+            self._warm_up()
+        gc.collect()
+        gc.freeze()  # so that a child's collector does not copy these pages by writing to their headers
         try:
             self.reactor.run()
         finally:
