@@ -147,7 +147,7 @@ class _Api:
         """Totals since the start, for the gateway and for each route that was asked for."""
         view = self._view
         labels = {reason.index: reason.label for reason in REASONS.values()}
-        routes = []
+        routes: list[dict[str, Any]] = []
         for counts in [*view.route_counts(), view.unmatched()]:
             total, sum_ns, _below = counts.cumulative("duration")
             requests = sum(counts.responses)
@@ -169,11 +169,11 @@ class _Api:
                     },
                 }
             )
-        routes.sort(key=lambda row: row["requests"], reverse=True)  # type: ignore[arg-type,return-value]
+        routes.sort(key=lambda row: row["requests"], reverse=True)
         return JSONResponse(
             {
-                "requests": sum(int(str(row["requests"])) for row in routes),
-                "errors": sum(int(str(row["errors"])) for row in routes),
+                "requests": sum(row["requests"] for row in routes),
+                "errors": sum(row["errors"] for row in routes),
                 "connections": view.worker_total("connections_open", is_gauge=True),
                 "requests_active": view.worker_total("requests_active", is_gauge=True),
                 "routes": routes,

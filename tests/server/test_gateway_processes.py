@@ -13,7 +13,7 @@ import pytest
 from tests.control.admin_client import call
 from tests.gateway import Gateway, private_bytes, rss_bytes
 from tests.server.gateway_rig import Traffic, read_answer, until
-from tests.upstream import Upstream, answer
+from tests.upstream import Peer, Upstream, answer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -97,11 +97,11 @@ def test_sigterm_under_load_loses_nothing() -> None:
 
 
 def test_in_flight_is_answered_after_sigterm() -> None:
-    def slow(peer: object) -> None:
-        peer.read_request()  # type: ignore[attr-defined]
+    def slow(peer: Peer) -> None:
+        peer.read_request()
         until(lambda: released, "the test lets go")
-        peer.send(OK)  # type: ignore[attr-defined]
-        peer.wait_closed()  # type: ignore[attr-defined]
+        peer.send(OK)
+        peer.wait_closed()
 
     released: list[bool] = []
     with Upstream(slow) as upstream:
