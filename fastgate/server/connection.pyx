@@ -257,7 +257,6 @@ cdef class ClientConnection(ClientStream):
         self.fd = sock.fileno() if sock is not None and transport.get_extra_info("ssl_object") is None else -1
         name = transport.get_extra_info("peername")
         self._set_peer(name[0] if isinstance(name, tuple) and name else "")
-        self.parser = HttpRequestParser(self)
         plane.connections.add(self)
         if len(plane.connections) > plane.max_connections:
             atomic_add_relaxed_u64(&plane.counts.connections_refused, 1)
@@ -339,6 +338,8 @@ cdef class ClientConnection(ClientStream):
         if self.in_head:
             self.head_bytes += n
         self.chunk_overhead += n
+        if self.parser is None:
+            self.parser = HttpRequestParser(self)       # most connections never need one
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:

@@ -78,8 +78,7 @@ cdef class UpstreamConnection(Timed):
     cdef int abort(self) except -1
     cdef bint seems_alive(self)
     cdef int _fail(self, Reason reason) except -1
-    cdef int _new_parser(self) except -1
     cdef bint _read_head(self) except -1
     cdef bint _plain_answer(self, bytes data) except -1
     cdef int _counted_body(self, bytes data, Py_ssize_t start) except -1
-    cdef int _body_arrived(self, bytes data) except -1
+    cdef int _parse(self, bytes data) except -1

@@ -182,7 +182,6 @@ cdef class UpstreamConnection(Timed):
         self.fd = -1 if sock is None else sock.fileno()
         self.is_tls = transport.get_extra_info("ssl_object") is not None
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        self._new_parser()
 
     def data_received(self, bytes data):
         cdef int64_t now_ns = monotonic_ns()
@@ -220,15 +219,17 @@ cdef class UpstreamConnection(Timed):
                 self.version_minor = -1                 # ask the parser once it knows
         if self.state == U_WAITING:
             self.head_bytes += PyBytes_GET_SIZE(data)
-        self._body_arrived(data)
+        self._parse(data)
         if self.state == U_WAITING and self.head_bytes > MAX_HEAD_BYTES:
             self._fail(BAD_RESPONSE)
             return
         if sink is self.sink or self.state == U_CLOSED:
             sink.on_read_done(now_ns)
 
-    cdef int _body_arrived(self, bytes data) except -1:
+    cdef int _parse(self, bytes data) except -1:
         cdef ResponseSink sink = self.sink
+        if self.parser is None:
+            self.parser = HttpResponseParser(self)      # most connections never need one
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
@@ -317,10 +318,6 @@ cdef class UpstreamConnection(Timed):
             sink.on_failed(self, reason)
         return 0
 
-    cdef int _new_parser(self) except -1:
-        self.parser = HttpResponseParser(self)
-        return 0
-
     # httptools callbacks
 
     def on_message_begin(self):
@@ -381,10 +378,10 @@ cdef class UpstreamConnection(Timed):
         self.state = U_BODY
         self.sink.on_head(self)
         if self.head_only and self.state == U_BODY:
-            # llhttp cannot be told that this was HEAD and now waits for the body: it is done with, a new one takes over.
+            # llhttp cannot be told that this was HEAD and now waits for the body: it is done with.
             self.state = U_DONE
             self.sink.on_end(None)
-            self._new_parser()
+            self.parser = None
             raise _HeadDone()
 
     cdef bint _read_head(self) except -1:
