@@ -18,6 +18,27 @@ from fastgate._core.headers cimport FIELD, TOKEN, Headers, header_id
 
 __all__ = ["scan_request", "scan_response"]
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+    /* How many bytes from p on, in whole words of 8, hold no control character (below 32, or 127). The word tests are those of
+       Mycroft (haszero) and may stop early, never late: a borrow can only mark a byte above a marked one. */
+    static inline Py_ssize_t fastgate_plain_run(const char* p, Py_ssize_t n) {
+        const uint64_t ones = 0x0101010101010101ULL, high = 0x8080808080808080ULL;
+        Py_ssize_t i = 0;
+        while (i + 8 <= n) {
+            uint64_t word, del;
+            memcpy(&word, p + i, 8);
+            del = word ^ (ones * 127);
+            if ((((word - ones * 32) & ~word) | ((del - ones) & ~del)) & high) break;
+            i += 8;
+        }
+        return i;
+    }
+    """
+    Py_ssize_t plain_run "fastgate_plain_run"(const char* p, Py_ssize_t n) noexcept nogil
+
 
 cdef inline Py_ssize_t scan_fields(const char* p, Py_ssize_t i, Py_ssize_t n, Headers out, int most_fields) except -2:
     """Read field lines from i to the empty line. The offset behind it; -1 when the head is not whole or not plain."""
@@ -37,6 +58,7 @@ cdef inline Py_ssize_t scan_fields(const char* p, Py_ssize_t i, Py_ssize_t n, He
         while i < n and (p[i] == c" " or p[i] == c"\t"):
             i += 1
         value = i
+        i += plain_run(p + i, n - i)
         while i < n and FIELD[<unsigned char>p[i]]:
             i += 1
         if i + 2 >= n or p[i] != c"\r" or p[i + 1] != c"\n":    # a line more must follow, were it the empty one

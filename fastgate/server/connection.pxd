@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t
 
 from fastgate._core.context cimport Reason, RequestContext
-from fastgate._core.headers cimport Headers
+from fastgate._core.headers cimport Headers, HeadWriter
 from fastgate.server.exchange cimport ClientStream, Exchange, Plane
 
 cdef enum:
@@ -22,6 +22,8 @@ cdef enum:
 cdef class DataPlane(Plane):
     cdef readonly set connections
     cdef object ticker
+    cdef HeadWriter out                   # the answer bytes of out_owner that are not sent yet
+    cdef ClientConnection out_owner
     cdef int ticks
     cdef readonly bint closing_tunnels
     # From the config's `server`
@@ -75,7 +77,6 @@ cdef class ClientConnection(ClientStream):
     cdef bint advancing
     cdef bint tunnel
     # The answer
-    cdef list out
     cdef int framing
     cdef bint keep
     cdef int64_t to_send                  # bytes left of an answer framed by length
@@ -93,7 +94,10 @@ cdef class ClientConnection(ClientStream):
     cdef int _refuse_early(self, Reason reason) except -1
     cdef Reason _check_head(self, RequestContext ctx)
     cdef int _set_client(self, RequestContext ctx) except -1
-    cdef int _write(self, bytes data) except -1
+    cdef HeadWriter _out(self)
+    cdef int _write(self, const char* data, Py_ssize_t n, bytes whole) except -1
+    cdef int _enqueue(self, Exchange exchange) except -1
+    cdef int _message_complete(self) except -1
     cdef int _pause(self, int why) except -1
     cdef int _resume(self, int why) except -1
     cdef int _close(self) except -1

@@ -26,7 +26,7 @@ from httptools import (
     HttpRequestParser,
 )
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memchr, memcmp
 
@@ -87,6 +87,7 @@ cdef enum:
     # client read the answer before a reset can reach it (RFC 9112 §9.6).
     SMALL_REST_BYTES = 65536
     LINGER_BYTES = 1048576
+    COPIED_BYTES = 16384                  # a smaller piece of a body is sent together with what stands before it
     CHUNK_OVERHEAD_BYTES = 16384          # chunk extensions and trailers with no body byte in between
 
 cdef int64_t LINGER_NS = 2_000_000_000
@@ -136,6 +137,7 @@ cdef class DataPlane(Plane):
     def __init__(self, loop, Counters counters not None, int slot, AccessLog access_log=None):
         Plane.__init__(self, loop, counters, slot, access_log if access_log is not None else AccessLog("off", "json", counters, slot))
         self.connections = set()
+        self.out = HeadWriter()
         self.ticker = loop.call_later(0.02, self._tick)
 
     def _tick(self):
@@ -423,7 +425,7 @@ cdef class ClientConnection(ClientStream):
                 if self.body_left > 0:
                     return n
             else:
-                self.on_message_complete()
+                self._message_complete()
         return offset
 
     cdef Py_ssize_t _counted_body(self, bytes data, Py_ssize_t start) except -1:
@@ -433,9 +435,10 @@ cdef class ClientConnection(ClientStream):
             n = self.body_left
         if n > 0:
             self.body_left -= n
-            self.parsing.body_chunk(data if n == PyBytes_GET_SIZE(data) else data[start:start + n])
+            self.parsing.body_chunk(data if n == PyBytes_GET_SIZE(data)
+                                    else PyBytes_FromStringAndSize(PyBytes_AS_STRING(data) + start, n))
         if self.body_left == 0:
-            self.on_message_complete()
+            self._message_complete()
         return n
 
     cdef Exchange _new_exchange(self):
@@ -507,10 +510,11 @@ cdef class ClientConnection(ClientStream):
             self._enqueue(parsing)
         return 0
 
-    def _enqueue(self, Exchange exchange):
+    cdef int _enqueue(self, Exchange exchange) except -1:
         if self.queue is None:
             self.queue = []
         self.queue.append(exchange)
+        return 0
 
     cdef int _upgraded(self, bytes rest) except -1:
         """llhttp stopped behind a request with Upgrade (or CONNECT)."""
@@ -616,7 +620,9 @@ cdef class ClientConnection(ClientStream):
         self.queue = None
         self.parsing = None
         self.skipping = None
-        self.out = None
+        if plane.out_owner is self:
+            plane.out_owner = None
+            plane.out.size = 0
         plane.wheel.cancel(self)
         plane.connections.discard(self)
         atomic_add_relaxed_u64(&plane.counts.connections_open, <uint64_t>-1)
@@ -767,16 +773,20 @@ cdef class ClientConnection(ClientStream):
         self.parsing.body_chunk(chunk)
 
     def on_message_complete(self):
+        self._message_complete()
+
+    cdef int _message_complete(self) except -1:
         cdef Exchange exchange = self.parsing
         self.parsing = None
         self.skipping = None
         self.in_body = False
         if exchange is None:
-            return
+            return 0
         exchange.body_end(self.trailers)
         self.trailers = None
         if not exchange.ctx.keep_alive:
             self.close_after = True
+        return 0
 
     cdef Reason _check_head(self, RequestContext ctx):
         """Everything about a head that must hold before it is a request. The reason to refuse it, or None."""
@@ -934,7 +944,7 @@ cdef class ClientConnection(ClientStream):
 
     cdef int _write_common(self, Exchange exchange) except -1:
         """The end of every answer's head: request id, added fields, Date, connection."""
-        cdef HeadWriter w = self.plane.writer
+        cdef HeadWriter w = self._out()
         cdef RequestContext ctx = exchange.ctx
         w.put(b"X-Request-ID: ", 14)
         w.put_bytes(ctx.request_id_bytes)
@@ -949,7 +959,7 @@ cdef class ClientConnection(ClientStream):
         return w.put(b"\r\n", 2)
 
     cdef int respond_head(self, Exchange exchange, int status, bytes phrase, Headers fields, int64_t length) except -1:
-        cdef HeadWriter w = self.plane.writer
+        cdef HeadWriter w = self._out()
         cdef RequestContext ctx = exchange.ctx
         cdef bytes upgrade
         self.keep = self._keeps(exchange)
@@ -964,7 +974,6 @@ cdef class ClientConnection(ClientStream):
                 w.parsed_field(b"Upgrade", upgrade)
                 self.websocket = upgrade.lower() == b"websocket"
             self._write_common(exchange)
-            self._put_out(w.take())
             return 0
         if length == LENGTH_UNKNOWN:
             if ctx.version_minor == 1:
@@ -990,54 +999,63 @@ cdef class ClientConnection(ClientStream):
             w.put(b"\r\n", 2)
         w.put(b"Via: 1.1 fastgate\r\n", 19)
         self._write_common(exchange)
-        self._put_out(w.take())
         return 0
 
-    def _put_out(self, bytes data):
-        if self.out is None:
-            self.out = [data]
-        else:
-            self.out.append(data)
+    cdef HeadWriter _out(self):
+        """The worker's one buffer for answers, ours until the next flush."""
+        cdef DataPlane plane = self.plane
+        cdef ClientConnection owner
+        if plane.out_owner is not self:
+            owner = plane.out_owner
+            if owner is not None:
+                owner.flush()
+            plane.out_owner = self
+        return plane.out
 
     cdef int respond_chunk(self, Exchange exchange, bytes chunk) except -1:
-        if self.closed:
+        cdef HeadWriter w
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(chunk)
+        if self.closed or self.framing == F_NONE:
             return 0
+        w = self._out()
         if self.framing == F_CHUNKED:
-            self._put_out(b"%x\r\n" % PyBytes_GET_SIZE(chunk))
-            self.out.append(chunk)
-            self.out.append(b"\r\n")
-        elif self.framing != F_NONE:
-            self._put_out(chunk)
+            w.put_hex(n)
+            w.put(b"\r\n", 2)
+        if n < COPIED_BYTES:
+            w.put_bytes(chunk)
+        else:
+            self.flush()
+            exchange.ctx.bytes_sent += n
+            self._write(PyBytes_AS_STRING(chunk), n, chunk)
+            w = self._out()
+        if self.framing == F_CHUNKED:
+            w.put(b"\r\n", 2)
         return 0
 
     cdef int respond_end(self, Exchange exchange, Headers trailers) except -1:
         cdef HeadWriter w
         cdef int i
         if self.framing == F_CHUNKED and not self.closed:
-            if trailers is None:
-                self._put_out(b"0\r\n\r\n")
-            else:
-                w = self.plane.writer
-                w.put(b"0\r\n", 3)
+            w = self._out()
+            w.put(b"0\r\n", 3)
+            if trailers is not None:
                 for i in range(trailers.count):
                     if trailer_allowed(&trailers.fields[i]):
                         w.parsed_span(&trailers.fields[i])
-                w.put(b"\r\n", 2)
-                self._put_out(w.take())
+            w.put(b"\r\n", 2)
         return 0
 
     cdef int respond_interim(self, Exchange exchange, int status, bytes phrase, Headers fields) except -1:
-        cdef HeadWriter w = self.plane.writer
+        cdef HeadWriter w = self._out()
         if exchange.ctx.version_minor == 0:
             return 0                                    # HTTP/1.0 knows no interim answers (RFC 9110 §15.2)
         write_status_line(w, status, phrase)
         write_response_fields(w, fields, False)
         w.put(b"\r\n", 2)
-        self._put_out(w.take())
         return 0
 
     cdef int respond_answer(self, Exchange exchange, Answer answer) except -1:
-        cdef HeadWriter w = self.plane.writer
+        cdef HeadWriter w = self._out()
         cdef RequestContext ctx = exchange.ctx
         self.keep = self._keeps(exchange)
         self.framing = F_LENGTH
@@ -1053,11 +1071,10 @@ cdef class ClientConnection(ClientStream):
         self._write_common(exchange)
         if ctx.method_id != M_HEAD:
             w.put_bytes(answer.body)
-        self._put_out(w.take())
         return 0
 
     cdef int respond_refusal(self, Exchange exchange, Reason reason, bytes body) except -1:
-        cdef HeadWriter w = self.plane.writer
+        cdef HeadWriter w = self._out()
         cdef RequestContext ctx = exchange.ctx
         self.keep = self._keeps(exchange)
         self.framing = F_LENGTH
@@ -1070,36 +1087,38 @@ cdef class ClientConnection(ClientStream):
         self._write_common(exchange)
         if ctx.method_id != M_HEAD:
             w.put_bytes(body)
-        self._put_out(w.take())
         return 0
 
     cdef int send_continue(self) except -1:
         if not self.closed:
-            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n", 25, None)
         return 0
 
     cdef int flush(self) except -1:
-        cdef list out = self.out
-        cdef bytes data
-        if out is None or self.closed:
+        cdef DataPlane plane = self.plane
+        cdef HeadWriter w = plane.out
+        cdef Py_ssize_t n = w.size
+        if plane.out_owner is not self:
             return 0
-        self.out = None
-        data = <bytes>out[0] if len(out) == 1 else b"".join(out)
+        plane.out_owner = None
+        w.size = 0
+        if n == 0 or self.closed:
+            return 0
         if self.exchange is not None:
-            self.exchange.ctx.bytes_sent += PyBytes_GET_SIZE(data)
-        return self._write(data)
+            self.exchange.ctx.bytes_sent += n
+        return self._write(w.data, n, None)
 
-    cdef int _write(self, bytes data) except -1:
-        cdef Py_ssize_t sent
+    cdef int _write(self, const char* data, Py_ssize_t n, bytes whole) except -1:
+        """Send n bytes now, and give the transport what the kernel does not take. `whole`: the same bytes, where they are an object."""
+        cdef Py_ssize_t sent = 0
         if self.buffered and self.transport.get_write_buffer_size() == 0:
             self.buffered = False
-        if self.fd < 0 or self.buffered:
-            self.transport.write(data)
-            return 0
-        sent = send_now(self.fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-        if sent < PyBytes_GET_SIZE(data):
+        if self.fd >= 0 and not self.buffered:
+            sent = send_now(self.fd, data, n)
+            if sent == n:
+                return 0
             self.buffered = True
-            self.transport.write(data[sent:])
+        self.transport.write(whole if sent == 0 and whole is not None else PyBytes_FromStringAndSize(data + sent, n - sent))
         return 0
 
     cdef int pause_body(self) except -1:
@@ -1208,7 +1227,7 @@ cdef class ClientConnection(ClientStream):
             return 0
         if self.websocket:
             self._track_frames(data)
-        self._write(data)
+        self._write(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data)
         if self.exchange is not None:
             self.exchange.ctx.bytes_sent += PyBytes_GET_SIZE(data)
         return 0
@@ -1255,7 +1274,7 @@ cdef class ClientConnection(ClientStream):
     cdef int _close_websocket(self) except -1:
         """Tell a WebSocket client that the gateway goes away (1001, RFC 6455 §7.4.1), if no frame is under way."""
         if self.websocket and self.frame_left == 0 and self.frame_head is None and not self.closed:
-            self._write(b"\x88\x02\x03\xe9")
+            self._write(b"\x88\x02\x03\xe9", 4, None)
         return 0
 
     cdef int _begin_drain(self, bint close_tunnels) except -1:

@@ -89,7 +89,9 @@ cdef class Exchange(ResponseSink):
     cdef Target target
     cdef UpstreamConnection up
     cdef int attempts_left
-    cdef bytes sent                       # all that was written upstream, while it can be replayed
+    cdef bint keeps                       # it may be replayed: the body sent so far is in `kept`
+    cdef list kept
+    cdef int64_t kept_bytes
     cdef bint replayed
     cdef object task
     cdef int suspended_at
@@ -137,5 +139,7 @@ cdef class Exchange(ResponseSink):
     cdef bytes _hooked_response_chunk(self, bytes chunk, bint last)
     cdef int _give_up_holding(self) except -1
     cdef int _replay(self) except -1
+    cdef int _flush_upstream(self) except -1
+    cdef int _keep(self, bytes chunk) except -1
     cdef int tunnel_received(self, bytes data) except -1
     cdef int tunnel_client_eof(self) except -1

@@ -51,7 +51,8 @@ from fastgate.errors import REASONS
 log = logging.getLogger("fastgate")
 
 cdef enum:
-    # What is kept of a sent request so that it can be replayed on a fresh connection: a head and a small body. A larger upload
+    COPIED_BYTES = 16384                  # a smaller piece of a body is sent together with what stands before it
+    # What is kept of a request's body so that it can be replayed on a fresh connection. A larger upload
     # is not held in memory for the rare connection that turns out dead.
     REPLAY_BYTES = 65536
     # Body held for an upstream connection that is not there yet; beyond it the client is not read.
@@ -456,13 +457,7 @@ cdef class Exchange(ResponseSink):
         cdef RequestContext ctx = self.ctx
         self.up = connection
         ctx.now_ns = monotonic_ns()
-        if not self.replayed:
-            return self._send_head()
-        connection.begin(self, ctx.method_id == M_HEAD, False)
-        self.state = X_SENDING
-        ctx.upstream_started_ns = ctx.now_ns
-        connection.write(self.sent)
-        return self._rearm()
+        return self._send_head()
 
     cdef int on_connect_failed(self, Reason reason, str detail) except -1:
         log.warning("upstream %s: %s: %s (%s)", self.upstream.name, self.target.url, reason.label, detail)
@@ -511,13 +506,16 @@ cdef class Exchange(ResponseSink):
                            self.total_deadline_ns - ctx.now_ns if self.total_deadline_ns else 0)
         self.state = X_SENDING
         ctx.upstream_started_ns = ctx.now_ns
-        self.sent = b"" if method_idempotent(ctx.method_id) and not ctx.upgrade else None
+        self.end_sent = False
+        self.keeps = method_idempotent(ctx.method_id) and not ctx.upgrade and not route.pipeline.request_chunk
+        self.kept = None
+        self.kept_bytes = 0
         return self._send_pending()
 
     cdef int _send_pending(self) except -1:
         """Send what is in the writer (a head, or nothing) and the pieces of the body that are here."""
         cdef HeadWriter w = self.plane.writer
-        cdef bytes chunk, data
+        cdef bytes chunk
         cdef bint ends = self.body_complete and not self.end_sent
         cdef tuple hooks = self.route.pipeline.request_chunk
         cdef list pieces = self.pending
@@ -534,12 +532,18 @@ cdef class Exchange(ResponseSink):
             if pieces is not None:
                 for piece in pieces:
                     chunk = <bytes>piece
+                    if self.keeps:
+                        self._keep(chunk)
                     if self.chunk_upstream:
                         if PyBytes_GET_SIZE(chunk) == 0:
                             continue
                         w.put_hex(PyBytes_GET_SIZE(chunk))
                         w.put(b"\r\n", 2)
-                    w.put_bytes(chunk)
+                    if PyBytes_GET_SIZE(chunk) < COPIED_BYTES:
+                        w.put_bytes(chunk)
+                    else:
+                        self._flush_upstream()
+                        up.write(PyBytes_AS_STRING(chunk), PyBytes_GET_SIZE(chunk), chunk)
                     if self.chunk_upstream:
                         w.put(b"\r\n", 2)
             if ends:
@@ -551,14 +555,7 @@ cdef class Exchange(ResponseSink):
                             if trailer_allowed(&self.request_trailers.fields[i]):
                                 w.parsed_span(&self.request_trailers.fields[i])
                     w.put(b"\r\n", 2)
-        if w.size:
-            data = w.take()
-            if self.sent is not None:
-                if PyBytes_GET_SIZE(self.sent) + PyBytes_GET_SIZE(data) <= REPLAY_BYTES:
-                    self.sent = data if PyBytes_GET_SIZE(self.sent) == 0 else self.sent + data
-                else:
-                    self.sent = None
-            up.write(data)
+        self._flush_upstream()
         if self.up is not up:
             return 0
         if up.writable:
@@ -569,6 +566,27 @@ cdef class Exchange(ResponseSink):
             self.body_paused = True
             self.client.pause_body()
         return self._rearm()
+
+    cdef int _flush_upstream(self) except -1:
+        """Send what is in the writer."""
+        cdef HeadWriter w = self.plane.writer
+        cdef Py_ssize_t n = w.size
+        w.size = 0
+        if n:
+            self.up.write(w.data, n, None)
+        return 0
+
+    cdef int _keep(self, bytes chunk) except -1:
+        """Keep a piece of the body for a replay, as long as they are few."""
+        self.kept_bytes += PyBytes_GET_SIZE(chunk)
+        if self.kept_bytes > REPLAY_BYTES:
+            self.keeps = False
+            self.kept = None
+        elif self.kept is None:
+            self.kept = [chunk]
+        else:
+            self.kept.append(chunk)
+        return 0
 
     cdef list _hooked_request_chunks(self, list pieces, bint ends):
         """The pieces as the request_chunk hooks make them; None when a hook failed."""
@@ -616,7 +634,8 @@ cdef class Exchange(ResponseSink):
         cdef int64_t length
         ctx.first_byte_ns = connection.now_ns
         ctx.upstream_status = status
-        self.sent = None
+        self.kept = None
+        self.keeps = False
         histogram_record(&self.counts.upstream, ctx.first_byte_ns - ctx.upstream_started_ns)
         if status == 101:
             ctx.status = 101
@@ -775,11 +794,12 @@ cdef class Exchange(ResponseSink):
         """A kept-alive connection that the upstream closed as we used it says nothing about the request: send it once more, on a
         fresh connection, if it may be sent twice, if not one byte came back and if all of it is still here."""
         return reason is UPSTREAM_CLOSED and connection.reused and not connection.saw_bytes and not self.replayed \
-            and self.sent is not None and self.end_sent
+            and self.keeps and self.end_sent
 
     cdef int _replay(self) except -1:
         cdef int outcome
         self.state = X_WAITING
+        self.pending = self.kept
         self.ctx.attempts += 1
         outcome = self.target.acquire(self)
         if outcome == A_FULL:
@@ -806,7 +826,7 @@ cdef class Exchange(ResponseSink):
         """Bytes from the client inside a tunnel."""
         self.body_bytes += PyBytes_GET_SIZE(data)
         if self.up is not None:
-            self.up.write(data)
+            self.up.write(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data)
             self.ctx.now_ns = monotonic_ns()
             return self._rearm()
         return 0
@@ -932,7 +952,7 @@ cdef class Exchange(ResponseSink):
                     self._plugin_failed(plugin, "log")
         self.plane.log.record(ctx)
         self.pending = None
-        self.sent = None
+        self.kept = None
         self.upstream = None
         self.target = None
         self.client = None

@@ -72,8 +72,8 @@ cdef int parse_target(RequestContext ctx, bytes target) except -1:
         elif question < 0 and (c == c"%" or (c == c"." and i > start and t[i - 1] == c"/")):
             plain = False
     if question >= 0:
-        ctx.query_bytes = target[question + 1:]
-        path = target[start:question]
+        ctx.query_bytes = PyBytes_FromStringAndSize(t + question + 1, n - question - 1)
+        path = PyBytes_FromStringAndSize(t + start, question - start)
     else:
         path = target if start == 0 else target[start:]
     if PyBytes_GET_SIZE(path) == 0:             # http://host?query

@@ -71,7 +71,7 @@ cdef class UpstreamConnection(Timed):
     cdef bint writable
     cdef bint reused                        # has carried a request before this one
     cdef int begin(self, ResponseSink sink, bint head_only, bint upgrade_asked) except -1
-    cdef int write(self, bytes data) except -1
+    cdef int write(self, const char* data, Py_ssize_t n, bytes whole) except -1
     cdef int pause(self) except -1
     cdef int resume(self) except -1
     cdef int close(self) except -1

@@ -12,7 +12,7 @@ SOURCES  RFC 9112 §6.3 (body length), §9.6 (close); RFC 9110 §15.2 (interim a
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcmp
 
 from fastgate._core.clock cimport monotonic_ns
@@ -43,6 +43,8 @@ cdef enum:
     MAX_INTERIMS = 32
     # More than this unsent makes us stop reading from the client (asyncio's own default)
     WRITE_HIGH_BYTES = 65536
+
+cdef bytes OK = b"OK"
 
 cdef Reason BAD_RESPONSE = REASONS["bad_upstream_response"]
 cdef Reason CLOSED_EARLY = REASONS["upstream_closed"]
@@ -122,19 +124,19 @@ cdef class UpstreamConnection(Timed):
         self.requests += 1
         return 0
 
-    cdef int write(self, bytes data) except -1:
-        cdef Py_ssize_t sent
+    cdef int write(self, const char* data, Py_ssize_t n, bytes whole) except -1:
+        """Send n bytes now, and give the transport what the kernel does not take. `whole`: the same bytes, where they are an object."""
+        cdef Py_ssize_t sent = 0
         if self.state == U_CLOSED:
             return 0
         if self.buffered and self.transport.get_write_buffer_size() == 0:
             self.buffered = False
-        if self.is_tls or self.fd < 0 or self.buffered:
-            self.transport.write(data)
-            return 0
-        sent = send_now(self.fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-        if sent < PyBytes_GET_SIZE(data):
+        if self.fd >= 0 and not self.is_tls and not self.buffered:
+            sent = send_now(self.fd, data, n)
+            if sent == n:
+                return 0
             self.buffered = True
-            self.transport.write(data[sent:])
+        self.transport.write(whole if sent == 0 and whole is not None else PyBytes_FromStringAndSize(data + sent, n - sent))
         return 0
 
     cdef int pause(self) except -1:
@@ -443,7 +445,8 @@ cdef class UpstreamConnection(Timed):
         else:
             return False
         fields.raw = data
-        self.phrase = data[line.phrase_start:line.phrase_start + line.phrase_n]
+        self.phrase = OK if line.phrase_n == 2 and memcmp(PyBytes_AS_STRING(data) + line.phrase_start, b"OK", 2) == 0 \
+            else PyBytes_FromStringAndSize(PyBytes_AS_STRING(data) + line.phrase_start, line.phrase_n)
         self.trailers = None
         self.until_close = False
         self.counted = True
@@ -461,7 +464,8 @@ cdef class UpstreamConnection(Timed):
             n = self.body_left
         if n > 0 and self.state == U_BODY:
             self.body_left -= n
-            self.sink.on_chunk(data if n == PyBytes_GET_SIZE(data) else data[start:start + n])
+            self.sink.on_chunk(data if n == PyBytes_GET_SIZE(data)
+                               else PyBytes_FromStringAndSize(PyBytes_AS_STRING(data) + start, n))
         if self.body_left == 0 and self.state == U_BODY:
             self.state = U_DONE
             self.counted = False
