@@ -319,6 +319,10 @@ cdef class ClientConnection(ClientStream):
             data = data[taken:]
             start = PyBytes_AS_STRING(data)
             n -= taken
+            if self.paused & PAUSED_UPGRADE:
+                self.upgrade_rest = data
+                data = b""
+                n = 0
         if self.parsing is None and not self.close_after:
             taken = self._plain_requests(data, now_ns)
             if taken == n:
@@ -518,27 +522,35 @@ cdef class ClientConnection(ClientStream):
 
     cdef int _upgraded(self, bytes rest) except -1:
         """llhttp stopped behind a request with Upgrade (or CONNECT)."""
-        cdef Exchange parsing = self.queue[len(self.queue) - 1] if self.queue else self.exchange
+        cdef Exchange parsing = self.parsing
         cdef RequestContext ctx
-        self.parser = HttpRequestParser(self)
-        if parsing is None or parsing.ctx.method_id == M_CONNECT or self.close_after:
-            self.close_after = True
+        cdef Py_ssize_t taken
+        self.parser = None
+        if self.close_after or self.closed:
             return 0
-        ctx = parsing.ctx
-        if ctx.upgrade:
+        if parsing is not None:
+            # httptools skips the body of a request with Upgrade; here is where it is read.
+            ctx = parsing.ctx
+            if ctx.content_length > 0:
+                self.body_left = ctx.content_length
+                taken = self._counted_body(rest, 0)
+                rest = rest[taken:]
+                if self.body_left > 0:
+                    return 0
+            else:
+                # A new parser that is told the framing alone.
+                self.parsing = None
+                self.skipping = parsing
+                self.parser = HttpRequestParser(self)
+                self.parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+                if rest:
+                    self._feed(rest, ctx.now_ns)
+                return 0
+        if self.paused & PAUSED_UPGRADE:
             if rest:
                 self.upgrade_rest = rest
-            self._pause(PAUSED_UPGRADE)
-            return 0
-        if ctx.has_body:
-            # httptools skips the body of such a request; the upgrade is ignored (RFC 9110 §7.8 allows it) and the body framed
-            # by a new parser that is told the framing alone.
-            self.parsing = None
-            self.skipping = parsing
-            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + (b"Content-Length: %d\r\n\r\n" % ctx.content_length
-                                                             if ctx.content_length >= 0 else b"Transfer-Encoding: chunked\r\n\r\n"))
-        if rest:
-            self._feed(rest, ctx.now_ns)
+        elif rest:
+            self._feed(rest, monotonic_ns())
         return 0
 
     cdef int _advance(self) except -1:
@@ -773,6 +785,8 @@ cdef class ClientConnection(ClientStream):
         self.parsing.body_chunk(chunk)
 
     def on_message_complete(self):
+        if self.parsing is not None and self.parsing.ctx.has_body and self.skipping is None and self.parser.should_upgrade():
+            return                                      # only the head is; see _upgraded
         self._message_complete()
 
     cdef int _message_complete(self) except -1:
@@ -784,6 +798,8 @@ cdef class ClientConnection(ClientStream):
             return 0
         exchange.body_end(self.trailers)
         self.trailers = None
+        if exchange.ctx.upgrade:
+            self._pause(PAUSED_UPGRADE)                 # what follows is not HTTP, if the upstream agrees
         if not exchange.ctx.keep_alive:
             self.close_after = True
         return 0
@@ -870,7 +886,7 @@ cdef class ClientConnection(ClientStream):
             self.last_forwarding = None
         if not host_given and ctx.version_minor == 1:
             return BAD_HOST                             # absolute-form does not excuse from Host (RFC 9112 §3.2.2)
-        if wants_upgrade and ctx.version_minor == 1 and not ctx.has_body:
+        if wants_upgrade and ctx.version_minor == 1 and not chunked:
             field = headers.find_id(H_UPGRADE)
             # h2c by Upgrade is obsolete (RFC 9113 §3.1) and would carry requests past every check of ours
             if field != NULL and not has_token(field.value, field.value_n, b"h2c", 3):
