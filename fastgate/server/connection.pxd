@@ -84,6 +84,7 @@ cdef class ClientConnection(ClientStream):
     cdef int64_t frame_left               # of the WebSocket frame that passes to the client
     cdef bytes frame_head
 
+    cdef bytes _proxy_header(self, bytes data, int64_t now_ns)
     cdef int _feed(self, bytes data, int64_t now_ns) except -1
     cdef Py_ssize_t _plain_requests(self, bytes data, int64_t now_ns) except -1
     cdef Py_ssize_t _counted_body(self, bytes data, Py_ssize_t start) except -1

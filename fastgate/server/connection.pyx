@@ -289,7 +289,7 @@ cdef class ClientConnection(ClientStream):
                     self.cut()
                 return
             if self.takes_proxy_header:
-                data = self._proxy_header(data)
+                data = self._proxy_header(data, now_ns)
                 if not data:
                     return
             if self.paused & PAUSED_UPGRADE:
@@ -299,6 +299,33 @@ cdef class ClientConnection(ClientStream):
         except Exception:
             log.exception("while reading from client %s", self.peer.decode("latin-1"))
             self.cut()
+
+    cdef bytes _proxy_header(self, bytes data, int64_t now_ns):
+        """What is behind the PROXY protocol header, which gives the peer's address; None while it is not whole or not one."""
+        if self.proxy_bytes is not None:
+            self.proxy_bytes += data
+            data = bytes(self.proxy_bytes)
+        try:
+            parsed = parse_proxy_header(data)
+        except ValueError:
+            self.takes_proxy_header = False
+            self.proxy_bytes = None
+            self.on_message_begin()
+            self.parsing.ctx.now_ns = self.parsing.ctx.started_ns = now_ns
+            self._refuse_early(BAD_PROXY_HEADER)
+            self._advance()
+            return None
+        if parsed is None:
+            if self.proxy_bytes is None:
+                self.proxy_bytes = bytearray(data)
+                self.plane.wheel.arm(self, now_ns + self.plane.header_timeout_ns)
+            return None
+        self.takes_proxy_header = False
+        self.proxy_bytes = None
+        size, address = parsed
+        if address is not None:
+            self._set_peer(address.source_ip)
+        return data[size:]
 
     cdef int _feed(self, bytes data, int64_t now_ns) except -1:
         """Parse one read, then let the exchanges go on."""
