@@ -1,8 +1,9 @@
 """The one REASONS table: every way a request can end other than by the upstream's own answer.
 
-A refusal is data, not an exception: `ctx.refuse(reasons.body_too_large)` names a row, and the row fixes the status, the JSON
-body, whose fault it was and whether another attempt may help. Metric labels and log fields take their values from this table
-only, so their cardinality is the length of the table. `GatewayError` is for bugs, bad configuration and dead peers.
+A refusal is data, not an exception: `ctx.refuse(reasons.body_too_large)` names a row, and the row fixes the
+status, the JSON body, whose fault it was and whether another attempt may help. Metric labels and log fields
+take their values from this table only, so their cardinality is the length of the table. `GatewayError` is for
+bugs, bad configuration and dead peers.
 """
 
 from __future__ import annotations

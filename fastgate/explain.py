@@ -24,7 +24,7 @@ from fastgate._core.shm import SharedMemory
 from fastgate.config import AccessLogConfig, Config, ListenerConfig, PluginUse, RouteConfig, TlsConfig
 from fastgate.plan import freeze_now
 from fastgate.plugin import CONTINUE, Plugin, RequestContext
-from fastgate.server.connection import DataPlane
+from fastgate.server.dataplane import DataPlane
 from fastgate.server.heads import request_head_bytes
 from fastgate.server.target import host as host_of
 from fastgate.server.target import normalise

@@ -1,8 +1,9 @@
 """freeze: Config → Plan, the only module that sees every feature.
 
-Freezing happens on the worker's loop, in slices of a tenth of a millisecond with pauses in between, so that a reload of
-thousands of routes does not hold up the requests that are under way. What has not changed is taken over from the
-plan in force: upstreams with their warm connections, plugins with what they hold, and the routes themselves.
+Freezing happens on the worker's loop, in slices of a tenth of a millisecond with pauses in between, so that a
+reload of thousands of routes does not hold up the requests that are under way. What has not changed is taken
+over from the plan in force: upstreams with their warm connections, plugins with what they hold, and the
+routes themselves.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Surroundings(Protocol):
 
 
 async def freeze(config: Config, around: Surroundings, previous: Plan | None = None) -> Plan:
-    """The plan of a checked config. Yields to the loop; ValueError, OSError or a plugin's own error when a part
+    """The plan of a checked config. Yields to the loop; ValueError, OSError or a plugin's own error if a part
     of it cannot be built, and then nothing that the previous plan uses was touched."""
     steps = _steps(config, around, previous)
     while True:
@@ -79,7 +80,9 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
     upstreams: dict[str, Upstream] = {}
     for name, settings in config.upstreams.items():
         known = previous.upstreams.get(name) if previous is not None else None
-        upstreams[name] = known if known is not None and known.config == settings else _upstream(name, settings, around)
+        upstreams[name] = (
+            known if known is not None and known.config == settings else _upstream(name, settings, around)
+        )
         yield None
     plugins = _Plugins(previous)
     shared = [plugins.get(None, index, use) for index, use in enumerate(config.plugins)]
@@ -102,7 +105,9 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
     for _ in router.freezing(every=16):
         yield None
     trusted = CidrSet(config.trusted_proxies) if config.trusted_proxies else None
-    yield Plan(router, routes, upstreams, config, plugins.used, plugins.fresh, trusted, around.counters, around.slot)
+    yield Plan(
+        router, routes, upstreams, config, plugins.used, plugins.fresh, trusted, around.counters, around.slot
+    )
 
 
 def _predicates(route: RouteConfig) -> int:
@@ -130,7 +135,7 @@ class _Plugins:
         self._known: dict[tuple[Any, ...], Plugin] = (
             {plugin.key: plugin for plugin in previous.plugins} if previous is not None else {}
         )
-        # A plugin keeps its place while requests that know it are under way; a new one takes a place no one has.
+        # A plugin keeps its place while requests that know it are under way; a new one takes a free place.
         self._taken = {plugin.place for plugin in self._known.values()}
         self.used: list[Plugin] = []
         self.fresh: list[Plugin] = []
@@ -143,7 +148,9 @@ class _Plugins:
             settings = None if found.Config is None else use.read(found.Config)
             plugin = found.build(settings, PluginEnv(use.use, route))
             if not isinstance(plugin, Plugin):
-                raise TypeError(f"plugin {use.use}: build() returned {type(plugin).__name__}, expected a Plugin")
+                raise TypeError(
+                    f"plugin {use.use}: build() returned {type(plugin).__name__}, expected a Plugin"
+                )
             plugin.name = use.use
             plugin.key = key
             if not getattr(settings, "enforce", True):
@@ -176,7 +183,14 @@ def _upstream(name: str, config: UpstreamConfig, around: Surroundings) -> Upstre
         server_name = (config.tls.server_name or host) if secure else None
         built.append(
             Target(
-                upstream, target.url, host, port, None, context if secure else None, server_name, authority.encode()
+                upstream,
+                target.url,
+                host,
+                port,
+                None,
+                context if secure else None,
+                server_name,
+                authority.encode(),
             )
         )
     upstream.set_targets(built, [target.weight for target in targets])
@@ -222,7 +236,9 @@ def _route(
         request_edits=_edits(route.request_headers, params),
         response_edits=_edits(route.response_headers, params),
         methods=route.methods,
-        header_tests=[(name.lower().encode("latin-1"), _test(value)) for name, value in route.headers.items()],
+        header_tests=[
+            (name.lower().encode("latin-1"), _test(value)) for name, value in route.headers.items()
+        ],
         query_tests=[(name.encode(), _test(value, "utf-8")) for name, value in route.query.items()],
     )
 

@@ -9,8 +9,8 @@
         def decide(self, ctx):
             ctx.add_response_header("X-Greeting", self.config.greeting)
 
-A plugin is named in the config by the name of its entry point (group `fastgate.plugins`), or by its dotted path
-`package.module:Class`. Its Config Struct is checked as strictly as the rest of the config.
+A plugin is named in the config by the name of its entry point (group `fastgate.plugins`), or by its dotted
+path `package.module:Class`. Its Config Struct is checked as strictly as the rest of the config.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Registry:
 
     @staticmethod
     def load(name: str) -> type[Plugin]:
-        """The class. LookupError when there is none, TypeError when what is there is no plugin; both say why."""
+        """The class. LookupError when there is none, TypeError when it is no plugin; both say why."""
         if ":" in name:
             return _checked(name, _by_path(name))
         for entry in entry_points(group=GROUP, name=name):
@@ -92,6 +92,8 @@ def _by_path(path: str) -> Any:
 def _checked(name: str, found: Any) -> type[Plugin]:
     if not isinstance(found, type) or not issubclass(found, Plugin):
         raise TypeError(f"{name!r} is not a subclass of fastgate.plugin.Plugin")
-    if found.Config is not None and not (isinstance(found.Config, type) and issubclass(found.Config, Settings)):
+    if found.Config is not None and not (
+        isinstance(found.Config, type) and issubclass(found.Config, Settings)
+    ):
         raise TypeError(f"{name!r}: Config must be a subclass of fastgate.plugin.Settings")
     return found

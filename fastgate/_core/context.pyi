@@ -3,7 +3,17 @@ from typing import Any, Final, TypeVar, overload
 
 from fastgate._core.headers import Headers
 
-__all__ = ["CLIENT", "CONTINUE", "GATEWAY", "RESPOND", "SUSPEND", "UPSTREAM", "Answer", "Reason", "RequestContext"]
+__all__ = [
+    "CLIENT",
+    "CONTINUE",
+    "GATEWAY",
+    "RESPOND",
+    "SUSPEND",
+    "UPSTREAM",
+    "Answer",
+    "Reason",
+    "RequestContext",
+]
 
 CLIENT: Final = 1
 GATEWAY: Final = 2
@@ -16,7 +26,9 @@ _T = TypeVar("_T")
 _Fields = Iterable[tuple[str | bytes, str | bytes]]
 
 class Reason:
-    def __init__(self, index: int, label: str, status: int, text: str, source: int, retryable: bool) -> None: ...
+    def __init__(
+        self, index: int, label: str, status: int, text: str, source: int, retryable: bool
+    ) -> None: ...
     @property
     def index(self) -> int: ...
     @property

@@ -1,34 +1,9 @@
 import asyncio
 from typing import Any
 
-from fastgate._core.counters import Counters
-from fastgate._core.plan import Plan
-from fastgate.config import ListenerConfig
-from fastgate.server.accesslog import AccessLog
-from fastgate.server.exchange import ClientStream, Plane
+from fastgate.server.answers import AnswerStream
 
-__all__ = ["ClientConnection", "DataPlane"]
+__all__ = ["ClientConnection"]
 
-class DataPlane(Plane):
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        counters: Counters,
-        slot: int,
-        access_log: AccessLog | None = None,
-    ) -> None: ...
-    @property
-    def connections(self) -> set[ClientConnection]: ...
-    @property
-    def open_connections(self) -> int: ...
-    @property
-    def active_requests(self) -> int: ...
-    def install(self, plan: Plan) -> None: ...
-    def connection(self, listener: ListenerConfig) -> ClientConnection: ...
-    def begin_drain(self, close_tunnels: bool = True) -> None: ...
-    def abort(self) -> None: ...
-    def reopen_logs(self) -> None: ...
-    def close(self) -> None: ...
-
-class ClientConnection(ClientStream, asyncio.Protocol):
+class ClientConnection(AnswerStream, asyncio.Protocol):
     def connection_made(self, transport: Any) -> None: ...

@@ -2,9 +2,8 @@
 """HTTP/1.1 to clients: bytes to requests, answers to bytes.
 
 WHAT     `ClientConnection` is the asyncio protocol of one client connection. httptools parses; this file adds the checks llhttp leaves
-         to its user (Host, Transfer-Encoding, version, sizes, edges of values), keeps pipelined requests in order, frames answers,
-         and ends connections so that no answer is lost (lingering close) and none that was cut looks whole.
-         `DataPlane` is what a worker holds: the plan, the connections, the wheel.
+         to its user (Host, Transfer-Encoding, version, sizes, edges of values), and keeps pipelined
+         requests in order. Writing is the other half, in answers.pyx.
 STATE    parsing: the request whose bytes arrive; queue: requests parsed behind the one being answered (at most one read's worth, for
          the client is then not read); exchange: the one being answered.
 WHO      The worker's loop.
@@ -15,7 +14,6 @@ SOURCES  RFC 9112 (messages), §9.3.2 (pipelining), §9.6 (lingering close); RFC
 
 import logging
 import socket
-import struct
 
 from httptools import (
     HttpParserCallbackError,
@@ -34,19 +32,15 @@ from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.context cimport (
     M_CONNECT,
-    M_HEAD,
     M_UNKNOWN,
     Answer,
     Reason,
     RequestContext,
     method_number,
 )
-from fastgate._core.counters cimport Counters
 from fastgate._core.headers cimport (
     H_CONNECTION,
     H_CONTENT_LENGTH,
-    H_DATE,
-    H_DROPPED,
     H_EXPECT,
     H_HOST,
     H_OTHER,
@@ -54,27 +48,22 @@ from fastgate._core.headers cimport (
     H_UPGRADE,
     H_X_FORWARDED_FOR,
     H_X_REQUEST_ID,
-    MAX_FIELDS,
     Headers,
-    HeadWriter,
     field_t,
     has_token,
     header_id,
     name_equal,
-    trailer_allowed,
 )
-from fastgate._core.plan cimport Plan
 from fastgate._core.scan cimport decimal, request_line_t, scan_request_head
-from fastgate._core.sockets cimport send_now
-from fastgate.server.accesslog cimport AccessLog
-from fastgate.server.exchange cimport LENGTH_NONE, LENGTH_UNKNOWN, X_FINISHED, ClientStream, Exchange, Plane
-from fastgate.server.heads cimport forwarding_fields, write_response_fields, write_status_line
+from fastgate.server.answers cimport PAUSED_BODY, PAUSED_QUEUE, PAUSED_UPGRADE, AnswerStream
+from fastgate.server.exchange cimport X_FINISHED, Exchange, Plane
+from fastgate.server.heads cimport forwarding_fields
 from fastgate.server.target cimport T_ASTERISK, T_OK, host_of, parse_target
 
 from fastgate.errors import REASONS
 from fastgate.server.proxy_protocol import parse as parse_proxy_header
 
-__all__ = ["ClientConnection", "DataPlane"]
+__all__ = ["ClientConnection"]
 
 log = logging.getLogger("fastgate")
 
@@ -83,14 +72,11 @@ cdef enum:
     # Unsent bytes the kernel takes for one client. Linux would grow its send buffer to 4 MB for a slow reader, all of it read
     # ahead of the client; 128 kB keeps a 10 Gbit/s client with 100 us of latency busy.
     NOTSENT_LOWAT_BYTES = 131072
-    # What is read and thrown away of a request body after the answer, to keep the connection (a small rest) or to let the
-    # client read the answer before a reset can reach it (RFC 9112 §9.6).
-    SMALL_REST_BYTES = 65536
+    SMALL_REST_BYTES = 65536              # what is read and thrown away of a request body after the answer to keep the connection
+    # … and so that the client can read the answer before a reset can reach it (RFC 9112 §9.6)
     LINGER_BYTES = 1048576
-    COPIED_BYTES = 16384                  # a smaller piece of a body is sent together with what stands before it
     CHUNK_OVERHEAD_BYTES = 16384          # chunk extensions and trailers with no body byte in between
 
-cdef int64_t LINGER_NS = 2_000_000_000
 # An idle connection is closed this long after the drain began. At once would lose the request that is just on its way to it,
 # on a new connection the first; what comes in this time is answered with Connection: close, so a busy client never meets a reset.
 cdef int64_t DRAIN_IDLE_NS = 500_000_000
@@ -131,123 +117,13 @@ class _Refused(Exception):
     """Raised inside a parser callback to stop the parse: the request is refused."""
 
 
-cdef class DataPlane(Plane):
-    """One worker's data plane: the plan in force and every client connection."""
-
-    def __init__(self, loop, Counters counters not None, int slot, AccessLog access_log=None):
-        Plane.__init__(self, loop, counters, slot, access_log if access_log is not None else AccessLog("off", "json", counters, slot))
-        self.connections = set()
-        self.out = HeadWriter()
-        self.ticker = loop.call_later(0.02, self._tick)
-
-    def _tick(self):
-        self.ticker = self.loop.call_later(0.02, self._tick)
-        self.ticks += 1
-        atomic_add_relaxed_u64(&self.counts.loop_ticks, 1)
-        try:
-            self.wheel.turn(monotonic_ns())
-            if self.ticks % 10 == 0:
-                self.log.flush()
-        except Exception:
-            log.exception("while turning the timer wheel")
-
-    def install(self, Plan plan not None):
-        """Put a plan in force. Requests under way end with the plan they began with; upstreams that only the old plan used close
-        what is idle and drain."""
-        cdef Plan old = self.plan
-        server = plan.config.server
-        self.max_header_bytes = server.max_header_bytes
-        self.max_headers = min(server.max_headers, MAX_FIELDS)
-        self.max_target_bytes = server.max_target_bytes
-        self.header_timeout_ns = server.header_timeout_ns
-        self.body_timeout_ns = server.body_timeout_ns
-        self.idle_timeout_ns = server.idle_timeout_ns
-        self.max_connections = server.max_connections
-        self.max_requests = server.max_requests_per_connection
-        self.half_close_allowed = server.client_half_close == "allow"
-        if (self.log.output, self.log.format) != (plan.config.access_log.output, plan.config.access_log.format):
-            fresh = AccessLog(plan.config.access_log.output, plan.config.access_log.format, self.counters, self.slot)
-            self.log.close()
-            self.log = fresh
-        plan.installed = True
-        self.plan = plan
-        if old is None:
-            return
-        kept = set(map(id, plan.upstreams.values()))
-        for upstream in old.upstreams.values():
-            if id(upstream) not in kept:
-                upstream.retire()
-        kept = set(map(id, plan.plugins))
-        for plugin in old.plugins:
-            if id(plugin) not in kept:
-                self.loop.create_task(self._close_plugin(plugin))
-
-    async def _close_plugin(self, plugin):
-        """Close a plugin once no request of its plan is left, or after a minute."""
-        import asyncio
-
-        for _ in range(600):
-            if all((<ClientConnection>c).exchange is None or plugin not in (<ClientConnection>c).exchange.plan.plugins
-                   for c in list(self.connections)):
-                break
-            await asyncio.sleep(0.1)
-        try:
-            await plugin.close()
-        except Exception:
-            log.exception("plugin %s failed in close", plugin.name)
-
-    def connection(self, listener):
-        """The protocol for a new connection on a listener (its config)."""
-        cdef ClientConnection connection = ClientConnection.__new__(ClientConnection)
-        connection.plane = self
-        connection.scheme = "https" if listener.tls is not None else "http"
-        connection.takes_proxy_header = listener.proxy_protocol
-        return connection
-
-    @property
-    def open_connections(self):
-        """Client connections open now."""
-        return len(self.connections)
-
-    @property
-    def active_requests(self):
-        """Requests being answered now, tunnels included."""
-        return sum(1 for c in self.connections if (<ClientConnection>c).exchange is not None)
-
-    def begin_drain(self, close_tunnels=True):
-        """Take no further request on connections that are idle, and none after the current one on the others. Tunnels are closed
-        (WebSockets with 1001) unless close_tunnels is False: then they go on until `abort`."""
-        self.draining = True
-        for connection in list(self.connections):
-            (<ClientConnection>connection)._begin_drain(close_tunnels)
-
-    def abort(self):
-        """The drain time is over: close tunnels, cut what is left."""
-        for connection in list(self.connections):
-            if (<ClientConnection>connection).tunnel:
-                (<ClientConnection>connection)._close_websocket()
-            (<ClientConnection>connection).cut()
-
-    def reopen_logs(self):
-        """Open the access log's file anew, after it was moved away."""
-        try:
-            self.log.reopen()
-        except OSError:
-            log.exception("the access log cannot be opened anew; the old file is kept")
-
-    def close(self):
-        """Stop the ticker and write out the log."""
-        self.ticker.cancel()
-        self.log.close()
-
-
-cdef class ClientConnection(ClientStream):
+cdef class ClientConnection(AnswerStream):
     """One HTTP/1.1 client connection. Made by DataPlane.connection."""
 
     # asyncio protocol
 
     def connection_made(self, transport):
-        cdef DataPlane plane = self.plane
+        cdef Plane plane = self.plane
         self.transport = transport
         self.client_writable = True
         atomic_add_relaxed_u64(&plane.counts.connections_total, 1)
@@ -652,7 +528,7 @@ cdef class ClientConnection(ClientStream):
         return False
 
     def connection_lost(self, exc):
-        cdef DataPlane plane = self.plane
+        cdef Plane plane = self.plane
         cdef Exchange exchange = self.exchange
         self.closed = True
         self.parser = None                              # holds bound methods of this object: a cycle
@@ -967,223 +843,6 @@ cdef class ClientConnection(ClientStream):
                 break
         return believed
 
-    # ClientStream
-
-    cdef bint _keeps(self, Exchange exchange):
-        """True if the connection may carry another request after this answer."""
-        cdef RequestContext ctx = exchange.ctx
-        cdef int64_t rest
-        self.requests += 1
-        if not ctx.keep_alive or self.plane.draining or self.half_closed or (exchange.early is not None):
-            return False
-        if self.plane.max_requests and self.requests >= self.plane.max_requests:
-            return False
-        if not exchange.body_complete and not exchange.up_active():
-            # Answered before its body is here. A small rest is read and forgotten; for a larger one the connection is the price.
-            rest = ctx.content_length - exchange.body_bytes
-            if ctx.expects_continue or rest < 0 or rest > SMALL_REST_BYTES:
-                return False
-        return True
-
-    cdef int _write_common(self, Exchange exchange) except -1:
-        """The end of every answer's head: request id, added fields, Date, connection."""
-        cdef HeadWriter w = self._out()
-        cdef RequestContext ctx = exchange.ctx
-        w.put(b"X-Request-ID: ", 14)
-        w.put_bytes(ctx.request_id_bytes)
-        w.put(b"\r\n", 2)
-        if ctx.extra_response is not None:
-            for name, value in ctx.extra_response:
-                w.parsed_field(name, value)
-        if not self.keep:
-            w.put(b"Connection: close\r\n", 19)
-        elif ctx.version_minor == 0:
-            w.put(b"Connection: keep-alive\r\n", 24)
-        return w.put(b"\r\n", 2)
-
-    cdef int respond_head(self, Exchange exchange, int status, bytes phrase, Headers fields, int64_t length) except -1:
-        cdef HeadWriter w = self._out()
-        cdef RequestContext ctx = exchange.ctx
-        cdef bytes upgrade
-        self.keep = self._keeps(exchange)
-        write_status_line(w, status, phrase)
-        if status == 101:
-            upgrade = fields.find_known(H_UPGRADE)
-            self.framing = F_NONE
-            self.keep = True
-            write_response_fields(w, fields, False)
-            w.put(b"Connection: Upgrade\r\n", 21)
-            if upgrade is not None:
-                w.parsed_field(b"Upgrade", upgrade)
-                self.websocket = upgrade.lower() == b"websocket"
-            self._write_common(exchange)
-            return 0
-        if length == LENGTH_UNKNOWN:
-            if ctx.version_minor == 1:
-                self.framing = F_CHUNKED
-            else:
-                self.framing = F_CLOSE
-                self.keep = False
-        elif length == LENGTH_NONE:
-            self.framing = F_NONE
-        else:
-            self.framing = F_LENGTH
-            self.to_send = length
-        write_response_fields(w, fields, self.framing == F_CHUNKED)
-        if self.framing == F_CHUNKED:
-            w.put(b"Transfer-Encoding: chunked\r\n", 28)
-        elif length >= 0 or exchange.told_length >= 0:
-            w.put(b"Content-Length: ", 16)
-            w.put_decimal(length if length >= 0 else exchange.told_length)
-            w.put(b"\r\n", 2)
-        if fields.find_id(H_DATE) == NULL:
-            w.put(b"Date: ", 6)
-            w.put_bytes(self.plane.date_value(ctx.now_ns))
-            w.put(b"\r\n", 2)
-        w.put(b"Via: 1.1 fastgate\r\n", 19)
-        self._write_common(exchange)
-        return 0
-
-    cdef HeadWriter _out(self):
-        """The worker's one buffer for answers, ours until the next flush."""
-        cdef DataPlane plane = self.plane
-        cdef ClientConnection owner
-        if plane.out_owner is not self:
-            owner = plane.out_owner
-            if owner is not None:
-                owner.flush()
-            plane.out_owner = self
-        return plane.out
-
-    cdef int respond_chunk(self, Exchange exchange, bytes chunk) except -1:
-        cdef HeadWriter w
-        cdef Py_ssize_t n = PyBytes_GET_SIZE(chunk)
-        if self.closed or self.framing == F_NONE:
-            return 0
-        w = self._out()
-        if self.framing == F_CHUNKED:
-            w.put_hex(n)
-            w.put(b"\r\n", 2)
-        if n < COPIED_BYTES:
-            w.put_bytes(chunk)
-        else:
-            self.flush()
-            exchange.ctx.bytes_sent += n
-            self._write(PyBytes_AS_STRING(chunk), n, chunk)
-            w = self._out()
-        if self.framing == F_CHUNKED:
-            w.put(b"\r\n", 2)
-        return 0
-
-    cdef int respond_end(self, Exchange exchange, Headers trailers) except -1:
-        cdef HeadWriter w
-        cdef int i
-        if self.framing == F_CHUNKED and not self.closed:
-            w = self._out()
-            w.put(b"0\r\n", 3)
-            if trailers is not None:
-                for i in range(trailers.count):
-                    if trailer_allowed(&trailers.fields[i]):
-                        w.parsed_span(&trailers.fields[i])
-            w.put(b"\r\n", 2)
-        return 0
-
-    cdef int respond_interim(self, Exchange exchange, int status, bytes phrase, Headers fields) except -1:
-        cdef HeadWriter w = self._out()
-        if exchange.ctx.version_minor == 0:
-            return 0                                    # HTTP/1.0 knows no interim answers (RFC 9110 §15.2)
-        write_status_line(w, status, phrase)
-        write_response_fields(w, fields, False)
-        w.put(b"\r\n", 2)
-        return 0
-
-    cdef int respond_answer(self, Exchange exchange, Answer answer) except -1:
-        cdef HeadWriter w = self._out()
-        cdef RequestContext ctx = exchange.ctx
-        self.keep = self._keeps(exchange)
-        self.framing = F_LENGTH
-        write_status_line(w, answer.status, None)
-        w.put_bytes(answer.lines)
-        if answer.status != 204 and answer.status != 304:
-            w.put(b"Content-Length: ", 16)
-            w.put_decimal(PyBytes_GET_SIZE(answer.body))
-            w.put(b"\r\n", 2)
-        w.put(b"Date: ", 6)
-        w.put_bytes(self.plane.date_value(ctx.now_ns))
-        w.put(b"\r\n", 2)
-        self._write_common(exchange)
-        if ctx.method_id != M_HEAD:
-            w.put_bytes(answer.body)
-        return 0
-
-    cdef int respond_refusal(self, Exchange exchange, Reason reason, bytes body) except -1:
-        cdef HeadWriter w = self._out()
-        cdef RequestContext ctx = exchange.ctx
-        self.keep = self._keeps(exchange)
-        self.framing = F_LENGTH
-        write_status_line(w, reason.status, None)
-        w.put(b"Content-Type: application/json\r\nContent-Length: ", 48)
-        w.put_decimal(PyBytes_GET_SIZE(body))
-        w.put(b"\r\nDate: ", 8)
-        w.put_bytes(self.plane.date_value(ctx.now_ns))
-        w.put(b"\r\n", 2)
-        self._write_common(exchange)
-        if ctx.method_id != M_HEAD:
-            w.put_bytes(body)
-        return 0
-
-    cdef int send_continue(self) except -1:
-        if not self.closed:
-            self._write(b"HTTP/1.1 100 Continue\r\n\r\n", 25, None)
-        return 0
-
-    cdef int flush(self) except -1:
-        cdef DataPlane plane = self.plane
-        cdef HeadWriter w = plane.out
-        cdef Py_ssize_t n = w.size
-        if plane.out_owner is not self:
-            return 0
-        plane.out_owner = None
-        w.size = 0
-        if n == 0 or self.closed:
-            return 0
-        if self.exchange is not None:
-            self.exchange.ctx.bytes_sent += n
-        return self._write(w.data, n, None)
-
-    cdef int _write(self, const char* data, Py_ssize_t n, bytes whole) except -1:
-        """Send n bytes now, and give the transport what the kernel does not take. `whole`: the same bytes, where they are an object."""
-        cdef Py_ssize_t sent = 0
-        if self.buffered and self.transport.get_write_buffer_size() == 0:
-            self.buffered = False
-        if self.fd >= 0 and not self.buffered:
-            sent = send_now(self.fd, data, n)
-            if sent == n:
-                return 0
-            self.buffered = True
-        self.transport.write(whole if sent == 0 and whole is not None else PyBytes_FromStringAndSize(data + sent, n - sent))
-        return 0
-
-    cdef int pause_body(self) except -1:
-        return self._pause(PAUSED_BODY)
-
-    cdef int resume_body(self) except -1:
-        return self._resume(PAUSED_BODY)
-
-    cdef int _pause(self, int why) except -1:
-        if self.paused == 0 and not self.closed:
-            self.transport.pause_reading()
-        self.paused |= why
-        return 0
-
-    cdef int _resume(self, int why) except -1:
-        if not self.paused & why:
-            return 0
-        self.paused &= ~why
-        if self.paused == 0 and not self.closed:
-            self.transport.resume_reading()
-        return 0
-
     cdef int exchange_finished(self, Exchange exchange) except -1:
         """The answer is out, or given up. What next: another request, or the end of the connection."""
         cdef bytes rest
@@ -1213,112 +872,6 @@ cdef class ClientConnection(ClientStream):
                 self._feed(rest, monotonic_ns())
                 return 0
         return self._advance()
-
-    cdef int cut(self) except -1:
-        """End the connection so that an unfinished answer cannot be taken for a whole one."""
-        if self.closed or self.transport is None:
-            return 0
-        self.close_after = True
-        if self.framing == F_CLOSE or self.transport.get_extra_info("ssl_object") is None:
-            sock = self.transport.get_extra_info("socket")
-            if self.framing == F_CLOSE and sock is not None and sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))   # a reset, not an end of file
-        if self.framing == F_CHUNKED or self.framing == F_LENGTH:
-            self.flush()
-            self.lingering = True                       # nothing more is read as a request
-            self.transport.close()
-        else:
-            self.transport.abort()
-        return 0
-
-    cdef int _close(self) except -1:
-        """Close after what is written is sent."""
-        if not self.closed and self.transport is not None:
-            self.lingering = True
-            self.transport.close()
-        return 0
-
-    cdef int _linger(self) except -1:
-        """Close our half, then read and forget until the client has closed too: closing a socket with unread bytes sends a reset,
-        which can destroy the answer on its way (RFC 9112 §9.6)."""
-        if self.closed:
-            return 0
-        if self.transport.get_extra_info("ssl_object") is not None or not self.transport.can_write_eof():
-            # TLS cannot half-close here; the client has a length to go by
-            self.close_after = True
-        else:
-            self.transport.write_eof()
-        self.lingering = True
-        self._resume(PAUSED_BODY | PAUSED_QUEUE | PAUSED_UPGRADE)
-        self.plane.wheel.arm(self, monotonic_ns() + LINGER_NS)
-        return 0
-
-    # Tunnels
-
-    cdef int open_tunnel(self, Exchange exchange) except -1:
-        cdef bytes rest = self.upgrade_rest
-        self.tunnel = True
-        self.parser = None
-        self.upgrade_rest = None
-        self._resume(PAUSED_UPGRADE)
-        if rest is not None:
-            exchange.tunnel_received(rest)
-        return 0
-
-    cdef int tunnel_write(self, bytes data) except -1:
-        if self.closed:
-            return 0
-        if self.websocket:
-            self._track_frames(data)
-        self._write(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data)
-        if self.exchange is not None:
-            self.exchange.ctx.bytes_sent += PyBytes_GET_SIZE(data)
-        return 0
-
-    cdef int tunnel_eof(self) except -1:
-        if not self.closed and self.transport.can_write_eof():
-            self.transport.write_eof()
-        return 0
-
-    cdef int _track_frames(self, bytes data) except -1:
-        """Follow the frames that pass to the client, to know where one ends."""
-        cdef Py_ssize_t i = 0, n = PyBytes_GET_SIZE(data), need
-        cdef const unsigned char* p
-        cdef int64_t length
-        if self.frame_head is not None:
-            data = self.frame_head + data
-            n = PyBytes_GET_SIZE(data)
-            self.frame_head = None
-        p = <const unsigned char*>PyBytes_AS_STRING(data)
-        while i < n:
-            if self.frame_left > 0:
-                if self.frame_left >= n - i:
-                    self.frame_left -= n - i
-                    return 0
-                i += self.frame_left
-                self.frame_left = 0
-                continue
-            if n - i < 2:
-                self.frame_head = data[i:]
-                return 0
-            length = p[i + 1] & 127
-            need = 2 + (2 if length == 126 else 8 if length == 127 else 0) + (4 if p[i + 1] & 128 else 0)
-            if n - i < need:
-                self.frame_head = data[i:]
-                return 0
-            if length == 126:
-                length = (p[i + 2] << 8) | p[i + 3]
-            elif length == 127:
-                length = int.from_bytes(data[i + 2:i + 10], "big") & 0x7FFFFFFFFFFFFFFF
-            i += need
-            self.frame_left = length
-        return 0
-
-    cdef int _close_websocket(self) except -1:
-        """Tell a WebSocket client that the gateway goes away (1001, RFC 6455 §7.4.1), if no frame is under way."""
-        if self.websocket and self.frame_left == 0 and self.frame_head is None and not self.closed:
-            self._write(b"\x88\x02\x03\xe9", 4, None)
-        return 0
 
     cdef int _begin_drain(self, bint close_tunnels) except -1:
         if self.tunnel:

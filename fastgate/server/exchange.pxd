@@ -27,6 +27,19 @@ cdef class Plane:
     cdef readonly AccessLog log
     cdef HeadWriter writer
     cdef readonly bint draining
+    cdef readonly set connections         # every open client connection
+    cdef HeadWriter out                   # the answer bytes of out_owner that are not sent yet
+    cdef ClientStream out_owner
+    # From the config's `server`
+    cdef int64_t max_header_bytes
+    cdef int max_headers
+    cdef int64_t max_target_bytes
+    cdef int64_t header_timeout_ns
+    cdef int64_t body_timeout_ns
+    cdef int64_t idle_timeout_ns
+    cdef int64_t max_connections
+    cdef int64_t max_requests
+    cdef bint half_close_allowed
     cdef uint64_t id_high
     cdef uint64_t id_low
     cdef bytes date

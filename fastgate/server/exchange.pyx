@@ -91,6 +91,8 @@ cdef class Plane:
         self.wheel = TimerWheel(WHEEL_TICK_NS, monotonic_ns())
         self.log = access_log
         self.writer = HeadWriter()
+        self.out = HeadWriter()
+        self.connections = set()
         self.id_high = int.from_bytes(os.urandom(8), "little")
         self.id_low = int.from_bytes(os.urandom(8), "little")
 

@@ -13,7 +13,7 @@ from fastgate._core.counters import Counters
 from fastgate._core.shm import SharedMemory
 from fastgate.config import Config, ListenerConfig, decode
 from fastgate.plan import freeze
-from fastgate.server.connection import DataPlane
+from fastgate.server.dataplane import DataPlane
 from fastgate.server.tls import TlsContexts
 from fastgate.server.worker import WorkerOrders
 from fastgate.settings import ConfigError

@@ -91,7 +91,7 @@ class Plan(Protocol):
 
 
 class Plane(Protocol):
-    """The data plane as the worker drives it (fastgate.server.connection.DataPlane)."""
+    """The data plane as the worker drives it (fastgate.server.dataplane.DataPlane)."""
 
     active_requests: int
     open_connections: int

@@ -6,7 +6,6 @@ from fastgate._core.wheel import Timed, TimerWheel
 __all__ = ["UpstreamConnection"]
 
 class ResponseSink: ...
-
 class ConnectionOwner: ...
 
 class UpstreamConnection(Timed, asyncio.Protocol):

@@ -14,7 +14,7 @@ from fastgate._core.shm import SharedMemory
 from fastgate.config import check, decode, encode
 from fastgate.config.schema import keys, sections
 from fastgate.plan import freeze_now
-from fastgate.server.connection import DataPlane
+from fastgate.server.dataplane import DataPlane
 
 KEYS = sorted({key.name for cls in sections() for key in keys(cls)})
 # fmt: off

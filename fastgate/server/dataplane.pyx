@@ -1,0 +1,131 @@
+# cython: boundscheck=False
+"""What a worker holds: the plan in force, every client connection, the wheel, the access log.
+
+WHAT     `DataPlane` makes the protocols of new connections, puts a new plan in force between two requests, turns the timer wheel, and
+         drains.
+STATE    connections: every open client connection.
+WHO      The worker's loop.
+COST     A turn of the wheel every 20 ms.
+"""
+
+import asyncio
+import logging
+
+from fastgate._core.atomic cimport atomic_add_relaxed_u64
+from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.counters cimport Counters
+from fastgate._core.headers cimport MAX_FIELDS
+from fastgate._core.plan cimport Plan
+from fastgate.server.accesslog cimport AccessLog
+from fastgate.server.connection cimport ClientConnection
+from fastgate.server.exchange cimport Plane
+
+__all__ = ["DataPlane"]
+
+log = logging.getLogger("fastgate")
+
+
+cdef class DataPlane(Plane):
+    """One worker's data plane: the plan in force and every client connection."""
+
+    def __init__(self, loop, Counters counters not None, int slot, AccessLog access_log=None):
+        Plane.__init__(self, loop, counters, slot, access_log if access_log is not None else AccessLog("off", "json", counters, slot))
+        self.ticker = loop.call_later(0.02, self._tick)
+
+    def _tick(self):
+        self.ticker = self.loop.call_later(0.02, self._tick)
+        self.ticks += 1
+        atomic_add_relaxed_u64(&self.counts.loop_ticks, 1)
+        try:
+            self.wheel.turn(monotonic_ns())
+            if self.ticks % 10 == 0:
+                self.log.flush()
+        except Exception:
+            log.exception("while turning the timer wheel")
+
+    def install(self, Plan plan not None):
+        """Put a plan in force. Requests under way end with the plan they began with; upstreams that only the old plan used close
+        what is idle and drain."""
+        cdef Plan old = self.plan
+        server = plan.config.server
+        self.max_header_bytes = server.max_header_bytes
+        self.max_headers = min(server.max_headers, MAX_FIELDS)
+        self.max_target_bytes = server.max_target_bytes
+        self.header_timeout_ns = server.header_timeout_ns
+        self.body_timeout_ns = server.body_timeout_ns
+        self.idle_timeout_ns = server.idle_timeout_ns
+        self.max_connections = server.max_connections
+        self.max_requests = server.max_requests_per_connection
+        self.half_close_allowed = server.client_half_close == "allow"
+        if (self.log.output, self.log.format) != (plan.config.access_log.output, plan.config.access_log.format):
+            fresh = AccessLog(plan.config.access_log.output, plan.config.access_log.format, self.counters, self.slot)
+            self.log.close()
+            self.log = fresh
+        plan.installed = True
+        self.plan = plan
+        if old is None:
+            return
+        kept = set(map(id, plan.upstreams.values()))
+        for upstream in old.upstreams.values():
+            if id(upstream) not in kept:
+                upstream.retire()
+        kept = set(map(id, plan.plugins))
+        for plugin in old.plugins:
+            if id(plugin) not in kept:
+                self.loop.create_task(self._close_plugin(plugin))
+
+    async def _close_plugin(self, plugin):
+        """Close a plugin once no request of its plan is left, or after a minute."""
+        for _ in range(600):
+            if all((<ClientConnection>c).exchange is None or plugin not in (<ClientConnection>c).exchange.plan.plugins
+                   for c in list(self.connections)):
+                break
+            await asyncio.sleep(0.1)
+        try:
+            await plugin.close()
+        except Exception:
+            log.exception("plugin %s failed in close", plugin.name)
+
+    def connection(self, listener):
+        """The protocol for a new connection on a listener (its config)."""
+        cdef ClientConnection connection = ClientConnection.__new__(ClientConnection)
+        connection.plane = self
+        connection.scheme = "https" if listener.tls is not None else "http"
+        connection.takes_proxy_header = listener.proxy_protocol
+        return connection
+
+    @property
+    def open_connections(self):
+        """Client connections open now."""
+        return len(self.connections)
+
+    @property
+    def active_requests(self):
+        """Requests being answered now, tunnels included."""
+        return sum(1 for c in self.connections if (<ClientConnection>c).exchange is not None)
+
+    def begin_drain(self, close_tunnels=True):
+        """Take no further request on connections that are idle, and none after the current one on the others. Tunnels are closed
+        (WebSockets with 1001) unless close_tunnels is False: then they go on until `abort`."""
+        self.draining = True
+        for connection in list(self.connections):
+            (<ClientConnection>connection)._begin_drain(close_tunnels)
+
+    def abort(self):
+        """The drain time is over: close tunnels, cut what is left."""
+        for connection in list(self.connections):
+            if (<ClientConnection>connection).tunnel:
+                (<ClientConnection>connection)._close_websocket()
+            (<ClientConnection>connection).cut()
+
+    def reopen_logs(self):
+        """Open the access log's file anew, after it was moved away."""
+        try:
+            self.log.reopen()
+        except OSError:
+            log.exception("the access log cannot be opened anew; the old file is kept")
+
+    def close(self):
+        """Stop the ticker and write out the log."""
+        self.ticker.cancel()
+        self.log.close()
