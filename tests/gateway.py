@@ -62,6 +62,7 @@ class Gateway:
             "gateway.yaml" if isinstance(config, str) else "gateway.json"
         )
         self.ready: dict[str, Any] = {}
+        self._is_told = False
 
     def __enter__(self) -> Gateway:
         self.start()
@@ -143,6 +144,11 @@ class Gateway:
         """Takes what the workers hold now, besides connections, for what they may hold."""
         self.settled = {pid: descriptors(pid, self.ports).others for pid in self.worker_pids()}
 
+    def terminate(self) -> None:
+        """Sends SIGTERM and returns; the end of the block waits for the end of the drain."""
+        self._is_told = True
+        self.process.send_signal(signal.SIGTERM)
+
     def stop(self, *, timeout_s: float = STOP_S) -> None:
         """Checks descriptors, sends SIGTERM, waits, and checks how it ended. Does nothing when it has ended
         already.
@@ -150,9 +156,10 @@ class Gateway:
         problems: list[str] = []
         if self.process.poll() is None:
             self.seen |= set(self.children())
-            if self._check_descriptors:
-                problems += self.leaks()
-            self.process.send_signal(signal.SIGTERM)
+            if not self._is_told:  # a second SIGTERM would end it at once
+                if self._check_descriptors:
+                    problems += self.leaks()
+                self.terminate()
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:

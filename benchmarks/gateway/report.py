@@ -147,7 +147,9 @@ def plot(document: dict[str, Any], path: Path) -> bool:
             axis.barh(place, figures["cpu_us"], color=colour, alpha=0.75, height=0.7)
             rounds = [sample["cpu_us"] for sample in figures["rounds"]]
             axis.plot(rounds, [place] * len(rounds), "k.", markersize=3)
-            axis.text(figures["cpu_us"], place, f"  {figures['cpu_us']:.1f}", va="center", fontsize=8)
+            axis.text(
+                max(figures["cpu_us"], *rounds), place, f"  {figures['cpu_us']:.1f}", va="center", fontsize=8
+            )
         axis.set_yticks(range(len(peers)), peers, fontsize=8)
         axis.invert_yaxis()
         axis.set_title(f"{name}: {result['what']}", fontsize=9, loc="left")

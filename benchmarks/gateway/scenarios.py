@@ -89,7 +89,7 @@ def _fixed(_: int) -> Peers:
 
 def _logged(origin: int) -> Peers:
     # Both to a file, JSON lines, buffered: what either would be run with. HAProxy logs to syslog only.
-    logged = {"access_log": {"output": "/dev/shm/fastgate-bench-access.log", "format": "json"}}
+    logged = {"access_log": {"output": "{directory}/access", "format": "json"}}
     return {
         "nginx": lambda: servers.nginx(NGINX_PROXY, origin=origin, http=NGINX_JSON_LOG),
         "fastgate": lambda: servers.fastgate({**_proxy(origin), **logged}),

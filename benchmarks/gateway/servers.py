@@ -116,7 +116,9 @@ class Server:
 def fastgate(
     config: Mapping[str, Any], *, workers: int = 1, core: int | None = GATEWAY_CORE, wait: bool = True
 ) -> Server:
-    """The gateway with this config. Without `wait` the caller names the port and asks until it answers."""
+    """The gateway with this config, in which {directory} stands for a place of its own. Without `wait` the
+    caller names the port and asks until it answers.
+    """
     directory = _directory()
     filled = {
         "listen": "127.0.0.1:0",
@@ -126,7 +128,7 @@ def fastgate(
         **config,
     }
     path = directory / "gateway.json"
-    path.write_text(json.dumps(filled))
+    path.write_text(json.dumps(filled).replace("{directory}", str(directory)))
     ready_read, ready_write = os.pipe()
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(

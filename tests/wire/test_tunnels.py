@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from tests.client import Client, request
-from tests.upstream import OK, Disconnected, Peer, Script
+from tests.gateway import Gateway
+from tests.upstream import OK, Disconnected, Peer, Script, Upstream
 from tests.wire.conftest import Wire
 
 UPGRADE = request(
@@ -307,3 +308,49 @@ def test_upstream_that_vanishes_before_the_101_is_502(wire: Wire) -> None:
     with wire.client() as client:
         client.send(UPGRADE)
         assert client.read_response().status == 502
+
+
+@pytest.mark.parametrize("half_sent", [False, True])
+def test_websocket_is_told_1001_between_frames_on_drain(half_sent: bool) -> None:
+    frame = b"\x82\x05hello"
+    finish = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.read_head()
+        peer.send(SWITCHING + (frame[:3] if half_sent else frame))
+        assert finish.wait(10)
+        if half_sent:
+            peer.send(frame[3:])
+        peer.wait_closed()
+
+    with Upstream(script) as upstream:
+        config = {
+            "server": {"drain_timeout": "5s"},
+            "routes": [{"path": "/{rest...}", "upstream": upstream.url}],
+        }
+        with Gateway(config) as gateway, Client(gateway.port) as client:
+            switch(client, "whole")
+            seen = client.read_exactly(3 if half_sent else len(frame))
+            gateway.terminate()
+            finish.set()
+            rest = client.read_to_end()
+
+    assert seen + rest == frame + b"\x88\x02\x03\xe9"
+
+
+def test_other_tunnels_just_end_on_drain() -> None:
+    def script(peer: Peer) -> None:
+        peer.read_head()
+        peer.send(SWITCHING.replace(b"websocket", b"thing"))
+        peer.wait_closed()
+
+    with Upstream(script) as upstream:
+        config = {
+            "server": {"drain_timeout": "1s"},
+            "routes": [{"path": "/{rest...}", "upstream": upstream.url}],
+        }
+        with Gateway(config) as gateway, Client(gateway.port) as client:
+            client.send(request("/", "GET", "Connection: Upgrade", "Upgrade: thing"))
+            client.read_until(b"\r\n\r\n")
+            gateway.terminate()
+            assert client.read_to_end() == b""
