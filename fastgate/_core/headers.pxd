@@ -54,8 +54,12 @@ ctypedef struct field_t:
 
 cdef bint trailer_allowed(const field_t* field) except -1
 
+cdef enum:
+    OWN_FIELDS = 16           # more than most messages have
+
 cdef class Headers:
-    cdef field_t* fields
+    cdef field_t own[OWN_FIELDS]
+    cdef field_t* fields                  # own, or a larger allocation
     cdef readonly int count
     cdef int room
     cdef object raw                       # the bytes most fields point into

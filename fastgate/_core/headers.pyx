@@ -11,6 +11,7 @@ COST     append 5 ns; find O(fields), about 1 ns per field that has another leng
 SOURCES  RFC 9110 §5 (field syntax), §7.6.1 (Connection); aiohttp _http_writer.pyx (refuse control characters while writing).
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
@@ -175,6 +176,7 @@ cdef bytes _value_bytes(object value):
     return raw
 
 
+@cython.freelist(64)
 cdef class Headers:
     """The header fields of one message, in order. Names match without regard to case; values are text (latin-1).
 
@@ -185,14 +187,21 @@ cdef class Headers:
         for name, value in fields:
             self.add(name, value)
 
+    def __cinit__(self):
+        self.fields = self.own
+        self.room = OWN_FIELDS
+
     def __dealloc__(self):
-        free(self.fields)
+        if self.fields != self.own:
+            free(self.fields)
 
     cdef int grow(self) except -1:
-        cdef int room = self.room * 2 if self.room else 24       # more than most messages have, and still a small allocation
-        cdef field_t* fields = <field_t*>realloc(self.fields, room * sizeof(field_t))
+        cdef int room = self.room * 4
+        cdef field_t* fields = <field_t*>realloc(NULL if self.fields == self.own else self.fields, room * sizeof(field_t))
         if fields == NULL:
             raise MemoryError()
+        if self.fields == self.own:
+            memcpy(fields, self.own, sizeof(self.own))
         self.fields = fields
         self.room = room
         return 0
