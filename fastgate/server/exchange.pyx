@@ -59,6 +59,7 @@ cdef enum:
     PENDING_BYTES = 65536
     WHEEL_TICK_NS = 20000000
 
+cdef int64_t LOUD_NS = 10_000_000_000           # between two log lines about the same target
 cdef int64_t PLUGIN_WAIT_NS = 60_000_000_000    # a plugin's request() may take this long, unless the route's total is less
 
 cdef Reason NO_ROUTE = REASONS["no_route"]
@@ -462,8 +463,13 @@ cdef class Exchange(ResponseSink):
         return self._send_head()
 
     cdef int on_connect_failed(self, Reason reason, str detail) except -1:
-        log.warning("upstream %s: %s: %s (%s)", self.upstream.name, self.target.url, reason.label, detail)
         self.ctx.now_ns = monotonic_ns()
+        self.target.failed_quietly += 1
+        if self.target.failed_loudly_ns == 0 or self.ctx.now_ns >= self.target.failed_loudly_ns + LOUD_NS:     # a dead upstream must not fill the disk with its name
+            self.target.failed_loudly_ns = self.ctx.now_ns
+            log.warning("upstream %s: %s: %s (%s), %d times since the last such line", self.upstream.name, self.target.url,
+                        reason.label, detail, self.target.failed_quietly)
+            self.target.failed_quietly = 0
         if self.attempts_left > 0:
             return self._attempt()
         return self._fail(reason)

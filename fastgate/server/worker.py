@@ -100,7 +100,7 @@ class Plane(Protocol):
 
     def connection(self, listener: Any) -> asyncio.BaseProtocol: ...
 
-    def begin_drain(self) -> None: ...
+    def begin_drain(self, close_tunnels: bool = True) -> None: ...
 
     def abort(self) -> None: ...
 
@@ -345,7 +345,9 @@ class _Worker:
         )
         for _index, _socket, server in self._servers:
             server.close()
-        self._plane.begin_drain()
+        # When every listener closes the gateway stops, and tunnels are told at once. When another generation
+        # takes over they live on here until the limit.
+        self._plane.begin_drain(close_tunnels=all(index in closing for index, _, _ in self._servers))
         while self._plane.open_connections and time.monotonic_ns() < deadline_ns:
             await asyncio.sleep(DRAIN_POLL_S)
         if self._plane.open_connections:

@@ -27,6 +27,8 @@ cdef class Target(ConnectionOwner):
     cdef readonly int total                  # open and opening
     cdef readonly int opening
     cdef set tasks
+    cdef int64_t failed_loudly_ns            # when a failure to connect was last logged
+    cdef int64_t failed_quietly              # failures since
     cdef UpstreamConnection take(self, int64_t now_ns, bint must_be_alive)
     cdef int acquire(self, ResponseSink sink) except -1
     cdef int forget(self, ResponseSink sink) except -1

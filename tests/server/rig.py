@@ -99,7 +99,7 @@ class FixedPlane:
     def connection(self, _listener: Any) -> Connection:
         return Connection(self)
 
-    def begin_drain(self) -> None:
+    def begin_drain(self, close_tunnels: bool = True) -> None:
         """Closes idle connections; one without an answer yet may have its first request under way."""
         self.is_draining = True
         self.loop.call_later(FIRST_REQUEST_S, self.close_idle)
