@@ -133,8 +133,10 @@ class Gateway:
             with contextlib.suppress(OSError):
                 self.process.kill()
             self.process.wait()
+            text = self.stderr_text
+            self._directory.cleanup()
             raise AssertionError(
-                f"the gateway did not become ready (exit {self.process.returncode}):\n{self.stderr_text}"
+                f"the gateway did not become ready (exit {self.process.returncode}):\n{text}"
             )
         self.ready = json.loads(line)
         self.seen = {self.process.pid, *self.children()}

@@ -74,6 +74,7 @@ cdef class RequestContext:
     cdef readonly dict detail
     cdef Answer answer
     cdef list extra_response          # (name, value) pairs a hook asked to add to whatever answer goes out
+    cdef int extra_before             # how many of them were there before `refuse` added its own
     cdef list locals                  # one place per plugin that wants one
     cdef bint body_replaced
     cdef readonly bytes body          # whole body, only on routes whose plugins asked for it

@@ -196,6 +196,7 @@ cdef class RequestContext:
         self.reason = reason
         self.detail = detail
         self.answer = None
+        self.extra_before = 0 if self.extra_response is None else len(self.extra_response)
         for name, value in headers:
             self.add_response_header(name, value)
         return RESPOND

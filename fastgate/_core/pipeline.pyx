@@ -54,8 +54,14 @@ cdef class Plugin:
         self.name = type(self).__name__
 
     cdef int c_decide(self, RequestContext ctx) except -1:
+        cdef int number
         verdict = self.decide(ctx)
-        return V_CONTINUE if verdict is None else verdict
+        if verdict is None:
+            return V_CONTINUE
+        number = verdict
+        if not V_CONTINUE <= number <= V_SUSPEND:
+            raise ValueError(f"decide returned {verdict!r}, which is no verdict")
+        return number
 
     @classmethod
     def build(cls, config, env):

@@ -32,7 +32,7 @@ from libc.time cimport time
 
 from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns
-from fastgate._core.context cimport M_HEAD, Answer, Reason, RequestContext, method_idempotent
+from fastgate._core.context cimport M_HEAD, Answer, Reason, RequestContext, method_idempotent, method_number
 from fastgate._core.counters cimport Counters, route_counts_t
 from fastgate._core.headers cimport Headers, HeadWriter, trailer_allowed
 from fastgate._core.histogram cimport histogram_record
@@ -317,14 +317,18 @@ cdef class Exchange(ResponseSink):
         ctx.reason = None
         ctx.answer = None
         ctx.detail = None
-        ctx.extra_response = None
+        if ctx.extra_response is not None:
+            del ctx.extra_response[ctx.extra_before:]   # those of the refusal; what others added stays
         return True
 
     cdef int _after_decide(self, int verdict) except -1:
         if verdict == V_CONTINUE:
             return self._forward()
         if verdict == V_RESPOND:
-            return self._reply()
+            if self.ctx.reason is not None or self.ctx.answer is not None:
+                return self._reply()
+            self._plugin_failed(self.route.pipeline.steps[self.suspended_at], "decide or request: RESPOND without an answer:")
+            return self.refuse(PLUGIN_ERROR)
         if verdict == V_SUSPEND:
             self.state = X_SUSPENDED
             self._arm(PLUGIN_WAIT_NS, PLUGIN_TIMEOUT)
@@ -431,15 +435,15 @@ cdef class Exchange(ResponseSink):
             ctx.has_body = True
         self.chunk_upstream = ctx.has_body and (ctx.content_length < 0 or len(self.route.pipeline.request_chunk) > 0)
         self.attempts_left = len(self.upstream.targets)
+        self.target = self.upstream.pick()
         return self._attempt()
 
     cdef int _attempt(self) except -1:
-        """One try at one target: an idle connection, or wait for one."""
+        """One try at the target: an idle connection, or wait for one."""
         cdef RequestContext ctx = self.ctx
         cdef UpstreamConnection connection = None
         cdef int outcome
         self.attempts_left -= 1
-        self.target = self.upstream.pick()
         ctx.attempts += 1
         ctx.upstream_address = self.target.address
         atomic_add_relaxed_u64(&self.counts.attempts, 1)
@@ -471,6 +475,8 @@ cdef class Exchange(ResponseSink):
                         reason.label, detail, self.target.failed_quietly)
             self.target.failed_quietly = 0
         if self.attempts_left > 0:
+            # Not by the balancer, which other requests move on: it might name this very target again.
+            self.target = self.upstream.after(self.target)
             return self._attempt()
         return self._fail(reason)
 
@@ -484,7 +490,8 @@ cdef class Exchange(ResponseSink):
         cdef bytes path
         cdef int64_t length = ctx.content_length
         cdef RequestHead head
-        self.up.begin(self, ctx.method_id == M_HEAD, ctx.upgrade)
+        cdef int method_id = ctx.method_id
+        self.up.begin(self, method_id == M_HEAD, ctx.upgrade)
         path = upstream_target(ctx, route)
         if self.chunk_upstream:
             length = -1
@@ -497,14 +504,13 @@ cdef class Exchange(ResponseSink):
                 for plugin in route.pipeline.upstream_request:
                     try:
                         plugin.upstream_request(ctx, head)
+                        check_head(head, ctx)
                     except Exception:
                         self._plugin_failed(plugin, "upstream_request")
                         return self._fail(PLUGIN_ERROR)
-                if not head_line_valid(head):
-                    self._plugin_failed(head.target, "upstream_request: malformed method or target")
-                    return self._fail(PLUGIN_ERROR)
                 method = head.method.encode("latin-1")
                 path = head.target.encode("latin-1")
+                method_id = method_number(PyBytes_AS_STRING(method), PyBytes_GET_SIZE(method))
                 if head.body is not None and head.body is not ctx.body:
                     self.pending = [head.body] if head.body else None
                     self.pending_bytes = len(head.body)
@@ -515,7 +521,7 @@ cdef class Exchange(ResponseSink):
         self.state = X_SENDING
         ctx.upstream_started_ns = ctx.now_ns
         self.end_sent = False
-        self.keeps = method_idempotent(ctx.method_id) and not ctx.upgrade and not route.pipeline.request_chunk
+        self.keeps = method_idempotent(method_id) and not ctx.upgrade and not route.pipeline.request_chunk
         self.kept = None
         self.kept_bytes = 0
         return self._send_pending()
@@ -655,7 +661,8 @@ cdef class Exchange(ResponseSink):
             return self.client.open_tunnel(self)
         if ctx.method_id == M_HEAD or status == 204 or status == 304:
             length = LENGTH_NONE
-            self.told_length = -1 if status == 204 else connection.content_length
+            # What GET would say: nothing where hooks may change the length
+            self.told_length = -1 if status == 204 or self.route.pipeline.response_chunk else connection.content_length
         else:
             length = connection.content_length          # -1 = LENGTH_UNKNOWN
         if self.route.pipeline.response_body_bytes > 0 and length != LENGTH_NONE \
@@ -677,18 +684,17 @@ cdef class Exchange(ResponseSink):
             for plugin in pipeline.upstream_response:
                 try:
                     plugin.upstream_response(ctx, head)
+                    check_answer(head, status, whole, ctx)
                 except Exception:
                     self._plugin_failed(plugin, "upstream_response")
                     return self._fail(BAD_RESPONSE)
             if self.route.response_edits is not None:
                 self.route.response_edits.apply(ctx, fields)
             self._response_hooks(head)
+            fields = head.headers
             if head.status != status:
-                if 200 <= head.status <= 599 and (head.status not in (204, 304) or length == LENGTH_NONE):
-                    status = head.status
-                    phrase = None
-                else:
-                    log.error("a plugin set status %d on request %s, which cannot be: left at %d", head.status, ctx.request_id, status)
+                status = head.status
+                phrase = None
             if whole is not None and head.body is not whole:
                 self.held = [head.body]
                 length = len(head.body)
@@ -702,11 +708,21 @@ cdef class Exchange(ResponseSink):
         return self.client.respond_head(self, status, phrase, fields, length)
 
     cdef int _response_hooks(self, ResponseHead head) except -1:
+        """Run the response hooks. The answer goes on as it was before a hook that fails."""
+        cdef Headers fields
+        cdef int status
         for plugin in self.route.pipeline.response:
+            fields = head.headers.copy()
+            status = head.status
+            body = head.body
             try:
                 plugin.response(self.ctx, head)
+                check_answer(head, status, body, self.ctx)
             except Exception:
-                self._plugin_failed(plugin, "response")     # the answer goes out as it is
+                self._plugin_failed(plugin, "response")
+                head.headers = fields
+                head.status = status
+                head.body = body
         return 0
 
     cdef int on_chunk(self, bytes chunk) except -1:
@@ -873,7 +889,9 @@ cdef class Exchange(ResponseSink):
                 self.route.response_edits.apply(ctx, fields)
             head = ResponseHead(ctx.status, fields, body)
             self._response_hooks(head)
+            fields = head.headers
             body = head.body
+            ctx.status = head.status
             if ctx.method_id == M_HEAD or ctx.status == 204 or ctx.status == 304:
                 self.told_length = -1 if ctx.status == 204 else len(body)
                 self.client.respond_head(self, ctx.status, None, fields, LENGTH_NONE)
@@ -996,16 +1014,33 @@ cdef class Exchange(ResponseSink):
         return 0
 
 
-cdef bint head_line_valid(RequestHead head):
-    """True if a plugin's method and target can stand on a request line."""
-    cdef int c
-    if not isinstance(head.method, str) or not isinstance(head.target, str) or not head.method or not head.target.startswith("/"):
-        return False
-    for character in head.method + head.target:
-        c = ord(character)
-        if not 33 <= c <= 126:
-            return False
-    return head.method.isalpha()
+cdef int check_head(RequestHead head, RequestContext ctx) except -1:
+    """ValueError or TypeError when what a plugin made of a request cannot be sent, or would be answered in another framing."""
+    if not isinstance(head.method, str) or not isinstance(head.target, str):
+        raise TypeError(f"method and target: expected str, got {head.method!r} and {head.target!r}")
+    if not (head.method.isascii() and head.method.isalpha()) or (head.method == "HEAD") != (ctx.method_id == M_HEAD) \
+            or head.method == "CONNECT":
+        raise ValueError(f"method: expected letters, and neither CONNECT nor a change from or to HEAD, got {head.method!r}")
+    if not head.target.startswith("/") or not all("!" <= character <= "~" for character in head.target):
+        raise ValueError(f"target: expected printable ASCII that begins with /, got {head.target!r}")
+    if head.body is not ctx.body and not isinstance(head.body, bytes):
+        raise TypeError(f"body: expected bytes, got {type(head.body).__name__}")
+    return 0
+
+
+cdef int check_answer(ResponseHead head, int status, object body, RequestContext ctx) except -1:
+    """ValueError or TypeError when what a plugin made of an answer cannot be sent. status and body are what they were."""
+    if head.status != status:
+        if not 200 <= head.status <= 599:
+            raise ValueError(f"status: expected 200 to 599, got {head.status}")
+        if ctx.method_id != M_HEAD and (head.status in (204, 304) or status in (204, 304)):
+            raise ValueError(f"status: {status} cannot become {head.status}, one of them has no body (RFC 9110 §15)")
+    if head.body is not body:
+        if body is None:
+            raise ValueError("body: it streams; set response_body_bytes to have it whole")
+        if not isinstance(head.body, bytes):
+            raise TypeError(f"body: expected bytes, got {type(head.body).__name__}")
+    return 0
 
 
 cdef bytes refusal_body(Reason reason, RequestContext ctx):

@@ -37,11 +37,11 @@ from fastgate.upstream.pool cimport Target
 
 __all__ = ["request_head_bytes"]
 
-cdef list STATUS_LINES = [None] * 600
-cdef list PHRASES = [b""] * 600
+cdef list STATUS_LINES = [None] * 1000       # three digits: upstreams may send more than RFC 9110 knows
+cdef list PHRASES = [b""] * 1000
 
 def _fill_status_lines():
-    for status in range(100, 600):
+    for status in range(100, 1000):
         try:
             phrase = HTTPStatus(status).phrase
         except ValueError:

@@ -35,6 +35,7 @@ cdef class Target(ConnectionOwner):
     cdef int release(self, UpstreamConnection connection, int64_t now_ns) except -1
     cdef int _hand_over(self, UpstreamConnection connection, int64_t now_ns) except -1
     cdef int _open(self) except -1
+    cdef bint _is_too_old(self, UpstreamConnection connection, int64_t now_ns) noexcept
 
 cdef class Upstream:
     cdef readonly str name
@@ -55,3 +56,4 @@ cdef class Upstream:
     cdef readonly int64_t queue_timeout_ns
     cdef readonly int64_t connect_timeout_ns
     cdef Target pick(self)
+    cdef Target after(self, Target target)

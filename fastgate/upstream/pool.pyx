@@ -15,6 +15,8 @@ import logging
 import ssl as ssl_module
 from collections import deque
 
+from libc.stdint cimport int64_t
+
 from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.balance cimport SmoothWeighted
 from fastgate._core.clock cimport monotonic_ns
@@ -61,6 +63,9 @@ cdef class Target(ConnectionOwner):
             connection = <UpstreamConnection>self.idle.pop()
             if connection.state != U_IDLE:
                 continue
+            if self._is_too_old(connection, now_ns):
+                connection.close()
+                continue
             if must_be_alive and now_ns - connection.released_ns > PEEK_AFTER_NS and not connection.seems_alive():
                 connection.close()
                 continue
@@ -98,7 +103,7 @@ cdef class Target(ConnectionOwner):
         connection.state = U_IDLE
         if connection.extra_bytes or not connection.writable or upstream.retired \
                 or (upstream.max_requests and connection.requests >= upstream.max_requests) \
-                or (upstream.max_lifetime_ns and now_ns - connection.opened_ns >= upstream.max_lifetime_ns):
+                or self._is_too_old(connection, now_ns):
             connection.close()
             return 0
         connection.resume()
@@ -111,6 +116,10 @@ cdef class Target(ConnectionOwner):
         self.idle.append(connection)
         upstream.wheel.arm(connection, now_ns + upstream.idle_timeout_ns)
         return 0
+
+    cdef bint _is_too_old(self, UpstreamConnection connection, int64_t now_ns) noexcept:
+        cdef int64_t most_ns = self.upstream.max_lifetime_ns
+        return most_ns != 0 and now_ns - connection.opened_ns >= most_ns
 
     cdef int _hand_over(self, UpstreamConnection connection, int64_t now_ns) except -1:
         cdef ResponseSink sink = self.waiters.popleft()
@@ -217,6 +226,10 @@ cdef class Upstream:
         if len(self.targets) == 1:
             return <Target>self.targets[0]
         return <Target>self.targets[self.balance.pick()]
+
+    cdef Target after(self, Target target):
+        """The target behind this one, and behind the last the first."""
+        return <Target>self.targets[(self.targets.index(target) + 1) % len(self.targets)]
 
     def retire(self):
         """No longer in the plan: close what is idle now, the rest when its request is over."""

@@ -1,4 +1,4 @@
-"""The timer wheel against a list of deadlines: never early, at most a tick late, whatever the clock does."""
+"""The timer wheel against a list of deadlines: never early, at most one tick late, however time goes."""
 
 from __future__ import annotations
 
