@@ -97,6 +97,7 @@ cdef class Target(ConnectionOwner):
     cdef int release(self, UpstreamConnection connection, int64_t now_ns) except -1:
         """Take back a connection whose answer is complete and which may be used again."""
         cdef Upstream upstream = self.upstream
+        cdef int64_t idle_until_ns
         connection.sink = None
         if connection.state == U_CLOSED:
             return 0
@@ -114,7 +115,10 @@ cdef class Target(ConnectionOwner):
             connection.close()
             return 0
         self.idle.append(connection)
-        upstream.wheel.arm(connection, now_ns + upstream.idle_timeout_ns)
+        idle_until_ns = now_ns + upstream.idle_timeout_ns
+        if upstream.max_lifetime_ns:
+            idle_until_ns = min(idle_until_ns, connection.opened_ns + upstream.max_lifetime_ns)
+        upstream.wheel.arm(connection, idle_until_ns)
         return 0
 
     cdef bint _is_too_old(self, UpstreamConnection connection, int64_t now_ns) noexcept:

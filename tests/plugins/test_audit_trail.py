@@ -41,7 +41,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway,
 def trail(file: Path, count: int) -> list[dict[str, Any]]:
     lines = until(lambda: len(at := file.read_text().splitlines()) >= count and at, f"{count} lines")
     assert len(lines) == count
-    return [json.loads(line) for line in lines]
+    return sorted((json.loads(line) for line in lines), key=lambda line: str(line["path"]))
 
 
 def test_changes_are_noted_and_reading_is_not(audited: tuple[Gateway, Path]) -> None:

@@ -60,7 +60,7 @@ def life(tmp_path: Path) -> Iterator[Life]:
 def seen_by(gateway: Gateway, path: str) -> dict[str, str]:
     """Which plugin objects a request passed, by label."""
     values = get(gateway.port, path).values("x-seen-by")
-    return dict(value.decode().split() for value in values)  # type: ignore[misc]
+    return dict(value.decode().split() for value in values)
 
 
 def test_plugins_are_built_and_started_once_and_closed_at_the_end(life: Life) -> None:
