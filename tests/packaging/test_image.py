@@ -188,3 +188,56 @@ def test_the_image_builds_from_nothing() -> None:
         status, said = image.fastgate("check")
 
     assert status == 0, said
+
+
+SERVICE = """
+from libc.stdint cimport int64_t
+from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.histogram cimport histogram_quantile, histogram_record, histogram_t
+from fastgate._core.balance cimport SmoothWeighted
+from fastgate._core.hashing cimport siphash
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
+
+def use():
+    cdef histogram_t seen
+    cdef int64_t value
+    cdef uint64_t key[2]
+    cdef SmoothWeighted balance = SmoothWeighted([3, 1])
+    key[0] = key[1] = 7
+    memset(&seen, 0, sizeof(seen))
+    with nogil:
+        for value in range(1, 1001):
+            histogram_record(&seen, value * 1000)
+    return seen.count, histogram_quantile(&seen, 0.5), [balance.pick() for _ in range(4)], siphash(b"a", 1, key), monotonic_ns()
+"""
+
+
+def test_another_project_cimports_from_the_installed_wheel(image: Image, tmp_path: Path) -> None:
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(image.wheel).extractall(installed)
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "service.pyx").write_text(SERVICE)
+    environ = {**os.environ, "PYTHONPATH": str(installed)}
+
+    subprocess.run(
+        [sys.executable, "-m", "Cython.Build.Cythonize", "-3", "-i", "-q", "service.pyx"],
+        cwd=project,
+        env=environ,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", "import fastgate, service; print(fastgate.__file__); print(service.use()[:3])"],
+        cwd=project,
+        env=environ,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout.splitlines()
+
+    assert said[0].startswith(str(installed))
+    assert said[1].startswith("(1000, ") and said[1].endswith(", [0, 0, 1, 0])")
