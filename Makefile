@@ -12,7 +12,7 @@ SHELL := /bin/sh
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt
+PIP := FASTGATE_BUILT=1 $(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt
 SOURCES := $(shell find fastgate -name '*.pyx' -o -name '*.pxd' -o -name '*.h') setup.py
 SAY := @printf '\033[2m· %s\033[0m\n'
 

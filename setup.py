@@ -2,6 +2,7 @@
 
 FASTGATE_BUILD_JOBS=n  modules translated and compiled at a time; the number of cores unless told
 FASTGATE_DEBUG=1       assertions, bounds checks and live-object counts compiled in
+FASTGATE_BUILT=1       the extensions were built in place before; leave them as they are (editable installs)
 FASTGATE_SANITIZE=1    AddressSanitizer and UndefinedBehaviorSanitizer (run with LD_PRELOAD of libasan)
 """
 
@@ -73,4 +74,5 @@ def extensions() -> list[Extension]:
 
 
 if __name__ == "__main__":  # the guard keeps multiprocessing's spawned children from building again
-    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildWithProgress})
+    built = os.environ.get("FASTGATE_BUILT") == "1"
+    setup(ext_modules=[] if built else extensions(), cmdclass={"build_ext": BuildWithProgress})
