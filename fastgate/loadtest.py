@@ -142,10 +142,11 @@ class _Run:
         for task in self.opening:
             task.cancel()
         await asyncio.gather(*self.opening, return_exceptions=True)
-        for connection in list(self.open):
-            connection.transport.abort()
+        # Aborted again and again: a connection may come up just after the task that opened it was cancelled.
         while self.open:
-            await asyncio.sleep(0)
+            for connection in self.open:
+                connection.transport.abort()
+            await asyncio.sleep(0.001)
         if self.due:
             self.report.errors["never sent: no connection was free"] += len(self.due)
         self.report.latencies_ns.sort()
