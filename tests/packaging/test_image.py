@@ -209,7 +209,8 @@ def use():
     with nogil:
         for value in range(1, 1001):
             histogram_record(&seen, value * 1000)
-    return seen.count, histogram_quantile(&seen, 0.5), [balance.pick() for _ in range(4)], siphash(b"a", 1, key), monotonic_ns()
+    picks = [balance.pick() for _ in range(4)]
+    return seen.count, histogram_quantile(&seen, 0.5), picks, siphash(b"a", 1, key), monotonic_ns()
 """
 
 
@@ -229,8 +230,9 @@ def test_another_project_cimports_from_the_installed_wheel(image: Image, tmp_pat
         capture_output=True,
         timeout=120,
     )
+    program = "import fastgate, service; print(fastgate.__file__); print(service.use()[:3])"
     said = subprocess.run(
-        [sys.executable, "-c", "import fastgate, service; print(fastgate.__file__); print(service.use()[:3])"],
+        [sys.executable, "-c", program],
         cwd=project,
         env=environ,
         check=True,
