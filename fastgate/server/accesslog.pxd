@@ -21,8 +21,8 @@ cdef class AccessLog:
     cdef int record(self, RequestContext ctx) except -1
     cdef int _json(self, RequestContext ctx, int64_t now_ns) except -1
     cdef int _common(self, RequestContext ctx, int64_t now_ns) except -1
-    cdef int _text(self, bytes value) except -1
-    cdef int _span(self, const char* p, Py_ssize_t n) except -1
+    cdef int _text(self, bytes value, Py_ssize_t most) except -1
+    cdef int _span(self, const char* p, Py_ssize_t n, Py_ssize_t most) except -1
     cdef int _milliseconds(self, int64_t ns) except -1
     cpdef int flush(self) except -1
     cdef int _drop(self, Py_ssize_t start) except -1

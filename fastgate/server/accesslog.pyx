@@ -3,7 +3,8 @@
 
 WHAT     `AccessLog.record` appends a line to a buffer; `flush` writes it out. Files are written with O_APPEND in one call, so lines
          of several workers do not mix. A pipe or terminal is written without ever blocking, in pieces of whole lines no longer
-         than PIPE_BUF, which the kernel keeps together; what a slow reader leaves no room for is dropped and counted.
+         than PIPE_BUF, which the kernel keeps together; what a slow reader leaves no room for is dropped and counted. So that a
+         line always fits, what a client may make long is cut there and ends in `...`; a file gets it whole.
 STATE    One buffer of at most 256 kB; beyond it lines are dropped and counted.
 WHO      The worker's loop.
 COST     About 0.4 us a line; one write per 64 kB or per tick.
@@ -37,6 +38,11 @@ cdef enum:
     FLUSH_BYTES = 65536
     MOST_BYTES = 262144
     PIPE_PIECE = 4096
+    # What a field may take of a line in a pipe; all lines then fit into PIPE_PIECE unless a route's name has over 500 bytes.
+    ANY = 1 << 40
+    TARGET_BYTES = 1400
+    AGENT_BYTES = 900
+    HOST_BYTES = 270
 
 
 cdef class AccessLog:
@@ -110,15 +116,15 @@ cdef class AccessLog:
             w.put(b"0", 1)
         w.put_decimal(ms)
         w.put(b'Z","request_id":', 16)
-        self._text(ctx.request_id_bytes)
+        self._text(ctx.request_id_bytes, ANY)
         w.put(b',"client":', 10)
-        self._text(ctx.client)
+        self._text(ctx.client, ANY)
         w.put(b',"method":', 10)
-        self._text(ctx.method_bytes)
+        self._text(ctx.method_bytes, HOST_BYTES)
         w.put(b',"host":', 8)
-        self._text(ctx.authority)
+        self._text(ctx.authority, HOST_BYTES)
         w.put(b',"target":', 10)
-        self._text(ctx.target)
+        self._text(ctx.target, TARGET_BYTES)
         w.put(b',"protocol":"HTTP/1.', 20)
         w.put_decimal(1 if ctx.version_minor else 0)
         w.put(b'","status":', 11)
@@ -129,7 +135,7 @@ cdef class AccessLog:
         else:
             w.put(b"null", 4)
         w.put(b',"upstream":', 12)
-        self._text(ctx.upstream_address)
+        self._text(ctx.upstream_address, ANY)
         w.put(b',"upstream_status":', 19)
         if ctx.upstream_status:
             w.put_decimal(ctx.upstream_status)
@@ -149,13 +155,13 @@ cdef class AccessLog:
         w.put(b',"bytes_sent":', 14)
         w.put_decimal(ctx.bytes_sent)
         w.put(b',"reason":', 10)
-        self._text(ctx.reason.label_bytes if ctx.reason is not None else None)
+        self._text(ctx.reason.label_bytes if ctx.reason is not None else None, ANY)
         w.put(b',"user_agent":', 14)
         agent = ctx.headers.find_id(H_USER_AGENT)
         if agent == NULL:
             w.put(b"null", 4)
         else:
-            self._span(agent.value, agent.value_n)
+            self._span(agent.value, agent.value_n, AGENT_BYTES)
         return w.put(b"}\n", 2)
 
     cdef int _common(self, RequestContext ctx, int64_t now_ns) except -1:
@@ -166,17 +172,18 @@ cdef class AccessLog:
         w.put(b" - - [", 6)
         w.put_bytes(self.second_text)
         w.put(b"] ", 2)
-        self._text((ctx.method_bytes or b"-") + b" " + (ctx.target or b"-") + (b" HTTP/1.1" if ctx.version_minor else b" HTTP/1.0"))
+        self._text((ctx.method_bytes or b"-") + b" " + (ctx.target or b"-") + (b" HTTP/1.1" if ctx.version_minor else b" HTTP/1.0"),
+                   TARGET_BYTES)
         w.put(b" ", 1)
         w.put_decimal(ctx.status)
         w.put(b" ", 1)
         w.put_decimal(ctx.bytes_sent)
         w.put(b" ", 1)
         value = ctx.headers.find_known(H_REFERER)
-        self._text(value if value is not None else b"-")
+        self._text(value if value is not None else b"-", AGENT_BYTES)
         w.put(b" ", 1)
         value = ctx.headers.find_known(H_USER_AGENT)
-        self._text(value if value is not None else b"-")
+        self._text(value if value is not None else b"-", AGENT_BYTES)
         return w.put(b"\n", 1)
 
     cdef int _milliseconds(self, int64_t ns) except -1:
@@ -192,22 +199,29 @@ cdef class AccessLog:
             w.put(b"0", 1)
         return w.put_decimal(rest)
 
-    cdef int _text(self, bytes value) except -1:
+    cdef int _text(self, bytes value, Py_ssize_t most) except -1:
         if value is None:
             return self.lines.put(b"null", 4)
-        return self._span(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
+        return self._span(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), most)
 
-    cdef int _span(self, const char* p, Py_ssize_t n) except -1:
-        """A JSON string of latin-1 bytes (RFC 8259 §7). Also what keeps a client from forging log lines."""
+    cdef int _span(self, const char* p, Py_ssize_t n, Py_ssize_t most) except -1:
+        """A JSON string of latin-1 bytes (RFC 8259 §7), in a pipe of at most `most` bytes. Also what keeps a client from forging
+        log lines."""
         cdef HeadWriter w = self.lines
         cdef Py_ssize_t i
         cdef unsigned char c
         cdef char* at
-        w.reserve(6 * n + 2)
+        cdef char* end
+        w.reserve(6 * n + 5)
         at = w.data + w.size
+        end = at + (most - 11 if self.is_pipe else 6 * n + 2)      # room for one more escape, `...` and the quotes
         at[0] = c'"'
         at += 1
         for i in range(n):
+            if at > end:
+                at[0] = at[1] = at[2] = c"."
+                at += 3
+                break
             c = <unsigned char>p[i]
             if c == c'"' or c == c"\\":
                 at[0] = c"\\"
@@ -251,10 +265,13 @@ cdef class AccessLog:
                 if w.data[end] == c"\n":
                     last = end + 1
                 end += 1
-            if last == start:                           # one line longer than PIPE_BUF
-                while end < w.size and w.data[end] != c"\n":
+            if last == start:                           # one line longer than PIPE_BUF: written, it could block and be torn
+                while w.data[end] != c"\n":
                     end += 1
-                last = end + 1
+                start = end + 1
+                if self.counts != NULL:
+                    atomic_add_relaxed_u64(&self.counts.log_lines_dropped, 1)
+                continue
             watched.fd = self.fd
             watched.events = POLLOUT
             watched.revents = 0
