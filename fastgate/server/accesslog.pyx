@@ -39,7 +39,7 @@ cdef enum:
     MOST_BYTES = 262144
     PIPE_PIECE = 4096
     # What a field may take of a line in a pipe; all lines then fit into PIPE_PIECE unless a route's name has over 500 bytes.
-    ANY = 1 << 40
+    ANY = 1 << 30
     TARGET_BYTES = 1400
     AGENT_BYTES = 900
     HOST_BYTES = 270

@@ -306,5 +306,6 @@ def test_long_lines_on_a_pipe_stay_whole_and_never_block(tmp_path: Path) -> None
         record = json.loads(line)
         assert list(record) == KEYS
         assert len(line) < 4096
+        assert (len(record["request_id"]), record["client"]) == (32, "127.0.0.1")
         assert record["target"].startswith("/")
         assert set(record["user_agent"].removesuffix("...")) == {'"'}
