@@ -345,6 +345,8 @@ class _Worker:
         )
         for _index, _socket, server in self._servers:
             server.close()
+        # What was accepted in this turn of the loop is a connection of the plane only in the next.
+        await asyncio.sleep(DRAIN_POLL_S)
         # When every listener closes the gateway stops, and tunnels are told at once. When another generation
         # takes over they live on here until the limit.
         self._plane.begin_drain(close_tunnels=all(index in closing for index, _, _ in self._servers))
