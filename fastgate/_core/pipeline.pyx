@@ -57,7 +57,8 @@ cdef class Plugin:
         cdef int number
         verdict = self.decide(ctx)
         if verdict is None:
-            return V_CONTINUE
+            # A refusal whose verdict was not returned refuses all the same: a forgotten `return` must not let a request pass.
+            return V_CONTINUE if ctx.reason is None and ctx.answer is None else V_RESPOND
         number = verdict
         if not V_CONTINUE <= number <= V_SUSPEND:
             raise ValueError(f"decide returned {verdict!r}, which is no verdict")

@@ -108,7 +108,8 @@ cdef class AnswerStream(ClientStream):
             w.put(b"Date: ", 6)
             w.put_bytes(self.plane.date_value(ctx.now_ns))
             w.put(b"\r\n", 2)
-        w.put(b"Via: 1.1 fastgate\r\n", 19)
+        if ctx.upstream_status:
+            w.put(b"Via: 1.1 fastgate\r\n", 19)
         self._write_common(exchange)
         return 0
 

@@ -351,7 +351,10 @@ cdef class Exchange(ResponseSink):
                 answer = await plugin.request(self.ctx)
                 if self.state != X_SUSPENDED:
                     return
-                verdict = V_CONTINUE if answer is None else answer
+                if answer is None:
+                    verdict = V_CONTINUE if self.ctx.reason is None and self.ctx.answer is None else V_RESPOND
+                else:
+                    verdict = answer
                 if verdict == V_SUSPEND:
                     raise TypeError("request() returned SUSPEND; only decide() may")
                 if verdict == V_RESPOND and not plugin.enforce and self._pass_over(plugin):
@@ -828,7 +831,9 @@ cdef class Exchange(ResponseSink):
         outcome = self.target.acquire(self)
         if outcome == A_FULL:
             return self.refuse(QUEUE_FULL)
-        return self._arm(self.route.timeouts.connect_ns, CONNECT_TIMEOUT)
+        if outcome == A_OPENING:
+            return self._arm(self.route.timeouts.connect_ns, CONNECT_TIMEOUT)
+        return self._arm(self.upstream.queue_timeout_ns, QUEUE_TIMEOUT)
 
     # tunnel
 

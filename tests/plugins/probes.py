@@ -69,6 +69,8 @@ def verdict(plugin: Probe, ctx: RequestContext, action: str, argument: str) -> A
             return ctx.refuse(REASONS[argument or "forbidden"], {"by": label}, [("X-Refused-By", label)])
         case "respond":
             return ctx.respond(int(argument or 201), f"made by {label}", [("Content-Type", "text/plain")])
+        case "forget":  # the `return`
+            ctx.refuse(REASONS["forbidden"])
         case "suspend":
             return SUSPEND
         case "continue":

@@ -75,6 +75,12 @@ def test_what_is_no_verdict_is_the_plugins_error(rig: Rig, where: str, action: s
     assert rig.noted(4, "log")[3][2]["reason"] == "plugin_error"
 
 
+@pytest.mark.parametrize("where", ["X-A: decide", "X-D: request"])
+def test_a_refusal_that_is_not_returned_refuses_all_the_same(rig: Rig, where: str) -> None:
+    assert rig.ask("/order", f"{where}=forget").status == 403
+    assert rig.upstream.requests == []
+
+
 def test_request_may_not_suspend(rig: Rig) -> None:
     assert rig.ask("/order", "X-B: request=suspend").status == 500
 
