@@ -41,42 +41,48 @@ def echo(client: Client, text: bytes) -> None:
 
 
 def test_a_tunnel_outlives_reloads_and_is_told_of_the_end() -> None:
-    with Upstream(mirror()) as upstream, Gateway(routes(upstream, 0), workers=2) as gateway:
-        with Client(gateway.port) as client:
-            switch(client, "whole")
-            for version in range(1, 13):
-                reload(gateway, routes(upstream, version))
-                echo(client, b"still here %d" % version)
+    with (
+        Upstream(mirror()) as upstream,
+        Gateway(routes(upstream, 0), workers=2) as gateway,
+        Client(gateway.port) as client,
+    ):
+        switch(client, "whole")
+        for version in range(1, 13):
+            reload(gateway, routes(upstream, version))
+            echo(client, b"still here %d" % version)
 
-            gateway.terminate()
+        gateway.terminate()
 
-            assert client.read_to_end() == GOING_AWAY
+        assert client.read_to_end() == GOING_AWAY
 
 
 def test_a_tunnel_outlives_a_change_of_the_number_of_workers() -> None:
     with (
         Upstream(mirror()) as upstream,
         Gateway(routes(upstream, 0), workers=1, check_descriptors=False) as gateway,
+        Client(gateway.port) as client,
     ):
-        with Client(gateway.port) as client:
-            switch(client, "whole")
-            before = set(gateway.worker_pids())
-            reload(gateway, {**routes(upstream, 1), "workers": 2})
-            assert set(gateway.worker_pids()) - before
+        switch(client, "whole")
+        before = set(gateway.worker_pids())
+        reload(gateway, {**routes(upstream, 1), "workers": 2})
+        assert set(gateway.worker_pids()) - before
 
-            echo(client, b"served by the old worker")
+        echo(client, b"served by the old worker")
 
 
 def test_a_tunnel_is_not_cut_into_by_the_close() -> None:
     """A frame under way to the client when the gateway stops: no close frame may stand in its middle."""
     half = b"\x82\x7e\x10\x00" + b"x" * 100  # the head of a frame of 4096 bytes, and a piece of it
 
-    with Upstream(mirror()) as upstream, Gateway(routes(upstream, 0)) as gateway:
-        with Client(gateway.port) as client:
-            switch(client, "whole")
-            client.send(half)
-            assert client.read_exactly(len(half)) == half
+    with (
+        Upstream(mirror()) as upstream,
+        Gateway(routes(upstream, 0)) as gateway,
+        Client(gateway.port) as client,
+    ):
+        switch(client, "whole")
+        client.send(half)
+        assert client.read_exactly(len(half)) == half
 
-            gateway.terminate()
+        gateway.terminate()
 
-            assert client.read_to_end() == b""
+        assert client.read_to_end() == b""
