@@ -28,6 +28,8 @@ cdef class AnswerStream(ClientStream):
     cdef bint half_closed
     cdef bint close_after                 # no further request is taken
     cdef bint lingering                   # answered; what still comes is thrown away until the client closes
+    cdef bint eof_sent                    # our half of a tunnel is closed
+    cdef Py_ssize_t unsent                # what the transport held when it was last looked at while closing
     cdef int paused
     cdef int64_t requests
     cdef Exchange exchange                # the one being answered
@@ -44,6 +46,7 @@ cdef class AnswerStream(ClientStream):
     cdef int _pause(self, int why) except -1
     cdef int _resume(self, int why) except -1
     cdef int _close(self) except -1
+    cdef int _see_off(self, bint late) except -1
     cdef int _linger(self) except -1
     cdef bint _keeps(self, Exchange exchange)
     cdef int _write_common(self, Exchange exchange) except -1

@@ -265,16 +265,31 @@ cdef class AnswerStream(ClientStream):
         if self.framing == F_CHUNKED or self.framing == F_LENGTH:
             self.flush()
             self.lingering = True                       # nothing more is read as a request
-            self.transport.close()
-        else:
-            self.transport.abort()
+            return self._see_off(False)
+        self.transport.abort()
         return 0
 
     cdef int _close(self) except -1:
         """Close after what is written is sent."""
         if not self.closed and self.transport is not None:
             self.lingering = True
-            self.transport.close()
+            return self._see_off(False)
+        return 0
+
+    cdef int _see_off(self, bint late) except -1:
+        """Close, and let what is unsent go out first; but a client that took nothing of it until body_timeout is over (late) is
+        dropped."""
+        cdef Py_ssize_t unsent
+        if self.closed:
+            return 0
+        unsent = self.transport.get_write_buffer_size()
+        if late and self.unsent and unsent >= self.unsent:
+            self.transport.abort()
+            return 0
+        self.unsent = unsent
+        self.transport.close()
+        if unsent and not self.closed:
+            self.plane.wheel.arm(self, monotonic_ns() + self.plane.body_timeout_ns)
         return 0
 
     cdef int _linger(self) except -1:
@@ -316,6 +331,7 @@ cdef class AnswerStream(ClientStream):
 
     cdef int tunnel_eof(self) except -1:
         if not self.closed and self.transport.can_write_eof():
+            self.eof_sent = True
             self.transport.write_eof()
         return 0
 
@@ -355,6 +371,7 @@ cdef class AnswerStream(ClientStream):
 
     cdef int _close_websocket(self) except -1:
         """Tell a WebSocket client that the gateway goes away (1001, RFC 6455 §7.4.1), if no frame is under way."""
-        if self.websocket and self.frame_left == 0 and self.frame_head is None and not self.closed:
+        if self.websocket and self.frame_left == 0 and self.frame_head is None and not self.closed \
+                and not self.eof_sent:
             self._write(b"\x88\x02\x03\xe9", 4, None)
         return 0

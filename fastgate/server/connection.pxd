@@ -24,6 +24,7 @@ cdef class ClientConnection(AnswerStream):
     cdef bint in_body
     cdef bint line_is_http11
     cdef int64_t head_bytes
+    cdef int begun                        # requests whose first byte lies in this read
     cdef int64_t chunk_overhead           # bytes of chunked framing since the last body byte
     cdef bytes target
     cdef int64_t body_left                # of a body passed on by count, without the parser
@@ -35,11 +36,12 @@ cdef class ClientConnection(AnswerStream):
 
     cdef bytes _proxy_header(self, bytes data, int64_t now_ns)
     cdef int _feed(self, bytes data, int64_t now_ns) except -1
+    cdef bytes _feed_until_upgrade(self, bytes data, int64_t now_ns)
     cdef Py_ssize_t _plain_requests(self, bytes data, int64_t now_ns) except -1
     cdef Py_ssize_t _counted_body(self, bytes data, Py_ssize_t start) except -1
     cdef Exchange _new_exchange(self)
     cdef int _parser_error(self, object error) except -1
-    cdef int _upgraded(self, bytes rest) except -1
+    cdef bytes _upgraded(self, bytes rest)
     cdef int _advance(self) except -1
     cdef int _refuse_early(self, Reason reason) except -1
     cdef Reason _check_head(self, RequestContext ctx)

@@ -204,7 +204,21 @@ cdef class ClientConnection(AnswerStream):
         return data[size:]
 
     cdef int _feed(self, bytes data, int64_t now_ns) except -1:
-        """Parse one read, then let the exchanges go on."""
+        """Parse one read, then let the exchanges go on; and again with what llhttp leaves behind a request with Upgrade. A loop:
+        thousands of them may lie in one read."""
+        while True:
+            data = self._feed_until_upgrade(data, now_ns)
+            if not data or self.closed or self.lingering:
+                return 0
+            if self.tunnel:
+                return self.exchange.tunnel_received(data)
+            if self.paused & PAUSED_UPGRADE:
+                self.upgrade_rest = data if self.upgrade_rest is None else self.upgrade_rest + data
+                return 0
+
+    cdef bytes _feed_until_upgrade(self, bytes data, int64_t now_ns):
+        """What is left behind a request with Upgrade, or None."""
+        cdef bytes rest = None
         cdef const char* newline
         cdef const char* start = PyBytes_AS_STRING(data)
         cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
@@ -218,7 +232,7 @@ cdef class ClientConnection(AnswerStream):
                     receiving.body_read_done()
                 if self.exchange is None:
                     self._advance()
-                return 0
+                return None
             data = data[taken:]
             start = PyBytes_AS_STRING(data)
             n -= taken
@@ -233,7 +247,7 @@ cdef class ClientConnection(AnswerStream):
                     receiving.body_read_done()
                 if self.exchange is None or self.queue:
                     self._advance()
-                return 0
+                return None
             if taken:
                 data = data[taken:]
                 start = PyBytes_AS_STRING(data)
@@ -247,22 +261,26 @@ cdef class ClientConnection(AnswerStream):
         if self.in_head:
             self.head_bytes += n
         self.chunk_overhead += n
+        self.begun = 0
         if self.parser is None:
             self.parser = HttpRequestParser(self)       # most connections never need one
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
-            self._upgraded(data[upgrade.args[0]:])
+            rest = self._upgraded(data[upgrade.args[0]:])
         except HttpParserCallbackError as error:
             if not isinstance(error.__context__, _Refused):
                 raise
         except HttpParserError as error:
             self._parser_error(error)
         if self.closed:
-            return 0
+            return None
+        if rest and not self.paused & PAUSED_UPGRADE and (receiving is None or receiving is not self.exchange):
+            return rest                                 # nobody waits for what came so far: one answer after all of it
         if self.in_head and not self.close_after:
             if self.head_bytes == 0:
-                self.head_bytes = n
+                # Behind other messages in this read, nobody says where it begins: it counts from the next read on.
+                self.head_bytes = n if receiving is None and self.begun == 1 else 1
                 self.parsing.ctx.started_ns = now_ns
                 if self.exchange is None:
                     self.plane.wheel.arm(self, now_ns + self.plane.header_timeout_ns)
@@ -277,13 +295,15 @@ cdef class ClientConnection(AnswerStream):
                 self.exchange._fail(BAD_FRAMING)
             else:
                 self.parsing.early = BAD_FRAMING
+        if self.in_head and receiving is self.parsing and self.exchange is None and not self.queue:
+            return rest                                 # more of the same head: its deadline stands
         if receiving is not None and receiving is self.exchange:
             receiving.body_read_done()
         if self.exchange is None or self.queue:
             self._advance()
         elif self.exchange is not None and receiving is not self.exchange and self.exchange is self.parsing:
             self.exchange.body_read_done()
-        return 0
+        return rest
 
     cdef Py_ssize_t _plain_requests(self, bytes data, int64_t now_ns) except -1:
         """Take requests whose heads lie whole and plain in this read and whose bodies are counted: the usual ones, without the
@@ -423,14 +443,14 @@ cdef class ClientConnection(AnswerStream):
         self.queue.append(exchange)
         return 0
 
-    cdef int _upgraded(self, bytes rest) except -1:
-        """llhttp stopped behind a request with Upgrade (or CONNECT)."""
+    cdef bytes _upgraded(self, bytes rest):
+        """llhttp stopped behind a request with Upgrade (or CONNECT). What is left to be parsed."""
         cdef Exchange parsing = self.parsing
         cdef RequestContext ctx
         cdef Py_ssize_t taken
         self.parser = None
         if self.close_after or self.closed:
-            return 0
+            return None
         if parsing is not None:
             # httptools skips the body of a request with Upgrade; here is where it is read.
             ctx = parsing.ctx
@@ -439,22 +459,15 @@ cdef class ClientConnection(AnswerStream):
                 taken = self._counted_body(rest, 0)
                 rest = rest[taken:]
                 if self.body_left > 0:
-                    return 0
+                    return None
             else:
                 # A new parser that is told the framing alone.
                 self.parsing = None
+                self.in_body = False                    # until the made-up head is through
                 self.skipping = parsing
                 self.parser = HttpRequestParser(self)
                 self.parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
-                if rest:
-                    self._feed(rest, ctx.now_ns)
-                return 0
-        if self.paused & PAUSED_UPGRADE:
-            if rest:
-                self.upgrade_rest = rest
-        elif rest:
-            self._feed(rest, monotonic_ns())
-        return 0
+        return rest
 
     cdef int _advance(self) except -1:
         """Start the next request in the queue, and the next, as long as they are answered at once."""
@@ -569,7 +582,7 @@ cdef class ClientConnection(AnswerStream):
             if self.exchange is not None:
                 self.exchange.deadline_passed(now_ns)
             elif self.lingering:
-                self.cut()
+                self._see_off(True)
             elif self.in_head and self.parsing is not None:
                 self.parsing.ctx.now_ns = now_ns
                 self._refuse_early(HEADER_TIMEOUT)
@@ -597,6 +610,7 @@ cdef class ClientConnection(AnswerStream):
         ctx.version_minor = 1 if self.line_is_http11 else -1
         self.line_is_http11 = False
         self.parsing = exchange
+        self.begun += 1
         self.in_head = True
         self.in_body = False
         self.head_bytes = 0
@@ -855,6 +869,8 @@ cdef class ClientConnection(AnswerStream):
             self.exchange = None
             return self._close()
         self.exchange = None
+        if self.lingering:                              # cut
+            return self._close()
         self._resume(PAUSED_BODY)
         if not exchange.body_complete:
             left = exchange.ctx.content_length - exchange.body_bytes

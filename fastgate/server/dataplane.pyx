@@ -109,7 +109,10 @@ cdef class DataPlane(Plane):
         (WebSockets with 1001) unless close_tunnels is False: then they go on until `abort`."""
         self.draining = True
         for connection in list(self.connections):
-            (<ClientConnection>connection)._begin_drain(close_tunnels)
+            try:
+                (<ClientConnection>connection)._begin_drain(close_tunnels)
+            except Exception:                           # one connection must not end the others
+                log.exception("while draining a connection")
 
     def abort(self):
         """The drain time is over: close tunnels, cut what is left."""
