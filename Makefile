@@ -51,7 +51,7 @@ fuzz: $(VENV)/.dev ## the property tests with a hundred times the examples
 
 sanitize: $(VENV)/.dev ## the tests of the primitives on a debug build with ASan and UBSan
 	@rm -rf build/sanitize/fastgate build/sanitize/tests && mkdir -p build/sanitize
-	@git ls-files --cached --others --exclude-standard fastgate tests setup.py pyproject.toml README.md LICENSE \
+	@git ls-files --cached --others --exclude-standard fastgate tests docs examples setup.py pyproject.toml README.md LICENSE \
 		| tar -cf - -T - | tar -xf - -C build/sanitize
 	@cd build/sanitize && export FASTGATE_DEBUG=1 FASTGATE_SANITIZE=1 && \
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace && \
