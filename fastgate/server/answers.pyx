@@ -1,4 +1,4 @@
-# cython: boundscheck=False
+# cython: boundscheck=False, nonecheck=True
 """Answers on an HTTP/1.1 connection: framing, tunnels, and the ends of connections.
 
 WHAT     `AnswerStream` is the half of a client connection that writes. It frames answers (RFC 9112 §6), decides whether the connection

@@ -1,4 +1,4 @@
-# cython: boundscheck=False
+# cython: boundscheck=False, nonecheck=True
 """HTTP/1.1 to clients: bytes to requests, answers to bytes.
 
 WHAT     `ClientConnection` is the asyncio protocol of one client connection. httptools parses; this file adds the checks llhttp leaves

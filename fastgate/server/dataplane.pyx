@@ -1,4 +1,4 @@
-# cython: boundscheck=False
+# cython: boundscheck=False, nonecheck=True
 """What a worker holds: the plan in force, every client connection, the wheel, the access log.
 
 WHAT     `DataPlane` makes the protocols of new connections, puts a new plan in force between two requests, turns the timer wheel, and

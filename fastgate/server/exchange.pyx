@@ -1,4 +1,4 @@
-# cython: boundscheck=False
+# cython: boundscheck=False, nonecheck=True
 """The life of a request. Read this file first.
 
 WHAT     An `Exchange` takes one request from its parsed head to its log line: decide, suspend, forward, relay, reply, fail, finish.

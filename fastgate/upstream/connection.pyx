@@ -1,4 +1,4 @@
-# cython: boundscheck=False
+# cython: boundscheck=False, nonecheck=True
 """One HTTP/1.1 connection to an upstream: bytes in, the answer's parts out.
 
 WHAT     Parses answers with httptools and adds the checks llhttp leaves to its user: version, status, Transfer-Encoding, the length

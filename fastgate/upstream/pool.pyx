@@ -1,4 +1,4 @@
-# cython: boundscheck=False
+# cython: boundscheck=False, nonecheck=True
 """Upstreams, their targets, and the kept-alive connections to each.
 
 WHAT     `Upstream` is a named set of targets with a balancing order; `Target` keeps the idle connections to one address and the
