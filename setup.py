@@ -35,8 +35,8 @@ DIRECTIVES = {
     "embedsignature": True,
     "embedsignature.format": "python",
     "binding": False,
-            # Cython would make __reduce__ out of C pointers: copy.copy() of such an object is a crash.
-            "auto_pickle": False,
+    # Cython would make __reduce__ out of C pointers: copy.copy() of such an object is a crash.
+    "auto_pickle": False,
 }
 
 
