@@ -10,6 +10,7 @@ COST     A turn of the wheel every 20 ms.
 
 import asyncio
 import logging
+import resource
 
 from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns
@@ -54,7 +55,9 @@ cdef class DataPlane(Plane):
         self.header_timeout_ns = server.header_timeout_ns
         self.body_timeout_ns = server.body_timeout_ns
         self.idle_timeout_ns = server.idle_timeout_ns
-        self.max_connections = server.max_connections
+        # The descriptors this process may open bound its connections too: a quarter is left for upstreams, logs and the rest.
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.max_connections = min(server.max_connections, max(64, descriptors - descriptors // 4))
         self.max_requests = server.max_requests_per_connection
         self.half_close_allowed = server.client_half_close == "allow"
         if (self.log.output, self.log.format) != (plan.config.access_log.output, plan.config.access_log.format):

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -125,6 +126,10 @@ class Runtime(Protocol):
 
 def run_worker(runtime: Runtime, orders: WorkerOrders) -> None:
     """Runs until the worker has drained. Exit status 0 then; any exception is a crash."""
+    # Shells give 1 024 descriptors for the sake of old programs that use select(2); the hard limit is what is
+    # meant.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:

@@ -172,6 +172,9 @@ cdef class Target(ConnectionOwner):
         except OSError as error:
             reason = CONNECT_FAILED
             detail = str(error)
+        except Exception as error:                      # a host that is no name, for one: whoever waits must hear of it
+            reason = CONNECT_FAILED
+            detail = repr(error)
         self.opening -= 1
         if reason is None and connection.state == U_CLOSED:     # lost between the handshake and this step
             reason = CONNECT_FAILED
