@@ -41,8 +41,10 @@ def load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise CertificateError(f"{key}: not the key of {certificate}") from error
-        at_fault = certificate if _holds_no_certificate(certificate) else key
-        raise CertificateError(f"{at_fault}: {_cause(error)}") from error
+        at_fault, what = (
+            (certificate, "certificate") if _holds_no_certificate(certificate) else (key, "private key")
+        )
+        raise CertificateError(f"{at_fault}: {_cause(error, what)}") from error
 
 
 def load_authorities(context: ssl.SSLContext, path: str) -> None:
@@ -51,7 +53,7 @@ def load_authorities(context: ssl.SSLContext, path: str) -> None:
     try:
         context.load_verify_locations(path)
     except ssl.SSLError as error:
-        raise CertificateError(f"{path}: {_cause(error)}") from error
+        raise CertificateError(f"{path}: {_cause(error, 'certificate')}") from error
 
 
 def certificate_names(path: str) -> tuple[str, ...]:
@@ -85,25 +87,35 @@ def _holds_no_certificate(path: str) -> bool:
     return False
 
 
-def _cause(error: ssl.SSLError) -> str:
+def _cause(error: ssl.SSLError, what: str) -> str:
     if error.reason in {"NO_START_LINE", "NO_CERTIFICATE_OR_CRL_FOUND"} or error.reason is None:
-        return "nothing usable found; expected PEM"
+        return f"no {what} found; expected PEM"
     return str(error.reason).replace("_", " ").lower()
 
 
 def _dns_names(der: bytes) -> Iterator[str]:
-    certificate = next(_elements(der))[1]
-    to_be_signed = next(_elements(certificate))[1]
+    certificate = _first(der)
+    to_be_signed = _first(certificate)
     for tag, content in _elements(to_be_signed):
         if tag != _EXTENSIONS:
             continue
-        for _, extension in _elements(next(_elements(content))[1]):
+        for _, extension in _elements(_first(content)):
             if not extension.startswith(_SUBJECT_ALT_NAME):
                 continue
-            value = next(inner for kind, inner in _elements(extension) if kind == _OCTET_STRING)
-            for kind, name in _elements(next(_elements(value))[1]):
+            value = _first(extension, _OCTET_STRING)
+            for kind, name in _elements(_first(value)):
                 if kind == _DNS_NAME:
                     yield name.decode("ascii").lower().rstrip(".")
+
+
+def _first(der: bytes, tag: int | None = None) -> bytes:
+    """The content of the first DER element in `der` (with this tag). ValueError when there is none: the
+    StopIteration of `next` would leave a generator as RuntimeError.
+    """
+    for kind, content in _elements(der):
+        if tag is None or kind == tag:
+            return content
+    raise ValueError("an element is missing")
 
 
 def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:

@@ -71,7 +71,7 @@ def test_the_file_that_is_not_pem_is_the_one_named(tmp_path: Path, wrong: str) -
     pair = Authority(tmp_path).issue("www", [])._replace(**{wrong: str(tmp_path / "text.pem")})
     (tmp_path / "text.pem").write_text("hello\n")
 
-    with pytest.raises(CertificateError, match=r"text\.pem: nothing usable found; expected PEM"):
+    with pytest.raises(CertificateError, match=rf"text\.pem: no (private )?{wrong} found; expected PEM"):
         load_pair(server_context(), pair.certificate, pair.key)
 
 
@@ -80,6 +80,14 @@ def test_authorities_without_a_certificate_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CertificateError, match=r"empty\.pem"):
         load_authorities(server_context(), str(tmp_path / "empty.pem"))
+
+
+def test_a_certificate_without_its_parts_is_damaged(tmp_path: Path) -> None:
+    sequence_of_nothing = b"\x30\x00"
+    (tmp_path / "hollow.pem").write_text(ssl.DER_cert_to_PEM_cert(sequence_of_nothing))
+
+    with pytest.raises(CertificateError, match="damaged certificate"):
+        certificate_names(str(tmp_path / "hollow.pem"))
 
 
 @given(cut=st.floats(0, 1), flipped=st.integers(0, 255))
