@@ -474,7 +474,7 @@ cdef class Exchange(ResponseSink):
         self.target.failed_quietly += 1
         if self.target.failed_loudly_ns == 0 or self.ctx.now_ns >= self.target.failed_loudly_ns + LOUD_NS:     # a dead upstream must not fill the disk with its name
             self.target.failed_loudly_ns = self.ctx.now_ns
-            log.warning("upstream %s: %s: %s (%s), %d times since the last such line", self.upstream.name, self.target.url,
+            log.warning("upstream %s at %s: %s (%s), %d since the last such line", self.upstream.name, self.target.url,
                         reason.label, detail, self.target.failed_quietly)
             self.target.failed_quietly = 0
         if self.attempts_left > 0:

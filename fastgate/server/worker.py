@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import resource
 import signal
@@ -48,7 +49,7 @@ from fastgate.state.channel import (
     Return,
 )
 from fastgate.state.host import Seat
-from fastgate.state.journal import Journal
+from fastgate.state.journal import Journal, JournalHandler
 
 __all__ = ["Plan", "Plane", "Runtime", "WorkerOrders", "run_worker"]
 
@@ -167,6 +168,7 @@ class _Worker:
         self._channel = orders.channel
         self._seat = orders.seat
         self._journal = orders.journal
+        logging.getLogger().addHandler(JournalHandler(orders.journal))
         self._plane = runtime.plane(loop, orders)
         self._config: Any = None
         self._plan: Any = None

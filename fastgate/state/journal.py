@@ -7,13 +7,15 @@ interleave.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+import traceback
 from typing import Any
 
 import msgspec
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "JournalHandler"]
 
 
 class Journal:
@@ -62,3 +64,18 @@ class Journal:
             # The reader of stderr is gone (a closed terminal, a full disk): the gateway must go on without
             # its log.
             return
+
+
+class JournalHandler(logging.Handler):
+    """Writes what the data plane, plugins and libraries log with `logging` as lines of a Journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(logging.WARNING)
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = {}
+        if record.exc_info and record.exc_info[0] is not None:
+            fields["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        write = self._journal.error if record.levelno >= logging.ERROR else self._journal.warning
+        write(record.getMessage(), **fields)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 
-from fastgate.state.journal import Journal
+from fastgate.state.journal import Journal, JournalHandler
 
 
 def written(human: bool) -> str:
@@ -36,3 +37,27 @@ def test_a_reader_that_went_away_does_not_matter() -> None:
     Journal("worker 3", write_end, human=False).info("still here")
 
     os.close(write_end)
+
+
+def test_what_is_logged_otherwise_becomes_lines_too() -> None:
+    read_end, write_end = os.pipe()
+    log = logging.Logger("plugin")
+    log.addHandler(JournalHandler(Journal("worker 3", write_end, human=False)))
+
+    log.warning("upstream %s is gone", "orders")
+    try:
+        raise KeyError("tenant")
+    except KeyError:
+        log.exception("plugin failed")
+    log.info("too quiet to be written")
+
+    os.close(write_end)
+    with open(read_end) as reader:
+        lost, failed = [json.loads(line) for line in reader]
+    assert (lost["level"], lost["process"], lost["event"]) == (
+        "warning",
+        "worker 3",
+        "upstream orders is gone",
+    )
+    assert (failed["level"], failed["event"]) == ("error", "plugin failed")
+    assert failed["traceback"].endswith("KeyError: 'tenant'\n")
