@@ -173,9 +173,9 @@ class Reload:
             self._refuse([Problem(text=str(error), path="$.listen")], total=1)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                self._retry(retry_until_ns, str(error))
+                self._retry(retry_until_ns, error.strerror or str(error))
             else:
-                self._refuse([Problem(text=str(error), path="$.listen")], total=1)
+                self._refuse([Problem(text=error.strerror or str(error), path="$.listen")], total=1)
 
     def _retry(self, until_ns: int, reason: str) -> None:
         self._undo()
@@ -202,7 +202,7 @@ class Reload:
             self._bound.append((listener, listener.grow(slots)))
         except OSError as error:
             raise OSError(
-                error.errno, f"cannot listen on {listener.address}: {os.strerror(error.errno or 0)}"
+                error.errno, f"cannot listen on {listener.address}: {os.strerror(error.errno or 0).lower()}"
             ) from error
 
     def _prepare_hot(self, current: Generation) -> None:

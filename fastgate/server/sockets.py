@@ -49,9 +49,13 @@ def bind_target(address: str) -> tuple[socket.AddressFamily, tuple[str, int] | s
         return socket.AF_UNIX, parsed.unix_path
     if ":" in parsed.host:
         return socket.AF_INET6, (parsed.host, parsed.port)
-    found = socket.getaddrinfo(
-        parsed.host or "0.0.0.0", parsed.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    try:
+        found = socket.getaddrinfo(
+            parsed.host or "0.0.0.0", parsed.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OSError(error.errno, f"cannot listen on {address}: {reason}") from error
     family, _kind, _proto, _name, sockaddr = found[0]
     return family, (str(sockaddr[0]), int(sockaddr[1]))
 
