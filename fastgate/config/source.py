@@ -217,6 +217,11 @@ def _parse_yaml(text: str, name: str, errors: list[ConfigError]) -> Document:
         problem = " ".join(filter(None, (error.context, error.problem)))
         at_fault = text[mark.index : mark.index + 1] if mark else ""
         hint = "indent with spaces, not tabs" if at_fault == "\t" else ""
+        begins = "*" if "alias" in problem else at_fault
+        if begins in ("*", "@", "`", "%"):
+            hint = f"quote a value that begins with {begins}"
+        if "block collection" in problem or "block mapping" in problem:
+            hint = "check the indentation: what belongs together begins in the same column"
         if "flow" in problem:
             hint = 'inside { } and [ ], quote what contains braces or commas: "/orders/{id}"'
         line = mark.line + 1 if mark else None
