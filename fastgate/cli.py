@@ -19,7 +19,7 @@ import click
 from fastgate import __version__
 
 if TYPE_CHECKING:
-    from fastgate.config import Config
+    from fastgate.config import AdminConfig, Config
     from fastgate.settings import ConfigError
 
 __all__ = ["find_config", "main"]
@@ -28,6 +28,8 @@ EXIT_NO: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNREACHABLE: Final = 3
 DEFAULT_FILES: Final = ("gateway.yaml", "gateway.yml", "gateway.toml", "gateway.json")
+#: Columns of workers that would make the table of `status` too wide to read.
+ONLY_IN_JSON: Final = frozenset({"generation", "started", "heartbeat_age_ms", "tunnels", "private_bytes"})
 ADMIN_TIMEOUT_S: Final = 60.0  # a reload answers when the new config serves
 
 _config_option = click.option(
@@ -262,7 +264,7 @@ def reload(config: str | None, admin: str | None) -> None:
         click.echo(error.get("text", json.dumps(error)) if isinstance(error, dict) else str(error), err=True)
     if errors or answer.get("error"):
         click.echo(
-            f"not reloaded: {answer.get('error') or _count(len(errors), 'error')}; the old config stays",
+            f"not reloaded: {_count(len(errors), 'error') if errors else answer['error']}; the old config stays",
             err=True,
         )
         sys.exit(EXIT_NO)
@@ -385,10 +387,10 @@ def _admin(method: str, target: str, config: str | None, address: str | None) ->
 
     token = os.environ.get("FASTGATE_ADMIN_TOKEN")
     if address is None:
-        loaded = _load_or_exit(find_config(config))
-        if loaded.admin.listen == "off":
+        found = _admin_of(config)
+        if found.listen == "off":
             _fail("the admin API is off in this config (admin.listen)", EXIT_USAGE)
-        address, token = loaded.admin.listen, token or loaded.admin.token
+        address, token = found.listen, token or found.token
     try:
         code, answer = AdminClient(address, token, ADMIN_TIMEOUT_S).call(method, target)
     except ValueError as error:
@@ -405,24 +407,50 @@ def _admin(method: str, target: str, config: str | None, address: str | None) ->
     return answer
 
 
+def _admin_of(config: str | None) -> AdminConfig:
+    """Where the running gateway's admin API is. Without a config here it is the default, as `fastgate demo`
+    needs none. A file with errors still tells: the gateway runs with the one before.
+    """
+    from fastgate.config import AdminConfig, InvalidConfig, load_admin
+
+    if not config and not os.environ.get("FASTGATE_CONFIG") and not any(map(os.path.exists, DEFAULT_FILES)):
+        return AdminConfig()
+    try:
+        return load_admin(find_config(config))
+    except InvalidConfig as problem:
+        _print_errors(list(problem.errors))
+        return _fail("this config does not tell where the admin API is: give --admin ADDRESS", EXIT_NO)
+
+
 def _print_tree(answer: dict[str, Any]) -> None:
-    """Single values as lines, lists of mappings as tables."""
+    """Single values as lines, lists of mappings as tables that fit 80 columns."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     for name, value in answer.items():
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            table = Table(title=name, title_justify="left")
-            columns = list(dict.fromkeys(key for row in value for key in row))
+            table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+            columns = [
+                key for key in dict.fromkeys(key for row in value for key in row) if key not in ONLY_IN_JSON
+            ]
             for column in columns:
-                table.add_column(column)
+                table.add_column(column.removesuffix("_bytes").replace("_", "\n"), no_wrap=True)
             for row in value:
-                table.add_row(*("" if row.get(column) is None else str(row[column]) for column in columns))
+                table.add_row(*(_cell(column, row.get(column)) for column in columns))
             console.print(table)
         elif isinstance(value, dict):
             console.print(
                 f"{name}: " + "  ".join(f"{key}={inner}" for key, inner in value.items()), highlight=False
             )
+        elif isinstance(value, list):
+            console.print(f"{name}: {', '.join(map(str, value))}", highlight=False)
         else:
             console.print(f"{name}: {value}", highlight=False)
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value / 1e6:.0f} MB" if column.endswith("_bytes") else str(value)

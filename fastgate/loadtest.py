@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import httptools
 import uvloop
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -86,13 +87,17 @@ def report_table(report: Report) -> Table:
     load = report.load
     mode = f"{load.rate_per_s:g} requests/s" if load.rate_per_s else "closed loop"
     table = Table(
-        title=f"{load.method} {load.url}  ({load.connections} connections, {mode})", title_justify="left"
+        title=f"{load.method} {load.url}  ({load.connections} connections, {mode}; latency in ms)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,  # nine columns fit a terminal of 80
+        show_edge=False,
+        padding=0,
     )
     table.add_column("answers", justify="right")
     table.add_column("answers/s", justify="right")
     table.add_column("failed", justify="right")
     for q in QUANTILES:
-        table.add_column("max ms" if q == 1.0 else f"p{q * 100:g} ms", justify="right")
+        table.add_column("max" if q == 1.0 else f"p{q * 100:g}", justify="right")
     table.add_row(
         str(report.requests),
         f"{report.requests / report.elapsed_s:.0f}" if report.elapsed_s else "-",

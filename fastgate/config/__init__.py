@@ -1,6 +1,6 @@
 """The config: a file in, a checked `Config` or every error at once out."""
 
-from fastgate.config.load import InvalidConfig, check, decode, encode, load
+from fastgate.config.load import InvalidConfig, check, decode, encode, load, load_admin
 from fastgate.config.root import (
     AccessLogConfig,
     Address,
@@ -33,5 +33,6 @@ __all__ = [
     "decode",
     "encode",
     "load",
+    "load_admin",
     "parse_address",
 ]

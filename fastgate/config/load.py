@@ -9,6 +9,7 @@ checked.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,14 +21,14 @@ import msgspec
 from msgspec import inspect
 
 from fastgate.config.check import RouteCheck, check_root, check_upstream
-from fastgate.config.root import Config, PluginUse, RouteConfig
+from fastgate.config.root import AdminConfig, Config, PluginUse, RouteConfig
 from fastgate.config.shape import INVALID, Report, Shapes, found_text
 from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Path, Substituted, parse, path_text
 from fastgate.plugin import Registry
 from fastgate.settings import ConfigError
 from fastgate.upstream.settings import TargetConfig, UpstreamConfig
 
-__all__ = ["InvalidConfig", "check", "decode", "encode", "load"]
+__all__ = ["InvalidConfig", "check", "decode", "encode", "load", "load_admin"]
 
 ENVIRONMENT_PREFIX: Final = "FASTGATE__"
 
@@ -86,6 +87,31 @@ def load(
     if config is None:
         raise InvalidConfig("config", errors)
     return config
+
+
+def load_admin(path: str | FilePath) -> AdminConfig:
+    """The section `admin` of this file, whatever is wrong in the others: a gateway that runs goes on with the
+    config it took up before, and must be found. InvalidConfig when not even that section can be read.
+    """
+    try:
+        return load(path).admin
+    except InvalidConfig as problem:
+        file = FilePath(path)
+        form = FORMATS.get(file.suffix.lower())
+        try:
+            document = parse(file.read_text("utf-8-sig"), form, os.environ)[0] if form else None
+        except (OSError, ValueError):
+            document = None
+        if document is None:
+            raise
+        section = json.dumps(
+            {"admin": document.tree.get("admin", {}), "routes": [{"respond": ""}]}, default=str
+        )
+        environ = {key: value for key, value in os.environ.items() if key.startswith("FASTGATE__ADMIN")}
+        alone, _ = check(section, "json", environ)
+        if alone is None:
+            raise problem
+        return alone.admin
 
 
 def check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
@@ -319,6 +320,60 @@ def test_the_admin_address_and_token_come_from_the_config(
     ]
 
 
+def test_status_finds_the_gateway_while_its_config_file_has_errors(clean_place: Path) -> None:
+    with admin({"version": 3}) as (address, asked):
+        (clean_place / "gateway.yaml").write_text(
+            f"admin: {{listen: {address}, token: from-config}}\nroute: []\nroutes: [{{path: /, respnd: x}}]"
+        )
+        result = call("status")
+
+    assert (result.exit_code, result.stdout) == (0, "version: 3\n")
+    assert asked == [("GET", "/api/gateway/status", "Bearer from-config")]
+
+
+def test_a_config_that_does_not_tell_the_admin_address_is_named(clean_place: Path) -> None:
+    (clean_place / "gateway.yaml").write_text("admin: {listen: nowhere}\nroutes: [{path: /, respond: x}]")
+
+    result = call("status")
+
+    assert result.exit_code == 1
+    assert "$.admin.listen" in result.stderr and "--admin ADDRESS" in result.stderr
+
+
+def test_status_without_a_config_asks_at_the_default_address(
+    clean_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with admin({"version": 3}) as (address, _):
+        port = int(address.rpartition(":")[2])
+        connect = http.client.HTTPConnection.connect
+
+        def connect_there(connection: http.client.HTTPConnection) -> None:
+            assert (connection.host, connection.port) == ("127.0.0.1", 9901)
+            connection.port = port
+            connect(connection)
+
+        monkeypatch.setattr(http.client.HTTPConnection, "connect", connect_there)
+        result = call("status")
+
+    assert (result.exit_code, result.stdout) == (0, "version: 3\n")
+
+
+def test_the_table_of_workers_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    worker = {
+        "pid": 4194304, "slot": 127, "state": "draining", "generation": 3, "config_version": 12345,
+        "started": "2026-01-01T00:00:00Z", "heartbeat_age_ms": 100, "loop_lag_ms": 5000, "connections": 65536,
+        "requests": 65536, "tunnels": 0, "resident_bytes": 161_000_000, "private_bytes": 5, "cpu_s": 12345.67,
+    }  # fmt: skip
+
+    with admin({"workers": [worker]}) as (address, _):
+        result = call("status", "--admin", address)
+
+    assert "…" not in result.stdout
+    row = "4194304 127 draining 12345 5000 65536 65536 161 MB 12345.67"
+    assert [line.split() for line in result.stdout.splitlines()].count(row.split()) == 1
+
+
 def test_a_refused_reload_prints_the_errors_and_exits_with_1() -> None:
     answer = {"error": "The config was refused", "errors": [{"text": "gateway.yaml:1: $.lisen: unknown key"}]}
 
@@ -327,7 +382,7 @@ def test_a_refused_reload_prints_the_errors_and_exits_with_1() -> None:
 
     assert result.exit_code == 1
     assert result.stderr.splitlines()[0] == "gateway.yaml:1: $.lisen: unknown key"
-    assert "not reloaded: The config was refused; the old config stays" in result.stderr
+    assert "not reloaded: 1 error; the old config stays" in result.stderr
 
 
 def test_a_reload_says_what_it_did() -> None:
