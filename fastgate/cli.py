@@ -263,10 +263,8 @@ def reload(config: str | None, admin: str | None) -> None:
     for error in errors:
         click.echo(error.get("text", json.dumps(error)) if isinstance(error, dict) else str(error), err=True)
     if errors or answer.get("error"):
-        click.echo(
-            f"not reloaded: {_count(len(errors), 'error') if errors else answer['error']}; the old config stays",
-            err=True,
-        )
+        why = _count(len(errors), "error") if errors else answer["error"]
+        click.echo(f"not reloaded: {why}; the old config stays", err=True)
         sys.exit(EXIT_NO)
     click.echo(
         " ".join(["reloaded", *(f"{key}={value}" for key, value in answer.items() if _is_short(value))])
