@@ -47,7 +47,7 @@ soak: $(VENV)/.dev ## the tests that take minutes: many reloads, many kills, fla
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
 fuzz: $(VENV)/.dev ## the property tests with a hundred times the examples
-	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q tests/core tests/server tests/wire $(ARGS)
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -m hypothesis $(ARGS)
 
 sanitize: $(VENV)/.dev ## the tests of the primitives on a debug build with ASan and UBSan
 	@rm -rf build/sanitize/fastgate build/sanitize/tests && mkdir -p build/sanitize

@@ -118,12 +118,9 @@ class ConfigError(Exception):
     def __init__(
         self, path: str, found: str = "", expected: str = "", hint: str = "", where: str = ""
     ) -> None:
-        super().__init__(path, found, expected, hint, where)
-        self.path = path
-        self.found = found
-        self.expected = expected
-        self.hint = hint
-        self.where = where
+        self.path, self.found, self.expected = _sendable(path), _sendable(found), _sendable(expected)
+        self.hint, self.where = _sendable(hint), _sendable(where)
+        super().__init__(self.path, self.found, self.expected, self.hint, self.where)
 
     def __str__(self) -> str:
         if not self.expected:
@@ -141,6 +138,11 @@ class ConfigError(Exception):
 
     def __hash__(self) -> int:
         return hash(self.args)
+
+
+def _sendable(text: str) -> str:
+    """The text with what UTF-8 cannot carry (half of a surrogate pair) written as an escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def parse_duration(text: str) -> int:

@@ -6,7 +6,7 @@ import ssl
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastgate.certificates import CertificateError, certificate_names, load_authorities, load_pair
@@ -90,6 +90,7 @@ def test_a_certificate_without_its_parts_is_damaged(tmp_path: Path) -> None:
         certificate_names(str(tmp_path / "hollow.pem"))
 
 
+@example(cut=0.75, flipped=1)
 @given(cut=st.floats(0, 1), flipped=st.integers(0, 255))
 def test_a_damaged_certificate_gives_names_or_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, cut: float, flipped: int

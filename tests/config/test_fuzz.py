@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fastgate._core.counters import Counters
@@ -98,6 +98,7 @@ def judge(text: str, form: str) -> None:
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example({"routes": [{"methods": "\ud800", "upstream": "http://127.0.0.1:1"}]})
 @given(roots)
 def test_every_tree_gets_an_answer(tree: Any) -> None:
     judge(json.dumps(tree), "json")
