@@ -144,6 +144,11 @@ def test_metrics_are_one_answer_for_all_workers_and_outlive_them() -> None:
         for _ in range(40):
             get(gateway.port, "/hello")
         get(gateway.port, "/nothing")
+        # a count follows its answer: a worker killed in between would take it along
+        until(
+            lambda: call(gateway.admin, "/api/gateway/stats").json["requests"] == 41,
+            "all answers are counted",
+        )
         for pid in gateway.worker_pids():
             os.kill(pid, signal.SIGKILL)
         until(lambda: call(gateway.admin, "/health").json["status"] == "healthy", "both are back")
