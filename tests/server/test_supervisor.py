@@ -252,7 +252,7 @@ def test_a_second_gateway_cannot_take_the_same_port_unnoticed() -> None:
         second.start(expect_ready=False)
 
         second.end(1)
-        assert "Address already in use" in second.failures[0]["problem"]
+        assert "address already in use" in second.failures[0]["problem"]
 
 
 def test_a_bad_config_at_the_start_ends_with_status_1_and_says_why() -> None:
