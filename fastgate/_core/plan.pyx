@@ -160,6 +160,8 @@ cdef class Plan:
         route = self.router.find(PyBytes_AS_STRING(ctx.host_bytes), PyBytes_GET_SIZE(ctx.host_bytes),
                                  PyBytes_AS_STRING(ctx.path_bytes), PyBytes_GET_SIZE(ctx.path_bytes),
                                  accept, <void*>&state, &found)
+        if state.failed:                                # a route passed over by mistake could let another one answer
+            raise RuntimeError(f"a condition of a route failed on {ctx!r}")
         if route is None:
             return None
         ctx.params_n = found.count

@@ -93,7 +93,6 @@ cdef Reason TARGET_TOO_LONG = REASONS["target_too_long"]
 cdef Reason HEADER_TOO_LARGE = REASONS["header_too_large"]
 cdef Reason EXPECTATION_FAILED = REASONS["expectation_failed"]
 cdef Reason HEADER_TIMEOUT = REASONS["header_timeout"]
-cdef Reason CLIENT_CLOSED = REASONS["client_closed"]
 cdef Reason OVERLOADED = REASONS["overloaded"]
 
 cdef object TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)

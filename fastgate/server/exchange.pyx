@@ -182,10 +182,10 @@ cdef class Exchange(ResponseSink):
         cdef bytes allow
         self.told_length = -1
         atomic_add_relaxed_u64(&self.plane.counts.requests_active, 1)
+        self.counts = self.plan.unmatched               # also for what fails before a route is found
         route = self.plan.match(ctx)
         self.route = route
         if route is None:
-            self.counts = self.plan.unmatched
             allow = self.plan.allowed(ctx)
             if allow is None:
                 return self.refuse(NO_ROUTE)
