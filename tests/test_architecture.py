@@ -24,7 +24,7 @@ PACKAGE = ROOT / "fastgate"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_core",),
     ("certificates", "errors", "plugin", "settings", "state"),
-    ("features", "ai", "upstream"),
+    ("features", "ai", "upstream", "auth", "caching"),
     ("config", "plan"),
     ("server", "control", "asgi"),
     ("adminclient", "demo", "docs", "explain", "loadtest"),
@@ -35,6 +35,8 @@ SIDEWAYS: dict[tuple[str, str], str] = {
     ("plugin", "errors"): "a plugin refuses with a row of REASONS",
     ("plugin", "settings"): "a plugin's config is a Settings Struct",
     ("plan", "config"): "a plan is made from a config",
+    ("auth", "upstream"): "keys, discovery and introspection are fetched over the gateway's own connections",
+    ("features", "upstream"): "client credentials are fetched over the gateway's own connections",
     ("__main__", "cli"): "python -m fastgate is the command line",
 }
 

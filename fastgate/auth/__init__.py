@@ -1,0 +1,1 @@
+"""Who is it: one file per method, behind the compiled gate that walks a route's methods in order."""

@@ -1,0 +1,105 @@
+"""What a method of authentication is to the gate that asks it.
+
+The gate walks a route's schemes in the order of the config. Each looks at the request and says one of four
+things: an Identity (this is who it is), None (there is no credential of this kind here: ask the next),
+REJECTED (there is one and it is wrong; the client gets the same 401 whatever was wrong with it), or LATER
+(something must be awaited: the gate calls `verify_later`, and only that request waits). A scheme that cannot
+ask the server it depends on raises Unavailable; whether such a request passes is the scheme's `on_error`.
+
+What exactly was wrong is for the operator: `count("expired")` shows in `fastgate_auth_total`, never in the
+answer.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, ClassVar, Final, Literal, Protocol
+
+from fastgate._core.context import RequestContext
+
+__all__ = ["LATER", "REJECTED", "CounterOf", "Scheme", "Unavailable", "Verdict", "authorization"]
+
+
+class Verdict(enum.Enum):
+    """What a scheme says besides an Identity or None."""
+
+    REJECTED = 1
+    LATER = 2
+
+
+REJECTED: Final = Verdict.REJECTED
+LATER: Final = Verdict.LATER
+
+
+class Unavailable(Exception):
+    """The server that would know (issuer, introspection, forward-auth) cannot be asked. The text is for
+    the log.
+    """
+
+
+class CounterOf(Protocol):
+    """`MetricTable.counter`: the counter of these labels, for all processes."""
+
+    def __call__(self, name: str, /, **labels: str) -> Any: ...
+
+
+class Scheme:
+    """One way to say who sent a request. A subclass overrides `verify`, and `verify_later` if that says
+    LATER.
+
+    cacheable    the identity depends on nothing but the credential: the gate may keep it, under a keyed hash
+                 of the value of `credential_header`, until `identity.expires_ns` and for `cache_ns` at most
+                 (0: as long as the identity says). Never kept for a request that has the header twice.
+    outcomes     every word that `count` may be told; the counters are made when the scheme is.
+    """
+
+    name: str = ""
+    #: The value of its WWW-Authenticate field; None when there is nothing a client could do about it.
+    challenge: str | None = None
+    cacheable: bool = False
+    cache_ns: int = 0
+    credential_header: str = "authorization"
+    on_error: Literal["deny", "allow"] = "deny"
+    outcomes: ClassVar[tuple[str, ...]] = ("ok", "rejected", "unavailable")
+
+    def __init__(self, counter: CounterOf | None = None) -> None:
+        self._counts: dict[str, Any] = {}
+        if counter is not None:
+            for outcome in self.outcomes:
+                self._counts[outcome] = counter("fastgate_auth_total", method=self.name, outcome=outcome)
+
+    def verify(self, ctx: RequestContext) -> Any:
+        """An Identity, None, REJECTED or LATER. Raises Unavailable. On the request path: no waiting here."""
+        raise NotImplementedError
+
+    async def verify_later(self, ctx: RequestContext) -> Any:
+        """The same without LATER, for a request whose `verify` said LATER."""
+        raise NotImplementedError
+
+    async def start(self) -> None:
+        """Called once, on the worker's loop, before the scheme's first request."""
+
+    async def close(self) -> None:
+        """Called once, when no plan uses the scheme any more."""
+
+    def count(self, outcome: str) -> None:
+        """One more of this outcome, one of `outcomes`."""
+        counter = self._counts.get(outcome)
+        if counter is not None:
+            counter.add(1)
+
+
+def authorization(ctx: RequestContext, scheme: str) -> str | Verdict | None:
+    """The credentials behind `scheme` (lower case) in Authorization; None when there are none of this scheme.
+
+    REJECTED when the header is there twice: two servers might each believe another one (RFC 9110 §5.3).
+    """
+    values = ctx.headers.get_all("authorization")
+    if not values:
+        return None
+    if len(values) > 1:
+        return REJECTED
+    word, _, rest = values[0].partition(" ")
+    if word.lower() != scheme:
+        return None
+    return rest.strip(" ")
