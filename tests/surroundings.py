@@ -1,0 +1,59 @@
+"""What a worker lends to its parts, without a worker: loop, wheel, counters. One test, one loop.
+
+async def scenario(around: Surroundings) -> None: ...
+
+run(scenario)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import uvloop
+
+from fastgate._core.counters import Counters
+from fastgate._core.shm import SharedMemory
+from fastgate._core.wheel import TimerWheel
+
+__all__ = ["Surroundings", "run"]
+
+LIMIT_S = 20  # of a whole scenario: only ever ends a hang
+
+T = TypeVar("T")
+
+
+class Surroundings:
+    """The stand-in for a data plane."""
+
+    slot = 0
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.wheel = TimerWheel(20_000_000, time.monotonic_ns())
+        self.counters = Counters(SharedMemory(Counters.size(1, 64)), 1, 64)
+        self._tick()
+
+    def _tick(self) -> None:
+        self._ticker = self.loop.call_later(0.02, self._tick)
+        self.wheel.turn(time.monotonic_ns())
+
+    def close(self) -> None:
+        self._ticker.cancel()
+
+
+def run(scenario: Callable[[Surroundings], Awaitable[T]]) -> T:
+    """What the scenario returns."""
+
+    async def bounded() -> T:
+        around = Surroundings()
+        try:
+            return await asyncio.wait_for(scenario(around), LIMIT_S)
+        finally:
+            await asyncio.sleep(0.01)  # closed connections say so at the next turn of the loop
+            around.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(bounded())
