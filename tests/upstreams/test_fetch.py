@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastgate.upstream.fetch import Fetched, FetchError, Fetcher, check_url
+from fastgate.upstream.fetch import Fetched, Fetcher, FetchError, check_url
 from fastgate.upstream.settings import UpstreamTlsConfig
 from tests.authority import Authority
 from tests.surroundings import Surroundings, run
