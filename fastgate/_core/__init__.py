@@ -8,6 +8,7 @@ from fastgate._core.cache import Cache
 from fastgate._core.cidr import CidrSet
 from fastgate._core.clock import monotonic_ns, realtime_ns
 from fastgate._core.consistent import HashRing, Maglev
+from fastgate._core.directory import Directory, DirectoryFull
 from fastgate._core.ewma import Ewma, PeakEwma
 from fastgate._core.hashing import siphash64, siphash128
 from fastgate._core.histogram import Histogram
@@ -32,6 +33,8 @@ __all__ = [
     "CircuitOpen",
     "ConcurrencyLimit",
     "Decision",
+    "Directory",
+    "DirectoryFull",
     "Ewma",
     "FixedWindow",
     "HashRing",
