@@ -205,7 +205,7 @@ def check(key: bytes, blob: bytes) -> int:
 
 
 def test_readers_never_see_a_torn_or_a_missing_entry() -> None:
-    # A small arena, so that it is compacted all the time. Half of the entries come and go, others only change.
+    # A small arena, so that it is compacted all the time. Half of the entries come and go.
     directory = Directory(48, 24 * 1024, SharedMemory(Directory.size(48, 24 * 1024)))
     keys = [digest(i) for i in range(40)]
     lasting, passing = keys[:20], keys[20:]
@@ -282,12 +282,12 @@ def test_a_writer_killed_anywhere_leaves_every_entry_whole() -> None:
             newest[key] = version
 
     assert directory.statistics()["takeovers"] >= 50
-    finisher = spawn(lambda: [directory.remove(key) for key in keys])  
+    finisher = spawn(lambda: [directory.remove(key) for key in keys])
     assert os.waitpid(finisher, 0)[1] == 0
     assert directory.entries() == 0
     assert directory.statistics()["blob_bytes"] == 0
     # Nothing was lost on the way: all 48 entries can be had again.
-    filler = spawn(lambda: [directory.put(digest(f"new {i}"), b"x" * 100) for i in range(48)])  
+    filler = spawn(lambda: [directory.put(digest(f"new {i}"), b"x" * 100) for i in range(48)])
     assert os.waitpid(filler, 0)[1] == 0
     assert directory.entries() == 48
 
