@@ -18,9 +18,7 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
-from fastgate._core.counters import Counters
 from fastgate._core.router import Route
-from fastgate._core.shm import SharedMemory
 from fastgate.config import AccessLogConfig, Config, ListenerConfig, PluginUse, RouteConfig, TlsConfig
 from fastgate.plan import freeze_now
 from fastgate.plugin import CONTINUE, Plugin, RequestContext
@@ -29,6 +27,7 @@ from fastgate.server.heads import request_head_bytes
 from fastgate.server.target import host as host_of
 from fastgate.server.target import normalise
 from fastgate.settings import duration_text, size_text
+from fastgate.state.memory import HostMemory
 
 __all__ = ["Candidate", "Explanation", "Recorder", "explain_request", "print_explanation"]
 
@@ -136,8 +135,7 @@ def explain_request(
     routes = {route.name: route for route in config.each_route()}
     loop = asyncio.new_event_loop()
     try:
-        counters = Counters(SharedMemory(Counters.size(1, len(routes) + 1)), 1, len(routes) + 1)
-        plane = DataPlane(loop, counters, 0)
+        plane = DataPlane(loop, HostMemory.private(len(routes) + 1), 0)
         plan = freeze_now(_bare(config, routes), plane)
         plane.install(plan)
         transport = _Nowhere(client)
@@ -147,7 +145,7 @@ def explain_request(
         connection.data_received(data)
         plane.close()
         host, path = _matched_on(authority, target)
-        recorder: Any = plan.plugins[0]
+        recorder: Any = next(plugin for plugin in plan.plugins if isinstance(plugin, Recorder))
         candidates = plan.router.candidates(host, path)
     finally:
         loop.close()

@@ -12,8 +12,10 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
+
+import msgspec
 
 from fastgate._core.cidr import CidrSet
 from fastgate._core.context import Answer
@@ -26,14 +28,34 @@ from fastgate._core.wheel import TimerWheel
 from fastgate.config import Config, PluginUse, RouteConfig
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.plugin import PluginEnv, Registry
+from fastgate.state.memory import HostMemory
 from fastgate.upstream.pool import Target, Upstream
 from fastgate.upstream.settings import UpstreamConfig
 from fastgate.upstream.tls import upstream_context
 
-__all__ = ["Surroundings", "freeze", "freeze_now"]
+__all__ = ["FeatureEnv", "Surroundings", "freeze", "freeze_now"]
 
 SLICE_NS = 100_000  # work without a look at the loop: about what a request takes
 PAUSE_S = 0.001  # what the requests under way get in between
+
+
+class FeatureEnv(NamedTuple):
+    """What the builder of a feature is told besides its settings."""
+
+    route: RouteConfig
+    config: Config
+    around: Surroundings
+    service: Callable[[str, Any, Callable[[], Any]], Any]
+    """`service(kind, settings, make)`: what routes share, once per worker for each kind and settings. It is kept over
+    reloads as long as the settings are equal; its async `start` and `close`, where it has them, are awaited."""
+
+
+Builder = Callable[[Any, FeatureEnv], Plugin | None]
+
+FEATURES: tuple[tuple[str, Builder], ...] = ()
+"""Attribute of RouteConfig and who makes a plugin of it, in the order in which a request meets them. What a builder
+makes decides before the plugins of the config; None is nothing to do. Builders are called for every route, also for
+one that does not set the attribute, because many have a default in the root of the config."""
 
 
 class Surroundings(Protocol):
@@ -47,6 +69,9 @@ class Surroundings(Protocol):
 
     @property
     def counters(self) -> Counters: ...
+
+    @property
+    def memory(self) -> HostMemory: ...
 
     @property
     def slot(self) -> int: ...
@@ -87,6 +112,7 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
     plugins = _Plugins(previous)
     shared = [plugins.get(None, index, use) for index, use in enumerate(config.plugins)]
     kept = _kept_routes(previous, shared, config)
+    services = _Services(previous)
     routes: list[RoutePlan] = []
     router = Router()
     for raw, route in zip(config.routes, config.each_route(), strict=True):
@@ -96,7 +122,11 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
         plan = kept.get(bytes(raw))
         own = [plugins.get(route.name, index, use) for index, use in enumerate(route.plugins)]
         if plan is None or plan.upstream is not upstream:
-            plan = _route(route, bytes(raw), config, upstream, [*shared, *own], around)
+            env = FeatureEnv(route, config, around, services.get)
+            plan = _route(route, bytes(raw), config, upstream, [*shared, *own], env)
+            services.note(plan)
+        else:
+            services.keep(plan)
         routes.append(plan)
         for host in route.host or (None,):
             for path in route.path:
@@ -106,12 +136,29 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
         yield None
     trusted = CidrSet(config.trusted_proxies) if config.trusted_proxies else None
     yield Plan(
-        router, routes, upstreams, config, plugins.used, plugins.fresh, trusted, around.counters, around.slot
+        router,
+        routes,
+        upstreams,
+        config,
+        [*services.used, *plugins.used],
+        [*services.fresh, *plugins.fresh],
+        trusted,
+        around.counters,
+        around.slot,
     )
 
 
 def _predicates(route: RouteConfig) -> int:
     return (1 if route.methods else 0) + len(route.headers) + len(route.query)
+
+
+_ROUTE_DEFAULTS = tuple(
+    name
+    for name in Config.__struct_fields__
+    if name not in ("listen", "workers", "admin", "trusted_proxies", "access_log", "watch_config", "memory")
+    and name not in ("plugins", "upstreams", "routes")
+)
+"""The root sections that a route's plan may depend on."""
 
 
 def _kept_routes(previous: Plan | None, shared: list[Plugin], config: Config) -> dict[bytes, RoutePlan]:
@@ -120,7 +167,7 @@ def _kept_routes(previous: Plan | None, shared: list[Plugin], config: Config) ->
         return {}
     before = previous.config
     same = (
-        before.server.max_body_bytes == config.server.max_body_bytes
+        all(getattr(before, name) == getattr(config, name) for name in _ROUTE_DEFAULTS)
         and len(before.plugins) == len(shared)
         and all(plugin in previous.plugins for plugin in shared)
         and before.plugins == config.plugins
@@ -132,9 +179,11 @@ class _Plugins:
     """The plugins of a plan: those of the plan in force where nothing about them changed, new ones else."""
 
     def __init__(self, previous: Plan | None) -> None:
-        self._known: dict[tuple[Any, ...], Plugin] = (
-            {plugin.key: plugin for plugin in previous.plugins} if previous is not None else {}
-        )
+        self._known: dict[tuple[Any, ...], Plugin] = {
+            plugin.key: plugin
+            for plugin in (previous.plugins if previous is not None else ())
+            if isinstance(plugin, Plugin)
+        }
         # A plugin keeps its place while requests that know it are under way; a new one takes a free place.
         self._taken = {plugin.place for plugin in self._known.values()}
         self.used: list[Plugin] = []
@@ -156,10 +205,68 @@ class _Plugins:
             if not getattr(settings, "enforce", True):
                 plugin.enforce = False
             self.fresh.append(plugin)
-            plugin.place = next(place for place in range(len(self._taken) + 1) if place not in self._taken)
+            first = len(FEATURES)  # the places before belong to the features, one each
+            plugin.place = next(p for p in range(first, first + len(self._taken) + 1) if p not in self._taken)
             self._taken.add(plugin.place)
         self.used.append(plugin)
         return plugin
+
+
+class _Services:
+    """What the features of several routes share: that of the plan in force where its settings are the same."""
+
+    def __init__(self, previous: Plan | None) -> None:
+        self._known = {
+            service.key: service
+            for service in (previous.plugins if previous is not None else ())
+            if isinstance(service, Service)
+        }
+        self._noted: list[Service] = []
+        self.used: list[Service] = []
+        self.fresh: list[Service] = []
+
+    def get(self, kind: str, settings: Any, make: Callable[[], Any]) -> Any:
+        key = (kind, msgspec.msgpack.encode(settings))
+        for service in self.used:
+            if service.key == key:
+                break
+        else:
+            if key in self._known:
+                service = self._known[key]
+            else:
+                service = Service(key, make())
+                self.fresh.append(service)
+            self.used.append(service)
+        self._noted.append(service)
+        return service.made
+
+    def note(self, plan: RoutePlan) -> None:
+        """The services asked for since the last call are those of this route."""
+        plan.services = tuple(self._noted)
+        self._noted.clear()
+
+    def keep(self, plan: RoutePlan) -> None:
+        """A route that is taken over brings its services along."""
+        self.used += [service for service in plan.services if service not in self.used]
+
+
+class Service:
+    """A shared part of features, with the life of a plugin."""
+
+    def __init__(self, key: tuple[str, bytes], made: Any) -> None:
+        self.key = key
+        self.name = key[0]
+        self.made = made
+
+    async def start(self) -> None:
+        start = getattr(self.made, "start", None)
+        if start is not None:
+            await start()
+
+    async def close(self) -> None:
+        close = getattr(self.made, "close", None)
+        if close is not None:
+            await close()
 
 
 def _upstream(name: str, config: UpstreamConfig, around: Surroundings) -> Upstream:
@@ -203,10 +310,17 @@ def _route(
     config: Config,
     upstream: Upstream | None,
     plugins: list[Plugin],
-    around: Surroundings,
+    env: FeatureEnv,
 ) -> RoutePlan:
+    around = env.around
     params = sorted({name for path in route.path for name in _param_names(path)})
-    gates = list(plugins)
+    gates = []
+    for place, (attribute, build) in enumerate(FEATURES):
+        gate = build(getattr(route, attribute), env)
+        if gate is not None:
+            gate.place = place
+            gates.append(gate)
+    gates += plugins
     if route.redirect is not None:
         gates.append(
             Redirect(Template(route.redirect.to, params), route.redirect.status, route.redirect.keep_query)

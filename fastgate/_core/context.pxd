@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from fastgate._core.headers cimport Headers
+from fastgate._core.identity cimport Identity
 
 cdef enum:
     MAX_PARAMS = 16
@@ -73,6 +74,9 @@ cdef class RequestContext:
     cdef readonly Reason reason
     cdef readonly dict detail
     cdef Answer answer
+    cdef readonly Identity identity   # who it is; None until a scheme has said so
+    cdef public list tags             # what policies call it; None when there are none
+    cdef bytes gate_lines             # ready header lines that a gate adds to whatever answer goes out
     cdef list extra_response          # (name, value) pairs a hook asked to add to whatever answer goes out
     cdef int extra_before             # how many of them were there before `refuse` added its own
     cdef list locals                  # one place per plugin that wants one

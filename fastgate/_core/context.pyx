@@ -15,6 +15,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memcmp
 
 from fastgate._core.headers cimport HeadWriter, Headers
+from fastgate._core.identity cimport Identity
 
 __all__ = ["CLIENT", "CONTINUE", "GATEWAY", "RESPOND", "SUSPEND", "UPSTREAM", "Answer", "Reason", "RequestContext"]
 
@@ -175,6 +176,10 @@ cdef class RequestContext:
         for i in range(self.params_n):
             out[self.param_names[i].decode()] = self.path_bytes[self.param_start[i]:self.param_start[i] + self.param_size[i]].decode("latin-1")
         return out
+
+    def identify(self, Identity identity):
+        """Say who the request is from; None takes it back. What runs later (limits, policies, cache, log) goes by it."""
+        self.identity = identity
 
     def respond(self, int status, body=b"", headers=()):
         """Answer here and now; the request does not go upstream. Returns RESPOND, so that a hook can `return ctx.respond(…)`.

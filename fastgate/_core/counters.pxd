@@ -6,7 +6,7 @@ from fastgate._core.histogram cimport histogram_t
 from fastgate._core.shm cimport SharedMemory
 
 cdef enum:
-    MAX_REASONS = 64
+    MAX_REASONS = 128
 
 # One route as one worker slot saw it. All counts only grow.
 ctypedef struct route_counts_t:

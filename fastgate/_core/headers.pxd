@@ -35,6 +35,7 @@ cdef enum:
     H_USER_AGENT = 25
     H_X_REAL_IP = 26
     H_REFERER = 27
+    H_CONSUMER = 28          # X-Consumer-*: what only the gateway may say of a request
 
 cdef unsigned char[256] TOKEN             # RFC 9110 §5.6.2 tchar
 cdef unsigned char[256] FIELD             # field-vchar, SP, HTAB (RFC 9110 §5.5): everything but the controls

@@ -80,8 +80,16 @@ cdef bint has_token(const char* value, Py_ssize_t n, const char* lower, Py_ssize
     return False
 
 
+cdef bint consumer_name(const char* name, Py_ssize_t n) noexcept nogil:
+    """True for X-Consumer and X-Consumer-*, also with underscores, which CGI and WSGI take for hyphens."""
+    return (name[1] == c"-" or name[1] == c"_") and name_equal(name + 2, b"consumer", 8) \
+        and (n == 10 or name[10] == c"-" or name[10] == c"_")
+
+
 cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil:
     """The H_* of a field name, H_OTHER for all the names the request path does not look at."""
+    if n >= 10 and (name[2] | 32) == c"c" and (name[0] | 32) == c"x" and consumer_name(name, n):
+        return H_CONSUMER
     if n == 2:
         return H_TE if name_equal(name, b"te", 2) else H_OTHER
     if n == 3:

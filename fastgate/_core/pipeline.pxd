@@ -33,7 +33,9 @@ cdef class Plugin:
     cdef public int64_t request_body_bytes
     cdef public int64_t response_body_bytes
     cdef bint compiled_decide
+    cdef bint compiled_finish
     cdef int c_decide(self, RequestContext ctx) except -1
+    cdef int c_finish(self, RequestContext ctx) except -1
 
 cdef class Pipeline:
     cdef readonly tuple plugins
@@ -44,6 +46,7 @@ cdef class Pipeline:
     cdef readonly tuple request_chunk
     cdef readonly tuple response_chunk
     cdef readonly tuple log
+    cdef readonly tuple finish                  # compiled gates that give something back at the end
     cdef readonly int64_t request_body_bytes
     cdef readonly int64_t response_body_bytes
     cdef int steps_n

@@ -64,6 +64,11 @@ cdef class Plugin:
             raise ValueError(f"decide returned {verdict!r}, which is no verdict")
         return number
 
+    cdef int c_finish(self, RequestContext ctx) except -1:
+        """For compiled gates that set `compiled_finish`: called exactly once at the end of every request of their route, also of
+        one that was refused before it came to them. What they hold of it lies in typed slots of ctx."""
+        return 0
+
     @classmethod
     def build(cls, config, env):
         """Make the plugin from its checked Config; env offers `loop`-independent services (name, route). No I/O here."""
@@ -129,6 +134,7 @@ cdef class Pipeline:
         self.steps_n = len(steps)
         for phase in ("upstream_request", "upstream_response", "response", "request_chunk", "response_chunk", "log"):
             self._bind(phase, tuple(p for p in self.plugins if overrides(p, phase)))
+        self.finish = tuple(p for p in self.plugins if (<Plugin>p).compiled_finish)
         # The tightest bound counts: a body that one plugin cannot take is a body the route cannot take.
         bounds = [p.request_body_bytes for p in self.plugins if p.request_body_bytes > 0]
         self.request_body_bytes = min(bounds) if bounds else 0

@@ -12,6 +12,7 @@ cdef class RoutePlan:
     cdef readonly str name
     cdef readonly bytes name_bytes
     cdef readonly bytes name_json
+    cdef public tuple services                  # what its features share with other routes
     cdef readonly object source                 # the config's bytes: equal bytes mean the plan may be kept
     cdef readonly Pipeline pipeline
     cdef readonly object upstream               # fastgate.upstream.pool.Upstream, or None for a local answer

@@ -12,6 +12,7 @@ __all__ = ["FixedResponse", "Plan", "Redirect", "RoutePlan"]
 _Test = tuple[bytes, Callable[[bytes], bool]]
 
 class RoutePlan:
+    services: tuple[Any, ...]
     def __init__(
         self,
         name: str,
@@ -72,8 +73,8 @@ class Plan:
         routes: Iterable[RoutePlan],
         upstreams: Mapping[str, Any],
         config: Any,
-        plugins: Iterable[Plugin],
-        fresh: Iterable[Plugin],
+        plugins: Iterable[Any],
+        fresh: Iterable[Any],
         trusted: Any,
         counters: Counters | None,
         slot: int,
@@ -87,9 +88,9 @@ class Plan:
     @property
     def config(self) -> Any: ...
     @property
-    def plugins(self) -> tuple[Plugin, ...]: ...
+    def plugins(self) -> tuple[Any, ...]: ...
     @property
-    def fresh(self) -> tuple[Plugin, ...]: ...
+    def fresh(self) -> tuple[Any, ...]: ...
     async def start(self) -> None: ...
     async def close(self) -> None: ...
 

@@ -33,6 +33,7 @@ cdef class RoutePlan:
         self.name_bytes = name.encode()
         self.name_json = json.dumps(name).encode()
         self.source = source
+        self.services = ()
         self.pipeline = pipeline
         self.upstream = upstream
         self.timeouts = timeouts

@@ -28,6 +28,7 @@ __all__ = [
     "CertificateConfig",
     "Config",
     "ListenerConfig",
+    "MemoryConfig",
     "PluginUse",
     "RouteConfig",
     "ServerConfig",
@@ -312,6 +313,33 @@ class AdminConfig(Settings, frozen=True, kw_only=True):
         return None if self.listen == "off" else parse_address(self.listen)
 
 
+class MemoryConfig(Settings, frozen=True, kw_only=True):
+    """Sizes of what all processes of a host share. Mapped when the gateway starts: a change needs a restart. They are
+    bounds and not costs, as untouched pages take no memory.
+    """
+
+    limiter_keys: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=100_000_000,
+            description=(
+                "Keys that limits can count at once, about 240 bytes each. An idle key makes room by itself; when none is "
+                "idle a new key is refused and counted."
+            ),
+        ),
+    ] = 1_000_000
+    inflight_keys: Annotated[
+        int, Meta(ge=64, le=10_000_000, description="Keys that have requests in flight at once, for `concurrent`.")
+    ] = 65_536
+    directory_entries: Annotated[
+        int, Meta(ge=64, le=50_000_000, description="API keys, consumers and documents of the store.")
+    ] = 250_000
+    directory_bytes: Annotated[
+        Size, Meta(ge=100_000, le=64_000_000_000, description="Room for what the directory says of them.")
+    ] = 128_000_000
+
+
 class AccessLogConfig(Settings, frozen=True, kw_only=True):
     """One line per request. A bare string is short for `{output: …}`."""
 
@@ -467,6 +495,9 @@ class Config(Settings, frozen=True, kw_only=True):
             ),
         ),
     ] = ()
+    memory: Annotated[
+        MemoryConfig, Meta(description="Sizes of what all processes of a host share.")
+    ] = MemoryConfig()
     access_log: Annotated[AccessLogConfig, Meta(description="One line per request.")] = AccessLogConfig()
     watch_config: Annotated[
         bool,

@@ -54,6 +54,12 @@ _COUNTS = {
 }
 
 
+DESCRIPTIONS: dict[str, str] = {
+    "fastgate_metrics_overflow_total": "Counts of series that found no place in the table.",
+}
+"""What the series of features mean. A series without a line here is shown all the same."""
+
+
 def exposition(view: View) -> bytes:
     """The whole answer to `GET /metrics`."""
     out: list[str] = []
@@ -61,6 +67,7 @@ def exposition(view: View) -> bytes:
     _workers(out, view)
     _supervision(out, view)
     _processes(out, view)
+    _features(out, view)
     out.append("")
     return "\n".join(out).encode()
 
@@ -221,3 +228,12 @@ def _processes(out: list[str], view: View) -> None:
         _family(out, name, kind, text, ((labels, getattr(figure, field)) for labels, figure in figures))
     lag = [(f'slot="{seat.slot}",pid="{seat.pid}"', seat.loop_lag_ns / 1e9) for seat in view.table.occupied()]
     _family(out, "fastgate_loop_lag_seconds", "gauge", "How late a worker's last heartbeat was.", lag)
+
+
+def _features(out: list[str], view: View) -> None:
+    """Everything that features count by name."""
+    families: dict[str, tuple[str, list[tuple[str, float]]]] = {}
+    for name, labels, kind, value in view.memory.metrics.read():
+        families.setdefault(name, (kind, []))[1].append((labels, value))
+    for name, (kind, samples) in families.items():
+        _family(out, name, kind, DESCRIPTIONS.get(name, name), samples)

@@ -51,7 +51,7 @@ class _Controller:
     def __init__(self, orders: ControllerOrders) -> None:
         self._orders = orders
         self._channel = orders.channel
-        self._view = View(orders.table, orders.counters)
+        self._view = View(orders.table, orders.memory)
         self._view.last_reload = orders.last_reload
         blob = _read(orders.config_fd, orders.size)
         self._view.install(blob, orders.version, orders.digest, orders.config_realtime_ns)

@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from fastgate._core.counters import Counters, RouteCounts
+from fastgate._core.counters import RouteCounts
 from fastgate.config import Config, decode
 from fastgate.state.channel import ReloadResult
 from fastgate.state.host import DRAINING, EMPTY, READY, SERVING, STOPPING, WORKER_STATES, HostTable
+from fastgate.state.memory import HostMemory
 
 __all__ = ["ReloadDesk", "View", "iso_time"]
 
@@ -32,9 +33,10 @@ _decode_name = msgspec.msgpack.Decoder(_RouteName).decode
 class View:
     """The state of the gateway, to be read by the metrics and the API."""
 
-    def __init__(self, table: HostTable, counters: Counters) -> None:
+    def __init__(self, table: HostTable, memory: HostMemory) -> None:
         self.table = table
-        self.counters = counters
+        self.memory = memory
+        self.counters = memory.counters
         self.config: Config | None = None
         self.version = 0
         self.digest = ""

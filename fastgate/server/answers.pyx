@@ -61,6 +61,8 @@ cdef class AnswerStream(ClientStream):
         w.put(b"X-Request-ID: ", 14)
         w.put_bytes(ctx.request_id_bytes)
         w.put(b"\r\n", 2)
+        if ctx.gate_lines is not None:
+            w.put_bytes(ctx.gate_lines)
         if ctx.extra_response is not None:
             for name, value in ctx.extra_response:
                 w.parsed_field(name, value)

@@ -40,7 +40,9 @@ from fastgate._core.context cimport (
 )
 from fastgate._core.headers cimport (
     H_CONNECTION,
+    H_CONSUMER,
     H_CONTENT_LENGTH,
+    H_DROPPED,
     H_EXPECT,
     H_HOST,
     H_OTHER,
@@ -739,7 +741,11 @@ cdef class ClientConnection(AnswerStream):
         for i in range(headers.count):
             field = &headers.fields[i]
             size += field.name_n + field.value_n + 4
-            if field.id == H_OTHER or field.id > H_EXPECT:
+            if field.id == H_OTHER:
+                continue
+            if field.id > H_EXPECT:
+                if field.id == H_CONSUMER:              # only the gateway says who a request is from
+                    field.id = H_DROPPED
                 continue
             if field.id == H_HOST:
                 if ctx.authority is not None:

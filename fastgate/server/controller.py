@@ -58,7 +58,7 @@ class Controller:
         self._journal = journal
         self._control = control
         self._on_message = on_message
-        self.counters: Any = None  # shared memory, mapped before the first start
+        self.memory: Any = None  # shared, mapped before the first start
         self.config: LoadedConfig | None = None
         self.last_reload: ReloadResult | None = None
         self.listener: Listener | None = None
@@ -147,7 +147,7 @@ class Controller:
             channel=theirs,
             listening=listening,
             table=self._table,
-            counters=self.counters,
+            memory=self.memory,
             version=self.config.version,
             digest=self.config.digest,
             size=self.config.size,

@@ -124,9 +124,7 @@ class Crew:
         self._work = work
         self._on_message = on_message
         self._hang_limit_ns = hang_limit_ns
-        self.counters: Any = (
-            None  # shared memory, mapped when the first config says how many workers there are
-        )
+        self.memory: Any = None  # shared, mapped when the first config says how many workers there are
         self._checked_ns = time.monotonic_ns()
         self.workers: dict[int, Worker] = {}
 
@@ -147,7 +145,7 @@ class Crew:
             channel=theirs,
             seat=seat,
             sockets=sockets,
-            counters=self.counters,
+            memory=self.memory,
             seats=len(self._table.seats),
             version=config.version,
             config_fd=config.fd,

@@ -1,11 +1,11 @@
 import asyncio
 
-from fastgate._core.counters import Counters
 from fastgate._core.plan import Plan
 from fastgate.config import ListenerConfig
 from fastgate.server.accesslog import AccessLog
 from fastgate.server.connection import ClientConnection
 from fastgate.server.exchange import Plane
+from fastgate.state.memory import HostMemory
 
 __all__ = ["DataPlane"]
 
@@ -13,7 +13,7 @@ class DataPlane(Plane):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        counters: Counters,
+        memory: HostMemory,
         slot: int,
         access_log: AccessLog | None = None,
     ) -> None: ...

@@ -29,8 +29,10 @@ log = logging.getLogger("fastgate")
 cdef class DataPlane(Plane):
     """One worker's data plane: the plan in force and every client connection."""
 
-    def __init__(self, loop, Counters counters not None, int slot, AccessLog access_log=None):
-        Plane.__init__(self, loop, counters, slot, access_log if access_log is not None else AccessLog("off", "json", counters, slot))
+    def __init__(self, loop, memory, int slot, AccessLog access_log=None):
+        if access_log is None:
+            access_log = AccessLog("off", "json", memory.counters, slot)
+        Plane.__init__(self, loop, memory, slot, access_log)
         self.ticker = loop.call_later(0.02, self._tick)
 
     def _tick(self):

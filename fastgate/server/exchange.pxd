@@ -19,6 +19,7 @@ cdef enum:
 
 cdef class Plane:
     cdef readonly object loop
+    cdef readonly object memory           # fastgate.state.memory.HostMemory
     cdef readonly Counters counters
     cdef readonly int slot
     cdef worker_counts_t* counts

@@ -5,15 +5,18 @@ from fastgate._core.counters import Counters
 from fastgate._core.plan import Plan
 from fastgate._core.wheel import Timed, TimerWheel
 from fastgate.server.accesslog import AccessLog
+from fastgate.state.memory import HostMemory
 
 class Plane:
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, counters: Counters, slot: int, access_log: AccessLog
+        self, loop: asyncio.AbstractEventLoop, memory: HostMemory, slot: int, access_log: AccessLog
     ) -> None: ...
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
     @property
     def counters(self) -> Counters: ...
+    @property
+    def memory(self) -> HostMemory: ...
     @property
     def slot(self) -> int: ...
     @property

@@ -84,11 +84,12 @@ cdef Reason TOTAL_TIMEOUT = REASONS["total_timeout"]
 cdef class Plane:
     """What all exchanges of one worker share."""
 
-    def __init__(self, loop, Counters counters not None, int slot, AccessLog access_log not None):
+    def __init__(self, loop, memory, int slot, AccessLog access_log not None):
         self.loop = loop
-        self.counters = counters
+        self.memory = memory
+        self.counters = memory.counters
         self.slot = slot
-        self.counts = counters.worker(slot)
+        self.counts = self.counters.worker(slot)
         self.wheel = TimerWheel(WHEEL_TICK_NS, monotonic_ns())
         self.log = access_log
         self.writer = HeadWriter()
@@ -317,6 +318,7 @@ cdef class Exchange(ResponseSink):
         ctx.reason = None
         ctx.answer = None
         ctx.detail = None
+        ctx.gate_lines = None
         if ctx.extra_response is not None:
             del ctx.extra_response[ctx.extra_before:]   # those of the refusal; what others added stays
         return True
@@ -976,6 +978,8 @@ cdef class Exchange(ResponseSink):
         if ctx.status != 101:
             histogram_record(&counts.duration, ctx.finished_ns - ctx.started_ns)
         if self.route is not None:
+            for gate in self.route.pipeline.finish:
+                (<Plugin>gate).c_finish(ctx)
             for plugin in self.route.pipeline.log:
                 try:
                     plugin.log(ctx)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from fastgate._core.counters import Counters
 from fastgate._core.shm import SharedMemory
 from fastgate.config import Config, InvalidConfig, encode, load
 from fastgate.server.loader import Topology, problem_of
@@ -21,6 +20,7 @@ from fastgate.server.supervisor import Supervisor
 from fastgate.server.worker import WorkerOrders, run_worker
 from fastgate.state.channel import ControllerOrders, Problem
 from fastgate.state.host import HostTable
+from fastgate.state.memory import HostMemory, Sizes
 
 __all__ = ["serve", "topology_of"]
 
@@ -56,11 +56,6 @@ def serve(
 
         run_worker(GatewayRuntime(), orders)
 
-    def map_counters(seats: int, routes: int) -> Counters:
-        from fastgate.server.runtime import map_counters
-
-        return map_counters(seats, routes)
-
     def warm_up() -> None:
         # The data plane takes as long to import as the first config takes to load: both at once.
         importlib.import_module("fastgate.server.runtime")
@@ -70,7 +65,7 @@ def serve(
         work,
         control,
         memory=SharedMemory(HostTable.size(SEATS_MOST)),
-        map_counters=map_counters,
+        map_host=HostMemory.map,
         watched=[path],
         ready_fd=ready_fd,
         on_ready=on_ready,
@@ -91,5 +86,11 @@ def topology_of(config: Config) -> Topology:
         # What is fixed when a worker starts to listen: the sockets, their TLS and PROXY protocol, and how
         # many share them.
         generation_key=msgspec.msgpack.encode((workers, config.listen)),
-        routes=len(config.routes),
+        sizes=Sizes(
+            len(config.routes),
+            config.memory.limiter_keys,
+            config.memory.inflight_keys,
+            config.memory.directory_entries,
+            config.memory.directory_bytes,
+        ),
     )

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from fastgate.settings import ConfigError
+from fastgate.state.memory import Sizes
 from fastgate.state.channel import MAX_PROBLEMS, Problem
 
 __all__ = ["Answer", "Loaded", "LoadedConfig", "Refused", "Topology", "load_into", "open_memfd", "problem_of"]
@@ -34,7 +35,7 @@ class Topology(msgspec.Struct, frozen=True):
     drain_timeout_ns: int
     watch: bool
     generation_key: bytes
-    routes: int = 0
+    sizes: Sizes = Sizes()
 
 
 class Loaded(msgspec.Struct, tag=True, frozen=True):

@@ -215,7 +215,7 @@ class Reload:
     def _prepare_generation(self, addresses: Sequence[str], workers: int) -> None:
         assert self.config is not None
         if not self._s.table.seats:
-            self._s.map_memory(workers, self.config.topology.routes)
+            self._s.map_memory(workers, self.config.topology.sizes)
         limit = len(self._s.table.seats) // 2
         if workers > limit:
             raise ValueError(f"workers: at most {limit} without a restart, got {workers}")

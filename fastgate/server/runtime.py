@@ -1,4 +1,4 @@
-"""What a worker is made of: the data plane, the counters, the plan of a config, TLS on its listeners.
+"""What a worker is made of: the data plane, the plan of a config, TLS on its listeners.
 
 worker.py knows when these parts are needed, this module knows which they are.
 """
@@ -9,8 +9,6 @@ import asyncio
 import os
 from typing import Any
 
-from fastgate._core.counters import Counters
-from fastgate._core.shm import SharedMemory
 from fastgate.config import Config, ListenerConfig, decode
 from fastgate.plan import freeze
 from fastgate.server.dataplane import DataPlane
@@ -18,17 +16,7 @@ from fastgate.server.tls import TlsContexts
 from fastgate.server.worker import WorkerOrders
 from fastgate.settings import ConfigError
 
-__all__ = ["GatewayRuntime", "map_counters"]
-
-LEAST_SERIES = 1024
-
-
-def map_counters(seats: int, routes: int) -> Counters:
-    """Counters for so many workers and twice the routes there are now; those beyond share one series.
-
-    Only touched pages take memory, so the size is a bound and not a cost."""
-    capacity = max(LEAST_SERIES, 2 * routes)
-    return Counters(SharedMemory(Counters.size(seats, capacity)), seats, capacity)
+__all__ = ["GatewayRuntime"]
 
 
 class GatewayRuntime:
@@ -36,8 +24,8 @@ class GatewayRuntime:
 
     def plane(self, loop: asyncio.AbstractEventLoop, orders: WorkerOrders) -> Any:
         # Whoever sat here before may have been killed with connections open.
-        orders.counters.reset_gauges(orders.seat.index)
-        return DataPlane(loop, orders.counters, orders.seat.index)
+        orders.memory.counters.reset_gauges(orders.seat.index)
+        return DataPlane(loop, orders.memory, orders.seat.index)
 
     def decode(self, blob: bytes) -> Config:
         return decode(blob)

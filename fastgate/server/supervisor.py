@@ -75,15 +75,15 @@ class Supervisor:
         control: Callable[[ControllerOrders], None] | None,
         *,
         memory: Any,
-        map_counters: Callable[[int, int], Any],
+        map_host: Callable[[int, Any], Any],
         watched: Sequence[Path] = (),
         ready_fd: int | None = None,
         hang_limit_ns: int = HANG_LIMIT_NS,
         on_ready: Callable[[list[str], str | None], None] | None = None,
         warm_up: Callable[[], None] | None = None,
     ) -> None:
-        """`memory` is zeroed shared memory for the host table; `map_counters` maps that of the request
-        counters for so many seats. `read_config` runs in the loader, `work` in each worker, `control` in the
+        """`memory` is zeroed shared memory for the host table; `map_host` maps what the
+        processes share, for so many seats and of the config's sizes. `read_config` runs in the loader, `work` in each worker, `control` in the
         controller: each in its own process. `warm_up` runs once here, while the first config is being read.
         """
         self.read_config = read_config
@@ -96,7 +96,7 @@ class Supervisor:
         self.crew = Crew(self.reactor, self.table, self.journal, work, self._heard, hang_limit_ns)
         self.controller = Controller(self.reactor, self.table, self.journal, control, self._asked)
         self._memory = memory
-        self._map_counters = map_counters
+        self._map_host = map_host
         self._watched = list(watched)
         self._seen = self._look()
         self._ready_fd = ready_fd
@@ -127,14 +127,14 @@ class Supervisor:
             self.reactor.close()
         return self._status
 
-    def map_memory(self, workers: int, routes: int) -> None:
+    def map_memory(self, workers: int, sizes: Any) -> None:
         """Fixes how many workers there can ever be at once, draining ones included. Seats nobody takes cost
         no memory.
         """
         room = (len(memoryview(self._memory)) - HostTable.size(0)) // (HostTable.size(1) - HostTable.size(0))
         seats = min(room, max(SEATS_LEAST, SEATS_PER_WORKER * max(workers, len(os.sched_getaffinity(0)))))
         self.table.add_seats(self._memory, seats)
-        self.crew.counters = self.controller.counters = self._map_counters(seats, routes)
+        self.crew.memory = self.controller.memory = self._map_host(seats, sizes)
 
     # ---- signals and time
 

@@ -76,7 +76,7 @@ class WorkerOrders:
     channel: Channel
     seat: Seat
     sockets: list[tuple[int, socket.socket]]  # (index of the listener in the config, socket)
-    counters: Any  # the shared memory of the counters
+    memory: Any  # what all processes share (fastgate.state.memory.HostMemory)
     seats: int
     version: int
     config_fd: int

@@ -184,7 +184,7 @@ class ControllerOrders:
     channel: Channel
     listening: socket.socket
     table: HostTable
-    counters: Any  # the shared memory of the request counters
+    memory: Any  # what all processes share (fastgate.state.memory.HostMemory)
     version: int
     digest: str
     size: int

@@ -9,8 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fastgate._core.counters import Counters
-from fastgate._core.shm import SharedMemory
+from fastgate.state.memory import HostMemory
 from fastgate.config import check, decode, encode
 from fastgate.config.schema import keys, sections
 from fastgate.plan import freeze_now
@@ -90,7 +89,7 @@ def judge(text: str, form: str) -> None:
     assert decode(encode(config)) == config
     loop = asyncio.new_event_loop()
     try:
-        plane = DataPlane(loop, Counters(SharedMemory(Counters.size(1, 8)), 1, 8), 0)
+        plane = DataPlane(loop, HostMemory.private(), 0)
         plane.install(freeze_now(config, plane))
         plane.close()
     finally:

@@ -185,7 +185,7 @@ def main() -> None:
         lambda orders: run_worker(FixedRuntime(), orders),
         control,
         memory=SharedMemory(HostTable.size(64)),
-        map_counters=lambda seats, _routes: SharedMemory(8 * seats),
+        map_host=lambda seats, _sizes: SharedMemory(8 * seats),
         watched=[path],
         ready_fd=ready_fd,
         hang_limit_ns=json.loads(path.read_text()).get("hang_ms", 10_000) * 1_000_000,

@@ -1,0 +1,20 @@
+"""Public C interface of fastgate._core.identity."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+cdef class Identity:
+    cdef readonly str consumer
+    cdef readonly bytes consumer_bytes
+    cdef readonly str tier
+    cdef readonly str method
+    cdef readonly str key_id
+    cdef readonly bytes key_bytes           # what limits by key count on: the key id, or the consumer where there is none
+    cdef readonly frozenset scopes
+    cdef readonly frozenset roles
+    cdef readonly dict metadata
+    cdef readonly object claims
+    cdef readonly object limits
+    cdef readonly int64_t expires_ns
+    cdef readonly int64_t record
+    cdef readonly uint64_t version
+    cdef object memo                        # one place for what a gate works out once per identity: (owner, result)

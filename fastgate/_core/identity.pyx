@@ -1,0 +1,43 @@
+# cython: boundscheck=False
+"""Identity: who a request is from, as an authentication scheme found out.
+
+WHAT     One object per credential, not per request: a scheme makes it once, the gate keeps it, any number of requests share it.
+STATE    Immutable. `metadata` and `claims` are shared by all those requests: read them, never change them.
+WHO      Made by a scheme (fastgate/auth), read by gates, plugins, the cache and the log.
+COST     300 bytes; about 400 ns to make.
+"""
+
+from libc.stdint cimport int64_t, uint64_t
+
+__all__ = ["Identity"]
+
+
+cdef class Identity:
+    """A consumer, and the credential that showed who it is.
+
+    consumer: its name, never empty. method: the scheme's name. key_id: which of the consumer's credentials. limits: what takes the
+    place of its tier's limits. expires_ns: CLOCK_REALTIME ns, 0 = never. record, version: the entry of the Directory it was read
+    from, -1 when from none; a later version means it is out of date.
+    """
+
+    def __init__(self, str consumer not None, *, str tier="", str method="", str key_id=None, scopes=(), roles=(), metadata=None,
+                 claims=None, limits=None, int64_t expires_ns=0, int64_t record=-1, uint64_t version=0):
+        if not consumer:
+            raise ValueError("consumer: expected a name, got an empty one")
+        self.consumer = consumer
+        self.consumer_bytes = consumer.encode()
+        self.tier = tier
+        self.method = method
+        self.key_id = key_id
+        self.key_bytes = self.consumer_bytes if key_id is None else key_id.encode()
+        self.scopes = frozenset(scopes)
+        self.roles = frozenset(roles)
+        self.metadata = {} if metadata is None else metadata
+        self.claims = claims
+        self.limits = limits
+        self.expires_ns = expires_ns
+        self.record = record
+        self.version = version
+
+    def __repr__(self):
+        return f"Identity({self.consumer!r}, tier={self.tier!r}, method={self.method!r})"

@@ -1,0 +1,67 @@
+"""The memory that every process of a host shares: what the supervisor maps before it forks.
+
+`HostMemory` is handed to the workers and to the controller as it is. It is sized once, by the first config (section
+`memory`), because no process can be given more of it later; a reload finds everything where it was, which is why
+counts, limits, keys and leases survive reloads and dead workers. Untouched pages take no memory: the sizes are
+bounds and not costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from fastgate._core.counters import Counters
+from fastgate._core.metric import MetricTable
+from fastgate._core.shm import SharedMemory
+from fastgate._core.table import LimiterTable
+
+__all__ = ["HostMemory", "Sizes"]
+
+LEAST_SERIES = 1024
+LIMIT_STATE_WORDS = 13
+"""Words of state per key of a limit: three windows (two words each), a burst and a cost fit with room to spare."""
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """How much of each there can be at once."""
+
+    routes: int = 0
+    limiter_keys: int = 1_000_000
+    inflight_keys: int = 65_536
+    directory_entries: int = 250_000
+    directory_bytes: int = 128_000_000
+    metric_series: int = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """The shared objects, one field each; `seats` is how many worker processes there can be at once."""
+
+    seats: int
+    counters: Counters
+    metrics: MetricTable
+    limits: LimiterTable
+
+    @classmethod
+    def map(cls, seats: int, sizes: Sizes) -> HostMemory:
+        """Maps it all. Counters for twice the routes there are now; those beyond share one series."""
+        series = max(LEAST_SERIES, 2 * sizes.routes)
+        return cls(
+            seats=seats,
+            counters=Counters(SharedMemory(Counters.size(seats, series)), seats, series),
+            metrics=MetricTable(
+                sizes.metric_series, SharedMemory(MetricTable.size(sizes.metric_series))
+            ),
+            limits=LimiterTable(
+                sizes.limiter_keys,
+                LIMIT_STATE_WORDS,
+                SharedMemory(LimiterTable.size(sizes.limiter_keys, LIMIT_STATE_WORDS)),
+            ),
+        )
+
+    @classmethod
+    def private(cls, routes: int = 1) -> HostMemory:
+        """A small one that no other process sees: for `fastgate explain` and for tests."""
+        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024))
