@@ -98,6 +98,7 @@ class Shapes:
 
     def _build_struct(self, cls: type) -> Reader:
         fields: dict[str, tuple[str, Reader]] = {}
+        takes_list = False
         required: list[tuple[str, str]] = []
         for field in msgspec.structs.fields(cls):
             try:
@@ -105,6 +106,8 @@ class Shapes:
             except _NoReader:
                 reader = _converter(field.type)
             fields[field.encode_name] = (field.name, reader)
+            if field.encode_name == getattr(cls, "shorthand", None):
+                takes_list = isinstance(_bare(inspect.type_info(field.type)), inspect.VarTupleType)
             if field.required:
                 required.append((field.encode_name, _expectation(inspect.type_info(field.type))))
         tag_field = cls.__struct_config__.tag_field  # type: ignore[attr-defined]
@@ -113,7 +116,7 @@ class Shapes:
 
         def read(value: Any, path: Path, report: Report) -> Any:
             if type(value) is not dict:
-                if shorthand is None or value is None or type(value) is list:
+                if shorthand is None or value is None or (type(value) is list and not takes_list):
                     wanted = "a mapping" if shorthand is None else f"a mapping, or its `{shorthand}` alone"
                     report(path, found_text(value), wanted, "")
                     return INVALID

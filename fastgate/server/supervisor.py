@@ -210,7 +210,7 @@ class Supervisor:
         if result.applied:
             assert config is not None
             self.journal.info(
-                "config in use", version=result.version, kind=result.kind, routes=config.topology.routes,
+                "config in use", version=result.version, kind=result.kind, routes=config.topology.sizes.routes,
                 took_ms=result.duration_ns // 1_000_000,
             )  # fmt: skip
             self.controller.tell_config(config)
