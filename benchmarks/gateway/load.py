@@ -14,7 +14,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from dataclasses import dataclass
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.gateway.servers import BODY, LOAD_CORE, Server, pinned
@@ -23,6 +26,8 @@ __all__ = [
     "CONNECTIONS",
     "Paced",
     "Sample",
+    "Traffic",
+    "ask",
     "closed_loop",
     "hold_idle",
     "is_paced_available",
@@ -33,18 +38,39 @@ __all__ = [
 CONNECTIONS = 64
 WARM_S = 0.5
 
+# Every answer with a status above 399 is an error to wrk; what Traffic.status asks for is none to us.
 SCRIPT = r"""
-wrk.method = "%(method)s"
-wrk.headers["Content-Type"] = "application/json"
-%(body)s
-local result = 'RESULT {"requests": %%d, "duration_us": %%d, "p50_us": %%d, "p99_us": %%d, "errors": %%d}'
+%(setup)s
+local result = 'RESULT {"requests": %%d, "duration_us": %%d, "p50_us": %%d, "p99_us": %%d, ' ..
+  '"status": %%d, "errors": %%d}'
 done = function(summary, latency, requests)
   local e = summary.errors
   local p50, p99 = latency:percentile(50), latency:percentile(99)
-  print(string.format(result, summary.requests, summary.duration, p50, p99,
-    e.connect + e.read + e.write + e.status + e.timeout))
+  print(string.format(result, summary.requests, summary.duration, p50, p99, e.status,
+    e.connect + e.read + e.write + e.timeout))
 end
 """
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What is asked for. `varying` is Lua that defines `request()`, for loads whose requests differ."""
+
+    method: str = "POST"
+    path: str = "/orders/123"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 200
+    varying: str = ""
+
+    def script(self) -> str:
+        """The wrk script."""
+        headers = dict(self.headers)
+        setup = [f'wrk.method = "{self.method}"', f'wrk.path = "{self.path}"']
+        if self.method == "POST":
+            headers["Content-Type"] = "application/json"
+            setup.append(f"wrk.body = '{BODY}'")
+        setup += [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
+        return SCRIPT % {"setup": "\n".join([*setup, self.varying])}
 
 
 @dataclass(frozen=True)
@@ -70,37 +96,57 @@ class Paced:
     errors: int
 
 
-def closed_loop(server: Server, path: str, seconds: float, *, method: str = "POST") -> Sample:
+def closed_loop(server: Server, traffic: Traffic, seconds: float) -> Sample:
     """Load on 64 keep-alive connections for so long, after a short warm-up."""
     with tempfile.TemporaryDirectory() as directory:
         script = Path(directory) / "load.lua"
-        body = f"wrk.body = '{BODY}'" if method == "POST" else ""
-        script.write_text(SCRIPT % {"method": method, "body": body})
-        _wrk(server, path, WARM_S, script)
+        script.write_text(traffic.script())
+        _wrk(server, WARM_S, script)
         before = server.cpu_ns()
-        result = _wrk(server, path, seconds, script)
+        result = _wrk(server, seconds, script)
         spent = server.cpu_ns() - before
     requests = max(1, result["requests"])
+    refused = result["status"] if traffic.status < 400 else requests - result["status"]
     return Sample(
         cpu_us=spent / requests / 1000,
         rps=requests / (result["duration_us"] / 1e6),
         p50_us=result["p50_us"],
         p99_us=result["p99_us"],
-        errors=result["errors"],
+        errors=result["errors"] + refused,
     )
 
 
-def _wrk(server: Server, path: str, seconds: float, script: Path) -> dict[str, int]:
+def ask(server: Server, traffic: Traffic) -> tuple[int, Mapping[str, str], bytes]:
+    """Status, headers (lower case) and body of one request of this load."""
+    headers = dict(traffic.headers)
+    if traffic.method == "POST":
+        headers["Content-Type"] = "application/json"
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}{traffic.path}",
+        data=BODY.encode() if traffic.method == "POST" else None,
+        headers=headers,
+        method=traffic.method,
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
+
+
+def _wrk(server: Server, seconds: float, script: Path) -> dict[str, int]:
     # wrk takes whole seconds; shorter warm-ups use its smallest.
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "-s", str(script)]
     done = subprocess.run(
-        [*command, f"http://127.0.0.1:{server.port}{path}"],
+        [*command, f"http://127.0.0.1:{server.port}/"],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         preexec_fn=pinned(LOAD_CORE),
     )
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
+    if line is None:
+        raise RuntimeError(f"wrk gave no result:\n{(done.stdout + done.stderr)[-2000:]}")
     result: dict[str, int] = json.loads(line.removeprefix("RESULT "))
     return result
 
@@ -113,18 +159,25 @@ def is_paced_available() -> bool:
 class PacedRun:
     """A run at a fixed rate that has begun."""
 
-    def __init__(self, server: Server, path: str, seconds: float, rate_per_s: float) -> None:
+    def __init__(self, server: Server, traffic: Traffic, seconds: float, rate_per_s: float) -> None:
         self._directory = tempfile.TemporaryDirectory()
         self._log = Path(self._directory.name) / "requests"
-        body = Path(self._directory.name) / "body"
-        body.write_text(BODY)
+        headers = dict(traffic.headers)
+        more = []
+        if traffic.method == "POST":
+            body = Path(self._directory.name) / "body"
+            body.write_text(BODY)
+            headers["content-type"] = "application/json"
+            more = [f"-d{body}"]
+        self._status = str(traffic.status)
         self._rate_per_s = rate_per_s
         self._process = subprocess.Popen(
             [
                 "h2load", "--h1", "-t1", f"-c{CONNECTIONS}", f"-D{max(1, round(seconds))}",
                 "--warm-up-time=1",
-                f"--rps={rate_per_s / CONNECTIONS:g}", f"--log-file={self._log}", f"-d{body}",
-                "-Hcontent-type: application/json", f"http://127.0.0.1:{server.port}{path}",
+                f"--rps={rate_per_s / CONNECTIONS:g}", f"--log-file={self._log}", *more,
+                *(f"-H{name}: {value}" for name, value in headers.items()),
+                f"http://127.0.0.1:{server.port}{traffic.path}",
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -141,7 +194,7 @@ class PacedRun:
         self._process.wait()
         rows = [line.split() for line in self._log.read_text().splitlines()]
         self._directory.cleanup()
-        good = sorted(int(row[2]) for row in rows if row[1].startswith("2"))
+        good = sorted(int(row[2]) for row in rows if row[1] == self._status)
         if not good:
             return Paced(self._rate_per_s, 0, 0, 0, 0, len(rows) or 1)
         return Paced(
@@ -154,14 +207,14 @@ class PacedRun:
         )
 
 
-def start_paced(server: Server, path: str, seconds: float, rate_per_s: float) -> PacedRun:
+def start_paced(server: Server, traffic: Traffic, seconds: float, rate_per_s: float) -> PacedRun:
     """Begins a load of so many requests a second."""
-    return PacedRun(server, path, seconds, rate_per_s)
+    return PacedRun(server, traffic, seconds, rate_per_s)
 
 
-def paced(server: Server, path: str, seconds: float, rate_per_s: float) -> Paced:
+def paced(server: Server, traffic: Traffic, seconds: float, rate_per_s: float) -> Paced:
     """Load of so many requests a second for so long, after a warm-up of one second."""
-    return start_paced(server, path, seconds, rate_per_s).finish()
+    return start_paced(server, traffic, seconds, rate_per_s).finish()
 
 
 def hold_idle(server: Server, count: int) -> tuple[int, int]:

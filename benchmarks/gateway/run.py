@@ -20,7 +20,8 @@ if __package__ in (None, ""):
 from rich.console import Console
 
 from benchmarks.gateway import report, servers
-from benchmarks.gateway.scenarios import LADDERS, SINGLES, Options, measure_ladder
+from benchmarks.gateway.ladder import Options, measure_ladder
+from benchmarks.gateway.scenarios import LADDERS, SINGLES
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
                 document["scenarios"][name] = measure_ladder(LADDERS[name], options, say)
             else:
                 document["scenarios"][name] = SINGLES[name](options, say)
+        document["missing"] += [f"{name}: {why}" for why in document["scenarios"][name].get("missing", [])]
         report.write(document, given.output)
     image = given.output.with_suffix(".png")
     if not report.plot(document, image):
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _document(scenarios: list[str], options: Options) -> dict[str, Any]:
-    programs = {name: servers.version(name) for name in ("nginx", "haproxy", "wrk", "h2load")}
+    programs = {name: servers.version(name) for name in ("nginx", "haproxy", "varnishd", "wrk", "h2load")}
     return {
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {

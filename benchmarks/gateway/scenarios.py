@@ -1,8 +1,7 @@
-"""What is compared: each scenario starts its peers once and measures them in interleaved rounds.
+"""What is compared: ladders of peers under the same closed-loop load, and scenarios that measure one thing
+each: idle connections, start, memory, matching, reloads.
 
-A ladder scenario is a table of peers under the same closed-loop load; the order rotates from round to round,
-so that a slow moment of the machine falls on every peer alike. The other scenarios measure one thing each:
-idle connections, start, memory, matching, reloads.
+The ladders of keys and limits are in guarded.py, those of the cache in caching.py.
 """
 
 from __future__ import annotations
@@ -14,43 +13,22 @@ import signal
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks.gateway import load, servers
+from benchmarks.gateway.ladder import Ladder, Options, Peers, Result
+from benchmarks.gateway.load import Traffic
 from benchmarks.gateway.servers import BODY, Server
 from fastgate._core import Router
 
-__all__ = ["LADDERS", "SINGLES", "Ladder", "Options", "measure_ladder"]
+__all__ = ["LADDERS", "SINGLES"]
 
 IDLE_CONNECTIONS = 10_000
 RELOAD_ROUTES = 5_000
 MATCH_ROUTES = (10, 1_000, 10_000)
 STARTS = 5
-
-Result = dict[str, Any]
-Peers = Mapping[str, Callable[[], Server]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How long and how often."""
-
-    rounds: int = 5
-    seconds: float = 3.0
-    rate_per_s: float = 4000.0
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """Peers under one load. `peers` gets the port of the upstream."""
-
-    what: str
-    peers: Callable[[int], Peers]
-    method: str = "POST"
-    path: str = "/orders/123"
-    is_paced: bool = False
 
 
 def _proxy(origin: int, **more: Any) -> dict[str, Any]:
@@ -60,9 +38,9 @@ def _proxy(origin: int, **more: Any) -> dict[str, Any]:
 
 NGINX_PROXY = 'proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection "";'
 NGINX_JSON_LOG = (
-    'log_format json escape=json \'{{"time":"$time_iso8601","client":"$remote_addr",'
+    'log_format json escape=json \'{"time":"$time_iso8601","client":"$remote_addr",'
     '"request_id":"$request_id","method":"$request_method","target":"$request_uri","status":$status,"bytes":$bytes_sent,'
-    '"duration":$request_time,"upstream":"$upstream_addr","upstream_duration":"$upstream_response_time"}}\';'
+    '"duration":$request_time,"upstream":"$upstream_addr","upstream_duration":"$upstream_response_time"}\';'
     "access_log {directory}/access json buffer=64k flush=1s;"
 )
 
@@ -131,7 +109,7 @@ def _many_routes(origin: int) -> Peers:
 
 LADDERS: dict[str, Ladder] = {
     "proxy": Ladder("bare proxy, 64-byte JSON up and down", _bare, is_paced=True),
-    "respond": Ladder("fixed response of 64 bytes", _fixed, method="GET"),
+    "respond": Ladder("fixed response of 64 bytes", _fixed, Traffic("GET")),
     "access-log": Ladder("proxy with an access log in JSON", _logged),
     "workers": Ladder("proxy, two workers beside one, on the same core", _workers),
     "hooks": Ladder("proxy with the extension interface in use", _hooks),
@@ -139,64 +117,10 @@ LADDERS: dict[str, Ladder] = {
 }
 
 
-def measure_ladder(ladder: Ladder, options: Options, progress: Callable[[str], None]) -> Result:
-    """Every peer's samples, round by round, and their medians."""
-    with contextlib.ExitStack() as stack:
-        origin = stack.enter_context(servers.upstream())
-        running: dict[str, Server] = {}
-        missing = []
-        for name, start in ladder.peers(origin.port).items():
-            if name in ("nginx", "haproxy") and servers.version(name) is None:
-                missing.append(name)
-                continue
-            progress(f"starting {name}")
-            running[name] = start()
-            stack.callback(running[name].stop)
-        samples: dict[str, list[load.Sample]] = {name: [] for name in running}
-        paced: dict[str, list[load.Paced]] = {name: [] for name in running}
-        names = list(running)
-        for number in range(options.rounds):
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                progress(f"round {number + 1} of {options.rounds}: {name}")
-                sample = load.closed_loop(running[name], ladder.path, options.seconds, method=ladder.method)
-                samples[name].append(sample)
-                if ladder.is_paced and load.is_paced_available():
-                    run = load.paced(running[name], ladder.path, options.seconds, options.rate_per_s)
-                    paced[name].append(run)
-        memory = {name: server.private_bytes() for name, server in running.items()}
-    return {
-        "what": ladder.what,
-        "missing": missing,
-        "peers": {name: _summary(samples[name], paced[name], memory[name]) for name in names},
-    }
-
-
-def _summary(samples: list[load.Sample], paced: list[load.Paced], private_bytes: int) -> Result:
-    def median(field: str, of: list[Any]) -> float:
-        return float(statistics.median(getattr(sample, field) for sample in of))
-
-    summary: Result = {
-        "cpu_us": median("cpu_us", samples),
-        "rps": median("rps", samples),
-        "errors": sum(sample.errors for sample in samples),
-        "private_bytes": private_bytes,
-        "rounds": [asdict(sample) for sample in samples],
-    }
-    if paced:
-        summary["paced"] = {
-            "rate_per_s": paced[0].rate_per_s,
-            "p50_us": median("p50_us", paced),
-            "p99_us": median("p99_us", paced),
-            "errors": sum(run.errors for run in paced),
-            "rounds": [asdict(run) for run in paced],
-        }
-    return summary
-
-
 def _idle(_: Options, progress: Callable[[str], None]) -> Result:
     peers: Result = {}
     for name, start in _fixed(0).items():
-        if name in ("nginx", "haproxy") and servers.version(name) is None:
+        if servers.absent(name):
             continue
         progress(name)
         with _stopping(start()) as server:
@@ -277,8 +201,8 @@ def _reload(options: Options, progress: Callable[[str], None]) -> Result:
         for pid in server.workers:  # the loader of a new config may take either core, as it would in service
             os.sched_setaffinity(pid, {servers.GATEWAY_CORE})
         progress("quiet")
-        quiet = load.paced(server, "/orders/1", seconds, rate_per_s)
-        run = load.start_paced(server, "/orders/1", seconds, rate_per_s)
+        quiet = load.paced(server, Traffic(path="/orders/1"), seconds, rate_per_s)
+        run = load.start_paced(server, Traffic(path="/orders/1"), seconds, rate_per_s)
         time.sleep(1)  # the generator warms up
         path = server.directory / "gateway.json"
         while run.is_running:

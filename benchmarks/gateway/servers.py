@@ -27,11 +27,13 @@ __all__ = [
     "GATEWAY_CORE",
     "LOAD_CORE",
     "Server",
+    "absent",
     "fastgate",
     "haproxy",
     "nginx",
     "pinned",
     "upstream",
+    "varnish",
     "version",
 ]
 
@@ -62,10 +64,30 @@ def version(program: str) -> str | None:
     path = shutil.which(program)
     if path is None:
         return None
-    flag = {"wrk": "-v", "h2load": "--version"}.get(program, "-v")
+    flag = {"h2load": "--version", "varnishd": "-V"}.get(program, "-v")
     done = subprocess.run([path, flag], capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).strip().splitlines()
     return lines[0] if lines else program
+
+
+def absent(peer: str) -> str | None:
+    """Why this peer cannot be measured here, None if it can. The first words of its name say what it is."""
+    if peer.startswith("nginx + lua") and shutil.which("nginx"):
+        return None if lua_modules() else "nginx's Lua module (Debian: libnginx-mod-http-lua)"
+    for name, programs in {"nginx": ["nginx"], "haproxy": ["haproxy"], "varnish": ["varnishd", "cc"]}.items():
+        if peer.startswith(name):
+            lacking = [program for program in programs if shutil.which(program) is None]
+            return f"{' and '.join(lacking)} (not installed)" if lacking else None
+    return None
+
+
+def lua_modules() -> list[Path]:
+    """The modules that nginx loads for Lua, where Debian, Fedora, Alpine and others put them."""
+    for place in ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules"):
+        found = [Path(place) / name for name in ("ndk_http_module.so", "ngx_http_lua_module.so")]
+        if all(path.exists() for path in found):
+            return found
+    return []
 
 
 class Server:
@@ -158,10 +180,16 @@ def fastgate(
 
 
 def nginx(
-    location: str, *, core: int = GATEWAY_CORE, http: str = "access_log off;", origin: int | None = None
+    location: str,
+    *,
+    core: int = GATEWAY_CORE,
+    http: str = "access_log off;",
+    origin: int | None = None,
+    lua: bool = False,
+    more: str = "",
 ) -> Server:
     """nginx with one worker and this location block's inside. `origin` is the port of its upstream
-    "origin".
+    "origin", `more` stands beside the location.
     """
     directory, port = _directory(), _free_port()
     block = (
@@ -173,14 +201,17 @@ def nginx(
         f"{name}_temp_path {directory}/{name};"
         for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    modules = "".join(f"load_module {path};" for path in lua_modules()) if lua else ""
+    http = http.replace("{directory}", str(directory))
     (directory / "nginx.conf").write_text(f"""
+        {modules}
         daemon off; worker_processes 1; pid {directory}/pid; error_log
         {directory}/error; events {{ worker_connections 15000; }}
         http {{
-            {temporary} {http.format(directory=directory)}
+            {temporary} {http}
             keepalive_requests {MANY}; keepalive_timeout 600s; default_type application/json;
             {block}
-            server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ {location} }} }}
+            server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ {location} }} {more} }}
         }}
     """)
     process = subprocess.Popen(
@@ -209,11 +240,31 @@ def haproxy(rules: str, *, core: int = GATEWAY_CORE, origin: int | None = None) 
     return _accepting(Server(process, port, directory, is_forking=False))
 
 
+def varnish(origin: int, *, core: int = GATEWAY_CORE) -> Server:
+    """Varnish in front of this port, with its cache in memory and nothing logged."""
+    directory, port = _directory(), _free_port()
+    (directory / "gateway.vcl").write_text(
+        f'vcl 4.1;\nbackend origin {{ .host = "127.0.0.1"; .port = "{origin}"; }}\n'
+    )
+    process = subprocess.Popen(
+        [
+            *("varnishd", "-F", "-j", "none", "-n", str(directory / "state"), "-f"),
+            *(str(directory / "gateway.vcl"), "-a", f"127.0.0.1:{port}", "-s", "malloc,256m"),
+            *("-p", "timeout_idle=600", "-p", "thread_pools=1", "-p", "thread_pool_min=100"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=pinned(core),
+    )
+    return _accepting(Server(process, port, directory, is_forking=True))
+
+
 @contextlib.contextmanager
-def upstream() -> Iterator[Server]:
+def upstream(location: str = f"return 200 '{BODY}';") -> Iterator[Server]:
     """The service behind the gateways: 64 bytes of JSON, from nginx on the load generator's core."""
     has_nginx = shutil.which("nginx") is not None
-    server = nginx(f"return 200 '{BODY}';", core=LOAD_CORE) if has_nginx else _python_upstream()
+    server = nginx(location, core=LOAD_CORE) if has_nginx else _python_upstream()
     try:
         yield server
     finally:
@@ -246,7 +297,7 @@ def _is_worker(pid: int) -> bool:
         name = Path(f"/proc/{pid}/comm").read_text() + Path(f"/proc/{pid}/cmdline").read_text()
     except FileNotFoundError:
         return False
-    return "fastgate-w" in name or "worker process" in name
+    return "fastgate-w" in name or "worker process" in name or "cache-main" in name
 
 
 def _free_port() -> int:
