@@ -12,6 +12,7 @@ from fastgate._core.directory import Directory, DirectoryFull
 from fastgate._core.ewma import Ewma, PeakEwma
 from fastgate._core.hashing import siphash64, siphash128
 from fastgate._core.histogram import Histogram
+from fastgate._core.inflight import InflightTable
 from fastgate._core.keyed import KeyedLimiter, Reservation
 from fastgate._core.leases import ConcurrencyLimit, Lease
 from fastgate._core.limits import Decision, FixedWindow, Limit, SlidingWindow, TokenBucket
@@ -39,6 +40,7 @@ __all__ = [
     "FixedWindow",
     "HashRing",
     "Histogram",
+    "InflightTable",
     "KeyedLimiter",
     "Lease",
     "LeastRequests",
