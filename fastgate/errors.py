@@ -42,6 +42,7 @@ _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     ("upstream_truncated", 502, "Upstream response ended early", UPSTREAM, False),
     ("upstream_connect_failed", 502, "Could not connect to upstream", UPSTREAM, True),
     ("upstream_tls_failed", 502, "TLS handshake with upstream failed", UPSTREAM, True),
+    ("auth_unavailable", 503, "Authentication is not available at the moment", GATEWAY, False),
     ("draining", 503, "Gateway is shutting down", GATEWAY, False),
     ("overloaded", 503, "Gateway is at its connection limit", GATEWAY, False),
     ("upstream_queue_full", 503, "Too many requests are waiting for upstream", GATEWAY, False),

@@ -76,7 +76,9 @@ cdef class RequestContext:
     cdef Answer answer
     cdef readonly Identity identity   # who it is; None until a scheme has said so
     cdef public list tags             # what policies call it; None when there are none
+    cdef bytes upstream_lines         # ready header lines that gates add to the request upstream
     cdef bytes gate_lines             # ready header lines that a gate adds to whatever answer goes out
+    cdef bytes lines_before           # what gate_lines were before a gate refused: shadow mode puts them back
     cdef list extra_response          # (name, value) pairs a hook asked to add to whatever answer goes out
     cdef int extra_before             # how many of them were there before `refuse` added its own
     cdef list locals                  # one place per plugin that wants one

@@ -202,6 +202,7 @@ cdef class RequestContext:
         self.detail = detail
         self.answer = None
         self.extra_before = 0 if self.extra_response is None else len(self.extra_response)
+        self.lines_before = self.gate_lines
         for name, value in headers:
             self.add_response_header(name, value)
         return RESPOND

@@ -17,4 +17,5 @@ cdef class Identity:
     cdef readonly int64_t expires_ns
     cdef readonly int64_t record
     cdef readonly uint64_t version
+    cdef readonly bytes upstream_lines      # ready header lines that tell the upstream
     cdef object memo                        # one place for what a gate works out once per identity: (owner, result)

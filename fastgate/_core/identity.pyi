@@ -18,6 +18,7 @@ class Identity:
     expires_ns: int
     record: int
     version: int
+    upstream_lines: bytes
     def __init__(
         self,
         consumer: str,

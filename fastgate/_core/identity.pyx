@@ -9,7 +9,11 @@ COST     300 bytes; about 400 ns to make.
 
 from libc.stdint cimport int64_t, uint64_t
 
+from urllib.parse import quote
+
 __all__ = ["Identity"]
+
+cdef str VISIBLE = " !#$&'()*+,/:;=?@[]|^`{}<>\"\\~"
 
 
 cdef class Identity:
@@ -38,6 +42,10 @@ cdef class Identity:
         self.expires_ns = expires_ns
         self.record = record
         self.version = version
+        lines = [("Id", consumer), ("Tier", tier), ("Key-Id", key_id), ("Scopes", " ".join(sorted(self.scopes))),
+                 ("Roles", " ".join(sorted(self.roles))), ("Method", method)]
+        # Percent-encoded where a name holds what a header field must not: an issuer chooses the names of its subjects.
+        self.upstream_lines = "".join(f"X-Consumer-{name}: {quote(value, safe=VISIBLE)}\r\n" for name, value in lines if value).encode()
 
     def __repr__(self):
         return f"Identity({self.consumer!r}, tier={self.tier!r}, method={self.method!r})"

@@ -318,7 +318,7 @@ cdef class Exchange(ResponseSink):
         ctx.reason = None
         ctx.answer = None
         ctx.detail = None
-        ctx.gate_lines = None
+        ctx.gate_lines = ctx.lines_before
         if ctx.extra_response is not None:
             del ctx.extra_response[ctx.extra_before:]   # those of the refusal; what others added stays
         return True

@@ -157,6 +157,8 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
         write_trusted_forwarding(w, ctx)
     else:
         w.put_bytes(ctx.forwarding)
+    if ctx.upstream_lines is not None:
+        w.put_bytes(ctx.upstream_lines)
     w.put(b"Via: 1.1 fastgate\r\nX-Request-ID: ", 33)
     w.put_bytes(ctx.request_id_bytes)
     w.put(b"\r\n", 2)

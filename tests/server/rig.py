@@ -173,7 +173,6 @@ def main() -> None:
             drain_timeout_ns=config.get("drain_ms", 5000) * 1_000_000,
             watch=config.get("watch", False),
             generation_key=json.dumps([config["listen"], config.get("workers", 1)]).encode(),
-            routes=1,
         )
         return topology, json.dumps(config).encode()
 

@@ -1,0 +1,48 @@
+"""Public C interface of fastgate._core.gate_auth."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from fastgate._core.context cimport Reason, RequestContext
+from fastgate._core.directory cimport Directory
+from fastgate._core.hashing cimport hash128_t
+from fastgate._core.headers cimport field_t
+from fastgate._core.identity cimport Identity
+from fastgate._core.pipeline cimport Plugin
+
+ctypedef struct credential_t:
+    uint64_t low
+    uint64_t high
+    int64_t until_ns                # CLOCK_MONOTONIC
+
+cdef class CredentialCache:
+    cdef credential_t* rows
+    cdef list identities
+    cdef readonly Py_ssize_t capacity
+    cdef uint64_t[2] secret
+    cdef readonly int64_t hits
+    cdef readonly int64_t misses
+    cdef void key_of(self, uint64_t family, const char* data, Py_ssize_t n, hash128_t* out) noexcept
+    cdef Identity find(self, const hash128_t* key, int64_t now_ns)
+    cdef int keep(self, const hash128_t* key, Identity identity, int64_t until_ns) except -1
+
+cdef class AuthGate(Plugin):
+    cdef readonly tuple schemes
+    cdef CredentialCache cache
+    cdef Directory directory
+    cdef tuple places               # (header name, hides it, scheme) of the schemes whose credential is one field
+    cdef int places_n
+    cdef uint64_t family
+    cdef bint forward
+    cdef Reason unauthorized
+    cdef Reason unavailable
+    cdef bytes challenge_lines
+    cdef object rejected
+    cdef object later
+    cdef object unavailable_error
+    cdef field_t* credential(self, RequestContext ctx, int* at)
+    cdef bint current(self, Identity identity) noexcept
+    cdef int accept(self, RequestContext ctx, Identity identity, bint hide, field_t* field) except -1
+    cdef int refuse(self, RequestContext ctx, Reason reason) except -1
+    cdef int walk(self, RequestContext ctx, int start, bint rejected, bint unavailable) except -1
+    cdef bint passes(self, scheme, error) except -1
+    cdef int take(self, RequestContext ctx, Identity identity, scheme) except -1
