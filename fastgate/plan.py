@@ -25,6 +25,7 @@ from fastgate._core.pipeline import Pipeline, Plugin
 from fastgate._core.plan import FixedResponse, Plan, Redirect, RoutePlan
 from fastgate._core.router import Router
 from fastgate._core.wheel import TimerWheel
+from fastgate.auth import build as auth
 from fastgate.config import Config, PluginUse, RouteConfig
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.plugin import PluginEnv, Registry
@@ -46,15 +47,23 @@ class FeatureEnv(NamedTuple):
     config: Config
     around: Surroundings
     service: Callable[[str, Any, Callable[[], Any]], Any]
-    """`service(kind, settings, make)`: what routes share, once per worker for each kind and settings. It is kept over
-    reloads as long as the settings are equal; its async `start` and `close`, where it has them, are awaited."""
+    """`service(kind, settings, make)`: what routes share, once per worker for each kind and settings. It is
+    kept over
+    reloads as long as the settings are equal; its async `start` and `close`, where it has them, are
+    awaited."""
 
 
 Builder = Callable[[Any, FeatureEnv], Plugin | None]
 
-FEATURES: tuple[tuple[str, Builder], ...] = ()
-"""Attribute of RouteConfig and who makes a plugin of it, in the order in which a request meets them. What a builder
-makes decides before the plugins of the config; None is nothing to do. Builders are called for every route, also for
+FEATURES: tuple[tuple[str, Builder], ...] = (
+    # cors, validation (size, type, shape), access lists: here
+    ("auth", auth.build),
+    # authorise (scopes, roles), policies, limits, security headers, cache: here, in this order
+)
+"""Attribute of RouteConfig and who makes a plugin of it, in the order in which a request meets them. What a
+builder
+makes decides before the plugins of the config; None is nothing to do. Builders are called for every route,
+also for
 one that does not set the attribute, because many have a default in the root of the config."""
 
 
@@ -213,7 +222,9 @@ class _Plugins:
 
 
 class _Services:
-    """What the features of several routes share: that of the plan in force where its settings are the same."""
+    """What the features of several routes share: that of the plan in force where its settings are the
+    same.
+    """
 
     def __init__(self, previous: Plan | None) -> None:
         self._known = {

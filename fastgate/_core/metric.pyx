@@ -119,7 +119,7 @@ cdef class MetricTable:
             if atomic_load(&self.rows[i].state) == 2:
                 text = self.rows[i].name[:self.rows[i].name_n].decode("utf-8", "replace")
                 name, _, labels = text.partition("{")
-                out.append((name, labels[:-1], "gauge" if self.rows[i].kind else "counter", atomic_load_relaxed(&self.rows[i].value)))
+                out.append((name, labels[:len(labels) - 1] if labels else "", "gauge" if self.rows[i].kind else "counter", atomic_load_relaxed(&self.rows[i].value)))
         out.sort()
         return out
 

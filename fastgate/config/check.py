@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from fastgate._core.patterns import compile_host, compile_pattern
+from fastgate.auth.section import AuthConfig
 from fastgate.certificates import CertificateError, load_authorities, load_pair
 from fastgate.config.root import AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
 from fastgate.config.shape import Report, nearest
@@ -132,6 +133,7 @@ class RouteCheck:
                 )
         params = self._check_paths(route, path)
         self._check_predicates(route, path)
+        self._check_auth(route, path)
         self._check_action(route, path, params)
         if route.enabled:
             key = (
@@ -193,6 +195,15 @@ class RouteCheck:
                         self._report(where, f'"{wanted}"', "ASCII, as header values are", "")
                 if wanted.startswith("~"):
                     _check_regex(wanted[1:], where, self._report)
+
+    def _check_auth(self, route: RouteConfig, path: Path) -> None:
+        if route.auth is None:
+            return
+        for at, scheme in enumerate(route.auth.schemes):
+            if scheme not in AuthConfig.__struct_fields__:
+                hint = nearest(scheme, AuthConfig.__struct_fields__)
+                known = ", ".join(AuthConfig.__struct_fields__)
+                self._report((*path, "auth", at), f'"{scheme}"', f"one of {known}", hint)
 
     def _check_action(self, route: RouteConfig, path: Path, params: frozenset[str] | None) -> None:
         report = self._report

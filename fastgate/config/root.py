@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta
 
+from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
 from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.settings import SECOND, Duration, Settings, Size, Text
@@ -314,7 +315,8 @@ class AdminConfig(Settings, frozen=True, kw_only=True):
 
 
 class MemoryConfig(Settings, frozen=True, kw_only=True):
-    """Sizes of what all processes of a host share. Mapped when the gateway starts: a change needs a restart. They are
+    """Sizes of what all processes of a host share. Mapped when the gateway starts: a change needs a restart.
+    They are
     bounds and not costs, as untouched pages take no memory.
     """
 
@@ -324,13 +326,17 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
             ge=1024,
             le=100_000_000,
             description=(
-                "Keys that limits can count at once, about 240 bytes each. An idle key makes room by itself; when none is "
+                "Keys that limits can count at once, about 240 bytes each. An idle key makes room by "
+                "itself; when none is "
                 "idle a new key is refused and counted."
             ),
         ),
     ] = 1_000_000
     inflight_keys: Annotated[
-        int, Meta(ge=64, le=10_000_000, description="Keys that have requests in flight at once, for `concurrent`.")
+        int,
+        Meta(
+            ge=64, le=10_000_000, description="Keys that have requests in flight at once, for `concurrent`."
+        ),
     ] = 65_536
     directory_entries: Annotated[
         int, Meta(ge=64, le=50_000_000, description="API keys, consumers and documents of the store.")
@@ -437,6 +443,9 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     rewrite: Annotated[RewriteConfig | None, Meta(description="Changes the path that goes upstream.")] = None
     redirect: Annotated[RedirectConfig | None, Meta(description="Answers with a redirect.")] = None
     respond: Annotated[RespondConfig | None, Meta(description="Answers with fixed bytes.")] = None
+    auth: Annotated[
+        AuthUse | None, Meta(description="Who may use this route: a list of methods. Default: anybody.")
+    ] = None
     max_body_bytes: Annotated[
         Size | None, Meta(description="Request body; more is 413. 0 is no limit. Default: `server.max_body`.")
     ] = None
@@ -495,9 +504,9 @@ class Config(Settings, frozen=True, kw_only=True):
             ),
         ),
     ] = ()
-    memory: Annotated[
-        MemoryConfig, Meta(description="Sizes of what all processes of a host share.")
-    ] = MemoryConfig()
+    memory: Annotated[MemoryConfig, Meta(description="Sizes of what all processes of a host share.")] = (
+        MemoryConfig()
+    )
     access_log: Annotated[AccessLogConfig, Meta(description="One line per request.")] = AccessLogConfig()
     watch_config: Annotated[
         bool,
@@ -514,6 +523,10 @@ class Config(Settings, frozen=True, kw_only=True):
             max_length=30, description="Plugins of every route, in order, before the route's own. At most 30."
         ),
     ] = ()
+    auth: Annotated[AuthConfig, Meta(description="How clients may say who they are.")] = AuthConfig()
+    consumers: Annotated[dict[str, ConsumerConfig], Meta(description="Who uses the gateway, by name.")] = (
+        msgspec.field(default_factory=dict)
+    )
     upstreams: Annotated[
         dict[str, UpstreamConfig],
         Meta(description="Services by name. A URL given to a route directly is added here under itself."),

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import msgspec
 
 from fastgate.settings import ConfigError
-from fastgate.state.memory import Sizes
 from fastgate.state.channel import MAX_PROBLEMS, Problem
+from fastgate.state.memory import Sizes
 
 __all__ = ["Answer", "Loaded", "LoadedConfig", "Refused", "Topology", "load_into", "open_memfd", "problem_of"]
 

@@ -83,8 +83,9 @@ class Supervisor:
         warm_up: Callable[[], None] | None = None,
     ) -> None:
         """`memory` is zeroed shared memory for the host table; `map_host` maps what the
-        processes share, for so many seats and of the config's sizes. `read_config` runs in the loader, `work` in each worker, `control` in the
-        controller: each in its own process. `warm_up` runs once here, while the first config is being read.
+        processes share, for so many seats and of the config's sizes. `read_config` runs in the loader,
+        `work` in each worker, `control` in the controller: each in its own process. `warm_up` runs once here,
+        while the first config is being read.
         """
         self.read_config = read_config
         self.journal = Journal("supervisor")
@@ -210,8 +211,8 @@ class Supervisor:
         if result.applied:
             assert config is not None
             self.journal.info(
-                "config in use", version=result.version, kind=result.kind, routes=config.topology.sizes.routes,
-                took_ms=result.duration_ns // 1_000_000,
+                "config in use", version=result.version, kind=result.kind,
+                routes=config.topology.sizes.routes, took_ms=result.duration_ns // 1_000_000,
             )  # fmt: skip
             self.controller.tell_config(config)
             if is_start:

@@ -1,8 +1,11 @@
 """The memory that every process of a host shares: what the supervisor maps before it forks.
 
-`HostMemory` is handed to the workers and to the controller as it is. It is sized once, by the first config (section
-`memory`), because no process can be given more of it later; a reload finds everything where it was, which is why
-counts, limits, keys and leases survive reloads and dead workers. Untouched pages take no memory: the sizes are
+`HostMemory` is handed to the workers and to the controller as it is. It is sized once, by the first config
+(section
+`memory`), because no process can be given more of it later; a reload finds everything where it was, which is
+why
+counts, limits, keys and leases survive reloads and dead workers. Untouched pages take no memory: the sizes
+are
 bounds and not costs.
 """
 
@@ -13,6 +16,8 @@ from dataclasses import dataclass
 import msgspec
 
 from fastgate._core.counters import Counters
+from fastgate._core.directory import Directory
+from fastgate._core.inflight import InflightTable
 from fastgate._core.metric import MetricTable
 from fastgate._core.shm import SharedMemory
 from fastgate._core.table import LimiterTable
@@ -21,7 +26,9 @@ __all__ = ["HostMemory", "Sizes"]
 
 LEAST_SERIES = 1024
 LIMIT_STATE_WORDS = 13
-"""Words of state per key of a limit: three windows (two words each), a burst and a cost fit with room to spare."""
+"""Words of state per key of a limit: three windows (two words each), a burst and a cost fit with room to
+spare.
+"""
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -43,6 +50,8 @@ class HostMemory:
     counters: Counters
     metrics: MetricTable
     limits: LimiterTable
+    inflight: InflightTable
+    directory: Directory
 
     @classmethod
     def map(cls, seats: int, sizes: Sizes) -> HostMemory:
@@ -51,13 +60,19 @@ class HostMemory:
         return cls(
             seats=seats,
             counters=Counters(SharedMemory(Counters.size(seats, series)), seats, series),
-            metrics=MetricTable(
-                sizes.metric_series, SharedMemory(MetricTable.size(sizes.metric_series))
-            ),
+            metrics=MetricTable(sizes.metric_series, SharedMemory(MetricTable.size(sizes.metric_series))),
             limits=LimiterTable(
                 sizes.limiter_keys,
                 LIMIT_STATE_WORDS,
                 SharedMemory(LimiterTable.size(sizes.limiter_keys, LIMIT_STATE_WORDS)),
+            ),
+            inflight=InflightTable(
+                sizes.inflight_keys, seats, SharedMemory(InflightTable.size(sizes.inflight_keys, seats))
+            ),
+            directory=Directory(
+                sizes.directory_entries,
+                sizes.directory_bytes,
+                SharedMemory(Directory.size(sizes.directory_entries, sizes.directory_bytes)),
             ),
         )
 

@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fastgate.state.memory import HostMemory
 from fastgate.config import check, decode, encode
 from fastgate.config.schema import keys, sections
 from fastgate.plan import freeze_now
 from fastgate.server.dataplane import DataPlane
+from fastgate.state.memory import HostMemory
 
 KEYS = sorted({key.name for cls in sections() for key in keys(cls)})
 # fmt: off

@@ -11,7 +11,6 @@ import pytest
 
 from fastgate._core import SharedMemory
 from fastgate._core.inflight import InflightTable
-
 from tests.core.processes import Tallies, in_processes, kill, spawn
 
 

@@ -1,0 +1,56 @@
+"""From a route's `auth` to the compiled gate: which schemes there are and how each is made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from fastgate._core.gate_auth import AuthGate, CredentialCache
+from fastgate.auth.api_key import ApiKeyScheme
+from fastgate.auth.scheme import LATER, REJECTED, Scheme, Unavailable
+from fastgate.auth.section import AuthUse
+from fastgate.errors import REASONS
+
+__all__ = ["SCHEMES", "build"]
+
+MakeScheme = Callable[[Any, Any], Scheme]
+
+SCHEMES: dict[str, MakeScheme] = {
+    "api_key": lambda settings, env: ApiKeyScheme(
+        settings, env.around.memory.directory, env.around.memory.metrics.counter
+    ),
+}
+"""By name, which is also the name of its settings in the section `auth`: (settings, FeatureEnv) → Scheme."""
+
+
+def build(use: AuthUse | None, env: Any) -> AuthGate | None:
+    """The gate of a route, or None where anybody may come."""
+    if use is None:
+        return None
+    schemes = []
+    for name in use.schemes:
+        settings = getattr(env.config.auth, name)
+        # A scheme sees the consumers of the config too: it is made anew when they change.
+        key = (settings, env.config.consumers)
+        schemes.append(env.service(f"auth.{name}", key, partial(SCHEMES[name], settings, env)))
+    digest = hashlib.sha256(
+        msgspec.msgpack.encode((use.schemes, env.config.auth, env.config.consumers))
+    ).digest()
+    gate = AuthGate(
+        schemes,
+        cache=env.service("auth.credentials", None, CredentialCache),
+        directory=env.around.memory.directory,
+        family=int.from_bytes(digest[:8], "little"),
+        forward=use.forward,
+        rejected=REJECTED,
+        later=LATER,
+        unavailable_error=Unavailable,
+        unauthorized=REASONS["unauthorized"],
+        unavailable=REASONS["auth_unavailable"],
+    )
+    gate.enforce = use.enforce
+    return gate

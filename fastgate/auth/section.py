@@ -1,0 +1,99 @@
+"""The `auth` section of the config, and what a route says of it.
+
+Each method's own settings are in `settings.py`; a route lists methods by the names they have here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from msgspec import Meta
+
+from fastgate.settings import Settings, Text
+
+__all__ = ["ApiKeyConfig", "AuthConfig", "AuthUse", "ConsumerConfig"]
+
+
+class ApiKeyConfig(Settings, frozen=True, kw_only=True):
+    """API keys made with `fastgate keys create` or the admin API."""
+
+    header: Annotated[Text | None, Meta(description="Header field that carries the key.")] = "X-API-Key"
+    bearer: Annotated[bool, Meta(description="Also take it from `Authorization: Bearer …`.")] = True
+    query: Annotated[
+        Text | None,
+        Meta(
+            description=(
+                "Also take it from this query parameter. URLs end up in logs and histories: only for "
+                "clients that cannot "
+                "do otherwise."
+            )
+        ),
+    ] = None
+    hide: Annotated[
+        bool, Meta(description="Take the key away before the request goes upstream, which has no use for it.")
+    ] = True
+
+
+class AuthConfig(Settings, frozen=True, kw_only=True):
+    """How clients may say who they are. A route's `auth` lists methods by their names here."""
+
+    api_key: Annotated[ApiKeyConfig, Meta(description="API keys.")] = ApiKeyConfig()
+
+
+class ConsumerConfig(Settings, frozen=True, kw_only=True):
+    """Somebody who uses the gateway. Those made at run time (`fastgate consumers create`) have the same
+    fields.
+    """
+
+    tier: Annotated[
+        Text | None, Meta(description="Entry of `tiers`. Default: the tier of the credential.")
+    ] = None
+    scopes: Annotated[
+        tuple[str, ...],
+        Meta(extra={"one_or_many": True}, description="Scopes, beside those of the credential."),
+    ] = ()
+    roles: Annotated[
+        tuple[str, ...],
+        Meta(extra={"one_or_many": True}, description="Roles, beside those of the credential."),
+    ] = ()
+    metadata: Annotated[dict[str, Any], Meta(description="Anything; policies and plugins see it.")] = (
+        msgspec.field(default_factory=dict)
+    )
+    disabled: Annotated[bool, Meta(description="True refuses every credential of this consumer.")] = False
+
+
+class AuthUse(Settings, frozen=True, kw_only=True):
+    """Who may use a route. A list of methods is short for `{schemes: […]}`."""
+
+    shorthand: ClassVar[str] = "schemes"
+
+    schemes: Annotated[
+        tuple[str, ...],
+        Meta(
+            min_length=1,
+            max_length=16,
+            extra={"one_or_many": True},
+            description=(
+                "Methods in the order in which they are tried: `api_key`, `jwt`, `hmac`, `signatures`, "
+                "`introspection`, "
+                "`basic`, `forward`, `mtls`, `anonymous`. The first that finds its credential good decides; "
+                "when none does "
+                "the answer is 401 and says what would do."
+            ),
+        ),
+    ]
+    forward: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Tell the upstream who it is: `X-Consumer-Id`, `X-Consumer-Tier`, `X-Consumer-Key-Id`, "
+                "`X-Consumer-Scopes`, `X-Consumer-Roles`, `X-Consumer-Method`. What a client says in such "
+                "fields never "
+                "passes."
+            )
+        ),
+    ] = True
+    enforce: Annotated[
+        bool, Meta(description="False only counts and logs who would be refused, and lets them pass.")
+    ] = True
