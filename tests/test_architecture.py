@@ -48,7 +48,7 @@ ADDRESSES: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "httptools": ("server.connection", "upstream.connection", "loadtest"),
     "msgspec": (
-        *("settings", "plugin", "state", "features", "upstream"),
+        *("settings", "plugin", "state", "auth", "caching", "features", "upstream"),
         *("config", "plan", "server", "control", "explain"),
     ),
     "rich": ("cli", "explain", "loadtest"),

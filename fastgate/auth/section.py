@@ -38,7 +38,7 @@ class ApiKeyConfig(Settings, frozen=True, kw_only=True):
 class AuthConfig(Settings, frozen=True, kw_only=True):
     """How clients may say who they are. A route's `auth` lists methods by their names here."""
 
-    api_key: Annotated[ApiKeyConfig, Meta(description="API keys.")] = ApiKeyConfig()
+    api_key: Annotated[ApiKeyConfig, Meta(description="Keys that the gateway made.")] = ApiKeyConfig()
 
 
 class ConsumerConfig(Settings, frozen=True, kw_only=True):
