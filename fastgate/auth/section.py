@@ -42,25 +42,49 @@ class AuthConfig(Settings, frozen=True, kw_only=True):
 
 
 class ConsumerConfig(Settings, frozen=True, kw_only=True):
-    """Somebody who uses the gateway. Those made at run time (`fastgate consumers create`) have the same
-    fields.
-    """
+    """A consumer: a person, a service or a customer that sends requests."""
 
-    tier: Annotated[
-        Text | None, Meta(description="Entry of `tiers`. Default: the tier of the credential.")
-    ] = None
+    tier: Annotated[Text | None, Meta(description="Its tier, one of `tiers`, which says its limits.")] = None
     scopes: Annotated[
         tuple[str, ...],
-        Meta(extra={"one_or_many": True}, description="Scopes, beside those of the credential."),
+        Meta(
+            extra={"one_or_many": True},
+            description=(
+                "What it may do, for routes with `scopes`. A key or token with scopes of its own has those "
+                "instead."
+            ),
+        ),
     ] = ()
     roles: Annotated[
         tuple[str, ...],
-        Meta(extra={"one_or_many": True}, description="Roles, beside those of the credential."),
+        Meta(extra={"one_or_many": True}, description="Its roles, for routes with `roles`."),
     ] = ()
-    metadata: Annotated[dict[str, Any], Meta(description="Anything; policies and plugins see it.")] = (
-        msgspec.field(default_factory=dict)
-    )
-    disabled: Annotated[bool, Meta(description="True refuses every credential of this consumer.")] = False
+    limits: Annotated[
+        dict[str, Any],
+        Meta(description="In place of the tier's limits, one by one: `{per_minute: 600}`."),
+    ] = msgspec.field(default_factory=dict)
+    metadata: Annotated[
+        dict[str, Any], Meta(description="Anything else about it, for policies, plugins and logs.")
+    ] = msgspec.field(default_factory=dict)
+    disabled: Annotated[bool, Meta(description="A disabled consumer is refused, whatever it shows.")] = False
+    certificate: Annotated[
+        tuple[str, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description=(
+                "Client certificates that are this consumer's (`mtls`): `sha256:` and the fingerprint in "
+                "hex, or the subject as RFC 4514 writes it (`CN=orders,O=Acme`)."
+            ),
+        ),
+    ] = ()
+    basic_password_hash: Annotated[
+        Text | None,
+        Meta(description="Password for `basic`, as `fastgate hash-password` prints it."),
+    ] = None
+    hmac_secret: Annotated[
+        Text | None,
+        Meta(description="Secret for `hmac` and `signatures`. Better `${NAME}` than the secret itself."),
+    ] = None
 
 
 class AuthUse(Settings, frozen=True, kw_only=True):

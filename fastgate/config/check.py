@@ -16,7 +16,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from fastgate._core.patterns import compile_host, compile_pattern
-from fastgate.auth.section import AuthConfig
+from fastgate.auth.consumers import NAME_PATTERN as CONSUMER_PATTERN
+from fastgate.auth.consumers import WORD_PATTERN
+from fastgate.auth.section import AuthConfig, ConsumerConfig
 from fastgate.certificates import CertificateError, load_authorities, load_pair
 from fastgate.config.root import AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
 from fastgate.config.shape import Report, nearest
@@ -53,6 +55,7 @@ _GATEWAY_FIELDS: Final = frozenset(
         "upgrade",
     )
 )
+_STORE_HEADER: Final = b"SQLite format 3\0"  # https://sqlite.org/fileformat.html §1.3.1
 _STANDARD_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")
 
 
@@ -73,9 +76,40 @@ def check_root(config: Config, report: Report) -> None:
     _check_admin(config.admin, addresses, report)
     for index, network in enumerate(config.trusted_proxies):
         _check_network(network, ("trusted_proxies", index), report)
+    if config.store.path is not None:
+        _check_store(config.store.path, report)
+    for name, consumer in config.consumers.items():
+        _check_consumer(name, consumer, ("consumers", name), report)
     output = config.access_log.output
     if output not in ("off", "stdout"):
         _check_log_file(output, ("access_log", "output"), report)
+
+
+def _check_store(path: str, report: Report) -> None:
+    """What can be seen without opening it, which only the controller does."""
+    directory = os.path.dirname(path) or "."
+    if not os.path.isdir(directory):
+        report(("store", "path"), f'"{path}"', "a file in a directory that exists", "")
+        return
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_STORE_HEADER))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        report(("store", "path"), f'"{path}"', "a file that can be read", (error.strerror or "").lower())
+        return
+    if head and head != _STORE_HEADER:
+        report(("store", "path"), f'"{path}"', "a SQLite file", "another file, or a damaged one")
+
+
+def _check_consumer(name: str, consumer: ConsumerConfig, path: Path, report: Report) -> None:
+    if not re.fullmatch(CONSUMER_PATTERN, name):
+        report(path, f'the name "{name}"', "1 to 255 printable ASCII characters, no space at the ends", "")
+    for kind, words in (("scopes", consumer.scopes), ("roles", consumer.roles)):
+        for index, word in enumerate(words):
+            if not re.fullmatch(WORD_PATTERN, word):
+                report((*path, kind, index), f'"{word}"', "printable ASCII without spaces and quotes", "")
 
 
 def check_upstream(name: str, upstream: UpstreamConfig, path: Path, report: Report) -> None:

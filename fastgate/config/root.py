@@ -19,7 +19,7 @@ from msgspec import Meta
 from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
 from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
 from fastgate.features.transform import HeaderEditsConfig
-from fastgate.settings import SECOND, Duration, Settings, Size, Text
+from fastgate.settings import HOUR, SECOND, Duration, Settings, Size, Text
 from fastgate.upstream.settings import TimeoutOverrides, UpstreamConfig
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "PluginUse",
     "RouteConfig",
     "ServerConfig",
+    "StoreConfig",
     "TlsConfig",
     "parse_address",
 ]
@@ -346,6 +347,32 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
     ] = 128_000_000
 
 
+class StoreConfig(Settings, frozen=True, kw_only=True):
+    """Where API keys, consumers and what else is made at run time are kept."""
+
+    path: Annotated[
+        Text | None,
+        Meta(
+            description=(
+                "A SQLite file, made when something is stored first. `.lock` and, for secrets, `.key` lie "
+                "beside it. Default: `fastgate.db` in `$STATE_DIRECTORY` (systemd sets it), else in the "
+                "working directory. A change needs a restart."
+            )
+        ),
+    ] = None
+    usage_interval_ns: Annotated[
+        Duration,
+        Meta(
+            ge=100_000_000,
+            le=HOUR,
+            description=(
+                "How often the use of each key is written to the file. A machine that loses power loses "
+                "the counts since; a stop, a reload and a dead process lose none."
+            ),
+        ),
+    ] = 10 * SECOND
+
+
 class AccessLogConfig(Settings, frozen=True, kw_only=True):
     """One line per request. A bare string is short for `{output: …}`."""
 
@@ -507,6 +534,7 @@ class Config(Settings, frozen=True, kw_only=True):
     memory: Annotated[MemoryConfig, Meta(description="Sizes of what all processes of a host share.")] = (
         MemoryConfig()
     )
+    store: Annotated[StoreConfig, Meta(description="Where API keys and consumers are kept.")] = StoreConfig()
     access_log: Annotated[AccessLogConfig, Meta(description="One line per request.")] = AccessLogConfig()
     watch_config: Annotated[
         bool,

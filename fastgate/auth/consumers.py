@@ -1,0 +1,111 @@
+"""Consumers: whose a key, a token or a certificate is, and what that gives them.
+
+A consumer stands in the config file, in the store (made at run time), or in both; then what was said at run
+time counts, field by field. The controller publishes the result into the directory, and there a change is in
+force on every worker at once. Without a controller (no admin listener) the config file alone tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastgate._core.directory import Directory
+from fastgate._core.identity import Identity
+from fastgate.auth.section import ConsumerConfig
+from fastgate.state.records import ConsumerRecord, StoredConsumer, consumer_digest, decode_consumer
+
+__all__ = ["NAME_PATTERN", "WORD_PATTERN", "Consumers", "effective"]
+
+NAME_PATTERN = r"^[!-~]([ -~]{0,253}[!-~])?$"
+"""Printable ASCII: the name goes into headers, logs and metric labels. A certificate's subject has room."""
+
+
+WORD_PATTERN = r"[!#-\[\]-~]{1,255}"
+"""A scope or role: scope-token of RFC 6749 §3.3, which the lists in headers and tokens are made of."""
+
+
+class Consumers:
+    """What a worker knows of consumers: the directory first, then the config file."""
+
+    def __init__(self, config: Mapping[str, ConsumerConfig], directory: Directory | None) -> None:
+        self._config = config
+        self._directory = directory
+
+    def find(self, name: str) -> ConsumerRecord | None:
+        """The consumer of this name as it is now; None for one nobody declared."""
+        return self._look(name)[0]
+
+    def identity(
+        self,
+        name: str,
+        *,
+        method: str,
+        key_id: str | None = None,
+        tier: str = "",
+        default_tier: str = "",
+        scopes: Iterable[str] | None = None,
+        roles: Iterable[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        claims: Mapping[str, Any] | None = None,
+        expires_ns: int = 0,
+        must_exist: bool = False,
+    ) -> Identity | None:
+        """Who this is, with what the credential says added to what is known of the consumer. None when the
+        consumer is disabled, or `must_exist` and nobody declared it.
+
+        tier: of the credential; else the consumer's, else `default_tier`. scopes: in place of the consumer's.
+        roles: besides them. metadata: over them.
+        """
+        record, index, version = self._look(name)
+        if record is None:
+            if must_exist:
+                return None
+            record = _NOBODY
+        elif record.disabled:
+            return None
+        return Identity(
+            name,
+            tier=tier or record.tier or default_tier,
+            method=method,
+            key_id=key_id,
+            scopes=record.scopes if scopes is None else scopes,
+            roles={*record.roles, *roles},
+            metadata={**record.metadata, **metadata} if metadata else record.metadata,
+            claims=claims,
+            limits=record.limits,
+            expires_ns=expires_ns,
+            record=index,
+            version=version,
+        )
+
+    def _look(self, name: str) -> tuple[ConsumerRecord | None, int, int]:
+        if self._directory is not None:
+            found = self._directory.get(consumer_digest(name))
+            if found is not None:
+                index, version, blob = found
+                return decode_consumer(blob), index, version
+        config = self._config.get(name)
+        return (None if config is None else effective(config, None)), -1, 0
+
+
+_NOBODY = ConsumerRecord()
+
+
+def effective(config: ConsumerConfig | None, stored: StoredConsumer | None) -> ConsumerRecord:
+    """What counts for a consumer that stands in the config file, in the store, or in both."""
+    base = config or _NO_CONFIG
+    said = stored or _NOTHING_SAID
+    limits = {**base.limits, **(said.limits or {})}
+    return ConsumerRecord(
+        tier=(base.tier or "") if said.tier is None else said.tier,
+        scopes=base.scopes if said.scopes is None else said.scopes,
+        roles=base.roles if said.roles is None else said.roles,
+        metadata=base.metadata if said.metadata is None else {**base.metadata, **said.metadata},
+        limits=limits or None,
+        disabled=base.disabled if said.disabled is None else said.disabled,
+    )
+
+
+_NO_CONFIG = ConsumerConfig()
+_NOTHING_SAID = StoredConsumer(name="")

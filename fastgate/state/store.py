@@ -1,0 +1,467 @@
+"""The store: what was decided at run time and must outlive the processes. One SQLite file, one writer.
+
+Only the controller opens it. API keys (as SHA-256, never the key), consumers, sealed secrets and named
+documents are in it; the workers see none of it, but what the controller publishes into the directory.
+
+The file appears with the first thing that is stored. Journal: WAL with synchronous=FULL, so that what was
+answered is on the disk (SQLite, "Write-Ahead Logging" §2.2 and pragma synchronous). The schema's number is
+user_version; an older file is brought up to date in one transaction, a newer one is refused. A file that is
+damaged, or not ours, is refused with what is wrong: nothing here ever replaces a file. A second gateway on
+the same file is kept out by a lock on `<file>.lock`, which ends with the process that holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fastgate.state.records import KeyState, StoredConsumer, StoredKey
+from fastgate.state.sealing import Sealer
+
+__all__ = ["Store", "StoreError", "StoredSecret", "default_path"]
+
+APPLICATION_ID = 0x66676174  # "fgat": what file(1) and we know the file by
+HEADER = b"SQLite format 3\0"  # https://sqlite.org/fileformat.html §1.3.1
+BUSY_S = 5.0
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE keys (
+        key_id TEXT PRIMARY KEY,
+        digest BLOB NOT NULL UNIQUE,
+        hint TEXT NOT NULL,
+        name TEXT NOT NULL,
+        consumer TEXT NOT NULL,
+        tier TEXT NOT NULL,
+        scopes TEXT NOT NULL,
+        roles TEXT NOT NULL,
+        metadata TEXT NOT NULL,
+        limits TEXT,
+        created_ns INTEGER NOT NULL,
+        not_before_ns INTEGER NOT NULL,
+        expires_ns INTEGER NOT NULL,
+        revoked_ns INTEGER NOT NULL,
+        replaces TEXT NOT NULL,
+        replaced_by TEXT NOT NULL,
+        used INTEGER NOT NULL,
+        last_used_ns INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX keys_by_time ON keys (created_ns, key_id);
+    CREATE INDEX keys_by_consumer ON keys (consumer, created_ns, key_id);
+    CREATE TABLE consumers (
+        name TEXT PRIMARY KEY,
+        tier TEXT,
+        scopes TEXT,
+        roles TEXT,
+        metadata TEXT,
+        limits TEXT,
+        disabled INTEGER,
+        created_ns INTEGER NOT NULL,
+        updated_ns INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE secrets (
+        name TEXT PRIMARY KEY,
+        sealed BLOB NOT NULL,
+        created_ns INTEGER NOT NULL,
+        updated_ns INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE documents (
+        name TEXT PRIMARY KEY,
+        body BLOB NOT NULL,
+        version INTEGER NOT NULL,
+        updated_ns INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    """,
+)
+"""Entry n brings a file of schema n to n + 1. Entries are never changed, only added."""
+
+
+class StoreError(Exception):
+    """The store cannot be used. The text names the file and what is wrong with it."""
+
+
+class StoredSecret(msgspec.Struct, frozen=True):
+    name: str
+    created_ns: int
+    updated_ns: int
+
+
+KEY_COLUMNS = StoredKey.__struct_fields__
+CONSUMER_COLUMNS = StoredConsumer.__struct_fields__
+_JSON_COLUMNS = frozenset({"scopes", "roles", "metadata", "limits"})
+_TUPLES = frozenset({"scopes", "roles"})
+
+
+def default_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """`fastgate.db` where systemd keeps a service's state ($STATE_DIRECTORY, systemd.exec(5)), else here."""
+    return Path(environ.get("STATE_DIRECTORY", "").partition(":")[0] or ".") / "fastgate.db"
+
+
+class Store:
+    """The open store. StoreError from every method that has to touch the file and cannot."""
+
+    def __init__(self, path: Path, environ: Mapping[str, str] = os.environ) -> None:
+        self.path = path
+        self.sealer = Sealer(path.with_name(path.name + ".key"), environ)
+        self._db: sqlite3.Connection | None = None
+        self._lock = -1
+
+    def open(self) -> None:
+        """Opens the file if there is one. Without it all is empty, and the first write makes it."""
+        if self._db is None and self.path.exists():
+            self._open()
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # --- keys
+
+    def insert_keys(self, keys: Iterable[StoredKey]) -> None:
+        """All or none."""
+        with self._transaction() as db:
+            db.executemany(_INSERT_KEY, map(_key_row, keys))
+
+    def replace_key(self, old: StoredKey, new: StoredKey) -> None:
+        """Stores the new key and what the old one has become, together."""
+        with self._transaction() as db:
+            db.execute(_INSERT_KEY, _key_row(new))
+            self._update(db, old)
+
+    def update_key(self, key: StoredKey) -> None:
+        """Stores everything about the key but its use."""
+        with self._transaction() as db:
+            self._update(db, key)
+
+    def update_keys(self, keys: Iterable[StoredKey]) -> None:
+        with self._transaction() as db:
+            for key in keys:
+                self._update(db, key)
+
+    @staticmethod
+    def _update(db: sqlite3.Connection, key: StoredKey) -> None:
+        columns = [column for column in KEY_COLUMNS if column not in ("key_id", "used", "last_used_ns")]
+        values = dict(zip(KEY_COLUMNS, _key_row(key), strict=True))
+        db.execute(
+            f"UPDATE keys SET {', '.join(f'{column} = ?' for column in columns)} WHERE key_id = ?",
+            [*(values[column] for column in columns), key.key_id],
+        )
+
+    def forget_keys(self, key_ids: Iterable[str]) -> None:
+        with self._transaction() as db:
+            db.executemany("DELETE FROM keys WHERE key_id = ?", ((key_id,) for key_id in key_ids))
+
+    def key(self, key_id: str) -> StoredKey | None:
+        rows = self._read("SELECT * FROM keys WHERE key_id = ?", key_id)
+        return _key_of(rows[0]) if rows else None
+
+    def keys(
+        self,
+        *,
+        consumer: str | None = None,
+        state: KeyState | None = None,
+        now_ns: int | None = None,
+        after: StoredKey | None = None,
+        limit: int = 100,
+    ) -> list[StoredKey]:
+        """Keys, oldest first, from behind `after`."""
+        where, values = _key_conditions(consumer, state, time.time_ns() if now_ns is None else now_ns)
+        if after is not None:
+            where.append("(created_ns, key_id) > (?, ?)")
+            values += [after.created_ns, after.key_id]
+        condition = f"WHERE {' AND '.join(where)}" if where else ""
+        rows = self._read(
+            f"SELECT * FROM keys {condition} ORDER BY created_ns, key_id LIMIT ?", *values, limit
+        )
+        return [_key_of(row) for row in rows]
+
+    def count_keys(self, *, consumer: str | None = None, state: KeyState | None = None) -> int:
+        where, values = _key_conditions(consumer, state, time.time_ns())
+        condition = f"WHERE {' AND '.join(where)}" if where else ""
+        rows = self._read(f"SELECT count(*) FROM keys {condition}", *values)
+        return int(rows[0][0]) if rows else 0
+
+    def good_keys(self, now_ns: int) -> Iterator[StoredKey]:
+        """Every key that a request may use now or later, for publishing."""
+        if self._db is None:
+            return
+        with self._errors():
+            for row in self._db.execute(
+                "SELECT * FROM keys WHERE revoked_ns = 0 AND (expires_ns = 0 OR expires_ns > ?)", (now_ns,)
+            ):
+                yield _key_of(row)
+
+    def set_usage(self, usages: Iterable[tuple[bytes, int, int]]) -> None:
+        """(digest, uses, last use): totals, of which older ones change nothing."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE keys SET used = max(used, ?2), last_used_ns = max(last_used_ns, ?3) "
+                "WHERE digest = ?1",
+                usages,
+            )
+
+    # --- consumers
+
+    def put_consumer(self, consumer: StoredConsumer) -> None:
+        with self._transaction() as db:
+            db.execute(
+                f"INSERT OR REPLACE INTO consumers ({', '.join(CONSUMER_COLUMNS)}) "
+                f"VALUES ({', '.join('?' * len(CONSUMER_COLUMNS))})",
+                _row(consumer),
+            )
+
+    def remove_consumer(self, name: str) -> bool:
+        with self._transaction() as db:
+            return db.execute("DELETE FROM consumers WHERE name = ?", (name,)).rowcount > 0
+
+    def consumer(self, name: str) -> StoredConsumer | None:
+        rows = self._read("SELECT * FROM consumers WHERE name = ?", name)
+        return _consumer_of(rows[0]) if rows else None
+
+    def consumers(self) -> list[StoredConsumer]:
+        return [_consumer_of(row) for row in self._read("SELECT * FROM consumers ORDER BY name")]
+
+    # --- secrets
+
+    def put_secret(self, name: str, secret: str) -> None:
+        """Seals and stores. SealError when there is no usable key to seal with."""
+        self._make()
+        sealed, now_ns = self.sealer.seal(name, secret), time.time_ns()
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO secrets VALUES (?1, ?2, ?3, ?3) "
+                "ON CONFLICT (name) DO UPDATE SET sealed = ?2, updated_ns = ?3",
+                (name, sealed, now_ns),
+            )
+
+    def secret(self, name: str) -> str | None:
+        """The secret itself; None when there is none of this name. SealError when it cannot be opened."""
+        rows = self._read("SELECT sealed FROM secrets WHERE name = ?", name)
+        return self.sealer.open(name, rows[0][0]) if rows else None
+
+    def secrets(self) -> list[StoredSecret]:
+        return [
+            StoredSecret(*row)
+            for row in self._read("SELECT name, created_ns, updated_ns FROM secrets ORDER BY name")
+        ]
+
+    def remove_secret(self, name: str) -> bool:
+        with self._transaction() as db:
+            return db.execute("DELETE FROM secrets WHERE name = ?", (name,)).rowcount > 0
+
+    # --- documents
+
+    def put_document(self, name: str, body: bytes) -> int:
+        """Stores the document and returns its version, one more than the one before."""
+        with self._transaction() as db:
+            rows = db.execute(
+                "INSERT INTO documents VALUES (?1, ?2, 1, ?3) ON CONFLICT (name) "
+                "DO UPDATE SET body = ?2, version = version + 1, updated_ns = ?3 RETURNING version",
+                (name, body, time.time_ns()),
+            ).fetchall()
+        return int(rows[0][0])
+
+    def document(self, name: str) -> tuple[bytes, int] | None:
+        """(body, version), or None."""
+        rows = self._read("SELECT body, version FROM documents WHERE name = ?", name)
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    def documents(self) -> list[tuple[str, bytes, int]]:
+        return [tuple(row) for row in self._read("SELECT name, body, version FROM documents ORDER BY name")]
+
+    def remove_document(self, name: str) -> bool:
+        with self._transaction() as db:
+            return db.execute("DELETE FROM documents WHERE name = ?", (name,)).rowcount > 0
+
+    # --- the file
+
+    def _read(self, statement: str, *values: Any) -> list[Any]:
+        if self._db is None:
+            return []
+        with self._errors():
+            return self._db.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._make()
+        assert self._db is not None
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk has ended it already
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
+
+    def _make(self) -> None:
+        if self._db is None:
+            self._open()
+
+    def _open(self) -> None:
+        self._check_header()
+        self._take_lock()
+        try:
+            with self._errors():
+                if not self.path.exists():
+                    os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+                try:
+                    self._check_and_migrate(db)
+                except BaseException:
+                    db.close()
+                    raise
+        except OSError as error:
+            self.close()
+            raise StoreError(f"{self.path}: {error.strerror}") from error
+        except BaseException:
+            self.close()
+            raise
+        self._db = db
+
+    def _check_header(self) -> None:
+        """Before SQLite sees the file: its own words for this are `file is not a database`."""
+        try:
+            if not self.path.parent.is_dir():
+                raise StoreError(f"{self.path}: the directory {self.path.parent.absolute()} does not exist")
+            if self.path.exists():
+                with self.path.open("rb") as file:
+                    head = file.read(len(HEADER))
+                if head and head != HEADER:
+                    raise StoreError(
+                        f"{self.path}: not a SQLite file (it begins with {head[:8]!r}). It is left as it is: "
+                        "move it away, or set store.path to another file"
+                    )
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror}") from error
+
+    def _take_lock(self) -> None:
+        path = self.path.with_name(self.path.name + ".lock")
+        try:
+            self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
+            self.close()
+            raise StoreError(
+                f"{self.path}: another gateway (process {holder or 'unknown'}) uses this store; "
+                "each needs its own"
+            ) from None
+        except OSError as error:
+            self.close()
+            raise StoreError(f"{path}: {error.strerror}") from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
+
+    def _check_and_migrate(self, db: sqlite3.Connection) -> None:
+        try:
+            version = _pragma(db, "user_version")
+            application = _pragma(db, "application_id")
+            tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+            if application != APPLICATION_ID and (application or version or tables):
+                raise StoreError(
+                    f"{self.path}: a SQLite file of another program. It is left as it is: set store.path to "
+                    "another file"
+                )
+            if version > len(MIGRATIONS):
+                raise StoreError(
+                    f"{self.path}: written by a newer fastgate (schema {version}, this one knows up to "
+                    f"{len(MIGRATIONS)})"
+                )
+            faults = [row[0] for row in db.execute("PRAGMA quick_check(3)")]
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+                raise
+            faults = [str(error)]
+        if faults != ["ok"]:
+            raise StoreError(
+                f"{self.path}: the file is damaged: {'; '.join(faults)[:300]}. It is left as it is: "
+                "restore a backup, or move it away to begin with an empty store"
+            )
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        for number in range(version, len(MIGRATIONS)):
+            db.executescript(
+                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA application_id = {APPLICATION_ID}; "
+                f"PRAGMA user_version = {number + 1}; COMMIT;"
+            )
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _key_conditions(consumer: str | None, state: KeyState | None, now_ns: int) -> tuple[list[str], list[Any]]:
+    where: list[str] = []
+    values: list[Any] = []
+    if consumer is not None:
+        where.append("consumer = ?")
+        values.append(consumer)
+    if state == "revoked":
+        where.append("revoked_ns != 0")
+    elif state is not None:
+        where.append("revoked_ns = 0")
+        is_expired = "(expires_ns != 0 AND expires_ns <= ?)"
+        where.append(is_expired if state == "expired" else f"NOT {is_expired}")
+        values.append(now_ns)
+        if state != "expired":
+            where.append("not_before_ns > ?" if state == "pending" else "not_before_ns <= ?")
+            values.append(now_ns)
+            if state != "pending":
+                where.append("replaced_by != ''" if state == "rotating" else "replaced_by = ''")
+    return where, values
+
+
+def _row(stored: StoredKey | StoredConsumer) -> list[Any]:
+    row = []
+    for column in stored.__struct_fields__:
+        value = getattr(stored, column)
+        if column in _JSON_COLUMNS and value is not None:
+            value = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        row.append(int(value) if isinstance(value, bool) else value)
+    return row
+
+
+_key_row = _row
+_INSERT_KEY = f"INSERT INTO keys ({', '.join(KEY_COLUMNS)}) VALUES ({', '.join('?' * len(KEY_COLUMNS))})"
+
+
+def _values(columns: tuple[str, ...], row: Any) -> dict[str, Any]:
+    values = dict(zip(columns, row, strict=True))
+    for column in _JSON_COLUMNS & values.keys():
+        if values[column] is not None:
+            decoded = json.loads(values[column])
+            values[column] = tuple(decoded) if column in _TUPLES else decoded
+    return values
+
+
+def _key_of(row: Any) -> StoredKey:
+    return StoredKey(**_values(KEY_COLUMNS, row))
+
+
+def _consumer_of(row: Any) -> StoredConsumer:
+    values = _values(CONSUMER_COLUMNS, row)
+    if values["disabled"] is not None:
+        values["disabled"] = bool(values["disabled"])
+    return StoredConsumer(**values)
