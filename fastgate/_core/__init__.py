@@ -9,6 +9,7 @@ from fastgate._core.cidr import CidrSet
 from fastgate._core.clock import monotonic_ns, realtime_ns
 from fastgate._core.consistent import HashRing, Maglev
 from fastgate._core.directory import Directory, DirectoryFull
+from fastgate._core.epochs import Epochs
 from fastgate._core.ewma import Ewma, PeakEwma
 from fastgate._core.hashing import siphash64, siphash128
 from fastgate._core.histogram import Histogram
@@ -36,6 +37,7 @@ __all__ = [
     "Decision",
     "Directory",
     "DirectoryFull",
+    "Epochs",
     "Ewma",
     "FixedWindow",
     "HashRing",
