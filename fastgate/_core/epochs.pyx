@@ -467,11 +467,11 @@ cdef class Epochs:
             beaten = False
             for i in range(BUCKET):
                 word = atomic_load_u64(&words[i])
-                if i == place or not fill_is(word, key):
-                    continue
-                if fill_mark(word) == FILL_PENDING:
-                    atomic_cas_u64(&words[i], &word, 0)
-                elif not self.is_over(word, max_age_ns, now_ns):
+                # A rival that cannot be removed any more has just become live: then it has won.
+                while i != place and fill_is(word, key) and fill_mark(word) == FILL_PENDING:
+                    if atomic_cas_u64(&words[i], &word, 0):
+                        word = 0
+                if i != place and fill_is(word, key) and not self.is_over(word, max_age_ns, now_ns):
                     beaten = True
             old = mine
             if beaten:
