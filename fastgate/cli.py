@@ -7,6 +7,7 @@ stdout, messages and errors to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -271,6 +272,89 @@ def reload(config: str | None, admin: str | None) -> None:
     )
 
 
+@main.group()
+def cache() -> None:
+    """The response cache of the running gateway."""
+
+
+@cache.command(name="warm")
+@click.argument("source")
+@_config_option
+@click.option("--to", metavar="URL", help="The gateway to ask. Default: the config's first listener.")
+@click.option(
+    "-n", "--connections", type=click.IntRange(1, 256), default=8, show_default=True, help="Open at once."
+)
+@click.option(
+    "-r",
+    "--rate",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="N",
+    help="Requests a second. Default: as many as go.",
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N most wanted.")
+@click.option(
+    "-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header field of the requests."
+)
+def warm_cache(
+    source: str,
+    config: str | None,
+    to: str | None,
+    connections: int,
+    rate: float,
+    limit: int | None,
+    headers: tuple[str, ...],
+) -> None:
+    """Fill the cache with what SOURCE names: a list of URLs or paths, a sitemap or an access log.
+
+    SOURCE is a file, - for stdin, or the URL of a sitemap, which is asked for through the gateway. What an
+    access log has most often is asked for first. Exit 1 when requests failed.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fastgate.warming import Client, Outcome, SourceError, read_source, wanted_of, warm
+
+    base = to or _first_listener(config)
+    fields = {name.strip(): value.strip() for name, _, value in (text.partition(":") for text in headers)}
+    try:
+        with contextlib.closing(Client(base, fields)) as client:
+            place = wanted_of(source) if "://" in source else None
+            if place is not None:
+                data = client.body(place)
+            else:
+                data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+            wanted = read_source(data, client.body)[:limit]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--to") from None
+    except (SourceError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        _fail(f"cannot read {source}: {reason}", EXIT_USAGE)
+    with Progress(
+        TextColumn("warming"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[stored]} stored, {task.fields[failed]} failed"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as progress:
+        task = progress.add_task("", total=len(wanted), stored=0, failed=0)
+
+        def report(outcome: Outcome) -> None:
+            progress.update(task, completed=outcome.asked, stored=outcome.stored, failed=outcome.failed)
+
+        outcome = warm(
+            wanted, lambda: Client(base, fields), connections=connections, rate_per_s=rate, report=report
+        )
+    click.echo(
+        f"{_count(outcome.asked, 'request')} in {outcome.elapsed_s:.1f} s: {outcome.stored} stored, "
+        f"{outcome.already} stored before, {outcome.not_stored} not stored, {outcome.failed} failed"
+    )
+    for line in outcome.errors:
+        click.echo(line, err=True)
+    sys.exit(EXIT_NO if outcome.failed else 0)
+
+
 @main.command()
 def version() -> None:
     """Print the versions of fastgate, Python and what it stands on."""
@@ -328,6 +412,16 @@ def find_config(given: str | None, environ: Mapping[str, str] | None = None) -> 
         "          upstream: http://127.0.0.1:9000",
         EXIT_USAGE,
     )
+
+
+def _first_listener(config: str | None) -> str:
+    """The URL at which the config's first listener is asked from this host."""
+    listener = _load_or_exit(find_config(config)).listen[0]
+    address = listener.endpoint()
+    if address.unix_path or not address.port:
+        _fail(f"the first listener is {address}; say with --to where to ask", EXIT_USAGE)
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    return f"{'https' if listener.tls else 'http'}://{address._replace(host=host)}"
 
 
 def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None) -> int:

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("features", "ai", "upstream", "auth", "caching"),
     ("config", "plan"),
     ("server", "control", "asgi"),
-    ("adminclient", "demo", "docs", "explain", "loadtest"),
+    ("adminclient", "demo", "docs", "explain", "loadtest", "warming"),
     ("cli", "__main__"),
 )
 

@@ -491,3 +491,38 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
     )
 
     assert result.stdout.strip() == "[]"
+
+
+def test_cache_warm_asks_for_what_the_source_names(tmp_path: Path) -> None:
+    source = tmp_path / "wanted"
+    source.write_text("/other\n/missing\n")
+
+    with Gateway({"routes": [{"path": "/other", "respond": "hello"}]}) as gateway:
+        result = call("cache", "warm", str(source), "--to", f"http://127.0.0.1:{gateway.port}")
+
+    assert result.exit_code == 1
+    assert "2 requests in" in result.stdout and "1 failed" in result.stdout
+    assert "/missing: answered 404" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "says"),
+    [
+        ("nowhere", "http://127.0.0.1:1", "cannot read nowhere: No such file or directory"),
+        ("nonsense", "http://127.0.0.1:1", "line 1: expected a URL or a path"),
+        ("good", "ftp://host", "expected a URL such as"),
+        (
+            "http://shop.example/sitemap.xml",
+            "http://127.0.0.1:1",
+            "cannot read http://shop.example/sitemap.xml: /sitemap.xml:",
+        ),
+    ],
+)
+def test_cache_warm_that_cannot_be_says_why(source: str, to: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "nonsense").write_text("one two\n")
+    (tmp_path / "good").write_text("/a\n")
+
+    result = call("cache", "warm", source, "--to", to)
+
+    assert result.exit_code == 2
+    assert says in " ".join(result.stderr.split())
