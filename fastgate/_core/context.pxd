@@ -79,6 +79,8 @@ cdef class RequestContext:
     cdef bytes upstream_lines         # ready header lines that gates add to the request upstream
     cdef bytes gate_lines             # ready header lines that a gate adds to whatever answer goes out
     cdef bytes lines_before           # what gate_lines were before a gate refused: shadow mode puts them back
+    cdef bytes ready_body             # of a refusal: its body, where the gate has it ready
+    cdef void* limits_hold            # what the limits gate (gate_limits.pyx) took and gives back at the end
     cdef list extra_response          # (name, value) pairs a hook asked to add to whatever answer goes out
     cdef int extra_before             # how many of them were there before `refuse` added its own
     cdef list locals                  # one place per plugin that wants one

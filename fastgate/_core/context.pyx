@@ -200,6 +200,7 @@ cdef class RequestContext:
         """Refuse with a row of REASONS; detail is merged into the JSON body. Returns RESPOND."""
         self.reason = reason
         self.detail = detail
+        self.ready_body = None
         self.answer = None
         self.extra_before = 0 if self.extra_response is None else len(self.extra_response)
         self.lines_before = self.gate_lines

@@ -282,6 +282,7 @@ cdef class Exchange(ResponseSink):
         """Answer with a row of REASONS."""
         self.ctx.reason = reason
         self.ctx.answer = None
+        self.ctx.ready_body = None
         return self._reply()
 
     # decide, suspend
@@ -319,6 +320,7 @@ cdef class Exchange(ResponseSink):
         ctx.answer = None
         ctx.detail = None
         ctx.gate_lines = ctx.lines_before
+        ctx.ready_body = None
         if ctx.extra_response is not None:
             del ctx.extra_response[ctx.extra_before:]   # those of the refusal; what others added stays
         return True
@@ -363,6 +365,7 @@ cdef class Exchange(ResponseSink):
                     verdict = V_CONTINUE
                 if verdict == V_CONTINUE:
                     self.state = X_NEW
+                    self.ctx.now_ns = monotonic_ns()
                     verdict = self._decide(self.suspended_at + 1)
                     self.state = X_SUSPENDED
         except asyncio.CancelledError:
@@ -886,7 +889,7 @@ cdef class Exchange(ResponseSink):
         self.state = X_RELAYING
         if reason is not None:
             ctx.status = reason.status
-            body = refusal_body(reason, ctx)
+            body = ctx.ready_body if ctx.ready_body is not None else refusal_body(reason, ctx)
         else:
             ctx.status = answer.status
             body = answer.body
