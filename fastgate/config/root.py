@@ -325,7 +325,7 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1024,
-            le=100_000_000,
+            le=9_000_000,
             description=(
                 "Keys that limits can count at once, about 240 bytes each. An idle key makes room by "
                 "itself; when none is "
@@ -336,7 +336,7 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
     inflight_keys: Annotated[
         int,
         Meta(
-            ge=64, le=10_000_000, description="Keys that have requests in flight at once, for `concurrent`."
+            ge=64, le=8_000_000, description="Keys that have requests in flight at once, for `concurrent`."
         ),
     ] = 65_536
     directory_entries: Annotated[

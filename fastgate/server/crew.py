@@ -235,6 +235,7 @@ class Crew:
         self.read(worker)
         self._close_channel(worker)
         del self.workers[pid]
+        self._clear(worker.seat)
         worker.seat.vacate()
         if worker.kill_timer is not None:
             worker.kill_timer.cancel()
@@ -271,6 +272,12 @@ class Crew:
                 self._table.worker_hangs += 1
                 self._journal.warning("worker hangs, killed", worker=worker.pid, slot=worker.slot)
                 worker.kill()
+
+    def _clear(self, seat: Seat) -> None:
+        """Gives back what the process that sat here had in hand when it died."""
+        clear = getattr(self.memory, "clear_seat", None)  # what a test maps may hold nothing
+        if clear is not None:
+            clear(seat.index)
 
     def _free_seat(self) -> Seat:
         for seat in self._table.seats:

@@ -57,6 +57,7 @@ class HostMemory:
     def map(cls, seats: int, sizes: Sizes) -> HostMemory:
         """Maps it all. Counters for twice the routes there are now; those beyond share one series."""
         series = max(LEAST_SERIES, 2 * sizes.routes)
+        writers = min(seats + 16, 1000)  # the supervisor and the controller count, too
         return cls(
             seats=seats,
             counters=Counters(SharedMemory(Counters.size(seats, series)), seats, series),
@@ -64,7 +65,8 @@ class HostMemory:
             limits=LimiterTable(
                 sizes.limiter_keys,
                 LIMIT_STATE_WORDS,
-                SharedMemory(LimiterTable.size(sizes.limiter_keys, LIMIT_STATE_WORDS)),
+                SharedMemory(LimiterTable.size(sizes.limiter_keys, LIMIT_STATE_WORDS, writers)),
+                writers,
             ),
             inflight=InflightTable(
                 sizes.inflight_keys, seats, SharedMemory(InflightTable.size(sizes.inflight_keys, seats))
@@ -75,6 +77,10 @@ class HostMemory:
                 SharedMemory(Directory.size(sizes.directory_entries, sizes.directory_bytes)),
             ),
         )
+
+    def clear_seat(self, seat: int) -> None:
+        """Takes back what the dead process in this seat had in hand."""
+        self.inflight.clear_seat(seat)
 
     @classmethod
     def private(cls, routes: int = 1) -> HostMemory:
