@@ -1,0 +1,317 @@
+"""The `cache:` section of a route: what is cached, under which key, for how long; and what is wrong with it.
+
+The semantics behind these settings are in `fastgate._core.http_cache`, docs/cache.md explains both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta
+
+from fastgate._core.http_cache import Rules
+from fastgate.settings import DAY, Duration, Settings, Size, Text
+
+__all__ = ["CacheConfig", "CacheKeyConfig", "build_rules", "check_cache"]
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)  # RFC 9110 §5.6.2
+_TAG = re.compile(r"[!-+\--~]+", re.ASCII)  # printable, no comma: as in a Cache-Tag
+_METHODS: Final = ("GET", "HEAD", "POST")
+#: 100s are never final, 206 and 304 are parts of other answers.
+_NEVER_STATUSES: Final = (206, 304)
+
+Report = Callable[[tuple[str | int, ...], str, str, str], None]
+
+
+class CacheKeyConfig(Settings, frozen=True, kw_only=True):
+    """What tells two requests apart, besides scheme, host and path."""
+
+    query: Annotated[
+        Literal["all", "none"] | tuple[Text, ...],
+        Meta(
+            description=(
+                "`all` of the query, sorted by name; `none` of it; or the list of the parameters that make a "
+                "difference. A request that could hide a listed parameter in another one (`;`) is not cached."
+            )
+        ),
+    ] = "all"
+    headers: Annotated[
+        tuple[Text, ...],
+        Meta(description="Request fields that make a difference, beyond the origin's `Vary`."),
+    ] = ()
+    cookies: Annotated[tuple[Text, ...], Meta(description="Cookies that make a difference.")] = ()
+    consumer: Annotated[
+        Literal["auto", "private", "shared"],
+        Meta(
+            description=(
+                "`auto`: answers to an authenticated consumer are kept for that consumer alone. "
+                "`private`: and "
+                "nobody else's are kept. `shared`: all consumers share them, whatever credential they show; "
+                "needs `share_private`."
+            )
+        ),
+    ] = "auto"
+    body: Annotated[
+        bool, Meta(description="A digest of the request body. Needed to cache POST, and buffers the body.")
+    ] = False
+
+
+class CacheConfig(Settings, frozen=True, kw_only=True):
+    """Answers of this route are cached as HTTP says (RFC 9111), with these settings."""
+
+    enabled: Annotated[bool, Meta(description="`false` switches the cache of this route off.")] = True
+    enforce: Annotated[
+        bool,
+        Meta(
+            description=(
+                "`false`: decide, store and count, but answer every request from the origin. Shows the hit "
+                "rate beforehand."
+            )
+        ),
+    ] = True
+    ttl_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "Freshness of answers that say nothing about it. `0s`: a tenth of the time since "
+                "`Last-Modified`, else none."
+            )
+        ),
+    ] = 0
+    respect: Annotated[
+        Literal["origin", "override"],
+        Meta(
+            description=(
+                "`override`: `ttl` holds for the statuses listed, whatever the origin says; `private`, "
+                "`Set-Cookie` and `Authorization` still count."
+            )
+        ),
+    ] = "origin"
+    methods: Annotated[
+        tuple[str, ...],
+        Meta(
+            min_length=1,
+            extra={"one_or_many": True},
+            description="`GET` (brings `HEAD`) and `POST` (with `key.body`).",
+        ),
+    ] = ("GET",)
+    statuses: Annotated[
+        tuple[Annotated[int, Meta(ge=200, le=999)], ...],
+        Meta(
+            min_length=1,
+            extra={"one_or_many": True},
+            description="Statuses that `ttl` is for. Others are cached when the origin gives them a lifetime.",
+        ),
+    ] = (200, 203, 204, 300, 301, 308, 404, 410)
+    key: Annotated[CacheKeyConfig, Meta(description="What tells two requests apart.")] = CacheKeyConfig()
+    tags: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description=(
+                "Tags to purge by, on every answer of the route; the origin adds its own in "
+                "`Surrogate-Key` or "
+                "`Cache-Tag`."
+            ),
+        ),
+    ] = ()
+    min_size_bytes: Annotated[Size, Meta(description="Smaller bodies are not stored.")] = 0
+    max_size_bytes: Annotated[
+        Size,
+        Meta(
+            ge=1,
+            le=1_000_000_000,
+            description="Larger bodies are not stored; they stream as without a cache.",
+        ),
+    ] = 16_000_000
+    stale_while_revalidate_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "How long after its end an answer is still served while a new one is fetched, when "
+                "the origin "
+                "does not say (RFC 5861)."
+            )
+        ),
+    ] = 0
+    stale_if_error_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "How long after its end an answer is still served when the origin fails (no connection, 500, "
+                "502, 503, 504) and does not say (RFC 5861)."
+            )
+        ),
+    ] = 0
+    heuristic_max_ns: Annotated[
+        Duration,
+        Meta(description="Bound on the freshness guessed from `Last-Modified`; `0s`: no guessing."),
+    ] = DAY
+    private: Annotated[
+        Literal["never", "consumer", "share"],
+        Meta(
+            description=(
+                "Answers marked `Cache-Control: private`: stored `never`, or for the authenticated "
+                "`consumer` "
+                "alone, or shared; the last needs `share_private`."
+            )
+        ),
+    ] = "never"
+    set_cookie: Annotated[
+        Literal["never", "strip", "store"],
+        Meta(
+            description=(
+                "Answers with `Set-Cookie`: stored `never`, without the cookie (`strip`), or with it "
+                "(`store`). "
+                "The last two need `share_private`."
+            )
+        ),
+    ] = "never"
+    share_private: Annotated[
+        bool,
+        Meta(
+            description=(
+                "The second word on settings by which one client's answer may reach another: `key.consumer: "
+                "shared`, `private: share`, `set_cookie: strip` or `store`. Refused without one of them."
+            )
+        ),
+    ] = False
+    max_variants: Annotated[
+        int,
+        Meta(ge=1, le=10_000, description="Answers kept for one key that differ by `Vary`; the oldest goes."),
+    ] = 64
+    max_vary: Annotated[
+        int, Meta(ge=1, le=32, description="Fields in `Vary`; answers that vary by more are not stored.")
+    ] = 8
+    targeted: Annotated[
+        tuple[Text, ...],
+        Meta(
+            description=(
+                "Fields that speak to this gateway in place of `Cache-Control`, the first valid one counts "
+                "(RFC 9213)."
+            )
+        ),
+    ] = ("CDN-Cache-Control",)
+    client_control: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Obey `no-cache`, `max-age`, `min-fresh` and `max-stale` of requests. `false` keeps "
+                "clients from "
+                "reaching the origin at will; `no-store` and `only-if-cached` always count."
+            )
+        ),
+    ] = True
+    cache_status: Annotated[
+        str,
+        Meta(
+            pattern=r"^([A-Za-z][A-Za-z0-9_.-]{0,19})?$",
+            description='Name of this cache in `Cache-Status` (RFC 9211); `""` leaves the field out.',
+        ),
+    ] = "fastgate"
+
+
+def build_rules(cache: CacheConfig) -> Rules:
+    """The compiled rules of a checked section."""
+    return Rules(
+        ttl_ns=cache.ttl_ns,
+        respect=cache.respect,
+        methods=cache.methods,
+        statuses=cache.statuses,
+        query=cache.key.query,
+        headers=cache.key.headers,
+        cookies=cache.key.cookies,
+        consumer=cache.key.consumer,
+        body=cache.key.body,
+        tags=cache.tags,
+        min_size=cache.min_size_bytes,
+        max_size=cache.max_size_bytes,
+        stale_while_revalidate_ns=cache.stale_while_revalidate_ns,
+        stale_if_error_ns=cache.stale_if_error_ns,
+        heuristic_max_ns=cache.heuristic_max_ns,
+        private=cache.private,
+        set_cookie=cache.set_cookie,
+        share_private=cache.share_private,
+        max_variants=cache.max_variants,
+        max_vary=cache.max_vary,
+        targeted=cache.targeted,
+        client_control=cache.client_control,
+        enforce=cache.enforce,
+        status_name=cache.cache_status,
+    )
+
+
+def check_cache(
+    cache: CacheConfig, path: tuple[str | int, ...], report: Report, *, guarded: bool = False
+) -> None:
+    """Everything that is wrong with the section. guarded: the route authenticates its clients."""
+    key = (*path, "key")
+    for at, method in enumerate(cache.methods):
+        if method not in _METHODS:
+            report((*path, "methods", at), f'"{method}"', "GET, HEAD or POST", "")
+    if "POST" in cache.methods and not cache.key.body:
+        hint = "two POSTs with different bodies would share an answer"
+        report((*key, "body"), "false", "true, since methods has POST", hint)
+    if cache.key.body and "POST" not in cache.methods:
+        report((*key, "body"), "a setting without effect", "", "it is for POST, which methods does not have")
+    for at, status in enumerate(cache.statuses):
+        if status in _NEVER_STATUSES:
+            report((*path, "statuses", at), str(status), "a status that is whole by itself", "")
+    for section, names in (("headers", cache.key.headers), ("cookies", cache.key.cookies)):
+        for at, name in enumerate(names):
+            if not _TOKEN.fullmatch(name):
+                report((*key, section, at), f'"{name}"', "a name (letters, digits and -)", "")
+            elif section == "headers" and name.lower() == "cookie":
+                hint = "every browser has another; list the ones that matter in key.cookies"
+                report((*key, section, at), f'"{name}"', "", hint)
+    if not isinstance(cache.key.query, str):
+        for at, name in enumerate(cache.key.query):
+            if not name.isascii() or not name.isprintable() or set(name) & set("&=%+[] "):
+                report((*key, "query", at), f'"{name}"', "the name of a parameter, not escaped", "")
+    for at, name in enumerate(cache.targeted):
+        if not _TOKEN.fullmatch(name):
+            report((*path, "targeted", at), f'"{name}"', "a header name (letters, digits and -)", "")
+    for at, tag in enumerate(cache.tags):
+        if not _TAG.fullmatch(tag):
+            report((*path, "tags", at), f'"{tag}"', "printable ASCII without spaces and commas", "")
+    if cache.min_size_bytes > cache.max_size_bytes:
+        report((*path, "min_size"), "more than max_size", "a size below it", "")
+    if cache.respect == "override" and cache.ttl_ns == 0:
+        report((*path, "ttl"), "0s", "a duration, since respect is override", "")
+    if cache.private == "consumer" and not guarded:
+        hint = "the route has no auth, so no answer belongs to a consumer"
+        report((*path, "private"), '"consumer"', "never", hint)
+    if cache.key.consumer == "private" and not guarded:
+        hint = "the route has no auth, so nothing would be cached"
+        report((*key, "consumer"), '"private"', "auto", hint)
+    _check_sharing(cache, path, report)
+
+
+def _check_sharing(cache: CacheConfig, path: tuple[str | int, ...], report: Report) -> None:
+    """What would give one client's answer to another is said twice, or refused."""
+    shares = [
+        (name, value)
+        for name, value, harmless in (
+            ("key.consumer", cache.key.consumer, cache.key.consumer != "shared"),
+            ("private", cache.private, cache.private != "share"),
+            ("set_cookie", cache.set_cookie, cache.set_cookie == "never"),
+        )
+        if not harmless
+    ]
+    if shares and not cache.share_private:
+        name, value = shares[0]
+        report(
+            (*path, *name.split(".")),
+            f'"{value}"',
+            "share_private: true beside it",
+            "one client's answer would reach others",
+        )
+    elif cache.share_private and not shares:
+        report(
+            (*path, "share_private"),
+            "a setting without effect",
+            "",
+            "it confirms key.consumer: shared, private: share, or set_cookie: strip or store",
+        )
