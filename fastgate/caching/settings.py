@@ -102,7 +102,7 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             extra={"one_or_many": True},
-            description="Statuses that `ttl` is for. Others are cached when the origin gives them a lifetime.",
+            description="Statuses that `ttl` is for. Others are cached if the origin gives them a lifetime.",
         ),
     ] = (200, 203, 204, 300, 301, 308, 404, 410)
     key: Annotated[CacheKeyConfig, Meta(description="What tells two requests apart.")] = CacheKeyConfig()

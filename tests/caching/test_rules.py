@@ -358,15 +358,13 @@ def test_a_missing_or_malformed_date_is_when_it_came() -> None:
 # --- keys ---
 
 
-def key(
-    raw_query: bytes | None = None, *request: tuple[str, str], method: str = "GET", **settings: Any
-) -> bytes | None:
+def key(raw_query: bytes | None = None, *request: tuple[str, str], **settings: Any) -> bytes | None:
+    method = settings.pop("method", "GET")
     consumer = settings.pop("who", None)
     body = settings.pop("digest", None)
     rules = Rules(**settings)
-    return rules.key(
-        rules.read_request(method, request), False, b"Example.com:81", b"/a", query, consumer, body
-    )
+    asked = rules.read_request(method, request)
+    return rules.key(asked, False, b"Example.com:81", b"/a", raw_query, consumer, body)
 
 
 def test_keys_have_the_port_and_the_whole_query_sorted() -> None:
