@@ -54,9 +54,9 @@ cdef class RequestContext:
     cdef readonly Headers headers
     cdef bint keep_alive
     cdef bint expects_continue
-    cdef bint has_body
+    cdef readonly bint has_body
     cdef bint upgrade
-    cdef int64_t content_length       # bytes; -1 when chunked or absent
+    cdef readonly int64_t content_length   # bytes; -1 when chunked or absent
     # From the connection
     cdef readonly str scheme
     cdef bytes peer

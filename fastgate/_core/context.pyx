@@ -154,6 +154,16 @@ cdef class RequestContext:
         return self.host_bytes.decode("latin-1")
 
     @property
+    def request_target(self):
+        """The request target as received: path and query, or an absolute URL."""
+        return "" if self.target is None else self.target.decode("latin-1")
+
+    @property
+    def host_field(self):
+        """The Host as received, or the authority of an absolute-form target, which replaces it (RFC 9112 §3.2.2)."""
+        return "" if self.authority is None else self.authority.decode("latin-1")
+
+    @property
     def client_ip(self):
         """The client's address: the peer's, or what trusted proxies say it is."""
         return self.client.decode("latin-1")

@@ -342,6 +342,17 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
     directory_entries: Annotated[
         int, Meta(ge=64, le=50_000_000, description="API keys, consumers and documents of the store.")
     ] = 250_000
+    nonces: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=100_000_000,
+            description=(
+                "Nonces of signed requests (`hmac`, `signatures`) that are remembered at once, 64 bytes each: signed requests per "
+                "second × seconds a signature is valid. When none has expired a signed request is answered 503 and counted."
+            ),
+        ),
+    ] = 1_000_000
     directory_bytes: Annotated[
         Size, Meta(ge=100_000, le=64_000_000_000, description="Room for what the directory says of them.")
     ] = 128_000_000

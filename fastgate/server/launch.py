@@ -92,5 +92,6 @@ def topology_of(config: Config) -> Topology:
             config.memory.inflight_keys,
             config.memory.directory_entries,
             config.memory.directory_bytes,
+            nonces=config.memory.nonces,
         ),
     )

@@ -40,6 +40,7 @@ class Sizes(msgspec.Struct, frozen=True):
     directory_entries: int = 250_000
     directory_bytes: int = 128_000_000
     metric_series: int = 8192
+    nonces: int = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class HostMemory:
     limits: LimiterTable
     inflight: InflightTable
     directory: Directory
+    nonces: LimiterTable  # apart from `limits`: signed requests must not take the place of what limits count
 
     @classmethod
     def map(cls, seats: int, sizes: Sizes) -> HostMemory:
@@ -76,6 +78,7 @@ class HostMemory:
                 sizes.directory_bytes,
                 SharedMemory(Directory.size(sizes.directory_entries, sizes.directory_bytes)),
             ),
+            nonces=LimiterTable(sizes.nonces, shared=SharedMemory(LimiterTable.size(sizes.nonces))),
         )
 
     def clear_seat(self, seat: int) -> None:
@@ -85,4 +88,4 @@ class HostMemory:
     @classmethod
     def private(cls, routes: int = 1) -> HostMemory:
         """A small one that no other process sees: for `fastgate explain` and for tests."""
-        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024))
+        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024, 1024))

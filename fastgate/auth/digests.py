@@ -1,0 +1,82 @@
+"""Content-Digest (RFC 9530): does the body that came have the digest that was signed?
+
+A scheme that verifies a signature over the head knows that the digest is the sender's; that the body fits it is
+checked by `BodyDigest`, a step of its own behind the authentication gate. A request whose signature does not
+cover a digest is never buffered, and one that is refused for another reason (a limit, say) was not read for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Final
+
+from fastgate._core.context import CONTINUE, SUSPEND, RequestContext
+from fastgate._core.pipeline import Plugin
+from fastgate.auth.structured_fields import Item, dictionary
+from fastgate.errors import REASONS
+
+__all__ = ["ALGORITHMS", "BodyDigest", "content_digest", "digests_match"]
+
+# The ones of the IANA registry that are safe; `md5`, `sha`, `crc32c` and their like are not (RFC 9530 §6.2).
+ALGORITHMS: Final = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
+
+
+def content_digest(field: str) -> dict[str, bytes]:
+    """The digests of a Content-Digest value by algorithm, those we know only. ValueError when there is none
+    we know, or when the value is malformed."""
+    found: dict[str, bytes] = {}
+    for name, member in dictionary(field).items():
+        if name not in ALGORITHMS:
+            continue
+        if not isinstance(member, Item) or not isinstance(member.value, bytes):
+            raise ValueError(f"{name} is no byte sequence")
+        if len(member.value) != ALGORITHMS[name]().digest_size:
+            raise ValueError(f"{name} has {len(member.value)} bytes")
+        found[name] = member.value
+    if not found:
+        raise ValueError(f"expected one of {', '.join(ALGORITHMS)}")
+    return found
+
+
+def digests_match(field: str, body: bytes) -> bool:
+    """True if every digest that we know in a Content-Digest value is the body's."""
+    try:
+        wanted = content_digest(field)
+    except ValueError:
+        return False
+    fits = True
+    for name, digest in wanted.items():
+        fits = hmac.compare_digest(ALGORITHMS[name](body).digest(), digest) and fits
+    return fits
+
+
+class BodyDigest(Plugin):
+    """Checks the body of a request that one of `methods` has authenticated against its Content-Digest.
+
+    Waits for the body only when such a request has both; without a body the digest of nothing must fit."""
+
+    def __init__(self, methods: frozenset[str], max_body_bytes: int) -> None:
+        self.name = "body_digest"
+        self.methods = methods
+        self.request_body_bytes = max_body_bytes
+
+    def decide(self, ctx: RequestContext) -> int:
+        """Whether the body must be read at all."""
+        if ctx.identity is None or ctx.identity.method not in self.methods:
+            return CONTINUE
+        fields = ctx.headers.get_all("content-digest")
+        if not fields:
+            return CONTINUE
+        if ctx.has_body:
+            return SUSPEND
+        return CONTINUE if digests_match(", ".join(fields), b"") else self._refuse(ctx)
+
+    async def request(self, ctx: RequestContext) -> int:
+        """The whole body is here."""
+        fields = ctx.headers.get_all("content-digest")
+        return CONTINUE if digests_match(", ".join(fields), ctx.body or b"") else self._refuse(ctx)
+
+    @staticmethod
+    def _refuse(ctx: RequestContext) -> int:
+        return ctx.refuse(REASONS["unauthorized"])

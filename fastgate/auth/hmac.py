@@ -1,0 +1,265 @@
+"""HMAC request signing: the sender shows that it knows a secret without sending it, once per request.
+
+    Authorization: HMAC-SHA256 key="acme", ts="1732154000", nonce="Zk3…", headers="content-type", signature="…"
+
+`signature` is the base64 of HMAC-SHA256 over the canonical string: these lines, joined by one LF, none at the end.
+
+    HMAC-SHA256
+    1732154000                  ts, as in the header
+    Zk3…                        nonce, as in the header
+    POST                        the method
+    api.example.com             the Host field in lower case, with the port where it has one
+    /orders                     the path exactly as sent, percent-encoding and all
+    b=2&a=1                     the query without its question mark, exactly as sent; empty when there is none
+    sha-256=:…:                 the Content-Digest field (RFC 9530); empty when there is none
+    content-type:application/json       one line for each field in `headers`, in that order: the name in lower
+                                        case, a colon, the value; several fields of a name joined by ", "
+
+What was learned of others: nothing is normalised, because two ways to normalise are two ways to disagree
+(AWS SigV4's clients stumble over exactly that); the client cannot choose to cover less than the first eight lines
+(Kong's hmac-auth lets `headers="date"` stand for a whole request); a timestamp alone still allows replays within
+its window, so there is a nonce, which all workers of the machine see.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import re
+import time
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from msgspec import Meta
+
+from fastgate._core.context import RequestContext
+from fastgate._core.identity import Identity
+from fastgate.auth.nonces import NonceWindow
+from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, authorization
+from fastgate.auth.secrets import secret_bytes
+from fastgate.settings import MINUTE, SECOND, Duration, Settings, Size, Text
+
+__all__ = ["Hmac", "HmacConfig", "HmacKeyConfig", "canonical_string", "sorted_query"]
+
+MOST_HEADERS: Final = 32
+
+_PARAMETER = re.compile(r'([a-z]+)="([^"\\\x00-\x1f\x7f]*)"(?:[ \t]*,[ \t]*|$)', re.ASCII)
+_NONCE = re.compile(r"[A-Za-z0-9._~+/=-]{8,128}", re.ASCII)
+_TIMESTAMP = re.compile(r"[0-9]{1,12}", re.ASCII)
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+", re.ASCII)
+
+
+class HmacKeyConfig(Settings, frozen=True, kw_only=True):
+    """One secret. A consumer may have several, which is how a secret is changed without a pause."""
+
+    consumer: Annotated[Text, Meta(description="The consumer that a request signed with it is from.")]
+    secret: Annotated[
+        Text,
+        Meta(description="The shared secret, at least 16 bytes, as text, `base64:…` or `hex:…`."),
+    ]
+
+
+class HmacConfig(Settings, frozen=True, kw_only=True):
+    """Requests signed with HMAC-SHA256."""
+
+    keys: Annotated[
+        dict[str, HmacKeyConfig],
+        Meta(
+            description=(
+                "Secrets by key id. A consumer with `hmac_secret` needs no entry: its key id is its name."
+            )
+        ),
+    ] = {}
+    clock_skew_ns: Annotated[
+        Duration,
+        Meta(
+            ge=SECOND,
+            description=(
+                "How far `ts` may be from the gateway's clock, before or after. A nonce is remembered for "
+                "twice as long."
+            ),
+        ),
+    ] = MINUTE
+    query: Annotated[
+        Literal["raw", "sorted"],
+        Meta(
+            description=(
+                "`raw`: the query is signed as sent. `sorted`: its parts are first sorted by name, for clients "
+                "whose HTTP library reorders them; equal names keep their order."
+            )
+        ),
+    ] = "raw"
+    body: Annotated[
+        Literal["required", "optional"],
+        Meta(
+            description=(
+                "`required`: a request with a body must have a Content-Digest. `optional`: one without it "
+                "passes, and its body is not protected."
+            )
+        ),
+    ] = "required"
+    required_headers: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Fields that `headers` must list when the request has them, such as `content-type`.",
+        ),
+    ] = ()
+    max_body_bytes: Annotated[
+        Size,
+        Meta(ge=1, description="The largest body that is held to check its Content-Digest; more is 413."),
+    ] = 1_000_000
+
+
+def sorted_query(query: str) -> str:
+    """The query with its parts sorted by name; parts of one name keep their order."""
+    return "&".join(sorted(query.split("&"), key=lambda part: part.partition("=")[0].encode("latin-1")))
+
+
+def canonical_string(
+    *,
+    ts: str,
+    nonce: str,
+    method: str,
+    host: str,
+    path: str,
+    query: str,
+    content_digest: str,
+    headers: list[tuple[str, str]],
+) -> bytes:
+    """What is signed."""
+    lines = ["HMAC-SHA256", ts, nonce, method, host.lower(), path, query, content_digest]
+    lines += [f"{name}:{value}" for name, value in headers]
+    return "\n".join(lines).encode("latin-1")
+
+
+class Hmac(Scheme):
+    """The scheme `hmac`."""
+
+    name = "hmac"
+    challenge = 'HMAC-SHA256 realm="fastgate"'
+    outcomes: ClassVar[tuple[str, ...]] = (
+        *("ok", "malformed", "unknown_key", "signature", "expired", "coverage", "replayed", "consumer", "digest"),
+    )
+
+    def __init__(
+        self,
+        config: HmacConfig,
+        secrets: dict[str, tuple[str, bytes]],
+        identify: Any,
+        nonces: NonceWindow,
+        counter: CounterOf | None = None,
+        *,
+        clock: Any = time.time,
+    ) -> None:
+        """secrets: consumer and secret by key id. identify: the Identity of a consumer, or None."""
+        super().__init__(counter)
+        self.config = config
+        self._secrets = secrets
+        self._identify = identify
+        self._nonces = nonces
+        self._clock = clock
+        # What an unknown key is compared with, so that it costs what a known one costs.
+        self._nobody = ("", os.urandom(32))
+
+    @staticmethod
+    def valid_ns(config: HmacConfig) -> int:
+        """How long one signature can be used at most: a nonce must be kept that long."""
+        return 2 * config.clock_skew_ns
+
+    def verify(self, ctx: RequestContext) -> Any:
+        """See Scheme."""
+        credentials = authorization(ctx, "hmac-sha256")
+        if credentials is None or credentials is REJECTED:
+            return credentials
+        parts = _parameters(credentials) if isinstance(credentials, str) else None
+        outcome = self._outcome(ctx, parts)
+        if isinstance(outcome, str):
+            self.count(outcome)
+            return REJECTED
+        self.count("ok")
+        return outcome
+
+    def _outcome(self, ctx: RequestContext, parts: dict[str, str] | None) -> Identity | str:
+        """Who it is, or what is wrong. The signature is computed in any case, so that every wrong credential
+        costs the same."""
+        given = parts or {}
+        key_id = given.get("key", "")
+        consumer, secret = self._secrets.get(key_id, self._nobody)
+        names = given.get("headers", "").split()
+        digest = ", ".join(ctx.headers.get_all("content-digest"))
+        path, _, query = _origin_form(ctx.request_target).partition("?")
+        if self.config.query == "sorted":
+            query = sorted_query(query)
+        canonical = canonical_string(
+            ts=given.get("ts", ""),
+            nonce=given.get("nonce", ""),
+            method=ctx.method,
+            host=ctx.host_field,
+            path=path,
+            query=query,
+            content_digest=digest,
+            headers=[(name, ", ".join(ctx.headers.get_all(name))) for name in names] if _are_names(names) else [],
+        )
+        fits = hmac.compare_digest(hmac.digest(secret, canonical, hashlib.sha256), _signature(given))
+        if parts is None or not _are_names(names):
+            return "malformed"
+        if not consumer:
+            return "unknown_key"
+        if not fits:
+            return "signature"
+        if not _TIMESTAMP.fullmatch(given["ts"]) or not _NONCE.fullmatch(given["nonce"]):
+            return "malformed"
+        if abs(int(given["ts"]) - self._clock()) * SECOND > self.config.clock_skew_ns:
+            return "expired"
+        if ctx.has_body and not digest and self.config.body == "required":
+            return "coverage"
+        if any(name not in names and name in ctx.headers for name in self.config.required_headers):
+            return "coverage"
+        identity: Identity | None = self._identify(consumer, method=self.name, key_id=key_id)
+        if identity is None:
+            return "consumer"
+        return identity if self._nonces.first_use(key_id, given["nonce"]) else "replayed"
+
+
+def _parameters(text: str) -> dict[str, str] | None:
+    """The parameters of the credentials; None when one is missing, unknown, there twice or malformed."""
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(text):
+        match = _PARAMETER.match(text, at)
+        if match is None or match[1] in found:
+            return None
+        found[match[1]] = match[2]
+        at = match.end()
+    known = {"key", "ts", "nonce", "signature"}
+    return found if known <= found.keys() <= known | {"headers"} and not text.endswith(",") else None
+
+
+def _are_names(names: list[str]) -> bool:
+    return (
+        len(names) <= MOST_HEADERS
+        and len(set(names)) == len(names)
+        and all(_FIELD_NAME.fullmatch(name) for name in names)
+    )
+
+
+def _signature(given: dict[str, str]) -> bytes:
+    """The signature's bytes; empty, which fits nothing, when it is no base64 in its one form."""
+    text = given.get("signature", "")
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+    return raw if base64.b64encode(raw).decode() == text else b""
+
+
+def _origin_form(target: str) -> str:
+    """Path and query of a target, also of one in absolute form (RFC 9112 §3.2)."""
+    if target[:1] == "/" or "://" not in target[:8]:
+        return target
+    rest = target.partition("://")[2]
+    cut = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
+    return rest[cut:] if rest[cut : cut + 1] == "/" else "/" + rest[cut:]

@@ -1,0 +1,54 @@
+"""Nonces that may be used once: over all workers of the machine, within a window, in bounded memory.
+
+A nonce is a key of a limiter in shared memory that grants one use per window: the first worker to come takes it
+with one compare-and-swap, so a replay is refused whichever worker it reaches, with one worker or sixteen, across
+reloads and dead workers. The window is longer than a signature stays valid, so a nonce is forgotten only when its
+signature has expired by itself. A nonce is recorded after its signature has verified, so nobody without a key can
+fill the table. A full table refuses new signatures (the gate answers 503) and counts it: to let them pass would
+be to let replays pass.
+
+After a restart of the whole gateway the table is empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastgate._core.keyed import KeyedLimiter
+from fastgate._core.limits import TokenBucket
+from fastgate._core.table import LimiterTable
+from fastgate.auth.scheme import CounterOf, Unavailable
+from fastgate.settings import SECOND
+
+__all__ = ["NonceWindow"]
+
+FULL = "fastgate_auth_nonces_full_total"
+REPLAYED = "fastgate_auth_replays_total"
+
+
+class NonceWindow:
+    """The nonces of one method of authentication."""
+
+    def __init__(
+        self, table: LimiterTable, method: str, valid_ns: int, counter: CounterOf | None = None
+    ) -> None:
+        # A second more than valid: the timestamps have whole seconds, the bucket's clock has not.
+        self.window_ns = valid_ns + 2 * SECOND
+        self._limiter = KeyedLimiter(
+            TokenBucket(SECOND / self.window_ns, 1), table=table, scope=f"nonces of {method}"
+        )
+        self._full: Any = counter(FULL, method=method) if counter is not None else None
+        self._replayed: Any = counter(REPLAYED, method=method) if counter is not None else None
+
+    def first_use(self, key_id: str, nonce: str, now_ns: int | None = None) -> bool:
+        """True once per window and pair, whoever asks. Unavailable when the table has no place."""
+        decision = self._limiter.take(f"{len(key_id)}:{key_id}{nonce}".encode(), 1, now_ns)
+        if decision.allowed:
+            return True
+        if decision.limit < 0:
+            if self._full is not None:
+                self._full.add(1)
+            raise Unavailable("the table of nonces is full; raise memory.nonces or shorten the window")
+        if self._replayed is not None:
+            self._replayed.add(1)
+        return False

@@ -1,0 +1,275 @@
+"""HTTP message signatures (RFC 9421): the request proves its sender, and that nothing it covers was changed.
+
+A request may carry several signatures under labels of the sender's choice; the first one that is acceptable says
+who it is. Acceptable means: a key we know, the algorithm of that key (never the request's), the components the
+config requires, made within `max_age`, not expired, the right tag, a nonce that no worker has seen before, and a
+signature that verifies. Everything else is the same 401.
+
+Own code on `cryptography` rather than the verifier of http-message-signatures, whose API takes one algorithm per
+verifier and a requests-like message; the tests sign with that library.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from msgspec import Meta
+
+from fastgate._core.context import RequestContext
+from fastgate._core.identity import Identity
+from fastgate.auth.nonces import NonceWindow
+from fastgate.auth.scheme import REJECTED, CounterOf, Scheme
+from fastgate.auth.secrets import secret_bytes
+from fastgate.auth.signature_base import Message, coverage, signature_base
+from fastgate.auth.signature_keys import Algorithm, VerifyingKey, public_verifier, secret_verifier
+from fastgate.auth.structured_fields import InnerList, Item, Token, dictionary
+from fastgate.settings import MINUTE, SECOND, Duration, Settings, Size, Text
+
+__all__ = ["SignatureKeyConfig", "Signatures", "SignaturesConfig", "load_key"]
+
+# Signatures of one request that we look at: a client's own, a proxy's or two. Each may cost a public-key
+# operation, so a request must not be able to ask for any number of them.
+MOST_SIGNATURES: Final = 4
+
+# What covers what besides itself (§2.2).
+_IMPLIED: Final[dict[str, tuple[str, ...]]] = {
+    "@target-uri": ("@scheme", "@authority", "@path", "@query", "@request-target"),
+    "@request-target": ("@path", "@query"),
+}
+
+
+class SignatureKeyConfig(Settings, frozen=True, kw_only=True):
+    """One key that clients sign with. `hmac-sha256` has a `secret`, every other algorithm a public key."""
+
+    algorithm: Annotated[Algorithm, Meta(description="The one algorithm this key is used with.")]
+    consumer: Annotated[Text, Meta(description="The consumer that a request signed with it is from.")]
+    secret: Annotated[
+        Text | None,
+        Meta(
+            description=(
+                "For `hmac-sha256`: the shared secret, at least 16 bytes, as text, `base64:…` or `hex:…`."
+            )
+        ),
+    ] = None
+    public_key: Annotated[Text | None, Meta(description="The public key, or a certificate with it (PEM).")] = (
+        None
+    )
+    public_key_file: Annotated[Text | None, Meta(description="File with the public key (PEM).")] = None
+
+
+class SignaturesConfig(Settings, frozen=True, kw_only=True):
+    """HTTP message signatures (RFC 9421)."""
+
+    keys: Annotated[
+        dict[str, SignatureKeyConfig], Meta(min_length=1, description="The keys by their `keyid`.")
+    ]
+    required: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description=(
+                "What a signature must cover: derived components (`@method`, `@authority`, `@path`, "
+                "`@query`, …) and field names. `@target-uri` serves for `@scheme`, `@authority`, `@path` and "
+                "`@query`. `content-digest` is required of requests with a body, and of those only."
+            ),
+        ),
+    ] = ("@method", "@authority", "@path", "@query", "content-digest")
+    required_if_present: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Fields that a signature must cover when the request has them, such as `content-type`.",
+        ),
+    ] = ()
+    tag: Annotated[
+        Text | None, Meta(description="Only signatures with this `tag` are looked at. Default: any.")
+    ] = None
+    max_age_ns: Annotated[
+        Duration,
+        Meta(
+            ge=SECOND,
+            description="How old a signature may be, by its `created`, which is required. Nonces are kept as long.",
+        ),
+    ] = 5 * MINUTE
+    clock_skew_ns: Annotated[
+        Duration, Meta(description="How far the clocks of client and gateway may differ.")
+    ] = 30 * SECOND
+    nonce: Annotated[
+        Literal["required", "optional", "ignored"],
+        Meta(
+            description=(
+                "`required`: each signature has a `nonce` and serves once. `optional`: the same for those that "
+                "have one. `ignored`: a signature may be replayed until it is too old."
+            )
+        ),
+    ] = "required"
+    max_body_bytes: Annotated[
+        Size,
+        Meta(ge=1, description="The largest body that is held to check its `Content-Digest`; more is 413."),
+    ] = 1_000_000
+
+
+def load_key(key_id: str, config: SignatureKeyConfig) -> VerifyingKey:
+    """The key. ValueError says what was expected of which field; OSError when its file cannot be read."""
+    if config.algorithm == "hmac-sha256":
+        if config.secret is None:
+            raise ValueError("a secret, which hmac-sha256 needs")
+        verify = secret_verifier(secret_bytes(config.secret))
+        return VerifyingKey(key_id, config.algorithm, config.consumer, verify, 32)
+    if (config.public_key is None) == (config.public_key_file is None) or config.secret is not None:
+        raise ValueError("exactly one of public_key and public_key_file, and no secret")
+    pem = (
+        config.public_key.encode()
+        if config.public_key is not None
+        else Path(config.public_key_file or "").read_bytes()
+    )
+    verify, size = public_verifier(config.algorithm, pem)
+    return VerifyingKey(key_id, config.algorithm, config.consumer, verify, size)
+
+
+class _Rejected(Exception):
+    """Not acceptable; the text is one of `outcomes`."""
+
+
+class Signatures(Scheme):
+    """The scheme `signatures`."""
+
+    name = "signatures"
+    outcomes: ClassVar[tuple[str, ...]] = (
+        *("ok", "malformed", "unknown_key", "algorithm", "coverage", "expired", "nonce", "replayed"),
+        *("signature", "consumer", "digest"),
+    )
+
+    def __init__(
+        self,
+        config: SignaturesConfig,
+        identify: Any,
+        nonces: NonceWindow | None,
+        counter: CounterOf | None = None,
+        *,
+        clock: Any = time.time,
+    ) -> None:
+        super().__init__(counter)
+        self.config = config
+        self.keys = {key_id: load_key(key_id, key) for key_id, key in config.keys.items()}
+        self.challenge = f'Signature realm="fastgate", components="{" ".join(config.required)}"'
+        self._identify = identify
+        self._nonces = nonces
+        self._clock = clock
+
+    @staticmethod
+    def valid_ns(config: SignaturesConfig) -> int:
+        """How long one signature can be used at most: a nonce must be kept that long."""
+        return config.max_age_ns + 2 * config.clock_skew_ns
+
+    def verify(self, ctx: RequestContext) -> Any:
+        """See Scheme."""
+        inputs = ctx.headers.get_all("signature-input")
+        if not inputs:
+            return None
+        try:
+            covered = dictionary(", ".join(inputs))
+            signatures = dictionary(", ".join(ctx.headers.get_all("signature")))
+        except ValueError:
+            self.count("malformed")
+            return REJECTED
+        message = Message(ctx.method, ctx.scheme, ctx.host_field, ctx.request_target, ctx.headers.get_all)
+        looked_at = 0
+        for label, member in covered.items():
+            if not isinstance(member, InnerList):
+                continue
+            if self.config.tag is not None and member.parameters.get("tag") != self.config.tag:
+                continue
+            looked_at += 1
+            if looked_at > MOST_SIGNATURES:
+                break
+            try:
+                found = self._acceptable(ctx, message, member, signatures.get(label))
+            except _Rejected as why:
+                self.count(str(why))
+                continue
+            self.count("ok")
+            return found
+        if looked_at == 0:
+            # Signatures for somebody else (another tag) are no credential for us.
+            return None
+        return REJECTED
+
+    def _acceptable(self, ctx: RequestContext, message: Message, covered: InnerList, given: Any) -> Identity:
+        parameters = covered.parameters
+        if not isinstance(given, Item) or not isinstance(given.value, bytes):
+            raise _Rejected("malformed")
+        signature = given.value
+        key_id = _text(parameters, "keyid")
+        nonce = _text(parameters, "nonce")
+        algorithm = _text(parameters, "alg")
+        key = self.keys.get(key_id) if key_id is not None else None
+        try:
+            base = signature_base(message, covered)
+        except ValueError:
+            raise _Rejected("coverage") from None
+        # Everything that can be wrong is looked at after the signature, so that it costs the same; a key we do
+        # not know costs what another key with signatures of this size costs.
+        fits = (key or self._decoy(signature)).verify(signature, base)
+        if key is None:
+            raise _Rejected("unknown_key")
+        if not fits:
+            raise _Rejected("signature")
+        if algorithm is not None and algorithm != key.algorithm:
+            raise _Rejected("algorithm")
+        if not self._covers(ctx, covered):
+            raise _Rejected("coverage")
+        self._check_times(parameters)
+        if self.config.nonce == "required" and not nonce:
+            raise _Rejected("nonce")
+        identity: Identity | None = self._identify(
+            key.consumer, method=self.name, key_id=key.key_id
+        )
+        if identity is None:
+            raise _Rejected("consumer")
+        if (
+            nonce
+            and self._nonces is not None
+            and self.config.nonce != "ignored"
+            and not self._nonces.first_use(key.key_id, nonce)
+        ):
+            raise _Rejected("replayed")
+        return identity
+
+    def _decoy(self, signature: bytes) -> VerifyingKey:
+        known = list(self.keys.values())
+        return next((key for key in known if key.signature_bytes == len(signature)), known[0])
+
+    def _covers(self, ctx: RequestContext, covered: InnerList) -> bool:
+        have: set[str] = set()
+        for component in coverage(covered):
+            if component.item.parameters.keys() <= {"sf", "bs"}:
+                have.add(component.name)
+                have.update(_IMPLIED.get(component.name, ()))
+        for name in self.config.required:
+            if name not in have and (name != "content-digest" or ctx.has_body):
+                return False
+        return all(name in have or name not in ctx.headers for name in self.config.required_if_present)
+
+    def _check_times(self, parameters: dict[str, Any]) -> None:
+        now = self._clock()
+        skew = self.config.clock_skew_ns / SECOND
+        created, expires = parameters.get("created"), parameters.get("expires")
+        if type(created) is not int or (expires is not None and type(expires) is not int):
+            raise _Rejected("malformed")
+        if created > now + skew or created < now - self.config.max_age_ns / SECOND - skew:
+            raise _Rejected("expired")
+        if expires is not None and expires < now - skew:
+            raise _Rejected("expired")
+
+
+def _text(parameters: dict[str, Any], name: str) -> str | None:
+    """A string parameter; None when it is not there. Rejected when it is something else."""
+    value = parameters.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str) or isinstance(value, Token):
+        raise _Rejected("malformed")
+    return value
