@@ -46,7 +46,7 @@ APART = {"features": (), "ai": ("ai.schema",)}
 # Third parties, each at one address (a module or a room). Whatever is not here may not be imported.
 ADDRESSES: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
-    "cryptography": ("state.sealing",),
+    "cryptography": ("state.sealing", "auth"),
     "httptools": ("server.connection", "upstream.connection", "loadtest"),
     "msgspec": (
         *("settings", "plugin", "state", "auth", "caching", "features", "upstream"),

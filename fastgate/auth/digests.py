@@ -1,8 +1,9 @@
 """Content-Digest (RFC 9530): does the body that came have the digest that was signed?
 
-A scheme that verifies a signature over the head knows that the digest is the sender's; that the body fits it is
-checked by `BodyDigest`, a step of its own behind the authentication gate. A request whose signature does not
-cover a digest is never buffered, and one that is refused for another reason (a limit, say) was not read for it.
+A scheme that verifies a signature over the head knows that the digest is the sender's; that the body fits
+it is checked by `BodyDigest`, a step of its own behind the authentication gate. A request whose signature
+does not cover a digest is never buffered, and one that is refused for another reason (a limit, say) was not
+read for it.
 """
 
 from __future__ import annotations

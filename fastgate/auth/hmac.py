@@ -1,8 +1,9 @@
 """HMAC request signing: the sender shows that it knows a secret without sending it, once per request.
 
-    Authorization: HMAC-SHA256 key="acme", ts="1732154000", nonce="Zk3…", headers="content-type", signature="…"
+    Authorization: HMAC-SHA256 key="acme", ts="1732154000", nonce="Zk3…", signature="…"
 
-`signature` is the base64 of HMAC-SHA256 over the canonical string: these lines, joined by one LF, none at the end.
+`signature` is the base64 of HMAC-SHA256 over the canonical string: these lines, joined by one LF, none at
+the end.
 
     HMAC-SHA256
     1732154000                  ts, as in the header
@@ -16,9 +17,9 @@
                                         case, a colon, the value; several fields of a name joined by ", "
 
 What was learned of others: nothing is normalised, because two ways to normalise are two ways to disagree
-(AWS SigV4's clients stumble over exactly that); the client cannot choose to cover less than the first eight lines
-(Kong's hmac-auth lets `headers="date"` stand for a whole request); a timestamp alone still allows replays within
-its window, so there is a nonce, which all workers of the machine see.
+(AWS SigV4's clients stumble over exactly that); the client cannot choose to cover less than the first eight
+lines (Kong's hmac-auth lets `headers="date"` stand for a whole request); a timestamp alone still allows
+replays within its window, so there is a nonce, which all workers of the machine see.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ import re
 import time
 from typing import Annotated, Any, ClassVar, Final, Literal
 
+import msgspec
 from msgspec import Meta
 
 from fastgate._core.context import RequestContext
 from fastgate._core.identity import Identity
 from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, authorization
-from fastgate.auth.secrets import secret_bytes
 from fastgate.settings import MINUTE, SECOND, Duration, Settings, Size, Text
 
 __all__ = ["Hmac", "HmacConfig", "HmacKeyConfig", "canonical_string", "sorted_query"]
@@ -71,7 +72,7 @@ class HmacConfig(Settings, frozen=True, kw_only=True):
                 "Secrets by key id. A consumer with `hmac_secret` needs no entry: its key id is its name."
             )
         ),
-    ] = {}
+    ] = msgspec.field(default_factory=dict)
     clock_skew_ns: Annotated[
         Duration,
         Meta(
@@ -86,7 +87,8 @@ class HmacConfig(Settings, frozen=True, kw_only=True):
         Literal["raw", "sorted"],
         Meta(
             description=(
-                "`raw`: the query is signed as sent. `sorted`: its parts are first sorted by name, for clients "
+                "`raw`: the query is signed as sent. `sorted`: its parts are first sorted by name, "
+                "for clients "
                 "whose HTTP library reorders them; equal names keep their order."
             )
         ),
@@ -141,7 +143,17 @@ class Hmac(Scheme):
     name = "hmac"
     challenge = 'HMAC-SHA256 realm="fastgate"'
     outcomes: ClassVar[tuple[str, ...]] = (
-        *("ok", "malformed", "unknown_key", "signature", "expired", "coverage", "replayed", "consumer", "digest"),
+        *(
+            "ok",
+            "malformed",
+            "unknown_key",
+            "signature",
+            "expired",
+            "coverage",
+            "replayed",
+            "consumer",
+            "digest",
+        ),
     )
 
     def __init__(
@@ -201,7 +213,9 @@ class Hmac(Scheme):
             path=path,
             query=query,
             content_digest=digest,
-            headers=[(name, ", ".join(ctx.headers.get_all(name))) for name in names] if _are_names(names) else [],
+            headers=[(name, ", ".join(ctx.headers.get_all(name))) for name in names]
+            if _are_names(names)
+            else [],
         )
         fits = hmac.compare_digest(hmac.digest(secret, canonical, hashlib.sha256), _signature(given))
         if parts is None or not _are_names(names):

@@ -1,11 +1,11 @@
 """Nonces that may be used once: over all workers of the machine, within a window, in bounded memory.
 
-A nonce is a key of a limiter in shared memory that grants one use per window: the first worker to come takes it
-with one compare-and-swap, so a replay is refused whichever worker it reaches, with one worker or sixteen, across
-reloads and dead workers. The window is longer than a signature stays valid, so a nonce is forgotten only when its
-signature has expired by itself. A nonce is recorded after its signature has verified, so nobody without a key can
-fill the table. A full table refuses new signatures (the gate answers 503) and counts it: to let them pass would
-be to let replays pass.
+A nonce is a key of a limiter in shared memory that grants one use per window: the first worker to come
+takes it with one compare-and-swap, so a replay is refused whichever worker it reaches, with one worker or
+sixteen, across reloads and dead workers. The window is longer than a signature stays valid, so a nonce is
+forgotten only when its signature has expired by itself. A nonce is recorded after its signature has
+verified, so nobody without a key can fill the table. A full table refuses new signatures (the gate answers
+503) and counts it: to let them pass would be to let replays pass.
 
 After a restart of the whole gateway the table is empty.
 """

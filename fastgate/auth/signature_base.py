@@ -1,13 +1,15 @@
-"""The signature base of RFC 9421: from a request and a Signature-Input member to the exact bytes that were signed.
+"""The signature base of RFC 9421: from a request and a Signature-Input member to the exact bytes that were
+signed.
 
-Pure: no keys, no clock. Requests only, so `@status` and the `req` parameter are errors, and so is `tr`, because
-a gateway decides before the trailers are there. What a component means is §2.1 and §2.2; the lines are §2.5.
+Pure: no keys, no clock. Requests only, so `@status` and the `req` parameter are errors, and so is `tr`,
+because a gateway decides before the trailers are there. What a component means is §2.1 and §2.2; the lines
+are §2.5.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote_plus
 
@@ -117,7 +119,7 @@ def component_values(message: Message, covered: InnerList) -> list[tuple[Compone
     return out
 
 
-def _derived(message: Message, name: str, parameters: dict[str, object]) -> str:
+def _derived(message: Message, name: str, parameters: Mapping[str, object]) -> str:
     if name == "@query-param":
         if parameters.keys() != {"name"} or not isinstance(parameters["name"], str):
             raise ValueError("@query-param without its name")
@@ -184,7 +186,7 @@ def _form_encoded(text: str) -> str:
     return quote(text, safe="*").replace("~", "%7E")
 
 
-def _field(message: Message, name: str, parameters: dict[str, object]) -> str:
+def _field(message: Message, name: str, parameters: Mapping[str, object]) -> str:
     if not _FIELD_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no field name in lower case")
     values = message.field(name)

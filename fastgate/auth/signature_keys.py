@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-__all__ = ["ALGORITHMS", "Algorithm", "VerifyingKey", "public_verifier", "secret_verifier", "signature_size"]
+__all__ = ["ALGORITHMS", "Algorithm", "VerifyingKey", "public_verifier", "secret_verifier"]
 
 Algorithm = Literal[
     "hmac-sha256",

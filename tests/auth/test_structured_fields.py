@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from decimal import Decimal
 
 import pytest
@@ -98,9 +99,7 @@ bare = st.one_of(
 )
 keys = st.from_regex(r"\A[a-z*][a-z0-9_.*-]{0,8}\Z", fullmatch=True)
 one = st.builds(Item, bare, st.dictionaries(keys, bare, max_size=4))
-inner = st.builds(
-    InnerList, st.lists(one, max_size=4).map(tuple), st.dictionaries(keys, bare, max_size=4)
-)
+inner = st.builds(InnerList, st.lists(one, max_size=4).map(tuple), st.dictionaries(keys, bare, max_size=4))
 
 
 @given(st.dictionaries(keys, one | inner, max_size=6))
@@ -121,7 +120,5 @@ def test_every_item_reads_back(value: Item) -> None:
 @given(st.text(max_size=60))
 def test_nothing_but_a_value_error_comes_of_any_text(text: str) -> None:
     for read in (dictionary, items, item):
-        try:
+        with contextlib.suppress(ValueError):
             read(text)
-        except ValueError:
-            pass
