@@ -58,6 +58,7 @@ Builder = Callable[[Any, FeatureEnv], Plugin | None]
 FEATURES: tuple[tuple[str, Builder], ...] = (
     # cors, validation (size, type, shape), access lists: here
     ("auth", auth.build),
+    ("auth", auth.build_digest),
     # authorise (scopes, roles), policies, limits, security headers, cache: here, in this order
 )
 """Attribute of RouteConfig and who makes a plugin of it, in the order in which a request meets them. What a

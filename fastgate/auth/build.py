@@ -11,11 +11,14 @@ import msgspec
 
 from fastgate._core.gate_auth import AuthGate, CredentialCache
 from fastgate.auth.api_key import ApiKeyScheme
+from fastgate.auth.digests import BodyDigest
+from fastgate.auth.hmac import Hmac
 from fastgate.auth.scheme import LATER, REJECTED, Scheme, Unavailable
 from fastgate.auth.section import AuthUse
+from fastgate.auth.signatures import Signatures
 from fastgate.errors import REASONS
 
-__all__ = ["SCHEMES", "build"]
+__all__ = ["SCHEMES", "build", "build_digest"]
 
 MakeScheme = Callable[[Any, Any], Scheme]
 
@@ -23,6 +26,8 @@ SCHEMES: dict[str, MakeScheme] = {
     "api_key": lambda settings, env: ApiKeyScheme(
         settings, env.around.memory.directory, env.around.memory.metrics.counter
     ),
+    "hmac": Hmac.build,
+    "signatures": Signatures.build,
 }
 """By name, which is also the name of its settings in the section `auth`: (settings, FeatureEnv) → Scheme."""
 
@@ -54,3 +59,14 @@ def build(use: AuthUse | None, env: Any) -> AuthGate | None:
     )
     gate.enforce = use.enforce
     return gate
+
+
+def build_digest(use: AuthUse | None, env: Any) -> BodyDigest | None:
+    """The step behind the gate that checks signed bodies; None where no method signs them."""
+    signing = {name: getattr(env.config.auth, name) for name in ("hmac", "signatures")}
+    methods = frozenset(use.schemes if use is not None else ()) & signing.keys()
+    if use is None or not methods:
+        return None
+    step = BodyDigest(methods, min(signing[name].max_body_bytes for name in methods), env.around.memory)
+    step.enforce = use.enforce
+    return step

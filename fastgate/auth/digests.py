@@ -16,6 +16,7 @@ from fastgate._core.context import CONTINUE, SUSPEND, RequestContext
 from fastgate._core.pipeline import Plugin
 from fastgate.auth.structured_fields import Item, dictionary
 from fastgate.errors import REASONS
+from fastgate.state.memory import HostMemory
 
 __all__ = ["ALGORITHMS", "BodyDigest", "content_digest", "digests_match"]
 
@@ -57,8 +58,12 @@ class BodyDigest(Plugin):
 
     Waits for the body only when such a request has both; without a body the digest of nothing must fit."""
 
-    def __init__(self, methods: frozenset[str], max_body_bytes: int) -> None:
+    def __init__(self, methods: frozenset[str], max_body_bytes: int, memory: HostMemory) -> None:
         self.name = "body_digest"
+        self._counters = {
+            method: memory.metrics.counter("fastgate_auth_total", method=method, outcome="digest")
+            for method in methods
+        }
         self.methods = methods
         self.request_body_bytes = max_body_bytes
 
@@ -78,6 +83,7 @@ class BodyDigest(Plugin):
         fields = ctx.headers.get_all("content-digest")
         return CONTINUE if digests_match(", ".join(fields), ctx.body or b"") else self._refuse(ctx)
 
-    @staticmethod
-    def _refuse(ctx: RequestContext) -> int:
+    def _refuse(self, ctx: RequestContext) -> int:
+        if ctx.identity is not None:
+            self._counters[ctx.identity.method].add(1)
         return ctx.refuse(REASONS["unauthorized"])

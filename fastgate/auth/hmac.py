@@ -31,18 +31,18 @@ import hmac
 import os
 import re
 import time
-from typing import Annotated, Any, ClassVar, Final, Literal
-
-import msgspec
-from msgspec import Meta
+from typing import Any, ClassVar, Final
 
 from fastgate._core.context import RequestContext
 from fastgate._core.identity import Identity
+from fastgate.auth.consumers import Consumers
 from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, authorization
-from fastgate.settings import MINUTE, SECOND, Duration, Settings, Size, Text
+from fastgate.auth.secrets import secret_bytes
+from fastgate.auth.settings import HmacConfig
+from fastgate.settings import SECOND
 
-__all__ = ["Hmac", "HmacConfig", "HmacKeyConfig", "canonical_string", "sorted_query"]
+__all__ = ["Hmac", "canonical_string", "sorted_query"]
 
 MOST_HEADERS: Final = 32
 
@@ -50,69 +50,6 @@ _PARAMETER = re.compile(r'([a-z]+)="([^"\\\x00-\x1f\x7f]*)"(?:[ \t]*,[ \t]*|$)',
 _NONCE = re.compile(r"[A-Za-z0-9._~+/=-]{8,128}", re.ASCII)
 _TIMESTAMP = re.compile(r"[0-9]{1,12}", re.ASCII)
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+", re.ASCII)
-
-
-class HmacKeyConfig(Settings, frozen=True, kw_only=True):
-    """One secret. A consumer may have several, which is how a secret is changed without a pause."""
-
-    consumer: Annotated[Text, Meta(description="The consumer that a request signed with it is from.")]
-    secret: Annotated[
-        Text,
-        Meta(description="The shared secret, at least 16 bytes, as text, `base64:…` or `hex:…`."),
-    ]
-
-
-class HmacConfig(Settings, frozen=True, kw_only=True):
-    """Requests signed with HMAC-SHA256."""
-
-    keys: Annotated[
-        dict[str, HmacKeyConfig],
-        Meta(
-            description=(
-                "Secrets by key id. A consumer with `hmac_secret` needs no entry: its key id is its name."
-            )
-        ),
-    ] = msgspec.field(default_factory=dict)
-    clock_skew_ns: Annotated[
-        Duration,
-        Meta(
-            ge=SECOND,
-            description=(
-                "How far `ts` may be from the gateway's clock, before or after. A nonce is remembered for "
-                "twice as long."
-            ),
-        ),
-    ] = MINUTE
-    query: Annotated[
-        Literal["raw", "sorted"],
-        Meta(
-            description=(
-                "`raw`: the query is signed as sent. `sorted`: its parts are first sorted by name, "
-                "for clients "
-                "whose HTTP library reorders them; equal names keep their order."
-            )
-        ),
-    ] = "raw"
-    body: Annotated[
-        Literal["required", "optional"],
-        Meta(
-            description=(
-                "`required`: a request with a body must have a Content-Digest. `optional`: one without it "
-                "passes, and its body is not protected."
-            )
-        ),
-    ] = "required"
-    required_headers: Annotated[
-        tuple[Text, ...],
-        Meta(
-            extra={"one_or_many": True},
-            description="Fields that `headers` must list when the request has them, such as `content-type`.",
-        ),
-    ] = ()
-    max_body_bytes: Annotated[
-        Size,
-        Meta(ge=1, description="The largest body that is held to check its Content-Digest; more is 413."),
-    ] = 1_000_000
 
 
 def sorted_query(query: str) -> str:
@@ -175,6 +112,24 @@ class Hmac(Scheme):
         self._clock = clock
         # What an unknown key is compared with, so that it costs what a known one costs.
         self._nobody = ("", os.urandom(32))
+
+    @classmethod
+    def build(cls, config: HmacConfig, env: Any) -> Hmac:
+        """The scheme of a worker, from the section `auth` and the consumers of the config."""
+        memory = env.around.memory
+        counter = memory.metrics.counter
+        consumers = env.config.consumers
+        secrets = {
+            name: (name, secret_bytes(c.hmac_secret)) for name, c in consumers.items() if c.hmac_secret
+        }
+        secrets |= {key_id: (key.consumer, secret_bytes(key.secret)) for key_id, key in config.keys.items()}
+        return cls(
+            config,
+            secrets,
+            Consumers(consumers, memory.directory).identity,
+            NonceWindow(memory.nonces, cls.name, cls.valid_ns(config), counter),
+            counter,
+        )
 
     @staticmethod
     def valid_ns(config: HmacConfig) -> int:

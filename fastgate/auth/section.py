@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
+from fastgate.auth.settings import HmacConfig, SignaturesConfig
 from fastgate.settings import Settings, Text
 
 __all__ = ["ApiKeyConfig", "AuthConfig", "AuthUse", "ConsumerConfig"]
@@ -39,6 +40,10 @@ class AuthConfig(Settings, frozen=True, kw_only=True):
     """How clients may say who they are. A route's `auth` lists methods by their names here."""
 
     api_key: Annotated[ApiKeyConfig, Meta(description="Keys that the gateway made.")] = ApiKeyConfig()
+    hmac: Annotated[HmacConfig, Meta(description="Requests signed with HMAC-SHA256.")] = HmacConfig()
+    signatures: Annotated[SignaturesConfig, Meta(description="HTTP message signatures (RFC 9421).")] = (
+        SignaturesConfig()
+    )
 
 
 class ConsumerConfig(Settings, frozen=True, kw_only=True):

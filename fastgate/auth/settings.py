@@ -19,13 +19,25 @@ __all__ = [
     "BasicConfig",
     "ClaimsConfig",
     "ForwardConfig",
+    "HmacConfig",
+    "HmacKeyConfig",
     "IntrospectionConfig",
     "JwksConfig",
     "JwtConfig",
     "JwtIssuerConfig",
     "MtlsConfig",
+    "SignatureKeyConfig",
+    "SignaturesConfig",
 ]
 
+SignatureAlgorithm = Literal[
+    "hmac-sha256",
+    "rsa-pss-sha512",
+    "rsa-v1_5-sha256",
+    "ecdsa-p256-sha256",
+    "ecdsa-p384-sha384",
+    "ed25519",
+]
 OnError = Literal["deny", "allow"]
 _ON_ERROR = (
     "What becomes of a request whose credential cannot be checked because the server that knows does not "
@@ -456,3 +468,149 @@ class AnonymousConfig(Settings, frozen=True, kw_only=True):
         tuple[str, ...], Meta(extra={"one_or_many": True}, description="What they may do.")
     ] = ()
     roles: Annotated[tuple[str, ...], Meta(extra={"one_or_many": True}, description="Their roles.")] = ()
+
+
+class HmacKeyConfig(Settings, frozen=True, kw_only=True):
+    """One secret. A consumer may have several, which is how a secret is changed without a pause."""
+
+    consumer: Annotated[Text, Meta(description="The consumer that a request signed with it is from.")]
+    secret: Annotated[
+        Text,
+        Meta(description="The shared secret, at least 16 bytes, as text, `base64:…` or `hex:…`."),
+    ]
+
+
+class HmacConfig(Settings, frozen=True, kw_only=True):
+    """Requests signed with HMAC-SHA256."""
+
+    keys: Annotated[
+        dict[str, HmacKeyConfig],
+        Meta(
+            description=(
+                "Secrets by key id. A consumer with `hmac_secret` needs no entry: its key id is its name."
+            )
+        ),
+    ] = msgspec.field(default_factory=dict)
+    clock_skew_ns: Annotated[
+        Duration,
+        Meta(
+            ge=SECOND,
+            description=(
+                "How far `ts` may be from the gateway's clock, before or after. A nonce is remembered for "
+                "twice as long."
+            ),
+        ),
+    ] = MINUTE
+    query: Annotated[
+        Literal["raw", "sorted"],
+        Meta(
+            description=(
+                "`raw`: the query is signed as sent. `sorted`: its parts are first sorted by name, "
+                "for clients "
+                "whose HTTP library reorders them; equal names keep their order."
+            )
+        ),
+    ] = "raw"
+    body: Annotated[
+        Literal["required", "optional"],
+        Meta(
+            description=(
+                "`required`: a request with a body must have a Content-Digest. `optional`: one without it "
+                "passes, and its body is not protected."
+            )
+        ),
+    ] = "required"
+    required_headers: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Fields that `headers` must list when the request has them, such as `content-type`.",
+        ),
+    ] = ()
+    max_body_bytes: Annotated[
+        Size,
+        Meta(ge=1, description="The largest body that is held to check its Content-Digest; more is 413."),
+    ] = 1_000_000
+
+
+class SignatureKeyConfig(Settings, frozen=True, kw_only=True):
+    """One key that clients sign with. `hmac-sha256` has a `secret`, every other algorithm a public key."""
+
+    algorithm: Annotated[SignatureAlgorithm, Meta(description="The one algorithm this key is used with.")]
+    consumer: Annotated[Text, Meta(description="The consumer that a request signed with it is from.")]
+    secret: Annotated[
+        Text | None,
+        Meta(
+            description=(
+                "For `hmac-sha256`: the shared secret, at least 16 bytes, as text, `base64:…` or `hex:…`."
+            )
+        ),
+    ] = None
+    public_key: Annotated[
+        Text | None, Meta(description="The public key, or a certificate with it (PEM).")
+    ] = None
+    public_key_file: Annotated[Text | None, Meta(description="File with the public key (PEM).")] = None
+
+
+class SignaturesConfig(Settings, frozen=True, kw_only=True):
+    """HTTP message signatures (RFC 9421)."""
+
+    keys: Annotated[
+        dict[str, SignatureKeyConfig],
+        Meta(
+            description=(
+                "The keys by their `keyid`. A consumer with `hmac_secret` needs no entry for "
+                "`hmac-sha256`: its "
+                "key id is its name."
+            )
+        ),
+    ] = msgspec.field(default_factory=dict)
+    required: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description=(
+                "What a signature must cover: derived components (`@method`, `@authority`, `@path`, "
+                "`@query`, …) and field names. `@target-uri` serves for `@scheme`, `@authority`, `@path` and "
+                "`@query`. `content-digest` is required of requests with a body, and of those only."
+            ),
+        ),
+    ] = ("@method", "@authority", "@path", "@query", "content-digest")
+    required_if_present: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description=(
+                "Fields that a signature must cover when the request has them, such as `content-type`."
+            ),
+        ),
+    ] = ()
+    tag: Annotated[
+        Text | None, Meta(description="Only signatures with this `tag` are looked at. Default: any.")
+    ] = None
+    max_age_ns: Annotated[
+        Duration,
+        Meta(
+            ge=SECOND,
+            description=(
+                "How old a signature may be, by its `created`, which is required. Nonces are kept as long."
+            ),
+        ),
+    ] = 5 * MINUTE
+    clock_skew_ns: Annotated[
+        Duration, Meta(description="How far the clocks of client and gateway may differ.")
+    ] = 30 * SECOND
+    nonce: Annotated[
+        Literal["required", "optional", "ignored"],
+        Meta(
+            description=(
+                "`required`: each signature has a `nonce` and serves once. `optional`: the same for "
+                "those that "
+                "have one. `ignored`: a signature may be replayed until it is too old."
+            )
+        ),
+    ] = "required"
+    max_body_bytes: Annotated[
+        Size,
+        Meta(ge=1, description="The largest body that is held to check its `Content-Digest`; more is 413."),
+    ] = 1_000_000

@@ -5,19 +5,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
-__all__ = ["ALGORITHMS", "Algorithm", "VerifyingKey", "public_verifier", "secret_verifier"]
+from fastgate.auth.settings import SignatureAlgorithm
 
-Algorithm = Literal[
-    "hmac-sha256",
-    "rsa-pss-sha512",
-    "rsa-v1_5-sha256",
-    "ecdsa-p256-sha256",
-    "ecdsa-p384-sha384",
-    "ed25519",
-]
-ALGORITHMS: Final[tuple[str, ...]] = get_args(Algorithm)
+__all__ = ["ALGORITHMS", "VerifyingKey", "public_verifier", "secret_verifier"]
+
+ALGORITHMS: Final[tuple[str, ...]] = get_args(SignatureAlgorithm)
 
 # Shorter RSA keys can be factored (NIST SP 800-131A rev. 2).
 LEAST_RSA_BITS: Final = 2048

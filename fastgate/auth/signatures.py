@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
-
-from msgspec import Meta
+from typing import Any, ClassVar, Final
 
 from fastgate._core.context import RequestContext
 from fastgate._core.identity import Identity
+from fastgate.auth.consumers import Consumers
 from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED, CounterOf, Scheme
 from fastgate.auth.secrets import secret_bytes
+from fastgate.auth.settings import SignatureKeyConfig, SignaturesConfig
 from fastgate.auth.signature_base import Message, coverage, signature_base
-from fastgate.auth.signature_keys import Algorithm, VerifyingKey, public_verifier, secret_verifier
+from fastgate.auth.signature_keys import VerifyingKey, public_verifier, secret_verifier
 from fastgate.auth.structured_fields import InnerList, Item, Token, dictionary
-from fastgate.settings import MINUTE, SECOND, Duration, Settings, Size, Text
+from fastgate.settings import SECOND
 
-__all__ = ["SignatureKeyConfig", "Signatures", "SignaturesConfig", "load_key"]
+__all__ = ["Signatures", "load_key"]
 
 # Signatures of one request that we look at: a client's own, a proxy's or two. Each may cost a public-key
 # operation, so a request must not be able to ask for any number of them.
@@ -38,82 +38,6 @@ _IMPLIED: Final[dict[str, tuple[str, ...]]] = {
     "@target-uri": ("@scheme", "@authority", "@path", "@query", "@request-target"),
     "@request-target": ("@path", "@query"),
 }
-
-
-class SignatureKeyConfig(Settings, frozen=True, kw_only=True):
-    """One key that clients sign with. `hmac-sha256` has a `secret`, every other algorithm a public key."""
-
-    algorithm: Annotated[Algorithm, Meta(description="The one algorithm this key is used with.")]
-    consumer: Annotated[Text, Meta(description="The consumer that a request signed with it is from.")]
-    secret: Annotated[
-        Text | None,
-        Meta(
-            description=(
-                "For `hmac-sha256`: the shared secret, at least 16 bytes, as text, `base64:…` or `hex:…`."
-            )
-        ),
-    ] = None
-    public_key: Annotated[
-        Text | None, Meta(description="The public key, or a certificate with it (PEM).")
-    ] = None
-    public_key_file: Annotated[Text | None, Meta(description="File with the public key (PEM).")] = None
-
-
-class SignaturesConfig(Settings, frozen=True, kw_only=True):
-    """HTTP message signatures (RFC 9421)."""
-
-    keys: Annotated[
-        dict[str, SignatureKeyConfig], Meta(min_length=1, description="The keys by their `keyid`.")
-    ]
-    required: Annotated[
-        tuple[Text, ...],
-        Meta(
-            extra={"one_or_many": True},
-            description=(
-                "What a signature must cover: derived components (`@method`, `@authority`, `@path`, "
-                "`@query`, …) and field names. `@target-uri` serves for `@scheme`, `@authority`, `@path` and "
-                "`@query`. `content-digest` is required of requests with a body, and of those only."
-            ),
-        ),
-    ] = ("@method", "@authority", "@path", "@query", "content-digest")
-    required_if_present: Annotated[
-        tuple[Text, ...],
-        Meta(
-            extra={"one_or_many": True},
-            description=(
-                "Fields that a signature must cover when the request has them, such as `content-type`."
-            ),
-        ),
-    ] = ()
-    tag: Annotated[
-        Text | None, Meta(description="Only signatures with this `tag` are looked at. Default: any.")
-    ] = None
-    max_age_ns: Annotated[
-        Duration,
-        Meta(
-            ge=SECOND,
-            description=(
-                "How old a signature may be, by its `created`, which is required. Nonces are kept as long."
-            ),
-        ),
-    ] = 5 * MINUTE
-    clock_skew_ns: Annotated[
-        Duration, Meta(description="How far the clocks of client and gateway may differ.")
-    ] = 30 * SECOND
-    nonce: Annotated[
-        Literal["required", "optional", "ignored"],
-        Meta(
-            description=(
-                "`required`: each signature has a `nonce` and serves once. `optional`: the same for "
-                "those that "
-                "have one. `ignored`: a signature may be replayed until it is too old."
-            )
-        ),
-    ] = "required"
-    max_body_bytes: Annotated[
-        Size,
-        Meta(ge=1, description="The largest body that is held to check its `Content-Digest`; more is 413."),
-    ] = 1_000_000
 
 
 def load_key(key_id: str, config: SignatureKeyConfig) -> VerifyingKey:
@@ -154,15 +78,36 @@ class Signatures(Scheme):
         nonces: NonceWindow | None,
         counter: CounterOf | None = None,
         *,
+        secrets: dict[str, str] | None = None,
         clock: Any = time.time,
     ) -> None:
+        """identify: the Identity of a consumer, or None. secrets: those of consumers by their names."""
         super().__init__(counter)
         self.config = config
-        self.keys = {key_id: load_key(key_id, key) for key_id, key in config.keys.items()}
+        self.keys = {
+            name: load_key(name, SignatureKeyConfig(algorithm="hmac-sha256", consumer=name, secret=secret))
+            for name, secret in (secrets or {}).items()
+        }
+        self.keys |= {key_id: load_key(key_id, key) for key_id, key in config.keys.items()}
+        if not self.keys:
+            raise ValueError("signatures: no keys")
         self.challenge = f'Signature realm="fastgate", components="{" ".join(config.required)}"'
         self._identify = identify
         self._nonces = nonces
         self._clock = clock
+
+    @classmethod
+    def build(cls, config: SignaturesConfig, env: Any) -> Signatures:
+        """The scheme of a worker, from the section `auth` and the consumers of the config."""
+        memory = env.around.memory
+        counter = memory.metrics.counter
+        return cls(
+            config,
+            Consumers(env.config.consumers, memory.directory).identity,
+            NonceWindow(memory.nonces, cls.name, cls.valid_ns(config), counter),
+            counter,
+            secrets={name: c.hmac_secret for name, c in env.config.consumers.items() if c.hmac_secret},
+        )
 
     @staticmethod
     def valid_ns(config: SignaturesConfig) -> int:

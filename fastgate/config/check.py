@@ -20,6 +20,7 @@ from fastgate.auth.consumers import NAME_PATTERN as CONSUMER_PATTERN
 from fastgate.auth.consumers import WORD_PATTERN
 from fastgate.auth.section import AuthConfig, ConsumerConfig
 from fastgate.certificates import CertificateError, load_authorities, load_pair
+from fastgate.config.check_signing import check_hmac, check_signatures
 from fastgate.config.root import AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
 from fastgate.config.shape import Report, nearest
 from fastgate.config.source import Path
@@ -80,6 +81,8 @@ def check_root(config: Config, report: Report) -> None:
         _check_store(config.store.path, report)
     for name, consumer in config.consumers.items():
         _check_consumer(name, consumer, ("consumers", name), report)
+    check_hmac(config.auth.hmac, config.consumers, ("auth", "hmac"), report)
+    check_signatures(config.auth.signatures, config.consumers, ("auth", "signatures"), report)
     output = config.access_log.output
     if output not in ("off", "stdout"):
         _check_log_file(output, ("access_log", "output"), report)

@@ -348,8 +348,8 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
             ge=1024,
             le=100_000_000,
             description=(
-                "Nonces of signed requests (`hmac`, `signatures`) that are remembered at once, 64 bytes each: "
-                "signed requests per second times the seconds that a signature is valid. When none has "
+                "Nonces of signed requests (`hmac`, `signatures`) that are remembered at once, 64 bytes "
+                "each: signed requests per second times the seconds that a signature is valid. When none has "
                 "expired a signed request is answered 503 and counted."
             ),
         ),

@@ -93,8 +93,8 @@ VECTORS: Final = (
     ),
     Vector(
         "sig-b22", "rsa-pss-sha512", "test-key-rsa-pss", REQUEST,
-        '("@authority" "content-digest" "@query-param";name="Pet");created=1618884473;keyid="test-key-rsa-pss"'
-        ';tag="header-example"',
+        '("@authority" "content-digest" "@query-param";name="Pet");created=1618884473'
+        ';keyid="test-key-rsa-pss";tag="header-example"',
         ('"@authority": example.com', f'"content-digest": {DIGEST}', '"@query-param";name="Pet": dog'),
         "LjbtqUbfmvjj5C5kr1Ugj4PmLYvx9wVjZvD9GsTT4F7GrcQEdJzgI9qHxICagShLRiLMlAJjtq6N4CDfKtjvuJyE5q"
         "H7KT8UCMkSowOB"

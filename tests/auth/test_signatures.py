@@ -20,9 +20,10 @@ from http_message_signatures import HTTPMessageSigner, HTTPSignatureKeyResolver,
 from fastgate._core.identity import Identity
 from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED, Unavailable
+from fastgate.auth.settings import SignatureKeyConfig, SignaturesConfig
 from fastgate.auth.signature_base import Message, signature_base
 from fastgate.auth.signature_keys import ALGORITHMS, public_verifier
-from fastgate.auth.signatures import SignatureKeyConfig, Signatures, SignaturesConfig, load_key
+from fastgate.auth.signatures import Signatures, load_key
 from fastgate.auth.structured_fields import InnerList, dictionary
 from fastgate.settings import SECOND
 from fastgate.state.memory import HostMemory
