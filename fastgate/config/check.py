@@ -19,6 +19,7 @@ from fastgate._core.patterns import compile_host, compile_pattern
 from fastgate.auth.consumers import NAME_PATTERN as CONSUMER_PATTERN
 from fastgate.auth.consumers import WORD_PATTERN
 from fastgate.auth.section import AuthConfig, ConsumerConfig
+from fastgate.caching.settings import check_cache
 from fastgate.certificates import CertificateError, load_authorities, load_pair
 from fastgate.config.check_signing import check_hmac, check_signatures
 from fastgate.config.root import AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
@@ -171,6 +172,8 @@ class RouteCheck:
         params = self._check_paths(route, path)
         self._check_predicates(route, path)
         self._check_auth(route, path)
+        if route.cache is not None:
+            check_cache(route.cache, (*path, "cache"), report, guarded=route.auth is not None)
         self._check_action(route, path, params)
         if route.enabled:
             key = (
@@ -251,7 +254,7 @@ class RouteCheck:
         if route.upstream is not None:
             self._check_upstream_name(route.upstream, (*path, "upstream"))
         elif actions:
-            for name in ("rewrite", "timeouts", "preserve_host", "request_headers"):
+            for name in ("rewrite", "timeouts", "preserve_host", "request_headers", "cache"):
                 if getattr(route, name) is not None:
                     report(
                         (*path, name),

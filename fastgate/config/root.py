@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
+from fastgate.caching.settings import CacheConfig
 from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.settings import HOUR, SECOND, Duration, Settings, Size, Text
@@ -335,9 +336,7 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
     ] = 1_000_000
     inflight_keys: Annotated[
         int,
-        Meta(
-            ge=64, le=8_000_000, description="Keys that have requests in flight at once, for `concurrent`."
-        ),
+        Meta(ge=64, le=8_000_000, description="Keys that have requests in flight at once, for `concurrent`."),
     ] = 65_536
     directory_entries: Annotated[
         int, Meta(ge=64, le=50_000_000, description="API keys, consumers and documents of the store.")
@@ -484,6 +483,9 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     respond: Annotated[RespondConfig | None, Meta(description="Answers with fixed bytes.")] = None
     auth: Annotated[
         AuthUse | None, Meta(description="Who may use this route: a list of methods. Default: anybody.")
+    ] = None
+    cache: Annotated[
+        CacheConfig | None, Meta(description="Caches answers, as HTTP says (RFC 9111). Default: nothing is.")
     ] = None
     max_body_bytes: Annotated[
         Size | None, Meta(description="Request body; more is 413. 0 is no limit. Default: `server.max_body`.")
