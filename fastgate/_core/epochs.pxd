@@ -46,11 +46,12 @@ cdef class Epochs:
     # Ends the fill at `place`. alone: others must not wait for this key for a second.
     cdef bint c_done(self, const hash128_t* key, int64_t place, bint alone, int64_t now_ns) noexcept nogil
 
-    cdef int copy_record(self, int64_t sequence, int* kind, char* text, Py_ssize_t* n, int64_t* at_ns) noexcept nogil
+    cdef int copy_record(self, int64_t count, int* kind, bint* far, char* text, Py_ssize_t* n,
+                         int64_t* at_ns) noexcept nogil
     cdef int64_t oldest(self, int64_t head) noexcept nogil
     cdef bint lock(self) noexcept nogil
     cdef void unlock(self) noexcept nogil
-    cdef int64_t append(self, int kind, const char* text, Py_ssize_t n) noexcept nogil
-    cdef int64_t purge(self, int kind, object text, str name) except -1
+    cdef int64_t append(self, int kind, bint far, const char* text, Py_ssize_t n) noexcept nogil
+    cdef int64_t purge(self, int kind, object text, str name, bint far) except -1
     cdef bint ready(self) noexcept nogil
     cdef bint is_over(self, uint64_t word, int64_t max_age_ns, int64_t now_ns) noexcept nogil

@@ -7,7 +7,7 @@ WHAT        The purge log: numbered records (everything, one key, one tag, a pre
             It holds no answers; cache.pyx and the store on disk do.
 STATE       header 32 words | roles 8 × 8 words | seats 1024 words | ring of records | fills, 8 words to a bucket
 
-              record   sequence | kind 8, length 56 | time, ns | text up to 1 024 bytes
+              record   sequence | kind 8, far 8, length 48 | time, ns | text up to 1 024 bytes
               fill     fingerprint 36 | mark 2 | seat 10 | time in 2**23 ns 16         0 = free
 
             A sequence begins at the wall clock's nanoseconds, so that numbers stored on disk by an earlier run are older
@@ -91,7 +91,7 @@ cdef enum:
 cdef int64_t SPENT_NS = 1_000_000_000
 cdef int64_t MAX_AGE_NS = 300_000_000_000
 
-Purge = namedtuple("Purge", "sequence kind text realtime_ns")
+Purge = namedtuple("Purge", "sequence kind text is_far realtime_ns")
 KINDS = (None, "all", "key", "tag", "prefix", "pattern")
 
 
@@ -183,7 +183,7 @@ cdef class Epochs:
     cdef void unlock(self) noexcept nogil:
         atomic_store(&self.header[AT_LOCK], 0)
 
-    cdef int64_t append(self, int kind, const char* text, Py_ssize_t n) noexcept nogil:
+    cdef int64_t append(self, int kind, bint far, const char* text, Py_ssize_t n) noexcept nogil:
         """The sequence of the new record; -1 when the lock is held by a process that does not go on."""
         cdef int64_t count
         cdef char* record
@@ -193,7 +193,7 @@ cdef class Epochs:
         record = self.ring + (count % self.purges) * RECORD_BYTES
         atomic_store(<int64_t*>record, 0)
         atomic_fence()
-        (<int64_t*>record)[1] = kind | (<int64_t>n << 8)
+        (<int64_t*>record)[1] = kind | (<int64_t>far << 8) | (<int64_t>n << 16)
         (<int64_t*>record)[2] = realtime_ns()
         memcpy(record + RECORD_TEXT, text, n)
         atomic_store(<int64_t*>record, count)
@@ -203,7 +203,8 @@ cdef class Epochs:
         self.unlock()
         return atomic_load(&self.header[AT_START]) + count
 
-    cdef int copy_record(self, int64_t count, int* kind, char* text, Py_ssize_t* n, int64_t* at_ns) noexcept nogil:
+    cdef int copy_record(self, int64_t count, int* kind, bint* far, char* text, Py_ssize_t* n,
+                         int64_t* at_ns) noexcept nogil:
         """1 and the record of that count, or 0: it is overwritten."""
         cdef char* record = self.ring + (count % self.purges) * RECORD_BYTES
         cdef int64_t shape
@@ -211,7 +212,8 @@ cdef class Epochs:
             return 0
         shape = (<int64_t*>record)[1]
         kind[0] = <int>(shape & 0xff)
-        n[0] = shape >> 8
+        far[0] = (shape >> 8) & 1
+        n[0] = shape >> 16
         if n[0] < 0 or n[0] > TEXT_MAX:
             return 0
         at_ns[0] = (<int64_t*>record)[2]
@@ -219,7 +221,7 @@ cdef class Epochs:
         epochs_read_fence()
         return atomic_load(<int64_t*>record) == count
 
-    cdef int64_t purge(self, int kind, object text, str name) except -1:
+    cdef int64_t purge(self, int kind, object text, str name, bint far) except -1:
         cdef const char* at = NULL
         cdef Py_ssize_t n = 0
         cdef int64_t sequence
@@ -230,30 +232,30 @@ cdef class Epochs:
             n = TEXT_MAX
         if kind == PURGE_PATTERN and not glob_check(<const unsigned char*>at, n):
             raise ValueError(f"pattern: expected every [ closed and no lone \\ at the end, got {text!r}")
-        sequence = self.append(kind, at, n)
+        sequence = self.append(kind, far, at, n)
         if sequence < 0:
             raise TimeoutError("the purge log is held by a process that is stopped")
         return sequence
 
-    def purge_all(self):
-        """Purges everything; the sequence of the purge, which is in force on the whole host."""
-        return self.purge(PURGE_ALL, None, "")
+    def purge_all(self, *, far=False):
+        """Purges everything; the sequence of the purge, which is in force on the whole host. far: another host told us."""
+        return self.purge(PURGE_ALL, None, "", far)
 
-    def purge_key(self, key):
+    def purge_key(self, key, *, far=False):
         """Purges one key; its sequence."""
-        return self.purge(PURGE_KEY, key, "key")
+        return self.purge(PURGE_KEY, key, "key", far)
 
-    def purge_tag(self, tag):
+    def purge_tag(self, tag, *, far=False):
         """Purges all that carries the tag; its sequence."""
-        return self.purge(PURGE_TAG, tag, "tag")
+        return self.purge(PURGE_TAG, tag, "tag", far)
 
-    def purge_prefix(self, prefix):
+    def purge_prefix(self, prefix, *, far=False):
         """Purges the keys that begin so; its sequence."""
-        return self.purge(PURGE_PREFIX, prefix, "prefix")
+        return self.purge(PURGE_PREFIX, prefix, "prefix", far)
 
-    def purge_pattern(self, pattern):
+    def purge_pattern(self, pattern, *, far=False):
         """Purges the keys that a glob matches whole (`*`, `?`, `[a-z]`, `\\`); its sequence."""
-        return self.purge(PURGE_PATTERN, pattern, "pattern")
+        return self.purge(PURGE_PATTERN, pattern, "pattern", far)
 
     @property
     def sequence(self):
@@ -281,6 +283,7 @@ cdef class Epochs:
         cdef int64_t head = atomic_load(&self.header[AT_HEAD])
         cdef int64_t count = sequence - start, at_ns
         cdef int kind
+        cdef bint far
         cdef char text[TEXT_MAX]
         cdef Py_ssize_t n
         if count < 0 or count > head:
@@ -290,9 +293,9 @@ cdef class Epochs:
         found = []
         while count < head:
             count += 1
-            if not self.copy_record(count, &kind, text, &n, &at_ns):
+            if not self.copy_record(count, &kind, &far, text, &n, &at_ns):
                 return None
-            found.append(Purge(start + count, KINDS[kind], text[:n], at_ns))
+            found.append(Purge(start + count, KINDS[kind], text[:n], bool(far), at_ns))
         return found
 
     cdef bint c_concerns(self, const char* key, Py_ssize_t n, tuple tags, int64_t since) except -1:
@@ -300,6 +303,7 @@ cdef class Epochs:
         cdef int64_t count = since - atomic_load(&self.header[AT_START])
         cdef int64_t at_ns
         cdef int kind
+        cdef bint far
         cdef char text[TEXT_MAX]
         cdef Py_ssize_t text_n, tag_n
         cdef const char* at
@@ -311,7 +315,7 @@ cdef class Epochs:
             return True
         while count < head:
             count += 1
-            if not self.copy_record(count, &kind, text, &text_n, &at_ns):
+            if not self.copy_record(count, &kind, &far, text, &text_n, &at_ns):
                 return True
             if kind == PURGE_ALL:
                 return True
@@ -347,6 +351,7 @@ cdef class Epochs:
         cdef int64_t count = seen - start
         cdef int64_t at_ns
         cdef int kind
+        cdef bint far
         cdef char text[TEXT_MAX]
         cdef Py_ssize_t n
         if count == head:
@@ -356,7 +361,7 @@ cdef class Epochs:
             return start + head
         while count < head:
             count += 1
-            if not self.copy_record(count, &kind, text, &n, &at_ns) or kind == PURGE_ALL:
+            if not self.copy_record(count, &kind, &far, text, &n, &at_ns) or kind == PURGE_ALL:
                 cache.clear()
             elif kind == PURGE_KEY:
                 cache.delete(text[:n])

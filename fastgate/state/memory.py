@@ -17,6 +17,7 @@ import msgspec
 
 from fastgate._core.counters import Counters
 from fastgate._core.directory import Directory
+from fastgate._core.epochs import Epochs
 from fastgate._core.inflight import InflightTable
 from fastgate._core.metric import MetricTable
 from fastgate._core.shm import SharedMemory
@@ -41,6 +42,8 @@ class Sizes(msgspec.Struct, frozen=True):
     directory_bytes: int = 128_000_000
     metric_series: int = 8192
     nonces: int = 1_000_000
+    purges: int = 1024
+    fills: int = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class HostMemory:
     inflight: InflightTable
     directory: Directory
     nonces: LimiterTable  # apart from `limits`: signed requests must not take the place of what limits count
+    epochs: Epochs
 
     @classmethod
     def map(cls, seats: int, sizes: Sizes) -> HostMemory:
@@ -79,6 +83,7 @@ class HostMemory:
                 SharedMemory(Directory.size(sizes.directory_entries, sizes.directory_bytes)),
             ),
             nonces=LimiterTable(sizes.nonces, shared=SharedMemory(LimiterTable.size(sizes.nonces))),
+            epochs=Epochs(sizes.purges, sizes.fills, SharedMemory(Epochs.size(sizes.purges, sizes.fills))),
         )
 
     def clear_seat(self, seat: int) -> None:
@@ -88,4 +93,4 @@ class HostMemory:
     @classmethod
     def private(cls, routes: int = 1) -> HostMemory:
         """A small one that no other process sees: for `fastgate explain` and for tests."""
-        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024, 1024))
+        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024, 1024, 64, 1024))
