@@ -109,7 +109,9 @@ cdef inline int64_t fill_seat(uint64_t word) noexcept nogil:
 
 
 cdef inline int64_t fill_age_ns(uint64_t word, int64_t now_ns) noexcept nogil:
-    return <int64_t>((((<uint64_t>now_ns >> TICK_SHIFT) - word) & 0xffff) << TICK_SHIFT)
+    cdef uint64_t ticks = ((<uint64_t>now_ns >> TICK_SHIFT) - word) & 0xffff
+    # Another process may have read its clock after we read ours: up to 2 s from the future is now.
+    return <int64_t>(ticks << TICK_SHIFT) if ticks < 0xff00 else 0
 
 
 cdef inline bint fill_is(uint64_t word, const hash128_t* key) noexcept nogil:

@@ -316,6 +316,15 @@ def test_a_leader_that_takes_too_long_is_given_up() -> None:
     assert second.done()
 
 
+def test_a_fill_that_began_after_our_clock_was_read_is_not_taken_for_an_old_one() -> None:
+    epochs = Epochs(16, 64)
+    now = time.monotonic_ns()
+    fill = epochs.lead("k", now_ns=now + SECOND // 2)
+
+    assert isinstance(fill, Fill)
+    assert epochs.lead("k", now_ns=now) is None
+
+
 def test_crowded_out_keys_are_made_without_waiting() -> None:
     epochs = Epochs(16, 64)
 
