@@ -27,6 +27,7 @@ from fastgate._core.router import Router
 from fastgate._core.wheel import TimerWheel
 from fastgate.auth import build as auth
 from fastgate.config import Config, PluginUse, RouteConfig
+from fastgate.features import access, ratelimit
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.plugin import PluginEnv, Registry
 from fastgate.state.memory import HostMemory
@@ -56,10 +57,13 @@ class FeatureEnv(NamedTuple):
 Builder = Callable[[Any, FeatureEnv], Plugin | None]
 
 FEATURES: tuple[tuple[str, Builder], ...] = (
-    # cors, validation (size, type, shape), access lists: here
+    # cors, validation (size, type, shape): here
+    ("access", access.build),
     ("auth", auth.build),
     ("auth", auth.build_digest),
-    # authorise (scopes, roles), policies, limits, security headers, cache: here, in this order
+    # authorise (scopes, roles), policies: here
+    ("limits", ratelimit.build),
+    # security headers, cache: here, in this order
 )
 """Attribute of RouteConfig and who makes a plugin of it, in the order in which a request meets them. What a
 builder

@@ -75,8 +75,8 @@ cdef class LimitRule:
     cdef int64_t wall_ns                # what turns the monotonic clock into the one fixed windows are cut by
     cdef int parts[6]
     cdef int parts_n
-    cdef int v4_bits
-    cdef int v6_bits
+    cdef readonly int v4_bits
+    cdef readonly int v6_bits
     cdef tuple headers                  # lower-case names of the BY_HEADER parts, in order
     cdef hash128_t constant             # of the BY_CONSTANT parts
     cdef readonly list policy_names     # as they stand in RateLimit, one for each slot and one for `concurrent`

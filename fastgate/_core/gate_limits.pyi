@@ -34,6 +34,8 @@ class LimitRule:
     name: str
     scope: str
     by: tuple[Any, ...]
+    v4_bits: int
+    v6_bits: int
     policy_names: list[bytes]
     policy: bytes
     def __init__(

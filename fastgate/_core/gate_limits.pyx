@@ -943,7 +943,7 @@ cdef class LimitGate(Plugin):
                 entries[i] = rule.inflight.c_acquire(&keys[i], limit, &in_use)
                 if entries[i] >= 0:
                     holds = True
-                    if <double>(limit - in_use) / <double>limit < tight.left and limit > 2:
+                    if tight.rule < 0:          # it comes back by itself: of interest only where nothing else is told
                         tight.left = <double>(limit - in_use) / <double>limit
                         tight.rule = i
                         tight.slot = MOST_SLOTS

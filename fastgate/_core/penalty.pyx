@@ -2,7 +2,7 @@
 
 WHAT        strike(key) counts a violation; `strikes` of them within within_s start a ban of bans_s[0], the next time of bans_s[1], and so on;
             the last step repeats. A key that behaves for forget_s after its last ban begins again at the first step.
-STATE       per key one table entry: [banned until, ns] [first strike of this count, ns] [strikes 32 | step 32] [last ban's end or strike, ns]
+STATE       per key one table entry: [banned until, ns] [first strike of this count, ns] [strikes 32 | set by hand 1 | step 31] [last ban's end or strike, ns]
 WHO WRITES  one swing per strike (table.pyx); banned() only reads.
             Strikes during a ban count nothing: a ban ends. A clock set back cannot make a ban longer than the longest step.
 COST        banned about 60 ns, strike about 100 ns from Python; 126 bytes per key of capacity.
@@ -17,7 +17,7 @@ from fastgate._core.hashing cimport hash128, hash128_t
 from fastgate._core.limits cimport now_argument
 from fastgate._core.shm cimport SharedMemory
 from fastgate._core.table cimport (
-    TABLE_FULL, TABLE_STORED, LimiterTable, cursor_t, key_argument, table_find, table_forget, table_ready,
+    TABLE_FULL, TABLE_RETRY, TABLE_STORED, LimiterTable, cursor_t, key_argument, table_find, table_forget, table_ready,
     table_store,
 )
 
@@ -30,6 +30,9 @@ cdef enum:
     FIRST = 1
     COUNTS = 2
     LAST = 3
+
+
+cdef int64_t BY_HAND = 0x80000000     # in COUNTS: a ban that ban() set, which may be longer than the longest step
 
 
 cdef class PenaltyBox:
@@ -73,6 +76,8 @@ cdef class PenaltyBox:
 
     cdef int64_t ban_left(self, const cursor_t* c, int64_t now_ns) noexcept nogil:
         cdef int64_t left = c.state[UNTIL] - now_ns
+        if c.state[COUNTS] & BY_HAND:
+            return max(left, 0)
         return max(min(left, self.bans_ns[self.steps - 1]), 0)
 
     cdef int64_t banned_hashed(self, const hash128_t* key, int64_t now_ns) noexcept nogil:
@@ -82,7 +87,7 @@ cdef class PenaltyBox:
         c.high = key.high
         if not table_ready(&self.table.handle) or not table_find(&self.table.handle, &c):
             return 0
-        if c.state[UNTIL] - now_ns > self.bans_ns[self.steps - 1]:
+        if c.state[UNTIL] - now_ns > self.bans_ns[self.steps - 1] and not c.state[COUNTS] & BY_HAND:
             # The clock was set back: without this the ban would last until it has caught up.
             c.state[UNTIL] = now_ns + self.bans_ns[self.steps - 1]
             c.state[LAST] = c.state[UNTIL]
@@ -140,6 +145,26 @@ cdef class PenaltyBox:
         now = now_argument(now_ns)
         self.table.ready()
         return self.banned_hashed(&hashed, now)
+
+    def ban(self, key, for_s, now_ns=None):
+        """Bans the key for for_s seconds from now, however long the steps are; False if there was no place to note it."""
+        cdef hash128_t hashed
+        cdef cursor_t c
+        cdef int64_t now
+        cdef int64_t length = <int64_t>(float_argument(for_s, "for_s", 0.001, 1e9) * 1e9)
+        cdef int stored
+        key_argument(key, self.key, &hashed)
+        now = now_argument(now_ns)
+        self.table.ready()
+        c.low = hashed.low
+        c.high = hashed.high
+        while True:
+            table_find(&self.table.handle, &c)
+            c.state[UNTIL] = c.state[LAST] = now + length
+            c.state[COUNTS] = max(c.state[COUNTS] & 0x7fffffff, 1) | BY_HAND
+            stored = table_store(&self.table.handle, &c, c.state[LAST] + self.forget_ns, now, self.may_evict)
+            if stored != TABLE_RETRY:
+                return stored == TABLE_STORED
 
     def pardon(self, key):
         """True if the key had a record, which is gone now, ban and all; False if it had none."""

@@ -15,6 +15,8 @@ import ssl
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
+import msgspec
+
 from fastgate._core.patterns import compile_host, compile_pattern
 from fastgate.auth.consumers import NAME_PATTERN as CONSUMER_PATTERN
 from fastgate.auth.consumers import WORD_PATTERN
@@ -25,6 +27,9 @@ from fastgate.config.check_signing import check_hmac, check_signatures
 from fastgate.config.root import AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
 from fastgate.config.shape import Report, nearest
 from fastgate.config.source import Path
+from fastgate.features import ratelimit
+from fastgate.features.access import AccessConfig
+from fastgate.features.ratelimit import LimitsConfig
 from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.upstream.settings import UpstreamConfig, UpstreamTlsConfig, parse_target
@@ -84,6 +89,11 @@ def check_root(config: Config, report: Report) -> None:
         _check_consumer(name, consumer, ("consumers", name), report)
     check_hmac(config.auth.hmac, config.consumers, ("auth", "hmac"), report)
     check_signatures(config.auth.signatures, config.consumers, ("auth", "signatures"), report)
+    _check_tiers(config, report)
+    if config.limits is not None:
+        _check_limits(config.limits, ("limits",), report, at_root=True)
+    if config.access is not None:
+        _check_access(config.access, ("access",), report)
     output = config.access_log.output
     if output not in ("off", "stdout"):
         _check_log_file(output, ("access_log", "output"), report)
@@ -114,6 +124,50 @@ def _check_consumer(name: str, consumer: ConsumerConfig, path: Path, report: Rep
         for index, word in enumerate(words):
             if not re.fullmatch(WORD_PATTERN, word):
                 report((*path, kind, index), f'"{word}"', "printable ASCII without spaces and quotes", "")
+
+
+def _check_tiers(config: Config, report: Report) -> None:
+    """The tiers, and what consumers say of tiers and limits."""
+    known = ratelimit.tiers_of(config)
+    for name, tier in config.tiers.items():
+        if not re.fullmatch(WORD_PATTERN, name):
+            report(("tiers", name), f'the name "{name}"', "printable ASCII without spaces and quotes", "")
+        for inner, found, expected, hint in ratelimit.amounts_problems(tier, tier.algorithm):
+            report(("tiers", name, *inner), found, expected, hint)
+    for name, consumer in config.consumers.items():
+        path: Path = ("consumers", name)
+        if consumer.tier is not None and consumer.tier not in known:
+            report((*path, "tier"), f'"{consumer.tier}"', "the name of a tier", nearest(consumer.tier, known))
+        try:
+            amounts = ratelimit.amounts_of(consumer.limits)
+        except msgspec.ValidationError as error:
+            found = str(error)
+            report((*path, "limits"), f"{found[:1].lower()}{found[1:]}", "", "as in a tier")
+            continue
+        base = known.get(consumer.tier or "", ratelimit.TierConfig())
+        whole = {key: getattr(base, key) for key in ratelimit.Amounts.__struct_fields__} | consumer.limits
+        amounts = ratelimit.amounts_of(whole)
+        for inner, found, expected, hint in ratelimit.amounts_problems(amounts, base.algorithm):
+            if inner[0] in consumer.limits:
+                report((*path, "limits", *inner), found, expected, hint)
+
+
+def _check_limits(settings: LimitsConfig, path: Path, report: Report, at_root: bool = False) -> None:
+    for inner, found, expected, hint in ratelimit.problems(settings, at_root):
+        report((*path, *inner), found, expected, hint)
+    for index, rule in enumerate((settings, *settings.rules)):
+        where = path if index == 0 else (*path, "rules", index - 1)
+        for at, part in enumerate(rule.by):
+            if isinstance(part, ratelimit.KeyPart) and part.header is not None:
+                _check_field_name(part.header, (*where, "by", at, "header"), report, own_fields=True)
+    if settings.cost.header is not None:
+        _check_field_name(settings.cost.header, (*path, "cost", "header"), report)
+
+
+def _check_access(settings: AccessConfig, path: Path, report: Report) -> None:
+    for section, networks in (("allow", settings.allow), ("deny", settings.deny)):
+        for index, network in enumerate(networks):
+            _check_network(network, (*path, section, index), report)
 
 
 def check_upstream(name: str, upstream: UpstreamConfig, path: Path, report: Report) -> None:
@@ -174,6 +228,10 @@ class RouteCheck:
         self._check_auth(route, path)
         if route.cache is not None:
             check_cache(route.cache, (*path, "cache"), report, guarded=route.auth is not None)
+        if route.limits is not None:
+            _check_limits(route.limits, (*path, "limits"), self._report)
+        if route.access is not None:
+            _check_access(route.access, (*path, "access"), self._report)
         self._check_action(route, path, params)
         if route.enabled:
             key = (

@@ -18,6 +18,8 @@ from msgspec import Meta
 
 from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
 from fastgate.caching.settings import CacheConfig
+from fastgate.features.access import AccessConfig
+from fastgate.features.ratelimit import LimitsConfig, TierConfig
 from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.settings import HOUR, SECOND, Duration, Settings, Size, Text
@@ -487,6 +489,13 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     cache: Annotated[
         CacheConfig | None, Meta(description="Caches answers, as HTTP says (RFC 9111). Default: nothing is.")
     ] = None
+    access: Annotated[
+        AccessConfig | None, Meta(description="Who may use this route, by address, beside the root's lists.")
+    ] = None
+    limits: Annotated[
+        LimitsConfig | None,
+        Meta(description="How much of this route may be used: `{per_minute: 100}`, beside the root's."),
+    ] = None
     max_body_bytes: Annotated[
         Size | None, Meta(description="Request body; more is 413. 0 is no limit. Default: `server.max_body`.")
     ] = None
@@ -569,6 +578,20 @@ class Config(Settings, frozen=True, kw_only=True):
     consumers: Annotated[dict[str, ConsumerConfig], Meta(description="Who uses the gateway, by name.")] = (
         msgspec.field(default_factory=dict)
     )
+    tiers: Annotated[
+        dict[str, TierConfig],
+        Meta(
+            description=(
+                "What consumers may use, by tier. `free`, `basic`, `premium`, `enterprise`, `internal` and "
+                "`system` are there; an entry of the same name takes the place of the whole tier."
+            )
+        ),
+    ] = msgspec.field(default_factory=dict)
+    limits: Annotated[
+        LimitsConfig | None,
+        Meta(description="Limits of every route together, and what routes without their own go by."),
+    ] = None
+    access: Annotated[AccessConfig | None, Meta(description="Who may come at all, by address.")] = None
     upstreams: Annotated[
         dict[str, UpstreamConfig],
         Meta(description="Services by name. A URL given to a route directly is added here under itself."),
