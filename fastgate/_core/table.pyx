@@ -31,6 +31,7 @@ SOURCES     Mitzenmacher, The power of two choices (2001); Kung & Lehman 1980 an
             Lameter, Effective synchronization on Linux (seqlock reads).
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_Check
 from libc.stdint cimport int64_t, uint64_t
@@ -416,6 +417,8 @@ cdef uint64_t boot_name() except? 0:
     return siphash(<const char*>text, len(text), key) | 1
 
 
+# The collector would let go of the memory that __dealloc__ still writes to.
+@cython.no_gc_clear
 cdef class LimiterTable:
     """The memory of KeyedLimiter and PenaltyBox: bounded, private or shared, one for one limiter or for many.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -213,3 +214,13 @@ def test_an_owner_is_alive_until_its_process_ends() -> None:
     assert not is_owner_alive(in_child)
     assert not is_owner_alive(mine ^ 1 << 22)  # the same pid, started at another time
     assert in_processes(1, lambda _: is_owner_alive(mine)) == [1]
+
+
+def test_a_shared_table_in_a_garbage_cycle_is_given_back_in_good_order() -> None:
+    for _ in range(3):
+        ring: dict[str, object] = {"table": LimiterTable(1024, 5, SharedMemory(LimiterTable.size(1024)))}
+        KeyedLimiter(FixedWindow(5, 60), table=ring["table"]).take("key")  # type: ignore[arg-type]
+        ring["itself"] = ring
+        del ring
+
+        assert gc.collect() > 0
