@@ -30,6 +30,7 @@ __all__ = [
     "parse_size",
     "short_key",
     "size_text",
+    "wildcard_matches",
 ]
 
 MICROSECOND: Final = 1_000
@@ -202,3 +203,19 @@ def size_text(count: int) -> str:
         if count and count % _SIZE_UNITS[unit] == 0:
             return f"{count // _SIZE_UNITS[unit]}{unit}"
     return f"{count}B"
+
+
+def wildcard_matches(pattern: str, text: str) -> bool:
+    """True when the text is the pattern, in which `*` is any text, also none. Linear: no pattern is dear."""
+    if "*" not in pattern:
+        return pattern == text
+    first, *middle, last = pattern.split("*")
+    if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
+        return False
+    at, end = len(first), len(text) - len(last)
+    for part in middle:
+        found = text.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True

@@ -45,6 +45,7 @@ APART = {"features": (), "ai": ("ai.schema",)}
 
 # Third parties, each at one address (a module or a room). Whatever is not here may not be imported.
 ADDRESSES: dict[str, tuple[str, ...]] = {
+    "cel_expr_python": ("features.policy",),
     "click": ("cli",),
     "cryptography": ("state.sealing", "auth"),
     "httptools": ("server.connection", "upstream.connection", "loadtest"),

@@ -77,6 +77,7 @@ cdef class RequestContext:
     cdef readonly Identity identity   # who it is; None until a scheme has said so
     cdef public list tags             # what policies call it; None when there are none
     cdef bytes upstream_lines         # ready header lines that gates add to the request upstream
+    cdef public str upstream_override # name of the upstream a policy sends it to, in place of the route's
     cdef bytes gate_lines             # ready header lines that a gate adds to whatever answer goes out
     cdef bytes lines_before           # what gate_lines were before a gate refused: shadow mode puts them back
     cdef bytes ready_body             # of a refusal: its body, where the gate has it ready

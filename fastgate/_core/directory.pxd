@@ -38,6 +38,8 @@ cdef class Directory:
     cdef int64_t c_find(self, const unsigned char* digest, uint64_t* version) noexcept nogil
     # Whether the record still is what c_find told: one load. False from the moment on that it was removed or replaced.
     cdef bint c_current(self, int64_t index, uint64_t version) noexcept nogil
+    # A number that is another one after every change: one load.
+    cdef uint64_t c_generation(self) noexcept nogil
     # Counts one use.
     cdef void c_used(self, int64_t index, int64_t realtime_ns) noexcept nogil
     # The blob of that version as bytes, or None when it is no longer current.

@@ -193,6 +193,9 @@ cdef class Directory:
     cdef bint c_current(self, int64_t index, uint64_t version) noexcept nogil:
         return atomic_load_u64(&self.d.records[index].head) == version
 
+    cdef uint64_t c_generation(self) noexcept nogil:
+        return atomic_load_u64(&self.d.header[AT_GENERATION])
+
     cdef void c_used(self, int64_t index, int64_t realtime_ns) noexcept nogil:
         cdef record_t* record = &self.d.records[index]
         atomic_add_relaxed(&record.used, 1)

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import inspect
 
 from fastgate.config.check import RouteCheck, check_root, check_upstream
+from fastgate.config.check_access import check_access
 from fastgate.config.root import AdminConfig, Config, PluginUse, RouteConfig
 from fastgate.config.shape import INVALID, Report, Shapes, found_text
 from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Path, Substituted, parse, path_text
@@ -261,6 +262,8 @@ class _Reading:
             check_upstream(name, upstream, ("upstreams", name), report)
         if routes is None:
             return None
+        if len(routes) == len(tree["routes"]):  # else their numbers are not those of the file
+            check_access(config, list(_named(routes)), report)
         added = {
             route.upstream: UpstreamConfig(targets=(TargetConfig(url=route.upstream),))
             for route in routes

@@ -18,8 +18,13 @@ from msgspec import Meta
 
 from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
 from fastgate.caching.settings import CacheConfig
+<<<<<<< HEAD
 from fastgate.features.access import AccessConfig
 from fastgate.features.ratelimit import LimitsConfig, TierConfig
+=======
+from fastgate.features.policy import PolicyConfig
+from fastgate.features.rbac import RoleConfig
+>>>>>>> 3e9649a (Authorise by scopes, roles and permissions, and by policies in CEL)
 from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.settings import HOUR, SECOND, Duration, Settings, Size, Text
@@ -511,6 +516,50 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     response_headers: Annotated[
         HeaderEditsConfig | None, Meta(description="Edits to the answer before it goes to the client.")
     ] = None
+    scopes: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Scopes a request must have, all of them; else 403 that names what is "
+            "missing (RFC 6750).",
+        ),
+    ] = ()
+    any_scopes: Annotated[
+        tuple[Text, ...],
+        Meta(extra={"one_or_many": True}, description="Scopes of which a request must have one."),
+    ] = ()
+    roles: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Roles of which a consumer must have one, by itself or by inheritance; else 403.",
+        ),
+    ] = ()
+    permissions: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Permissions that the consumer's roles must grant, all of them; else 403.",
+        ),
+    ] = ()
+    rbac: Annotated[
+        bool,
+        Meta(
+            description="Only consumers with a role that grants this route and method (`roles` of the root)."
+        ),
+    ] = False
+    enforce_authorization: Annotated[
+        bool,
+        Meta(description="false: what scopes, roles and permissions would refuse is counted, and goes on."),
+    ] = True
+    policies: Annotated[
+        tuple[str | PolicyConfig, ...],
+        Meta(
+            max_length=200,
+            extra={"one_or_many": True},
+            description="Policies of this route: names of those in the root, or policies in place.",
+        ),
+    ] = ()
     plugins: Annotated[
         tuple[PluginUse, ...],
         Meta(
@@ -568,6 +617,18 @@ class Config(Settings, frozen=True, kw_only=True):
             )
         ),
     ] = True
+    roles: Annotated[
+        dict[str, RoleConfig],
+        Meta(description="Roles by name: what each may do, and which it inherits."),
+    ] = msgspec.field(default_factory=dict)
+    policies: Annotated[
+        tuple[PolicyConfig, ...],
+        Meta(
+            max_length=1000,
+            description="Policies: rules with a condition in CEL. They are in force on the routes "
+            "that name them, and on those they name.",
+        ),
+    ] = ()
     plugins: Annotated[
         tuple[PluginUse, ...],
         Meta(

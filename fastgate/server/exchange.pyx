@@ -435,6 +435,8 @@ cdef class Exchange(ResponseSink):
         self.upstream = <Upstream>self.route.upstream
         if self.upstream is None:
             return self.refuse(INTERNAL_ERROR)
+        if ctx.upstream_override is not None:           # by a policy; one that is gone since leaves the route's own
+            self.upstream = <Upstream>self.plan.upstreams.get(ctx.upstream_override, self.upstream)
         self.buffer_body = False
         if ctx.body_replaced:
             self.pending = [ctx.body] if ctx.body else None

@@ -20,6 +20,7 @@ from fastgate._core.directory import Directory
 from fastgate._core.epochs import Epochs
 from fastgate._core.inflight import InflightTable
 from fastgate._core.metric import MetricTable
+from fastgate._core.recordring import RecordRing
 from fastgate._core.shm import SharedMemory
 from fastgate._core.table import LimiterTable
 
@@ -44,6 +45,7 @@ class Sizes(msgspec.Struct, frozen=True):
     nonces: int = 1_000_000
     purges: int = 1024
     fills: int = 65_536
+    violations: int = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class HostMemory:
     directory: Directory
     nonces: LimiterTable  # apart from `limits`: signed requests must not take the place of what limits count
     epochs: Epochs
+    violations: RecordRing
 
     @classmethod
     def map(cls, seats: int, sizes: Sizes) -> HostMemory:
@@ -84,6 +87,7 @@ class HostMemory:
             ),
             nonces=LimiterTable(sizes.nonces, shared=SharedMemory(LimiterTable.size(sizes.nonces))),
             epochs=Epochs(sizes.purges, sizes.fills, SharedMemory(Epochs.size(sizes.purges, sizes.fills))),
+            violations=RecordRing(sizes.violations, shared=SharedMemory(RecordRing.size(sizes.violations))),
         )
 
     def clear_seat(self, seat: int) -> None:
@@ -93,4 +97,4 @@ class HostMemory:
     @classmethod
     def private(cls, routes: int = 1) -> HostMemory:
         """A small one that no other process sees: for `fastgate explain` and for tests."""
-        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024, 1024, 64, 1024))
+        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024, 1024, 64, 1024, 64))
