@@ -53,6 +53,7 @@ _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     ("credential_unavailable", 503, "The credential for upstream is not available", GATEWAY, False),
     ("upstream_queue_full", 503, "Too many requests are waiting for upstream", GATEWAY, False),
     ("upstream_queue_timeout", 503, "No upstream connection became free in time", GATEWAY, False),
+    ("only_if_cached", 504, "Not in the cache, and only the cache was asked", CLIENT, False),
     ("plugin_timeout", 504, "A plugin took too long", GATEWAY, False),
     ("upstream_connect_timeout", 504, "Connecting to upstream took too long", UPSTREAM, True),
     ("upstream_first_byte_timeout", 504, "Upstream took too long to answer", UPSTREAM, False),

@@ -26,6 +26,7 @@ from fastgate._core.plan import FixedResponse, Plan, Redirect, RoutePlan
 from fastgate._core.router import Router
 from fastgate._core.wheel import TimerWheel
 from fastgate.auth import build as auth
+from fastgate.caching import build as caching
 from fastgate.config import Config, PluginUse, RouteConfig
 <<<<<<< HEAD
 from fastgate.features import access, ratelimit
@@ -369,6 +370,7 @@ def _route(
         slot=around.slot,
         source=source,
         upstream=upstream,
+        cache=caching.build(route.cache, env) if upstream is not None else None,
         timeouts=timeouts,
         max_body_bytes=config.server.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes,
         preserve_host=preserve_host,

@@ -15,6 +15,7 @@ cdef class RoutePlan:
     cdef public tuple services                  # what its features share with other routes
     cdef readonly object source                 # the config's bytes: equal bytes mean the plan may be kept
     cdef readonly Pipeline pipeline
+    cdef readonly object cache                  # fastgate._core.worker_cache.RouteCache, or None
     cdef readonly object upstream               # fastgate.upstream.pool.Upstream, or None for a local answer
     cdef readonly object timeouts
     cdef readonly int64_t max_body_bytes        # 0 = no limit

@@ -22,6 +22,7 @@ class RoutePlan:
         slot: int,
         source: Any = None,
         upstream: Any = None,
+        cache: Any = None,
         timeouts: Any = None,
         max_body_bytes: int = 0,
         preserve_host: bool = False,
@@ -44,6 +45,8 @@ class RoutePlan:
     def pipeline(self) -> Pipeline: ...
     @property
     def upstream(self) -> Any: ...
+    @property
+    def cache(self) -> Any: ...
     @property
     def timeouts(self) -> Any: ...
     @property

@@ -27,7 +27,7 @@ cdef class RoutePlan:
     """One route, frozen."""
 
     def __init__(self, str name, *, Pipeline pipeline not None, Counters counters, int slot, source=None, upstream=None,
-                 timeouts=None, max_body_bytes=0, preserve_host=False, rewrite=None, request_edits=None, response_edits=None,
+                 cache=None, timeouts=None, max_body_bytes=0, preserve_host=False, rewrite=None, request_edits=None, response_edits=None,
                  methods=(), header_tests=(), query_tests=()):
         self.name = name
         self.name_bytes = name.encode()
@@ -35,6 +35,7 @@ cdef class RoutePlan:
         self.source = source
         self.services = ()
         self.pipeline = pipeline
+        self.cache = cache
         self.upstream = upstream
         self.timeouts = timeouts
         self.max_body_bytes = max_body_bytes

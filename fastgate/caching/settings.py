@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta
 
 from fastgate._core.http_cache import Rules
-from fastgate.settings import DAY, Duration, Settings, Size, Text
+from fastgate.settings import DAY, SECOND, Duration, Settings, Size, Text
 
-__all__ = ["CacheConfig", "CacheKeyConfig", "build_rules", "check_cache"]
+__all__ = [
+    "CacheConfig",
+    "CacheKeyConfig",
+    "CacheStoreConfig",
+    "MemoryStoreConfig",
+    "build_rules",
+    "check_cache",
+]
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)  # RFC 9110 §5.6.2
 _TAG = re.compile(r"[!-+\--~]+", re.ASCII)  # printable, no comma: as in a Cache-Tag
@@ -204,6 +211,26 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
             )
         ),
     ] = True
+    coalesce: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Requests for an answer that is being fetched wait for it, so that the origin is asked "
+                "once. Between "
+                "workers this needs a tier that they share, `cache_store.disk` or `cache_store.redis`."
+            )
+        ),
+    ] = True
+    coalesce_wait_ns: Annotated[
+        Duration,
+        Meta(
+            ge=1_000_000,
+            description=(
+                "The longest such wait; then the request is sent on its own (nginx: "
+                "`proxy_cache_lock_timeout`)."
+            ),
+        ),
+    ] = 5 * SECOND
     cache_status: Annotated[
         str,
         Meta(
@@ -315,3 +342,34 @@ def _check_sharing(cache: CacheConfig, path: tuple[str | int, ...], report: Repo
             "",
             "it confirms key.consumer: shared, private: share, or set_cookie: strip or store",
         )
+
+
+class MemoryStoreConfig(Settings, frozen=True, kw_only=True):
+    """What each worker keeps in its own memory. A bare size is short for `{size: …}`."""
+
+    shorthand: ClassVar[str] = "size"
+
+    size_bytes: Annotated[
+        Size,
+        Meta(
+            ge=0,
+            le=1_000_000_000_000,
+            description="Bytes of answers, keys and index, in each worker. 0 keeps nothing in memory.",
+        ),
+    ] = 64_000_000
+    policy: Annotated[
+        Literal["s3fifo", "lru"],
+        Meta(
+            description=(
+                "What gives way when it is full. `s3fifo` keeps what is asked for often through scans."
+            )
+        ),
+    ] = "s3fifo"
+
+
+class CacheStoreConfig(Settings, frozen=True, kw_only=True):
+    """The tiers of the cache: the worker's memory, then the disk of the machine, then Redis."""
+
+    memory: Annotated[MemoryStoreConfig, Meta(description="The first tier, asked for every request.")] = (
+        MemoryStoreConfig()
+    )

@@ -19,6 +19,7 @@ from msgspec import Meta
 from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
 from fastgate.caching.settings import CacheConfig
 <<<<<<< HEAD
+from fastgate.caching.settings import CacheConfig, CacheStoreConfig
 from fastgate.features.access import AccessConfig
 from fastgate.features.ratelimit import LimitsConfig, TierConfig
 =======
@@ -488,11 +489,12 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     rewrite: Annotated[RewriteConfig | None, Meta(description="Changes the path that goes upstream.")] = None
     redirect: Annotated[RedirectConfig | None, Meta(description="Answers with a redirect.")] = None
     respond: Annotated[RespondConfig | None, Meta(description="Answers with fixed bytes.")] = None
+    cache: Annotated[
+        CacheConfig | None,
+        Meta(description="Answers kept and used again (RFC 9111). Default: none are."),
+    ] = None
     auth: Annotated[
         AuthUse | None, Meta(description="Who may use this route: a list of methods. Default: anybody.")
-    ] = None
-    cache: Annotated[
-        CacheConfig | None, Meta(description="Caches answers, as HTTP says (RFC 9111). Default: nothing is.")
     ] = None
     access: Annotated[
         AccessConfig | None, Meta(description="Who may use this route, by address, beside the root's lists.")
@@ -635,6 +637,9 @@ class Config(Settings, frozen=True, kw_only=True):
             max_length=30, description="Plugins of every route, in order, before the route's own. At most 30."
         ),
     ] = ()
+    cache_store: Annotated[
+        CacheStoreConfig, Meta(description="Where cached answers are kept, for all routes.")
+    ] = CacheStoreConfig()
     auth: Annotated[AuthConfig, Meta(description="How clients may say who they are.")] = AuthConfig()
     consumers: Annotated[dict[str, ConsumerConfig], Meta(description="Who uses the gateway, by name.")] = (
         msgspec.field(default_factory=dict)

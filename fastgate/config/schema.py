@@ -181,7 +181,11 @@ def _default_text(value: Any, info: inspect.Type, extra: dict[str, Any]) -> str:
         return ""
     if isinstance(value, msgspec.Struct):
         shorthand = getattr(type(value), "shorthand", "")
-        return f"`{getattr(value, shorthand)}`" if shorthand else ""
+        for field in msgspec.structs.fields(type(value)):
+            if field.encode_name == shorthand:
+                inner = inspect.type_info(field.type)
+                return _default_text(getattr(value, field.name), inner, _facts(inner)[0])
+        return ""
     if isinstance(value, tuple | list):
         return ", ".join(_default_text(item, info, extra) for item in value)
     if isinstance(value, bool):

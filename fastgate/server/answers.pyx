@@ -203,6 +203,23 @@ cdef class AnswerStream(ClientStream):
             w.put_bytes(body)
         return 0
 
+    cdef int respond_ready(self, Exchange exchange, bytes head, const char* tail, int tail_n, bytes body) except -1:
+        """An answer whose head is ready bytes, but for what changes from one to the next."""
+        cdef HeadWriter w = self._out()
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(body)
+        self.keep = self._keeps(exchange)
+        self.framing = F_LENGTH
+        w.put_bytes(head)
+        w.put(tail, tail_n)
+        self._write_common(exchange)
+        if n < COPIED_BYTES:
+            w.put_bytes(body)
+        else:
+            self.flush()
+            exchange.ctx.bytes_sent += n
+            self._write(PyBytes_AS_STRING(body), n, body)
+        return 0
+
     cdef int send_continue(self) except -1:
         if not self.closed:
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n", 25, None)

@@ -57,6 +57,7 @@ cdef class ClientStream(Timed):
     cdef int respond_interim(self, Exchange exchange, int status, bytes phrase, Headers fields) except -1
     cdef int respond_answer(self, Exchange exchange, Answer answer) except -1
     cdef int respond_refusal(self, Exchange exchange, Reason reason, bytes body) except -1
+    cdef int respond_ready(self, Exchange exchange, bytes head, const char* tail, int tail_n, bytes body) except -1
     cdef int flush(self) except -1
     cdef int pause_body(self) except -1
     cdef int resume_body(self) except -1
@@ -92,7 +93,8 @@ cdef class Exchange(ResponseSink):
     cdef int64_t body_bytes               # received so far
     cdef readonly bint body_complete
     cdef bint body_paused
-    cdef bint buffer_body                 # a plugin wants it whole
+    cdef bint buffer_body                 # somebody wants it whole
+    cdef int64_t buffer_bytes             # … and takes no more than this
     cdef object body_waiter
     cdef Headers request_trailers
     cdef int tunnel_ends                  # 1: the client closed its half, 2: the upstream
@@ -108,6 +110,8 @@ cdef class Exchange(ResponseSink):
     cdef int64_t kept_bytes
     cdef bint replayed
     cdef object task
+    cdef object cached                    # a CachedRequest, on routes that cache
+    cdef bint background                  # no client asked for it: not counted, not logged
     cdef int suspended_at
     # Answer
     cdef readonly bint response_started
@@ -142,6 +146,7 @@ cdef class Exchange(ResponseSink):
     cdef int _fail(self, Reason reason) except -1
     cdef int _may_replay(self, UpstreamConnection connection, Reason reason) except -1
     cdef int _finish(self) except -1
+    cdef int _forget(self, ClientStream client) except -1
     cdef int _arm(self, int64_t after_ns, Reason reason) except -1
     cdef int _rearm(self) except -1
     cdef int _let_go(self) except -1

@@ -40,6 +40,7 @@ from fastgate._core.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Pipeline,
 from fastgate._core.plan cimport Plan, RoutePlan
 from fastgate._core.wheel cimport Timed, TimerWheel
 from fastgate.server.accesslog cimport AccessLog
+from fastgate.server.caching cimport CachedRequest, cache_begin
 from fastgate.server.heads cimport upstream_target, write_request_head
 from fastgate.upstream.connection cimport U_DONE, ResponseSink, UpstreamConnection
 from fastgate.upstream.pool cimport A_FULL, A_OPENING, Target, Upstream
@@ -143,6 +144,9 @@ cdef class ClientStream(Timed):
     cdef int respond_refusal(self, Exchange exchange, Reason reason, bytes body) except -1:
         return 0
 
+    cdef int respond_ready(self, Exchange exchange, bytes head, const char* tail, int tail_n, bytes body) except -1:
+        return 0
+
     cdef int flush(self) except -1:
         return 0
 
@@ -198,7 +202,7 @@ cdef class Exchange(ResponseSink):
         if route.max_body_bytes and (ctx.content_length > route.max_body_bytes or self.body_bytes > route.max_body_bytes):
             return self.refuse(BODY_TOO_LARGE)
         if route.pipeline.steps_n == 0:
-            return self._forward()
+            return self._after_decide(V_CONTINUE)
         return self._after_decide(self._decide(0))
 
     cdef bint up_active(self):
@@ -229,7 +233,7 @@ cdef class Exchange(ResponseSink):
         if self.state == X_FINISHED or self.response_complete:
             return 0
         if self.buffer_body:
-            if self.pending_bytes > self.route.pipeline.request_body_bytes:
+            if self.pending_bytes > self.buffer_bytes:
                 return self._fail(BODY_TOO_LARGE)
             if self.body_complete:
                 if self.body_waiter is not None and not self.body_waiter.done():
@@ -270,6 +274,8 @@ cdef class Exchange(ResponseSink):
         self.ctx.now_ns = now_ns
         if self.total_deadline_ns and now_ns >= self.total_deadline_ns:
             reason = TOTAL_TIMEOUT
+        elif self.cached is not None and (<CachedRequest>self.cached).waiting:
+            return (<CachedRequest>self.cached).wait_over(self)
         if reason is None:
             return 0
         if self.state == X_TUNNEL:
@@ -327,7 +333,7 @@ cdef class Exchange(ResponseSink):
 
     cdef int _after_decide(self, int verdict) except -1:
         if verdict == V_CONTINUE:
-            return self._forward()
+            return self._forward() if self.route.cache is None else cache_begin(self)
         if verdict == V_RESPOND:
             if self.ctx.reason is not None or self.ctx.answer is not None:
                 return self._reply()
@@ -349,7 +355,7 @@ cdef class Exchange(ResponseSink):
             while verdict == V_SUSPEND:
                 plugin = <Plugin>self.route.pipeline.steps[self.suspended_at]
                 if plugin.request_body_bytes > 0 and self.ctx.body is None:
-                    await self._whole_body()
+                    await self._whole_body(self.route.pipeline.request_body_bytes)
                     if self.state != X_SUSPENDED:
                         return
                 answer = await plugin.request(self.ctx)
@@ -392,11 +398,11 @@ cdef class Exchange(ResponseSink):
                 self.client.cut()
                 self._finish()
 
-    async def _whole_body(self):
-        """Wait until the whole request body is here, within the route's bound."""
-        cdef bint first = True
+    async def _whole_body(self, int64_t bound):
+        """Wait until the whole request body is here; one larger than bound is refused."""
         self.buffer_body = True
-        if self.ctx.content_length > self.route.pipeline.request_body_bytes:
+        self.buffer_bytes = bound
+        if self.ctx.content_length > bound:
             self._fail(BODY_TOO_LARGE)
             return
         if not self.body_complete:
@@ -416,7 +422,7 @@ cdef class Exchange(ResponseSink):
                 return
             self.ctx.now_ns = monotonic_ns()
             self._arm(PLUGIN_WAIT_NS, PLUGIN_TIMEOUT)
-        elif self.pending_bytes > self.route.pipeline.request_body_bytes:
+        elif self.pending_bytes > bound:
             self._fail(BODY_TOO_LARGE)
             return
         self.ctx.body = b"".join(self.pending) if self.pending else b""
@@ -465,7 +471,7 @@ cdef class Exchange(ResponseSink):
         self.state = X_WAITING
         outcome = self.target.acquire(self)
         if outcome == A_FULL:
-            return self.refuse(QUEUE_FULL)
+            return self._fail(QUEUE_FULL)
         if outcome == A_OPENING:
             return self._arm(self.route.timeouts.connect_ns, CONNECT_TIMEOUT)
         return self._arm(self.upstream.queue_timeout_ns, QUEUE_TIMEOUT)
@@ -505,8 +511,10 @@ cdef class Exchange(ResponseSink):
         path = upstream_target(ctx, route)
         if self.chunk_upstream:
             length = -1
-        if route.request_edits is not None or route.pipeline.upstream_request:
+        if route.request_edits is not None or route.pipeline.upstream_request or self.cached is not None:
             fields = ctx.headers.copy()
+            if self.cached is not None:
+                (<CachedRequest>self.cached).conditions(fields)
             if route.request_edits is not None:
                 route.request_edits.apply(ctx, fields)
             if route.pipeline.upstream_request:
@@ -698,6 +706,8 @@ cdef class Exchange(ResponseSink):
                 except Exception:
                     self._plugin_failed(plugin, "upstream_response")
                     return self._fail(BAD_RESPONSE)
+            if self.cached is not None and (<CachedRequest>self.cached).on_answer(self, head.status, phrase, head.headers):
+                return 0
             if self.route.response_edits is not None:
                 self.route.response_edits.apply(ctx, fields)
             self._response_hooks(head)
@@ -708,8 +718,11 @@ cdef class Exchange(ResponseSink):
             if whole is not None and head.body is not whole:
                 self.held = [head.body]
                 length = len(head.body)
-        elif self.route.response_edits is not None:
-            self.route.response_edits.apply(ctx, fields)
+        elif self.cached is not None or self.route.response_edits is not None:
+            if self.cached is not None and (<CachedRequest>self.cached).on_answer(self, status, phrase, fields):
+                return 0
+            if self.route.response_edits is not None:
+                self.route.response_edits.apply(ctx, fields)
         if pipeline.response_chunk and length >= 0:
             length = LENGTH_UNKNOWN
         self.state = X_RELAYING
@@ -742,6 +755,8 @@ cdef class Exchange(ResponseSink):
             if self.held_bytes > self.route.pipeline.response_body_bytes:
                 return self._give_up_holding()
             return 0
+        if self.cached is not None:
+            (<CachedRequest>self.cached).on_chunk(chunk, self)
         if self.route.pipeline.response_chunk:
             chunk = self._hooked_response_chunk(chunk, False)
             if chunk is None:
@@ -790,6 +805,8 @@ cdef class Exchange(ResponseSink):
             self.held = None
             if whole:
                 self.on_chunk(whole)
+        if self.cached is not None:
+            (<CachedRequest>self.cached).on_whole(self)
         if self.route.pipeline.response_chunk and self.ctx.method_id != M_HEAD:
             last = self._hooked_response_chunk(b"", True)
             if last is None:
@@ -926,6 +943,8 @@ cdef class Exchange(ResponseSink):
             return 0
         self._let_go()
         self.held = None
+        if self.cached is not None and (<CachedRequest>self.cached).on_failure(self, reason):
+            return 0
         if not self.response_started:
             return self.refuse(reason)
         self.ctx.reason = reason
@@ -965,6 +984,10 @@ cdef class Exchange(ResponseSink):
         if self.state == X_FINISHED:
             return 0
         self._let_go()
+        if self.cached is not None:
+            cached = <CachedRequest>self.cached
+            self.cached = None
+            (<CachedRequest>cached).on_finish(self)
         if self.state == X_TUNNEL:
             atomic_add_relaxed_u64(&self.plane.counts.tunnels_open, <uint64_t>-1)
         self.state = X_FINISHED
@@ -974,6 +997,9 @@ cdef class Exchange(ResponseSink):
         self.total_deadline_ns = 0
         client.deadline_ns = 0
         atomic_add_relaxed_u64(&self.plane.counts.requests_active, <uint64_t>-1)
+        if self.background:
+            self.state = X_FINISHED
+            return self._forget(client)
         status_class = ctx.status // 100
         atomic_add_relaxed_u64(&counts.responses[status_class if status_class < 6 else 5], 1)
         atomic_add_relaxed_u64(&counts.bytes_received, ctx.bytes_received)
@@ -991,6 +1017,10 @@ cdef class Exchange(ResponseSink):
                 except Exception:
                     self._plugin_failed(plugin, "log")
         self.plane.log.record(ctx)
+        return self._forget(client)
+
+    cdef int _forget(self, ClientStream client) except -1:
+        """Let go of everything this request knew."""
         self.pending = None
         self.kept = None
         self.upstream = None

@@ -1,0 +1,50 @@
+from typing import Any
+
+from fastgate._core.cache import Cache
+from fastgate._core.epochs import Epochs
+from fastgate._core.http_cache import Rules
+
+__all__ = ["RESULTS", "Fill", "RouteCache", "WorkerCache"]
+
+RESULTS: tuple[str, ...]
+
+class Fill:
+    @property
+    def key(self) -> bytes: ...
+
+class WorkerCache:
+    def __init__(self, memory: Cache | None, epochs: Epochs, tiers: Any, counter: Any) -> None: ...
+    @property
+    def memory(self) -> Cache | None: ...
+    @property
+    def epochs(self) -> Epochs: ...
+    @property
+    def tiers(self) -> Any: ...
+    @property
+    def source(self) -> int: ...
+    @property
+    def background(self) -> int: ...
+    def purge_applied(self) -> None: ...
+
+class RouteCache:
+    def __init__(
+        self,
+        rules: Rules,
+        store: WorkerCache,
+        *,
+        coalesce: bool,
+        wait_ns: int,
+        counter: Any,
+        route: str,
+        strategy: Any = None,
+    ) -> None: ...
+    @property
+    def rules(self) -> Rules: ...
+    @property
+    def store(self) -> WorkerCache: ...
+    @property
+    def coalesce(self) -> bool: ...
+    @property
+    def wait_ns(self) -> int: ...
+    @property
+    def strategy(self) -> Any: ...

@@ -1,0 +1,145 @@
+# cython: boundscheck=False
+"""The cached answers of one worker: memory first, then what the host shares, and who is fetching what.
+
+WHAT     `WorkerCache` looks an answer up in the worker's own memory (L1) and in the tiers behind it, keeps what was fetched, carries
+         out purges before every look-up, and knows which keys are being fetched (`Fill`), so that one request upstream serves
+         all who ask meanwhile. `RouteCache` is what a route says of it.
+STATE    memory: `_core/cache`, bounded in bytes. fills: one for each key that is being fetched, so bounded by the requests in
+         flight. tiers: an object with get_now, get_later and put (fastgate/caching/tiers.py), or None.
+WHO      The worker's loop. Other processes are heard through `epochs` alone.
+COST     a look-up in memory is one load (nothing purged) and one hash, about 40 ns.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport INT64_MAX, int64_t
+
+from fastgate._core.cache cimport Cache
+from fastgate._core.epochs cimport FILL_ALONE, FILL_BUSY, Epochs
+from fastgate._core.http_cache cimport Rules, StoredResponse, Vary, stored_from
+from fastgate._core.metric cimport Metric, metric_add
+
+__all__ = ["RESULTS", "Fill", "RouteCache", "WorkerCache"]
+
+RESULTS = ("hit", "stale", "revalidated", "miss", "expired", "bypass", "coalesced", "stale_on_error", "only_if_cached")
+
+cdef int64_t FILL_AGE_NS = 30_000_000_000       # a leader that says nothing for so long is given up
+cdef int VARY_BYTES = 512
+
+
+cdef class Fill:
+    """One answer that is being fetched, and who waits for it in this worker."""
+
+
+cdef class WorkerCache:
+    """memory: a Cache, or None for a worker that keeps nothing itself. tiers: what lies behind it, or None."""
+
+    def __init__(self, Cache memory, Epochs epochs not None, tiers, counter):
+        self.memory = memory
+        self.epochs = epochs
+        self.tiers = tiers
+        self.fills = {}
+        self.seen = epochs.c_sequence()
+        self.purged_fills = counter("fastgate_cache_fills_purged_total")
+
+    cdef object get(self, bytes key, int64_t now_ns, int64_t realtime_now_ns):
+        """The StoredResponse or Vary under key, or None. `source` says where it was."""
+        cdef object value
+        if self.memory is not None:
+            if self.epochs.c_sequence() != self.seen:
+                self.seen = self.epochs.c_apply(self.memory, self.seen)
+            value = self.memory.lookup(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), now_ns)
+            if value is not None:
+                self.source = FROM_MEMORY
+                return value
+        if self.tiers is not None:
+            value = self.tiers.get_now(key)
+            if value is not None:
+                return self.keep(key, value, now_ns, realtime_now_ns, FROM_DISK)
+        self.source = FROM_NOWHERE
+        return None
+
+    cdef object keep(self, bytes key, object blob, int64_t now_ns, int64_t realtime_now_ns, int source):
+        """What a record of a tier says, put into memory too; None when it is damaged or says nothing."""
+        cdef object value
+        cdef StoredResponse stored
+        cdef bytes raw = bytes(blob)
+        value = Vary.from_bytes(raw)
+        if value is None:
+            value = stored_from(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
+        self.source = FROM_NOWHERE
+        if value is None:
+            return None
+        self.source = source
+        if self.memory is None:
+            return value
+        if isinstance(value, Vary):
+            self.memory.store(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), value, VARY_BYTES, INT64_MAX, 0, (), now_ns)
+        else:
+            stored = <StoredResponse>value
+            self.memory.store(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), value, stored.size,
+                              now_ns + stored.keep_until_ns - realtime_now_ns, 0, stored.tags, now_ns)
+        return value
+
+    cdef int put(self, bytes key, object value, tuple tags, int lives, int64_t keep_until_ns, int64_t began, int64_t now_ns,
+                 int64_t realtime_now_ns) except -1:
+        """Keep an answer (or a Vary) whose fetching began when the purge log was at `began`; 0 when a purge since then concerns it."""
+        if self.epochs.c_sequence() != began and self.epochs.c_concerns(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), tags, began):
+            metric_add(self.purged_fills, 1)
+            return 0
+        if self.memory is not None:
+            if self.epochs.c_sequence() != self.seen:
+                self.seen = self.epochs.c_apply(self.memory, self.seen)
+            size = VARY_BYTES if isinstance(value, Vary) else (<StoredResponse>value).size
+            self.memory.store(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), value, size, now_ns + keep_until_ns - realtime_now_ns,
+                              lives, tags, now_ns)
+        if self.tiers is not None:
+            self.tiers.put(key, value.to_bytes(), tags, keep_until_ns - realtime_now_ns, began)
+        return 1
+
+    cdef Fill lead(self, bytes key, object leader, int64_t now_ns):
+        """The Fill of this key: one that leader now leads, or that of whoever leads it in this worker. None: another process is
+        fetching it, or (place FILL_ALONE) nobody should wait for it."""
+        cdef Fill fill = <Fill>self.fills.get(key)
+        if fill is not None:
+            return fill
+        fill = Fill.__new__(Fill)
+        fill.key = key
+        fill.leader = leader
+        fill.waiters = []
+        self.epochs.c_hash(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &fill.hashed)
+        fill.place = self.epochs.c_lead(&fill.hashed, FILL_AGE_NS, now_ns)
+        if fill.place == FILL_ALONE:
+            return fill
+        if fill.place == FILL_BUSY:
+            if self.tiers is not None:
+                return None
+            fill.place = FILL_ALONE                     # its answer would never come here: no wait, and none for others
+        self.fills[key] = fill
+        return fill
+
+    cdef int done(self, Fill fill, bint alone, int64_t now_ns) except -1:
+        """The leader is through. alone: the answer is not for sharing, and the next who ask should not wait for one."""
+        if self.fills.get(fill.key) is fill:
+            del self.fills[fill.key]
+        if fill.place >= 0:
+            self.epochs.c_done(&fill.hashed, fill.place, alone, now_ns)
+            fill.place = FILL_ALONE
+        return 0
+
+    def purge_applied(self):
+        """Carry out what was purged since the last look-up."""
+        if self.memory is not None and self.epochs.c_sequence() != self.seen:
+            self.seen = self.epochs.c_apply(self.memory, self.seen)
+
+
+cdef class RouteCache:
+    """What a route says of caching. wait_ns: how long a request waits for another one that fetches the same answer."""
+
+    def __init__(self, Rules rules not None, WorkerCache store not None, *, bint coalesce, int64_t wait_ns, counter, str route,
+                 strategy=None):
+        self.rules = rules
+        self.store = store
+        self.coalesce = coalesce
+        self.wait_ns = wait_ns
+        self.strategy = strategy
+        self.results = tuple(counter("fastgate_cache_requests_total", route=route, result=word) for word in RESULTS)

@@ -1,0 +1,54 @@
+"""C interface of fastgate.server.caching."""
+
+from libc.stdint cimport int64_t
+
+from fastgate._core.context cimport Reason
+from fastgate._core.headers cimport Headers
+from fastgate._core.http_cache cimport Decision, RequestRules, StoredResponse, Vary
+from fastgate._core.worker_cache cimport Fill, RouteCache
+from fastgate.server.exchange cimport ClientStream, Exchange
+
+cdef class NoClient(ClientStream):
+    cdef Exchange exchange
+
+cdef class CachedRequest:
+    cdef RouteCache route
+    cdef RequestRules rules
+    cdef bytes key                        # primary
+    cdef bytes variant                    # where this request's answer is kept: key, or that of its variant
+    cdef Vary vary
+    cdef StoredResponse found             # what may be revalidated, or serve when the upstream fails
+    cdef Fill fill                        # the one we lead, or wait for
+    cdef bint leads
+    cdef bint waiting
+    cdef int64_t waits_until_ns           # CLOCK_MONOTONIC; 0 before the first wait
+    cdef object poll
+    cdef Decision decision
+    cdef list pieces
+    cdef int64_t size
+    cdef int64_t began                    # the purge log when the fetching began
+    cdef int64_t sent_ns                  # CLOCK_REALTIME
+    cdef bint revalidating
+    cdef bint background
+    cdef bint collapsed
+    cdef bytes why                        # fwd= of Cache-Status
+    cdef int source
+    cdef int look(self, Exchange x) except -1
+    cdef int judge(self, Exchange x, StoredResponse found) except -1
+    cdef int fetch(self, Exchange x) except -1
+    cdef int bypass(self, Exchange x, bytes why) except -1
+    cdef int serve(self, Exchange x, StoredResponse stored, int result) except -1
+    cdef int edited(self, Exchange x, int status, bytes head, bytes body, bytes tail) except -1
+    cdef int revalidate_behind(self, Exchange x, StoredResponse found) except -1
+    cdef int release(self, Exchange x, StoredResponse stored, bint alone) except -1
+    cdef int wait_over(self, Exchange x) except -1
+    cdef int count(self, int result) except -1
+    # What the exchange tells
+    cdef int conditions(self, Headers fields) except -1
+    cdef int on_answer(self, Exchange x, int status, bytes phrase, Headers fields) except -1
+    cdef int on_chunk(self, bytes chunk, Exchange x) except -1
+    cdef int on_whole(self, Exchange x) except -1
+    cdef int on_failure(self, Exchange x, Reason reason) except -1
+    cdef int on_finish(self, Exchange x) except -1
+
+cdef int cache_begin(Exchange x) except -1

@@ -1,0 +1,6 @@
+from fastgate.server.exchange import ClientStream
+
+__all__ = ["CachedRequest"]
+
+class NoClient(ClientStream): ...
+class CachedRequest: ...

@@ -1,0 +1,620 @@
+# cython: boundscheck=False, nonecheck=True
+"""What the cache does for one request, between the decisions and the upstream.
+
+WHAT     `cache_begin` takes over where the decisions end: it answers from the store, waits for another request that fetches the
+         same answer, or lets the exchange forward and keeps what comes back. Whether and how long is `_core/http_cache`'s word,
+         where from is `_core/worker_cache`'s.
+
+             look ─ fresh ──────────────────────────────────────► serve
+               │ ├─ stale-while-revalidate ─► serve, and fetch behind
+               │ ├─ only-if-cached, not there ─► 504
+               │ └─ somebody fetches it ─► wait ─ it came ─► look again
+               ▼                              └─ it is not for sharing, failed, or took too long ─► fetch
+             fetch ─► on_answer ─ 304 to our own question ─► freshen, serve
+                          │   └── 5xx, and a stale answer may stand in ─► serve
+                          ▼
+                      on_chunk … on_whole ─► keep ─► wake who waits
+
+STATE    One CachedRequest per request of a route with `cache`. It leads at most one Fill or waits for one; `on_finish` gives either up.
+WHO      The worker's loop.
+COST     A hit is two small objects, a look-up and one send. A fetched answer is held once more until it is whole.
+SOURCES  RFC 9111; RFC 5861; RFC 9211; Varnish's busy objects and hit-for-miss; nginx proxy_cache_lock.
+"""
+
+import hashlib
+import logging
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint64_t
+
+from fastgate._core.atomic cimport atomic_add_relaxed_u64
+from fastgate._core.clock cimport monotonic_ns, realtime_ns
+from fastgate._core.context cimport M_HEAD, Reason, RequestContext
+from fastgate._core.headers cimport H_CONTENT_LENGTH, Headers
+from fastgate._core.http_cache cimport (
+    CACHE_FRESH, CACHE_MISS, CACHE_ONLY_IF_CACHED, CACHE_REVALIDATE, CACHE_STALE_WHILE_REVALIDATE, TAIL_ROOM, Decision,
+    RequestRules, Rules, StoredResponse, Vary,
+)
+from fastgate._core.http_fields cimport CC_ONLY_IF_CACHED
+from fastgate._core.metric cimport Metric, metric_add
+from fastgate._core.pipeline cimport Pipeline, ResponseHead
+from fastgate._core.plan cimport RoutePlan
+from fastgate._core.worker_cache cimport (
+    C_BYPASS, C_COALESCED, C_EXPIRED, C_HIT, C_MISS, C_ONLY_IF_CACHED, C_REVALIDATED, C_STALE, C_STALE_ON_ERROR,
+    FROM_REDIS, Fill, RouteCache, WorkerCache,
+)
+from fastgate.server.exchange cimport LENGTH_NONE, X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, ClientStream, Exchange, Plane
+
+from fastgate._core.http_cache import REPLACED_FIELDS, identity_key, merge_vary
+from fastgate.errors import REASONS
+
+__all__ = ["CachedRequest"]
+
+log = logging.getLogger("fastgate")
+
+cdef Reason ONLY_IF_CACHED = REASONS["only_if_cached"]
+cdef int64_t DAY_NS = 86_400_000_000_000
+cdef double POLL_S = 0.003                      # between looks at what another worker fetches
+cdef enum:
+    MOST_BEHIND = 64                            # revalidations that nobody waits for, at once in a worker
+    KEY_BODY_BYTES = 1048576                    # of a request whose body is part of the key
+    VARY_DAYS = 30
+
+
+cdef int cache_begin(Exchange x) except -1:
+    """Every decision is made and the route caches: answer from the store, or go on to the upstream."""
+    cdef RequestContext ctx = x.ctx
+    cdef RouteCache route = <RouteCache>x.route.cache
+    cdef CachedRequest c = CachedRequest.__new__(CachedRequest)
+    if ctx.upgrade:
+        return x._forward()                             # a tunnel is nobody else's
+    c.route = route
+    c.rules = route.rules.c_read(ctx.method_id, ctx.method_bytes, ctx.headers, ctx.has_body)
+    x.cached = c
+    if not c.rules.cacheable:
+        return c.bypass(x, b"method" if c.rules.unsafe else b"request")
+    if route.rules.wants_body and c.rules.post and ctx.has_body and ctx.body is None:
+        if not 0 <= ctx.content_length <= KEY_BODY_BYTES:
+            return c.bypass(x, b"request")             # too large to be held for the sake of a key
+        x.state = X_SUSPENDED
+        x.task = x.plane.loop.create_task(with_body(x))
+        return 0
+    return c.look(x)
+
+
+async def with_body(Exchange x):
+    """The key needs the request's body: read it whole first."""
+    cdef CachedRequest c = <CachedRequest>x.cached
+    try:
+        await x._whole_body(KEY_BODY_BYTES)
+        if x.state != X_SUSPENDED:
+            return
+        x.task = None
+        x.state = X_NEW
+        x.ctx.now_ns = monotonic_ns()
+        c.look(x)
+    except Exception:
+        log.exception("while caching request %s", x.ctx.request_id)
+        if x.state != X_FINISHED:
+            x._fail(REASONS["internal_error"])
+
+
+cdef class CachedRequest:
+    """A request of a route with `cache`."""
+
+    cdef int look(self, Exchange x) except -1:
+        """Look for an answer, and decide."""
+        cdef RequestContext ctx = x.ctx
+        cdef Rules rules = self.route.rules
+        cdef WorkerCache store = self.route.store
+        cdef bytes consumer = None
+        cdef bytes body = None
+        cdef object value
+        cdef int64_t now = realtime_ns()
+        if self.key is None:
+            if rules.wants_consumer and ctx.identity is not None:
+                consumer = <bytes>identity_key(ctx.identity)
+            if rules.wants_body and self.rules.post and ctx.body:
+                body = hashlib.blake2b(ctx.body, digest_size=16).digest()
+            if self.route.strategy is not None:
+                self.key = self.route.strategy.key(ctx)
+                if self.key is not None:
+                    self.key = rules.c_key(self.rules, ctx.scheme == "https", ctx.authority, self.key, None, consumer, body)
+            else:
+                self.key = rules.c_key(self.rules, ctx.scheme == "https", ctx.authority, ctx.path_bytes, ctx.query_bytes, consumer,
+                                       body)
+            if self.key is None:
+                return self.bypass(x, b"request")
+        self.began = store.epochs.c_sequence()
+        self.variant = self.key
+        self.vary = None
+        value = store.get(self.key, ctx.now_ns, now)
+        if isinstance(value, Vary):
+            self.vary = <Vary>value
+            self.variant = self.vary.c_key(self.key, ctx.headers)
+            value = store.get(self.variant, ctx.now_ns, now)
+            if isinstance(value, Vary):
+                value = None
+        self.source = store.source
+        if value is None and store.tiers is not None and store.tiers.has_later and self.poll is None:
+            x.state = X_SUSPENDED
+            x.task = x.plane.loop.create_task(self.ask_later(x))
+            return 0
+        return self.judge(x, <StoredResponse>value)
+
+    async def ask_later(self, Exchange x):
+        """Ask the tier that must be awaited; it has its own time limit."""
+        cdef WorkerCache store = self.route.store
+        cdef object value
+        try:
+            for _ in range(2):
+                blob = await store.tiers.get_later(self.variant)
+                if x.state != X_SUSPENDED:
+                    return
+                x.ctx.now_ns = monotonic_ns()
+                value = None
+                if blob is not None:
+                    value = store.keep(self.variant, blob, x.ctx.now_ns, realtime_ns(), FROM_REDIS)
+                if not isinstance(value, Vary) or self.variant is not self.key:
+                    break
+                self.vary = <Vary>value
+                self.variant = self.vary.c_key(self.key, x.ctx.headers)
+                value = store.get(self.variant, x.ctx.now_ns, realtime_ns())
+                if value is not None:
+                    break
+            if isinstance(value, Vary):
+                value = None
+            self.source = store.source
+        except Exception:
+            log.exception("while asking the cache for request %s", x.ctx.request_id)
+            if x.state != X_SUSPENDED:
+                return
+            value = None
+        x.task = None
+        x.state = X_NEW
+        try:
+            self.judge(x, <StoredResponse>value)
+        except Exception:
+            log.exception("while caching request %s", x.ctx.request_id)
+            if x.state != X_FINISHED:
+                x._fail(REASONS["internal_error"])
+
+    cdef int judge(self, Exchange x, StoredResponse found) except -1:
+        """What there is, or None: use it, or fetch."""
+        cdef int verdict = CACHE_MISS
+        if found is not None:
+            verdict = found.c_judge(self.rules, realtime_ns())
+        elif self.rules.flags & CC_ONLY_IF_CACHED:
+            verdict = CACHE_ONLY_IF_CACHED
+        if not self.route.rules.enforce and verdict != CACHE_MISS:
+            self.count(C_HIT if verdict == CACHE_FRESH else C_STALE)        # shadow mode: only what it would have been
+            self.why = b"bypass"
+            return x._forward()
+        if verdict == CACHE_FRESH:
+            return self.serve(x, found, C_COALESCED if self.collapsed else C_HIT)
+        if verdict == CACHE_STALE_WHILE_REVALIDATE:
+            self.revalidate_behind(x, found)
+            return self.serve(x, found, C_STALE)
+        if verdict == CACHE_ONLY_IF_CACHED:
+            self.count(C_ONLY_IF_CACHED)
+            return x.refuse(ONLY_IF_CACHED)
+        self.found = found
+        self.why = b"uri-miss"
+        if verdict == CACHE_REVALIDATE:
+            self.why = b"stale"
+            self.revalidating = found.etag is not None or len(found.conditions()) > 0
+        elif self.vary is not None:
+            self.why = b"vary-miss"
+        return self.fetch(x)
+
+    cdef int fetch(self, Exchange x) except -1:
+        """Ask the upstream, unless somebody is doing so already."""
+        cdef WorkerCache store = self.route.store
+        cdef Fill fill
+        cdef int64_t now_ns = x.ctx.now_ns
+        if self.route.coalesce and not self.rules.head and (self.waits_until_ns == 0 or now_ns < self.waits_until_ns):
+            fill = store.lead(self.variant, x, now_ns)
+            if fill is None or fill.leader is not x:
+                if self.waits_until_ns == 0:
+                    self.waits_until_ns = now_ns + self.route.wait_ns
+                self.waiting = True
+                self.collapsed = True
+                x._arm(max(self.waits_until_ns - now_ns, 1), None)
+                if fill is None:
+                    self.poll = x.plane.loop.call_later(POLL_S, look_again, x)
+                else:
+                    self.fill = fill
+                    fill.waiters.append(x)
+                return 0
+            self.fill = fill
+            self.leads = True
+        self.collapsed = False
+        self.count(C_EXPIRED if self.found is not None else C_MISS)
+        return x._forward()
+
+    cdef int wait_over(self, Exchange x) except -1:
+        """What it waited for did not come in time: fetch it alone."""
+        self.waiting = False
+        if self.poll is not None:
+            self.poll.cancel()
+        if self.fill is not None:
+            self.fill.waiters.remove(x)
+            self.fill = None
+        self.collapsed = False
+        self.count(C_EXPIRED if self.found is not None else C_MISS)
+        return x._forward()
+
+    cdef int release(self, Exchange x, StoredResponse stored, bint alone) except -1:
+        """The fetch we led is over: wake who waits for it. alone: its answer is not for sharing."""
+        cdef Fill fill = self.fill
+        cdef Exchange waiter
+        cdef CachedRequest c
+        cdef int64_t now_ns = monotonic_ns()
+        if not self.leads or fill is None:
+            return 0
+        self.fill = None
+        self.leads = False
+        self.route.store.done(fill, alone, now_ns)
+        waiters = fill.waiters
+        fill.waiters = []
+        fill.leader = None
+        for each in waiters:
+            waiter = <Exchange>each
+            if waiter.state == X_FINISHED:
+                continue
+            c = <CachedRequest>waiter.cached
+            c.waiting = False
+            c.fill = None
+            waiter.ctx.now_ns = now_ns
+            try:
+                if alone:
+                    c.collapsed = False
+                    c.count(C_EXPIRED if c.found is not None else C_MISS)
+                    waiter._forward()
+                else:
+                    c.look(waiter)
+            except Exception:
+                log.exception("while caching request %s", waiter.ctx.request_id)
+                if waiter.state != X_FINISHED:
+                    waiter._fail(REASONS["internal_error"])
+        return 0
+
+    cdef int bypass(self, Exchange x, bytes why) except -1:
+        self.why = why
+        self.count(C_BYPASS)
+        return x._forward()
+
+    cdef int count(self, int result) except -1:
+        metric_add(<Metric>self.route.results[result], 1)
+        return 0
+
+    # answers
+
+    cdef int serve(self, Exchange x, StoredResponse stored, int result) except -1:
+        """Answer from the store; the request ends here unless its upstream is still to be read to the end."""
+        cdef RequestContext ctx = x.ctx
+        cdef Rules rules = self.route.rules
+        cdef Pipeline pipeline = x.route.pipeline
+        cdef char[TAIL_ROOM] tail
+        cdef int tail_n = stored.c_tail(rules, realtime_ns(), tail)
+        cdef int status = stored.status
+        cdef bytes head = stored.head
+        cdef bytes body = stored.body
+        self.count(result)
+        x.response_started = True
+        x.state = X_RELAYING
+        if not self.rules.simple:
+            status, head, body = stored.answer(self.rules)
+        elif self.rules.head:
+            body = b""
+        ctx.status = status
+        if pipeline.response or x.route.response_edits is not None or pipeline.response_chunk:
+            self.edited(x, status, head, body, tail[:tail_n])
+        else:
+            x.client.respond_ready(x, head, tail, tail_n, body)
+        if x.up is not None:
+            return 0                                    # a 304 of the upstream: it ends by itself, and then the request
+        x.response_complete = True
+        x.client.flush()
+        return x._finish()
+
+    cdef int edited(self, Exchange x, int status, bytes head, bytes body, bytes tail) except -1:
+        """The same through the route's edits and response hooks."""
+        cdef RequestContext ctx = x.ctx
+        cdef Headers fields = Headers()
+        cdef ResponseHead made
+        cdef int64_t length
+        lines = (head + tail).split(b"\r\n")
+        for line in lines[1:]:
+            if line:
+                name, _, value = line.partition(b": ")
+                fields.add(name, value)
+        if x.route.response_edits is not None:
+            x.route.response_edits.apply(ctx, fields)
+        made = ResponseHead(status, fields, body)
+        x._response_hooks(made)
+        fields = made.headers
+        body = made.body
+        ctx.status = made.status
+        if x.route.pipeline.response_chunk and body:
+            body = x._hooked_response_chunk(body, False)
+            if body is None:
+                return 0
+            last = x._hooked_response_chunk(b"", True)
+            if last is None:
+                return 0
+            body = body + last
+        if ctx.method_id == M_HEAD or ctx.status == 204 or ctx.status == 304:
+            given = fields.find_known(H_CONTENT_LENGTH)
+            x.told_length = int(given) if given is not None and ctx.status != 204 else -1
+            x.client.respond_head(x, ctx.status, None, fields, LENGTH_NONE)
+        else:
+            x.client.respond_head(x, ctx.status, None, fields, len(body))
+            if body:
+                x.client.respond_chunk(x, body)
+        return x.client.respond_end(x, None)
+
+    cdef int revalidate_behind(self, Exchange x, StoredResponse found) except -1:
+        """Ask the upstream whether a stale answer still holds, while it is already on its way to the client."""
+        cdef WorkerCache store = self.route.store
+        cdef Exchange behind
+        cdef RequestContext ctx, from_ctx = x.ctx
+        cdef CachedRequest c
+        cdef NoClient client
+        cdef Fill fill
+        if store.background >= MOST_BEHIND:
+            return 0
+        fill = store.lead(self.variant, None, from_ctx.now_ns)
+        if fill is None or fill.leader is not None:
+            return 0
+        behind = Exchange.__new__(Exchange)
+        fill.leader = behind
+        ctx = RequestContext.__new__(RequestContext)
+        client = NoClient.__new__(NoClient)
+        client.exchange = behind
+        client.client_writable = True
+        behind.plane = x.plane
+        behind.plan = x.plan
+        behind.client = client
+        behind.ctx = ctx
+        behind.route = x.route
+        behind.counts = x.counts
+        behind.body_complete = True
+        behind.background = True
+        behind.body_timeout_ns = x.body_timeout_ns
+        behind.told_length = -1
+        ctx.method_bytes = b"GET"
+        ctx.method_id = 0
+        ctx.target = from_ctx.target
+        ctx.path_bytes = from_ctx.path_bytes
+        ctx.query_bytes = from_ctx.query_bytes
+        ctx.authority = from_ctx.authority
+        ctx.host_bytes = from_ctx.host_bytes
+        ctx.version_minor = 1
+        ctx.headers = from_ctx.headers.copy()
+        ctx.scheme = from_ctx.scheme
+        ctx.peer = from_ctx.peer
+        ctx.client = from_ctx.client
+        ctx.trusted = from_ctx.trusted
+        ctx.request_id_bytes = from_ctx.request_id_bytes
+        ctx.forwarding = from_ctx.forwarding
+        ctx.upstream_lines = from_ctx.upstream_lines
+        ctx.identity = from_ctx.identity
+        ctx.route = from_ctx.route
+        ctx.param_names = from_ctx.param_names
+        ctx.params_n = from_ctx.params_n
+        for i in range(from_ctx.params_n):
+            ctx.param_start[i] = from_ctx.param_start[i]
+            ctx.param_size[i] = from_ctx.param_size[i]
+        ctx.now_ns = ctx.started_ns = from_ctx.now_ns
+        c = CachedRequest.__new__(CachedRequest)
+        c.route = self.route
+        c.rules = self.route.rules.c_read(0, b"GET", ctx.headers, False)
+        self.route.rules.c_key(c.rules, ctx.scheme == "https", ctx.authority, ctx.path_bytes, ctx.query_bytes,
+                               <bytes>identity_key(ctx.identity) if self.route.rules.wants_consumer and ctx.identity is not None else None,
+                               None)
+        c.key = self.key
+        c.variant = self.variant
+        c.vary = self.vary
+        c.found = found
+        c.fill = fill
+        c.leads = True
+        c.began = self.began
+        c.revalidating = len(found.conditions()) > 0
+        c.background = True
+        c.why = b"stale"
+        behind.cached = c
+        store.background = store.background + 1
+        atomic_add_relaxed_u64(&x.plane.counts.requests_active, 1)
+        x.plane.loop.call_soon(start_behind, behind)
+        return 0
+
+    # what the exchange tells
+
+    cdef int conditions(self, Headers fields) except -1:
+        """The head for the upstream: our question in place of the client's own."""
+        cdef bytes lower
+        self.sent_ns = realtime_ns()
+        if self.found is None or self.rules is None or not self.rules.cacheable:
+            return 0
+        for name in REPLACED_FIELDS:
+            lower = <bytes>name
+            fields.drop(PyBytes_AS_STRING(lower), PyBytes_GET_SIZE(lower))
+        if self.revalidating and not self.rules.head:
+            for name, value in self.found.conditions():
+                fields.add(name, value)
+        return 0
+
+    cdef int on_answer(self, Exchange x, int status, bytes phrase, Headers fields) except -1:
+        """An answer's head is here, as the upstream_response hooks left it. 1: the client has its answer from the store."""
+        cdef RequestContext ctx = x.ctx
+        cdef Rules rules = self.route.rules
+        cdef WorkerCache store = self.route.store
+        cdef Decision decision
+        cdef StoredResponse stored
+        cdef int64_t now = realtime_ns()
+        if not self.rules.cacheable:
+            if self.rules.unsafe:
+                for key in rules.invalidated(self.rules, status, fields, ctx.scheme == "https", ctx.authority, ctx.path_bytes,
+                                             ctx.query_bytes):
+                    store.epochs.purge_key(key)
+                    store.epochs.purge_tag(key)
+            self.add_status(fields, rules.forwarded(self.why))
+            return 0
+        if self.revalidating and status == 304 and not self.rules.head:
+            decision = rules.update(self.rules, self.found, fields, self.sent_ns, now)
+            stored = self.found
+            if decision is not None:
+                stored = decision.c_finish(self.found.body)
+                if decision.storable:
+                    self.keep(x, stored, decision)
+            self.release(x, stored, decision is None or not decision.storable)
+            self.serve(x, stored, C_REVALIDATED)
+            return 1
+        if status >= 500 and self.found is not None and self.found.c_may_serve_on_error(self.rules, now):
+            self.release(x, None, True)
+            stored = self.found
+            x._let_go()
+            self.serve(x, stored, C_STALE_ON_ERROR)
+            return 1
+        if self.rules.head:
+            if self.found is not None and status == 200:
+                decision = rules.update_from_head(self.rules, self.found, fields, self.sent_ns, now)
+                if decision is None:
+                    store.epochs.purge_key(self.variant)
+                else:
+                    self.keep(x, decision.c_finish(self.found.body), decision)
+            self.add_status(fields, rules.forwarded(self.why, status))
+            return 0
+        decision = rules.c_store(self.rules, status, phrase if phrase else b"", fields, self.sent_ns, now)
+        if decision.storable and self.route.strategy is not None and not self.route.strategy.cacheable(ctx, status, fields):
+            decision.storable = False
+        if decision.storable:
+            self.decision = decision
+            self.pieces = []
+        else:
+            self.release(x, None, True)
+        self.add_status(fields, rules.forwarded(self.why, status, decision.storable, self.collapsed,
+                                                None if decision.storable else decision.why.encode()))
+        return 0
+
+    def add_status(self, Headers fields, bytes line):
+        """Add a ready Cache-Status line to the fields."""
+        if line:
+            fields.add(b"Cache-Status", line[14:len(line) - 2])
+
+    cdef int on_chunk(self, bytes chunk, Exchange x) except -1:
+        """A piece of the answer's body."""
+        if self.decision is None:
+            return 0
+        self.size += PyBytes_GET_SIZE(chunk)
+        if <uint64_t>self.size > self.decision.max_size:
+            self.decision = None
+            self.pieces = None
+            return self.release(x, None, True)
+        self.pieces.append(chunk)
+        return 0
+
+    cdef int on_whole(self, Exchange x) except -1:
+        """The answer is whole: keep it, and wake who waits."""
+        cdef Decision decision = self.decision
+        cdef StoredResponse stored
+        cdef bytes body
+        if decision is None:
+            return self.release(x, None, False)
+        self.decision = None
+        body = <bytes>self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+        self.pieces = None
+        if not decision.fits(len(body)):
+            return self.release(x, None, True)
+        stored = decision.c_finish(body)
+        self.keep(x, stored, decision)
+        return self.release(x, stored, False)
+
+    def keep(self, Exchange x, StoredResponse stored, Decision decision):
+        """Put an answer under its key, or under its variant's with a Vary under the key."""
+        cdef WorkerCache store = self.route.store
+        cdef int64_t now_ns = monotonic_ns()
+        cdef int64_t now = realtime_ns()
+        cdef bytes key = self.key
+        cdef Vary vary
+        cdef tuple tags = stored.tags
+        cdef int64_t until = stored.keep_until_ns
+        if stored.vary:
+            vary = merge_vary(self.vary, stored.vary)
+            key = vary.c_key(self.key, x.ctx.headers)
+            tags = (*tags, self.key)                    # a purge of the key ends its variants too
+            oldest = vary.admit(key, self.route.rules.max_variants)
+            if oldest is not None:
+                store.epochs.purge_key(oldest)
+            if vary is not self.vary and not store.put(self.key, vary, (), 0, now + VARY_DAYS * DAY_NS, self.began, now_ns, now):
+                return
+        store.put(key, stored, tags, 0, until, self.began, now_ns, now)
+
+    cdef int on_failure(self, Exchange x, Reason reason) except -1:
+        """The upstream cannot be asked, or failed before an answer. 1: a stale answer stood in."""
+        cdef StoredResponse found = self.found
+        if found is None or x.response_started or not self.rules.cacheable or self.waiting \
+                or not found.c_may_serve_on_error(self.rules, realtime_ns()):
+            return 0
+        self.found = None
+        self.release(x, None, True)
+        self.serve(x, found, C_STALE_ON_ERROR)
+        return 1
+
+    cdef int on_finish(self, Exchange x) except -1:
+        """The request is over: whoever waits for us must not wait for nothing."""
+        self.decision = None
+        self.pieces = None
+        if self.poll is not None:
+            self.poll.cancel()
+            self.poll = None
+        if self.waiting and self.fill is not None:
+            self.waiting = False
+            self.fill.waiters.remove(x)
+            self.fill = None
+        if self.background:
+            self.route.store.background = self.route.store.background - 1
+        if self.leads:
+            self.release(x, None, False)
+        return 0
+
+
+def look_again(Exchange x):
+    """Another worker fetches it: see whether it has come."""
+    cdef CachedRequest c = <CachedRequest>x.cached
+    if x.state == X_FINISHED or c is None or not c.waiting:
+        return
+    c.waiting = False
+    x.ctx.now_ns = monotonic_ns()
+    try:
+        c.look(x)
+    except Exception:
+        log.exception("while caching request %s", x.ctx.request_id)
+        if x.state != X_FINISHED:
+            x._fail(REASONS["internal_error"])
+
+
+def start_behind(Exchange behind):
+    """Start a revalidation that no client waits for."""
+    behind.ctx.now_ns = monotonic_ns()
+    try:
+        behind._forward()
+    except Exception:
+        log.exception("while revalidating for request %s", behind.ctx.request_id)
+        if behind.state != X_FINISHED:
+            behind._fail(REASONS["internal_error"])
+
+
+cdef class NoClient(ClientStream):
+    """Where the answer to a background revalidation goes: nowhere."""
+
+    cdef int expired(self, int64_t now_ns) except -1:
+        if self.exchange is not None:
+            self.exchange.deadline_passed(now_ns)
+        return 0
+
+    cdef int exchange_finished(self, Exchange exchange) except -1:
+        exchange.plane.wheel.cancel(self)
+        self.exchange = None
+        return 0
