@@ -47,8 +47,9 @@ APART = {"features": (), "ai": ("ai.schema",)}
 ADDRESSES: dict[str, tuple[str, ...]] = {
     "cel_expr_python": ("features.policy",),
     "click": ("cli",),
-    "cryptography": ("state.sealing", "auth"),
+    "cryptography": ("auth", "state.sealing"),
     "httptools": ("server.connection", "upstream.connection", "loadtest"),
+    "jwt": ("auth.jwks",),
     "msgspec": (
         *("settings", "plugin", "state", "auth", "caching", "features", "upstream"),
         *("config", "plan", "server", "control", "explain"),

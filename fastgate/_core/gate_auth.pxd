@@ -29,8 +29,9 @@ cdef class AuthGate(Plugin):
     cdef readonly tuple schemes
     cdef CredentialCache cache
     cdef Directory directory
-    cdef tuple places               # (header name, hides it, scheme) of the schemes whose credential is one field
+    cdef tuple places               # (header name, {scheme: hides it}) of the schemes whose credential is one field
     cdef int places_n
+    cdef object answered
     cdef uint64_t family
     cdef bint forward
     cdef Reason unauthorized

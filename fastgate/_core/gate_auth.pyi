@@ -29,6 +29,7 @@ class AuthGate(Plugin):
         forward: bool,
         rejected: object,
         later: object,
+        answered: object,
         unavailable_error: type[Exception],
         unauthorized: Reason,
         unavailable: Reason,

@@ -117,12 +117,12 @@ cdef class AuthGate(Plugin):
     """Who is it? The first scheme that knows says so; when none does the answer is 401 with every scheme's challenge.
 
     schemes: objects like fastgate.auth.scheme.Scheme. family: 64 bits that differ between gates that would judge a credential
-    differently. forward: whether the upstream is told (X-Consumer-*). rejected, later, unavailable_error: what schemes say and
-    raise. unauthorized, unavailable: the rows of REASONS.
+    differently. forward: whether the upstream is told (X-Consumer-*). rejected, later, answered, unavailable_error: what schemes
+    say and raise. unauthorized, unavailable: the rows of REASONS.
     """
 
     def __init__(self, schemes, *, CredentialCache cache not None, Directory directory, uint64_t family, bint forward, rejected, later,
-                 unavailable_error, Reason unauthorized not None, Reason unavailable not None):
+                 answered, unavailable_error, Reason unauthorized not None, Reason unavailable not None):
         self.compiled_decide = True
         self.name = "auth"
         self.schemes = tuple(schemes)
@@ -135,15 +135,16 @@ cdef class AuthGate(Plugin):
         self.unavailable_error = unavailable_error
         self.unauthorized = unauthorized
         self.unavailable = unavailable
-        places = []
+        self.answered = answered
+        places = {}
         for scheme in self.schemes:
             if scheme.cacheable:
                 for header in getattr(scheme, "credential_headers", None) or (scheme.credential_header,):
-                    places.append((header.lower().encode("latin-1"), bool(getattr(scheme, "hide", False)), scheme))
-        self.places = tuple(places)
+                    places.setdefault(header.lower().encode("latin-1"), {})[scheme.name] = bool(getattr(scheme, "hide", False))
+        self.places = tuple(places.items())
         self.places_n = len(places)
-        self.challenge_lines = b"".join(
-            b"WWW-Authenticate: " + scheme.challenge.encode("latin-1") + b"\r\n" for scheme in self.schemes if scheme.challenge)
+        challenges = dict.fromkeys(scheme.challenge for scheme in self.schemes if scheme.challenge)
+        self.challenge_lines = b"".join(b"WWW-Authenticate: " + challenge.encode("latin-1") + b"\r\n" for challenge in challenges)
         bounds = [getattr(scheme, "request_body_bytes", 0) for scheme in self.schemes]
         self.request_body_bytes = max(bounds) if bounds else 0
 
@@ -157,7 +158,7 @@ cdef class AuthGate(Plugin):
             self.cache.key_of(self.family + <uint64_t>place, field.value, field.value_n, &key)
             identity = self.cache.find(&key, ctx.now_ns)
             if identity is not None and self.current(identity):
-                return self.accept(ctx, identity, (<tuple>self.places[place])[1], field)
+                return self.accept(ctx, identity, (<dict>(<tuple>self.places[place])[1]).get(identity.method, False), field)
         return self.walk(ctx, 0, False, False)
 
     cdef field_t* credential(self, RequestContext ctx, int* at):
@@ -234,6 +235,8 @@ cdef class AuthGate(Plugin):
             elif said is self.later:
                 ctx.remember(self, (i, rejected, unavailable))
                 return V_SUSPEND
+            elif said is self.answered:
+                return V_RESPOND
             else:
                 return self.take(ctx, <Identity?>said, scheme)
         return self.refuse(ctx, self.unavailable if unavailable else self.unauthorized)
@@ -250,7 +253,7 @@ cdef class AuthGate(Plugin):
         cdef int place = -1
         cdef bint hide = bool(getattr(scheme, "hide", False))
         field = self.credential(ctx, &place)
-        if field != NULL and (<tuple>self.places[place])[2] is scheme:
+        if field != NULL and scheme.name in <dict>(<tuple>self.places[place])[1]:
             if identity.expires_ns:
                 until_ns = ctx.now_ns + identity.expires_ns - realtime_ns()
             if scheme.cache_ns:
@@ -282,6 +285,8 @@ cdef class AuthGate(Plugin):
                 said = None
             if said is self.rejected:
                 rejected = True
+            elif said is self.answered:
+                return V_RESPOND
             elif said is not None:
                 return self.take(ctx, <Identity?>said, scheme)
             verdict = self.walk(ctx, i + 1, rejected, unavailable)

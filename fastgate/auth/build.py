@@ -11,16 +11,34 @@ import msgspec
 
 from fastgate._core.gate_auth import AuthGate, CredentialCache
 from fastgate.auth.api_key import ApiKeyScheme
+from fastgate.auth.consumers import Consumers
 from fastgate.auth.digests import BodyDigest
 from fastgate.auth.hmac import Hmac
-from fastgate.auth.scheme import LATER, REJECTED, Scheme, Unavailable
+from fastgate.auth.scheme import ANSWERED, LATER, REJECTED, Scheme, Unavailable
 from fastgate.auth.section import AuthUse
 from fastgate.auth.signatures import Signatures
 from fastgate.errors import REASONS
+from fastgate.upstream.fetch import Fetcher
 
 __all__ = ["SCHEMES", "build", "build_digest"]
 
 MakeScheme = Callable[[Any, Any], Scheme]
+
+
+def _jwt(settings: Any, env: Any) -> Scheme:
+    from fastgate.auth.jwt import JwtScheme  # PyJWT and cryptography take 60 ms to import
+
+    return JwtScheme(
+        settings,
+        _consumers(env).identity,
+        fetcher=lambda: Fetcher(env.around, settings.tls),
+        counter=env.around.memory.metrics.counter,
+    )
+
+
+def _consumers(env: Any) -> Consumers:
+    return Consumers(env.config.consumers, env.around.memory.directory)
+
 
 SCHEMES: dict[str, MakeScheme] = {
     "api_key": lambda settings, env: ApiKeyScheme(
@@ -28,6 +46,7 @@ SCHEMES: dict[str, MakeScheme] = {
     ),
     "hmac": Hmac.build,
     "signatures": Signatures.build,
+    "jwt": _jwt,
 }
 """By name, which is also the name of its settings in the section `auth`: (settings, FeatureEnv) → Scheme."""
 
@@ -53,6 +72,7 @@ def build(use: AuthUse | None, env: Any) -> AuthGate | None:
         forward=use.forward,
         rejected=REJECTED,
         later=LATER,
+        answered=ANSWERED,
         unavailable_error=Unavailable,
         unauthorized=REASONS["unauthorized"],
         unavailable=REASONS["auth_unavailable"],

@@ -1,9 +1,10 @@
 """What a method of authentication is to the gate that asks it.
 
-The gate walks a route's schemes in the order of the config. Each looks at the request and says one of four
-things: an Identity (this is who it is), None (there is no credential of this kind here: ask the next),
+The gate walks a route's schemes in the order of the config. Each looks at the request and says one of
+these things: an Identity (this is who it is), None (there is no credential of this kind here: ask the next),
 REJECTED (there is one and it is wrong; the client gets the same 401 whatever was wrong with it), or LATER
-(something must be awaited: the gate calls `verify_later`, and only that request waits). A scheme that cannot
+(something must be awaited: the gate calls `verify_later`, and only that request waits). One that has put an
+answer of its own on the request (`ctx.respond`) says ANSWERED, and the walk is over. A scheme that cannot
 ask the server it depends on raises Unavailable; whether such a request passes is the scheme's `on_error`.
 
 What exactly was wrong is for the operator: `count("expired")` shows in `fastgate_auth_total`, never in the
@@ -17,7 +18,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol
 
 from fastgate._core.context import RequestContext
 
-__all__ = ["LATER", "REJECTED", "CounterOf", "Scheme", "Unavailable", "Verdict", "authorization"]
+__all__ = ["ANSWERED", "LATER", "REJECTED", "CounterOf", "Scheme", "Unavailable", "Verdict", "authorization"]
 
 
 class Verdict(enum.Enum):
@@ -25,10 +26,12 @@ class Verdict(enum.Enum):
 
     REJECTED = 1
     LATER = 2
+    ANSWERED = 3
 
 
 REJECTED: Final = Verdict.REJECTED
 LATER: Final = Verdict.LATER
+ANSWERED: Final = Verdict.ANSWERED
 
 
 class Unavailable(Exception):

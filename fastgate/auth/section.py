@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
-from fastgate.auth.settings import HmacConfig, SignaturesConfig
+from fastgate.auth.settings import HmacConfig, JwtConfig, SignaturesConfig
 from fastgate.settings import Settings, Text
 
 __all__ = ["ApiKeyConfig", "AuthConfig", "AuthUse", "ConsumerConfig"]
@@ -44,6 +44,7 @@ class AuthConfig(Settings, frozen=True, kw_only=True):
     signatures: Annotated[SignaturesConfig, Meta(description="HTTP message signatures (RFC 9421).")] = (
         SignaturesConfig()
     )
+    jwt: Annotated[JwtConfig | None, Meta(description="Signed tokens of issuers that are trusted.")] = None
 
 
 class ConsumerConfig(Settings, frozen=True, kw_only=True):

@@ -80,6 +80,9 @@ class ClaimsConfig(Settings, frozen=True, kw_only=True):
             )
         ),
     ] = None
+    known_only: Annotated[
+        bool, Meta(description=("Refuse consumers that neither `consumers` nor the store knows."))
+    ] = False
     metadata: Annotated[
         tuple[str, ...],
         Meta(extra={"one_or_many": True}, description="Claims kept as metadata, for policies and logs."),

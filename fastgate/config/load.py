@@ -22,6 +22,7 @@ from msgspec import inspect
 
 from fastgate.config.check import RouteCheck, check_root, check_upstream
 from fastgate.config.check_access import check_access
+from fastgate.config.check_auth import check_auth
 from fastgate.config.root import AdminConfig, Config, PluginUse, RouteConfig
 from fastgate.config.shape import INVALID, Report, Shapes, found_text
 from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Path, Substituted, parse, path_text
@@ -269,6 +270,9 @@ class _Reading:
             for route in routes
             if route.upstream is not None and route.upstream not in config.upstreams
         }
+        if self._errors:
+            return None
+        check_auth(config, routes, report)
         if self._errors:
             return None
         encoded = []

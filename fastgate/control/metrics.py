@@ -55,21 +55,20 @@ _COUNTS = {
 
 
 DESCRIPTIONS: dict[str, str] = {
-<<<<<<< HEAD
     "fastgate_access_denied_total": "Requests from addresses that access lists refuse.",
     "fastgate_limits_bans_total": "Bans that began because a client kept running into limits.",
     "fastgate_limits_full_total": "Requests that could not be counted, for want of room in a table.",
     "fastgate_limits_refused_total": "Requests over a limit, by the limit; shadow mode included.",
     "fastgate_limits_unknown_tier_total": "Identities whose tier is not defined; they are in free.",
     "fastgate_limits_warned_total": "Answers that warned of a limit near its end.",
-=======
     "fastgate_authorization_refused_total": (
         "Requests without the scope, role or permission that their route asks for."
     ),
     "fastgate_policy_total": (
         "Policies that matched (or would have, in shadow mode), and conditions that failed."
     ),
->>>>>>> 3e9649a (Authorise by scopes, roles and permissions, and by policies in CEL)
+    "fastgate_auth_key_fetches_total": "Fetches of the keys that tokens are verified with.",
+    "fastgate_auth_total": "Credentials by method and outcome; one that is remembered is counted once.",
     "fastgate_metrics_overflow_total": "Counts of series that found no place in the table.",
 }
 """What the series of features mean. A series without a line here is shown all the same."""

@@ -1,0 +1,111 @@
+"""What a token or an authorization server says of somebody, made an Identity.
+
+Nothing here decides whether the claims are true; that is done before. Text that comes from outside becomes a
+consumer's name, a scope or a role only when it is text of the right kind: a claim of another type is as if it
+were not there, and a consumer that cannot be named refuses the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from fastgate._core.identity import Identity
+from fastgate.auth.settings import ClaimsConfig
+
+__all__ = ["MAX_NAME", "ClaimsReader", "Resolve", "claim", "name_of", "words"]
+
+# A key of limits, a word in logs, a header's value: as NAME_PATTERN of fastgate.auth.consumers.
+MAX_NAME: Final = 255
+# Scopes and roles of one token. Above any real one; keeps a set from growing with the token.
+MAX_WORDS: Final = 256
+
+Resolve = Callable[..., Identity | None]
+"""`Consumers.identity`: what the config and the store know of a consumer, and what the credential says; None
+when it may not come in."""
+
+
+def claim(claims: Mapping[str, Any], name: str) -> Any:
+    """The claim of exactly this name, else the one at this path with dots, else None."""
+    if name in claims:
+        return claims[name]
+    if "." not in name:
+        return None
+    found: Any = claims
+    for step in name.split("."):
+        if not isinstance(found, dict) or step not in found:
+            return None
+        found = found[step]
+    return found
+
+
+def name_of(value: Any) -> str:
+    """A value as a consumer's name: printable ASCII, or a number; "" when it cannot be one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value) if abs(value) < 1 << 64 else ""
+    if not isinstance(value, str) or not value or len(value) > MAX_NAME or not _is_plain(value):
+        return ""
+    return "" if value != value.strip() else value
+
+
+def words(value: Any) -> list[str]:
+    """A text with spaces (RFC 6749 §3.3) or a list of texts, as a list of words."""
+    if isinstance(value, str):
+        return [word for word in value.split(" ") if word and _is_plain(word)][:MAX_WORDS]
+    if isinstance(value, list):
+        return [word for word in value if isinstance(word, str) and word and _is_plain(word)][:MAX_WORDS]
+    return []
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+class ClaimsReader:
+    """Reads claims as one config says."""
+
+    def __init__(
+        self,
+        config: ClaimsConfig,
+        method: str,
+        consumer: tuple[str, ...],
+        tier: str | None,
+        tiers: Iterable[str] | None,
+        resolve: Resolve,
+    ) -> None:
+        self._config = config
+        self._method = method
+        self._consumer = (config.consumer,) if config.consumer is not None else consumer
+        self._tier = tier or ""
+        self._tiers = None if tiers is None else frozenset(tiers)
+        self._resolve = resolve
+
+    def identity(
+        self, claims: Mapping[str, Any], expires_ns: int, key_id: str | None = None
+    ) -> Identity | None:
+        """Who these claims speak of; None when they name nobody, or somebody who may not come in."""
+        config = self._config
+        consumer = ""
+        for name in self._consumer:
+            consumer = name_of(claim(claims, name))
+            if consumer:
+                break
+        else:
+            return None
+        tier = claim(claims, config.tier) if config.tier is not None else None
+        if not isinstance(tier, str) or (self._tiers is not None and tier not in self._tiers):
+            tier = ""
+        scopes = claim(claims, config.scopes)
+        return self._resolve(
+            consumer,
+            method=self._method,
+            tier=tier,
+            default_tier=self._tier,
+            scopes=None if scopes is None else words(scopes),
+            roles=words(claim(claims, config.roles)) if config.roles is not None else (),
+            metadata={name: claim(claims, name) for name in config.metadata},
+            claims=claims,
+            key_id=key_id,
+            expires_ns=expires_ns,
+            must_exist=config.known_only,
+        )

@@ -1,0 +1,310 @@
+"""Keys from an issuer over a real socket: fetched behind the traffic, rotated, and never hammered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastgate._core.identity import Identity
+from fastgate.auth import jwks
+from fastgate.auth.jwt import JwtScheme
+from fastgate.auth.scheme import LATER, REJECTED, Unavailable
+from fastgate.auth.settings import JwksConfig, JwtConfig, JwtIssuerConfig
+from fastgate.upstream.fetch import Fetcher
+from tests.auth.issuer import Issuer, Key
+from tests.auth.requests import Counts, request, resolve
+from tests.surroundings import Surroundings, run
+
+MS = 1_000_000
+
+
+class Rig:
+    """A scheme that fetches its keys from an issuer."""
+
+    def __init__(self, around: Surroundings, *, issuer: str, **more: Any) -> None:
+        self.counts = Counts()
+        self.fetcher = Fetcher(around)
+        settings = JwksConfig(timeout_ns=500 * MS, **more.pop("jwks", {}))
+        config = JwtConfig(issuers=(JwtIssuerConfig(issuer=issuer, jwks=settings, **more),))
+        self.scheme = JwtScheme(config, resolve, fetcher=lambda: self.fetcher, counter=self.counts)
+
+    async def ask(self, token: str) -> Any:
+        """As the gate asks."""
+        ctx = request(("Authorization", f"Bearer {token}"))
+        said = self.scheme.verify(ctx)
+        return await self.scheme.verify_later(ctx) if said is LATER else said
+
+
+def scenario(issuer: str, body: Callable[[Rig], Awaitable[None]], *, start: bool = True, **more: Any) -> None:
+    async def whole(around: Surroundings) -> None:
+        rig = Rig(around, issuer=issuer, **more)
+        if start:
+            await rig.scheme.start()
+        try:
+            await body(rig)
+        finally:
+            await rig.scheme.close()
+            await rig.fetcher.close()
+
+    run(whole)
+
+
+@pytest.fixture(scope="module")
+def keys() -> tuple[Key, Key, Key]:
+    return Key("ES256", "one"), Key("ES256", "two"), Key("EdDSA", "three")
+
+
+def test_keys_are_fetched_before_anybody_asks_and_once(keys: tuple[Key, ...]) -> None:
+    async def body(rig: Rig) -> None:
+        said = await asyncio.gather(*(rig.ask(keys[0].sign(issuer.claims(n=n))) for n in range(50)))
+        assert all(isinstance(one, Identity) for one in said)
+        assert rig.scheme.verify(request(("Authorization", "Bearer " + keys[0].sign(issuer.claims()))))
+
+    with Issuer(*keys) as issuer:
+        scenario(issuer.url, body, jwks_url=issuer.keys_url)
+    assert issuer.fetches == 1
+
+
+def test_discovery_finds_the_keys(keys: tuple[Key, ...]) -> None:
+    async def body(rig: Rig) -> None:
+        assert isinstance(await rig.ask(keys[2].sign(issuer.claims())), Identity)
+
+    with Issuer(*keys) as issuer:
+        scenario(issuer.url, body, discovery=True)
+
+
+@pytest.mark.parametrize("document", [{"issuer": "https://other.example"}, {}, [], {"jwks_uri": 3}])
+def test_a_discovery_document_of_somebody_else_is_not_believed(keys: tuple[Key, ...], document: Any) -> None:
+    async def body(rig: Rig) -> None:
+        with pytest.raises(Unavailable):
+            await rig.ask(keys[0].sign(issuer.claims()))
+
+    with Issuer(*keys) as issuer:
+        if isinstance(document, dict):
+            document = {"jwks_uri": issuer.keys_url, **document}
+        text = json.dumps(document).encode()
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text)
+
+        def script(peer: Any) -> None:
+            while True:
+                peer.read_request()
+                peer.send(head + text)
+
+        issuer.script = script
+        scenario(issuer.url, body, discovery=True)
+
+
+def test_a_rotated_key_works_at_once(keys: tuple[Key, ...]) -> None:
+    async def body(rig: Rig) -> None:
+        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+        issuer.keys = [keys[1]]
+        await asyncio.sleep(0.06)
+        assert isinstance(await rig.ask(keys[1].sign(issuer.claims())), Identity)
+        assert await rig.ask(keys[0].sign(issuer.claims())) is REJECTED  # and the old one is gone
+
+    with Issuer(keys[0]) as issuer:
+        scenario(issuer.url, body, jwks_url=issuer.keys_url, jwks={"unknown_kid_ns": 50 * MS})
+
+
+def test_made_up_key_ids_cannot_hammer_the_issuer(keys: tuple[Key, ...]) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.ask(keys[0].sign(issuer.claims()))
+        for _ in range(3):
+            tokens = [keys[0].sign(issuer.claims(), kid=f"made up {n}") for n in range(100)]
+            assert set(await asyncio.gather(*map(rig.ask, tokens))) == {REJECTED}
+        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+
+    with Issuer(*keys) as issuer:
+        scenario(issuer.url, body, jwks_url=issuer.keys_url)
+    assert issuer.fetches == 1  # the interval counts from the first fetch
+
+
+def test_made_up_key_ids_cause_one_fetch_per_interval(keys: tuple[Key, ...]) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.ask(keys[0].sign(issuer.claims()))
+        began = time.monotonic()
+        while time.monotonic() - began < 0.5:
+            tokens = [keys[0].sign(issuer.claims(), kid=f"made up {n}") for n in range(20)]
+            assert set(await asyncio.gather(*map(rig.ask, tokens))) == {REJECTED}
+            await asyncio.sleep(0.005)
+
+    with Issuer(*keys) as issuer:
+        scenario(issuer.url, body, jwks_url=issuer.keys_url, jwks={"unknown_kid_ns": 200 * MS})
+    assert 3 <= issuer.fetches <= 4
+
+
+def test_cache_control_is_honoured_within_bounds(keys: tuple[Key, ...]) -> None:
+    async def body(rig: Rig) -> None:
+        await asyncio.sleep(0.7)
+
+    bounds = {"min_refresh_ns": 200 * MS, "max_refresh_ns": 10**12}
+    for control, fetches in (("max-age=0", (3, 4)), ("no-store", (3, 4)), ("public, max-age=3600", (1, 1))):
+        with Issuer(*keys, cache_control=control) as issuer:
+            scenario(issuer.url, body, jwks_url=issuer.keys_url, jwks=bounds)
+        assert fetches[0] <= issuer.fetches <= fetches[1], control
+    with Issuer(*keys, cache_control="max-age=999999999") as issuer:
+        short = {"min_refresh_ns": 10 * MS, "max_refresh_ns": 200 * MS}
+        scenario(issuer.url, body, jwks_url=issuer.keys_url, jwks=short)
+    assert 3 <= issuer.fetches <= 4
+
+
+def broken(issuer: Issuer, how: str) -> None:
+    if how == "mute":
+        issuer.mute.set()
+    elif how == "500":
+        issuer.status = 500
+    elif how == "slow":
+        issuer.delay_s = 1.5
+    else:
+        issuer.body = {
+            "html": b"<html>not found</html>",
+            "empty": b"",
+            "no keys": b'{"keys": []}',
+            "list": b"[]",
+            "text keys": b'{"keys": "abc"}',
+            "twice": b'{"keys": [], "keys": []}',
+            "bomb": b'{"keys": ' + b"[" * 200_000,
+            "many": json.dumps({"keys": [{"kty": "oct"}] * 1000}).encode(),
+            "large": b'{"keys": []}' + b" " * 2_000_000,
+        }[how]
+
+
+WAYS = [
+    "mute",
+    "500",
+    "slow",
+    "html",
+    "empty",
+    "no keys",
+    "list",
+    "text keys",
+    "twice",
+    "bomb",
+    "many",
+    "large",
+]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_without_keys_a_request_is_told_so_in_time(keys: tuple[Key, ...], how: str) -> None:
+    async def body(rig: Rig) -> None:
+        began = time.monotonic()
+        tokens = [keys[0].sign(issuer.claims(n=n)) for n in range(20)]
+        said = await asyncio.gather(*map(rig.ask, tokens), return_exceptions=True)
+        assert all(isinstance(one, Unavailable) for one in said)
+        assert time.monotonic() - began < 3
+        assert rig.counts.of("unavailable") == 20
+        # while it fails, requests do not wait and do not make it fetch
+        with pytest.raises(Unavailable):
+            rig.scheme.verify(request(("Authorization", "Bearer " + tokens[0])))
+
+    with Issuer(*keys) as issuer:
+        broken(issuer, how)
+        scenario(issuer.url, body, jwks_url=issuer.keys_url)
+    assert issuer.fetches <= 2
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_the_last_good_keys_stay_while_the_issuer_fails(keys: tuple[Key, ...], how: str) -> None:
+    async def body(rig: Rig) -> None:
+        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+        broken(issuer, how)
+        await asyncio.sleep(0.8)
+        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+        assert rig.counts.of("failed") >= 1
+
+    with Issuer(*keys, cache_control="max-age=0") as issuer:
+        scenario(issuer.url, body, jwks_url=issuer.keys_url, jwks={"min_refresh_ns": 50 * MS})
+
+
+def test_keys_that_are_too_old_are_dropped(keys: tuple[Key, ...]) -> None:
+    async def body(rig: Rig) -> None:
+        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+        issuer.status = 500
+        await asyncio.sleep(0.5)
+        with pytest.raises(Unavailable):
+            await rig.ask(keys[0].sign(issuer.claims()))
+
+    with Issuer(*keys, cache_control="max-age=0") as issuer:
+        jwks_settings = {"min_refresh_ns": 50 * MS, "max_stale_ns": 10 * MS}
+        scenario(issuer.url, body, jwks_url=issuer.keys_url, jwks=jwks_settings)
+
+
+def test_failures_make_the_pauses_longer(keys: tuple[Key, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jwks, "FIRST_RETRY_S", 0.05)
+
+    async def body(rig: Rig) -> None:
+        await asyncio.sleep(0.6)
+        counted = issuer.fetches
+        assert 3 <= counted <= 5  # at 0, 50, 150, 350 ms
+        issuer.status = 200
+        await asyncio.sleep(0.6)
+        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+
+    with Issuer(*keys) as issuer:
+        issuer.status = 503
+        scenario(issuer.url, body, jwks_url=issuer.keys_url)
+
+
+def test_nobody_there_is_no_hang(keys: tuple[Key, ...]) -> None:
+    async def body(rig: Rig) -> None:
+        with pytest.raises(Unavailable):
+            await rig.ask(
+                keys[0].sign({"iss": "https://issuer.example", "sub": "a", "exp": time.time() + 60})
+            )
+
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/keys"
+        scenario("https://issuer.example", body, jwks_url=url)
+
+
+def test_a_secret_has_no_place_at_a_url(keys: tuple[Key, ...]) -> None:
+    async def body(rig: Rig) -> None:
+        with pytest.raises(Unavailable):
+            await rig.ask(keys[0].sign(issuer.claims()))
+
+    with Issuer(*keys) as issuer:
+        issuer.body = json.dumps({"keys": [{"kty": "oct", "kid": "one", "k": "A" * 64}]}).encode()
+        scenario(issuer.url, body, jwks_url=issuer.keys_url)
+
+
+def test_a_request_that_goes_away_does_not_end_the_fetch_of_others(keys: tuple[Key, ...]) -> None:
+    async def body(rig: Rig) -> None:
+        leaver = asyncio.create_task(rig.ask(keys[0].sign(issuer.claims())))
+        stayer = asyncio.create_task(rig.ask(keys[0].sign(issuer.claims(n=1))))
+        await asyncio.sleep(0.05)
+        leaver.cancel()
+        assert isinstance(await stayer, Identity)
+
+    with Issuer(*keys, delay_s=0.2) as issuer:
+        scenario(issuer.url, body, jwks_url=issuer.keys_url)
+    assert issuer.fetches == 1
+
+
+def test_a_changed_file_is_taken_up_and_a_broken_one_is_not(
+    keys: tuple[Key, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "FILE_LOOK_S", 0.02)
+    path = tmp_path / "keys.json"
+    claims = {"iss": "i", "sub": "a", "exp": time.time() + 60}
+
+    async def body(rig: Rig) -> None:
+        assert isinstance(await rig.ask(keys[0].sign(claims)), Identity)
+        path.write_text("{")
+        await asyncio.sleep(0.1)
+        assert isinstance(await rig.ask(keys[0].sign(claims)), Identity)
+        path.write_text(json.dumps({"keys": [keys[1].jwk]}))
+        await asyncio.sleep(0.1)
+        assert isinstance(await rig.ask(keys[1].sign(claims)), Identity)
+        assert await rig.ask(keys[0].sign(claims)) is REJECTED
+
+    path.write_text(json.dumps({"keys": [keys[0].jwk]}))
+    scenario("i", body, jwks_file=str(path))
