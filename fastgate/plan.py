@@ -28,11 +28,7 @@ from fastgate._core.wheel import TimerWheel
 from fastgate.auth import build as auth
 from fastgate.caching import build as caching
 from fastgate.config import Config, PluginUse, RouteConfig
-<<<<<<< HEAD
-from fastgate.features import access, ratelimit
-=======
-from fastgate.features import policy, rbac
->>>>>>> 3e9649a (Authorise by scopes, roles and permissions, and by policies in CEL)
+from fastgate.features import access, policy, ratelimit, rbac
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.plugin import PluginEnv, Registry
 from fastgate.state.memory import HostMemory
@@ -66,15 +62,10 @@ FEATURES: tuple[tuple[str, Builder], ...] = (
     ("access", access.build),
     ("auth", auth.build),
     ("auth", auth.build_digest),
-<<<<<<< HEAD
-    # authorise (scopes, roles), policies: here
-    ("limits", ratelimit.build),
-    # security headers, cache: here, in this order
-=======
     ("rbac", rbac.build),
     ("policies", policy.build),
-    # limits, security headers, cache: here, in this order
->>>>>>> 3e9649a (Authorise by scopes, roles and permissions, and by policies in CEL)
+    ("limits", ratelimit.build),
+    # security headers, cache: here, in this order
 )
 """Attribute of RouteConfig and who makes a plugin of it, in the order in which a request meets them. What a
 builder

@@ -17,15 +17,11 @@ import msgspec
 from msgspec import Meta
 
 from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
-from fastgate.caching.settings import CacheConfig
-<<<<<<< HEAD
 from fastgate.caching.settings import CacheConfig, CacheStoreConfig
 from fastgate.features.access import AccessConfig
-from fastgate.features.ratelimit import LimitsConfig, TierConfig
-=======
 from fastgate.features.policy import PolicyConfig
+from fastgate.features.ratelimit import LimitsConfig, TierConfig
 from fastgate.features.rbac import RoleConfig
->>>>>>> 3e9649a (Authorise by scopes, roles and permissions, and by policies in CEL)
 from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.settings import HOUR, SECOND, Duration, Settings, Size, Text
