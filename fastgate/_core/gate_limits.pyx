@@ -404,10 +404,10 @@ cdef class LimitRule:
                     raise ValueError(f"key: expected one part for each of {self.by!r}")
                 each = given.pop(0)
                 is_address = self.parts[i] == BY_IP or isinstance(each, tuple)
-                text = each[1] if isinstance(each, tuple) else each
-                if self.parts[i] == BY_HEADER and text is None:
+                if self.parts[i] == BY_HEADER and each is None:
                     part.low = part.high = 0
                 else:
+                    text = <bytes?>(each[1] if isinstance(each, tuple) else each)
                     hash128(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), self.key, &part)
                 if is_address:
                     part.low ^= ANONYMOUS
@@ -536,7 +536,8 @@ cdef class LimitRule:
             return False, "full", 0, 0, 0
         if tight.rule < 0:
             return True, "", 0, 0, 0
-        return said == TAKEN, LIMIT_TYPES[self.slots[tight.slot].kind], tight.remaining, tight.retry_ns, tight.reset_ns
+        unit = COST_UNIT if self.slots[tight.slot].unit == COST else 1
+        return said == TAKEN, LIMIT_TYPES[self.slots[tight.slot].kind], tight.remaining // unit, tight.retry_ns, tight.reset_ns
 
     def refund(self, parts, int64_t amount=1, cost=1, taken_ns=None, now_ns=None):
         """Gives back what decide() took; negative amounts are charged."""
@@ -691,7 +692,7 @@ cdef class Health:
     @property
     def factor(self):
         """What limits are multiplied by now."""
-        return self.now_factor / ONE
+        return <double>self.now_factor / <double>ONE
 
 
 cdef class Usual:
