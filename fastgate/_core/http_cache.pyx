@@ -928,22 +928,24 @@ cdef class StoredResponse:
 
     @property
     def keep_until_ns(self):
-        """When it is of no use any more. With a validator it outlives its freshness by as long again, but at most a day."""
-        cdef int64_t until = self.fresh_until_ns, more
+        """When it is of no use any more. With a validator it outlives its freshness by as long again, at most a day; without one by a
+        minute, for clients that take stale answers and for a HEAD that renews it."""
+        cdef int64_t until = self.fresh_until_ns, more = 60 * SECOND_NS
         if self.swr_until_ns > until:
             until = self.swr_until_ns
         if self.sie_until_ns > until:
             until = self.sie_until_ns
         if self.etag is not None or self.modified_s != NO_DATE:
-            more = self.fresh_until_ns - self.stored_ns
-            if more < 60 * SECOND_NS:
-                more = 60 * SECOND_NS
+            if self.fresh_until_ns - self.stored_ns > more:
+                more = self.fresh_until_ns - self.stored_ns
             if more > 86400 * SECOND_NS:
                 more = 86400 * SECOND_NS
-            if self.stored_ns + more > until:
-                until = self.stored_ns + more
-            if self.fresh_until_ns + more > until:
-                until = self.fresh_until_ns + more
+        elif self.flags & STORED_NO_STALE:
+            more = 0
+        if self.stored_ns + more > until:
+            until = self.stored_ns + more
+        if self.fresh_until_ns + more > until:
+            until = self.fresh_until_ns + more
         return until
 
     @property
