@@ -66,6 +66,7 @@ from fastgate._core.headers cimport (
     header_id,
     name_equal,
 )
+from fastgate._core.identity cimport Identity
 from fastgate._core.http_fields cimport (
     CC_IMMUTABLE,
     CC_MALFORMED,
@@ -190,8 +191,36 @@ def identity_key(identity):
     """What tells this identity's answers from others': consumer, tier, scopes and roles. None for no identity."""
     if identity is None:
         return None
-    parts = [identity.consumer, identity.tier, *sorted(identity.scopes), "", *sorted(identity.roles)]
-    return "\x1f".join(parts).encode()
+    return (<Identity?>identity).cache_key()
+
+
+cdef bytes url_of(bint secure, bytes authority, bytes path, bytes part):
+    """scheme://authority/path?query in one go, the authority in lower case."""
+    cdef Py_ssize_t scheme_n = 8 if secure else 7
+    cdef Py_ssize_t authority_n = PyBytes_GET_SIZE(authority), path_n = PyBytes_GET_SIZE(path), part_n = PyBytes_GET_SIZE(part)
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, scheme_n + authority_n + path_n + part_n)
+    cdef char* p = PyBytes_AS_STRING(out)
+    cdef const char* a = PyBytes_AS_STRING(authority)
+    cdef Py_ssize_t i
+    memcpy(p, b"https://" if secure else b"http://", scheme_n)
+    p += scheme_n
+    for i in range(authority_n):
+        p[i] = a[i] + 32 if 65 <= a[i] <= 90 else a[i]
+    p += authority_n
+    memcpy(p, PyBytes_AS_STRING(path), path_n)
+    memcpy(p + path_n, PyBytes_AS_STRING(part), part_n)
+    return out
+
+
+cdef bytes joined(bytes a, bytes b, bytes c):
+    """a + b + c in one go."""
+    cdef Py_ssize_t an = PyBytes_GET_SIZE(a), bn = PyBytes_GET_SIZE(b), cn = PyBytes_GET_SIZE(c)
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, an + bn + cn)
+    cdef char* p = PyBytes_AS_STRING(out)
+    memcpy(p, PyBytes_AS_STRING(a), an)
+    memcpy(p + an, PyBytes_AS_STRING(b), bn)
+    memcpy(p + an + bn, PyBytes_AS_STRING(c), cn)
+    return out
 
 
 cdef class Rules:
@@ -400,7 +429,7 @@ cdef class Rules:
         cdef bytes part = self.query_part(query)
         if part is None:
             return None
-        return (b"https://" if secure else b"http://") + authority.lower() + path + part
+        return url_of(secure, authority, path, part)
 
     cdef bytes c_key(self, RequestRules request, bint secure, bytes authority, bytes path, bytes query, bytes consumer, bytes body):
         """The primary key; sets request.key and request.url_key. None: not cacheable, request.why says why.
@@ -423,6 +452,10 @@ cdef class Rules:
             if not self.extra and not request.post:
                 request.key = url
                 return url
+        if consumer is not None and not self.extra and not request.post and request.authorization < 0:
+            request.keyed_private = True
+            request.key = joined(url, b"\0consumer ", consumer)
+            return request.key
         parts = [url]
         if request.post:
             if body is None:

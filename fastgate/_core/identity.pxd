@@ -18,5 +18,7 @@ cdef class Identity:
     cdef readonly int64_t record
     cdef readonly uint64_t version
     cdef readonly bytes upstream_lines      # ready header lines that tell the upstream
+    cdef bytes cache_key_made
+    cdef bytes cache_key(self)
     cdef object memo                        # one place for what a gate works out once per identity: (owner, result)
     cdef object limits_memo                 # the same for the limits gate: (its tiers, the rule)

@@ -228,8 +228,6 @@ class RouteCheck:
         self._check_auth(route, path)
         if route.cache is not None:
             check_cache(route.cache, (*path, "cache"), self._report, guarded=route.auth is not None)
-            if route.upstream is None:
-                self._report((*path, "cache"), "a cache", "an upstream", "answers made here need no cache")
         if route.limits is not None:
             _check_limits(route.limits, (*path, "limits"), self._report)
         if route.access is not None:

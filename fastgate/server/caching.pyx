@@ -45,7 +45,7 @@ from fastgate._core.worker_cache cimport (
 )
 from fastgate.server.exchange cimport LENGTH_NONE, X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, ClientStream, Exchange, Plane
 
-from fastgate._core.http_cache import REPLACED_FIELDS, identity_key, merge_vary
+from fastgate._core.http_cache import REPLACED_FIELDS, merge_vary
 from fastgate.errors import REASONS
 
 __all__ = ["CachedRequest"]
@@ -113,7 +113,7 @@ cdef class CachedRequest:
         cdef int64_t now = realtime_ns()
         if self.key is None:
             if rules.wants_consumer and ctx.identity is not None:
-                consumer = <bytes>identity_key(ctx.identity)
+                consumer = ctx.identity.cache_key()
             if rules.wants_body and self.rules.post and ctx.body:
                 body = hashlib.blake2b(ctx.body, digest_size=16).digest()
             if self.route.strategy is not None:
@@ -411,7 +411,7 @@ cdef class CachedRequest:
         c.route = self.route
         c.rules = self.route.rules.c_read(0, b"GET", ctx.headers, False)
         self.route.rules.c_key(c.rules, ctx.scheme == "https", ctx.authority, ctx.path_bytes, ctx.query_bytes,
-                               <bytes>identity_key(ctx.identity) if self.route.rules.wants_consumer and ctx.identity is not None else None,
+                               ctx.identity.cache_key() if self.route.rules.wants_consumer and ctx.identity is not None else None,
                                None)
         c.key = self.key
         c.variant = self.variant
