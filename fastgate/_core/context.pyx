@@ -148,6 +148,14 @@ cdef class RequestContext:
         """The query without its question mark; empty when there is none."""
         return "" if self.query_bytes is None else self.query_bytes.decode("latin-1")
 
+    def replace_query(self, query, shown):
+        """Sends this query (str, None for none) upstream, and lets logs show `shown` in its place: for secrets in URLs."""
+        if self.target is not None:
+            place = self.target.find(b"?")
+            path = self.target if place < 0 else self.target[:place]
+            self.target = path if shown is None else path + b"?" + shown.encode("latin-1")
+        self.query_bytes = None if query is None else query.encode("latin-1")
+
     @property
     def host(self):
         """The host asked for, lower case, without port."""

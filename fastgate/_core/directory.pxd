@@ -40,6 +40,8 @@ cdef class Directory:
     cdef bint c_current(self, int64_t index, uint64_t version) noexcept nogil
     # A number that is another one after every change: one load.
     cdef uint64_t c_generation(self) noexcept nogil
+    # 0: what should be in it is not yet; 1: it is, or was once; 2: it cannot be had.
+    cdef int c_loaded(self) noexcept nogil
     # Counts one use.
     cdef void c_used(self, int64_t index, int64_t realtime_ns) noexcept nogil
     # The blob of that version as bytes, or None when it is no longer current.

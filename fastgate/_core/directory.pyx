@@ -71,6 +71,7 @@ cdef enum:
     AT_COMPACTIONS = 9
     AT_TAKEOVERS = 10
     AT_LIVE = 11
+    AT_LOADED = 12
     AT_GENERATION = 8               # on the second line
 
 LARGEST_BLOB = MAX_UNITS * UNIT - LENGTH_BYTES
@@ -202,6 +203,9 @@ cdef class Directory:
         if atomic_load_relaxed(&record.last_used_ns) < realtime_ns:
             atomic_store_relaxed(&record.last_used_ns, realtime_ns)
 
+    cdef int c_loaded(self) noexcept nogil:
+        return <int>atomic_load_u64(&self.d.header[AT_LOADED])
+
     cdef object c_read(self, int64_t index, uint64_t version):
         cdef directory_t* d = &self.d
         cdef const char* blob = d.arena + place_of(version) * UNIT
@@ -286,6 +290,15 @@ cdef class Directory:
     def generation(self):
         """A number that is another one after every change."""
         return atomic_load_u64(&self.d.header[AT_GENERATION])
+
+    @property
+    def loaded(self):
+        """0: what should be in it is not yet; 1: it is, or was once; 2: it cannot be had. Set by the writer."""
+        return self.c_loaded()
+
+    @loaded.setter
+    def loaded(self, value):
+        atomic_store_u64(&self.d.header[AT_LOADED], int_argument(value, "loaded", 0, 2))
 
     @property
     def name(self):

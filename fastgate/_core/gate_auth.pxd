@@ -34,6 +34,7 @@ cdef class AuthGate(Plugin):
     cdef object answered
     cdef uint64_t family
     cdef bint forward
+    cdef bint waits
     cdef Reason unauthorized
     cdef Reason unavailable
     cdef bytes challenge_lines

@@ -33,6 +33,7 @@ class AuthGate(Plugin):
         unavailable_error: type[Exception],
         unauthorized: Reason,
         unavailable: Reason,
+        waits: bool = False,
     ) -> None: ...
     @property
     def schemes(self) -> tuple[Any, ...]: ...

@@ -12,6 +12,8 @@ COST     known credential: about 60 ns. Unknown: what its scheme costs.
 SOURCES  RFC 9110 §11 (401, WWW-Authenticate, one credential), RFC 6750 §3 (Bearer)
 """
 
+import asyncio
+
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -30,6 +32,7 @@ __all__ = ["AuthGate", "CredentialCache"]
 cdef enum:
     FIRST_CREDENTIALS = 1024
     MOST_CREDENTIALS = 131072
+    LOADING_LIMIT_MS = 5000         # 100 000 keys take one second
 
 cdef int64_t NEVER_NS = 0x7FFFFFFFFFFFFFFF
 cdef object ANONYMOUS = "anonymous"
@@ -118,11 +121,13 @@ cdef class AuthGate(Plugin):
 
     schemes: objects like fastgate.auth.scheme.Scheme. family: 64 bits that differ between gates that would judge a credential
     differently. forward: whether the upstream is told (X-Consumer-*). rejected, later, answered, unavailable_error: what schemes
-    say and raise. unauthorized, unavailable: the rows of REASONS.
+    say and raise. unauthorized, unavailable: the rows of REASONS. waits: a controller will load the directory; until then nobody
+    is refused.
     """
 
     def __init__(self, schemes, *, CredentialCache cache not None, Directory directory, uint64_t family, bint forward, rejected, later,
-                 answered, unavailable_error, Reason unauthorized not None, Reason unavailable not None):
+                 answered, unavailable_error, Reason unauthorized not None, Reason unavailable not None,
+                 bint waits=False):
         self.compiled_decide = True
         self.name = "auth"
         self.schemes = tuple(schemes)
@@ -136,6 +141,7 @@ cdef class AuthGate(Plugin):
         self.unauthorized = unauthorized
         self.unavailable = unavailable
         self.answered = answered
+        self.waits = waits and directory is not None
         places = {}
         for scheme in self.schemes:
             if scheme.cacheable:
@@ -159,6 +165,9 @@ cdef class AuthGate(Plugin):
             identity = self.cache.find(&key, ctx.now_ns)
             if identity is not None and self.current(identity):
                 return self.accept(ctx, identity, (<dict>(<tuple>self.places[place])[1]).get(identity.method, False), field)
+        if self.waits and self.directory.c_loaded() == 0:
+            ctx.remember(self, (-1, False, False))
+            return V_SUSPEND
         return self.walk(ctx, 0, False, False)
 
     cdef field_t* credential(self, RequestContext ctx, int* at):
@@ -274,6 +283,16 @@ cdef class AuthGate(Plugin):
         cdef int i
         cdef int verdict
         i, rejected, unavailable = ctx.recall(self)
+        if i < 0:
+            # The gateway has just started, and the controller is still reading the store: a key that nobody knows yet may be good.
+            for i in range(LOADING_LIMIT_MS // 10):
+                if self.directory.c_loaded() != 0:
+                    break
+                await asyncio.sleep(0.01)
+            verdict = self.walk(ctx, 0, False, False)
+            if verdict != V_SUSPEND:
+                return verdict
+            i, rejected, unavailable = ctx.recall(self)
         while True:
             scheme = self.schemes[i]
             try:

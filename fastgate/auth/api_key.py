@@ -1,22 +1,31 @@
-"""API keys: a secret the gateway made, looked up by its SHA-256 in the directory all workers share."""
+"""API keys: a secret the gateway made, looked up by its SHA-256 in the directory all workers share.
+
+A key that is unknown, revoked, expired, too long or no key at all takes the same way: it is hashed, looked
+up, a record is decoded, and the answer is the same 401. What was wrong is told to the metrics only. The
+look-up compares hashes: its time says nothing of how much of a key was right.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import time
 from urllib.parse import unquote_plus
-
-import msgspec
 
 from fastgate._core.context import RequestContext
 from fastgate._core.directory import Directory
 from fastgate._core.identity import Identity
-from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, Verdict, authorization
+from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, Unavailable, Verdict, authorization
 from fastgate.auth.section import ApiKeyConfig
+from fastgate.state.records import KeyRecord, decode_key, encode_record
 
 __all__ = ["ApiKeyScheme"]
 
 MAX_KEY_CHARACTERS = 512
+
+_DECOY = encode_record(
+    KeyRecord(key_id="key_000000000000", consumer="nobody", tier="free", scopes=("a:read", "a:write"))
+)
+"""What is decoded for a key that is not there: about as long as a real record."""
 
 
 class ApiKeyScheme(Scheme):
@@ -24,12 +33,21 @@ class ApiKeyScheme(Scheme):
 
     name = "api_key"
     cacheable = True
-    outcomes = ("ok", "unknown", "malformed", "expired", "repeated")
+    outcomes = ("ok", "unknown", "malformed", "expired", "not_yet", "repeated", "unavailable")
 
-    def __init__(self, config: ApiKeyConfig, directory: Directory, counter: CounterOf | None = None) -> None:
+    def __init__(
+        self,
+        config: ApiKeyConfig,
+        directory: Directory,
+        counter: CounterOf | None = None,
+        *,
+        expects_store: bool = False,
+    ) -> None:
+        """`expects_store`: a controller loads the directory; until then an unknown key is no wrong key."""
         super().__init__(counter)
         self._config = config
         self._directory = directory
+        self._expects_store = expects_store
         self.hide = config.hide
         self.challenge = 'Bearer realm="fastgate"' if config.bearer else 'ApiKey realm="fastgate"'
         self.credential_headers = tuple(
@@ -40,17 +58,24 @@ class ApiKeyScheme(Scheme):
         key = self._key(ctx)
         if key is None or isinstance(key, Verdict):
             return key
-        # Whatever is wrong with a key, it is hashed and looked up: time and answer are those of any wrong
-        # key.
         digest = hashlib.sha256(key[:MAX_KEY_CHARACTERS].encode("utf-8", "surrogateescape")).digest()
         found = self._directory.get(digest)
+        index, version, blob = found if found is not None else (-1, 0, _DECOY)
+        record = decode_key(blob)
+        now_ns = time.time_ns()
         if found is None or len(key) > MAX_KEY_CHARACTERS:
-            self.count("unknown" if key.startswith("fg_") else "malformed")
-            return REJECTED
-        index, version, blob = found
-        identity = identity_of(msgspec.msgpack.decode(blob), index, version)
-        self.count("ok")
-        return identity
+            if self._expects_store and self._directory.loaded != 1:
+                raise Unavailable("the store of API keys is not loaded")
+            outcome = "unknown" if key.startswith("fg_") else "malformed"
+        elif record.expires_ns and record.expires_ns <= now_ns:
+            outcome = "expired"
+        elif record.not_before_ns > now_ns:
+            outcome = "not_yet"
+        else:
+            self.count("ok")
+            return identity_of(record, index, version)
+        self.count(outcome)
+        return REJECTED
 
     def _key(self, ctx: RequestContext) -> str | Verdict | None:
         config = self._config
@@ -66,32 +91,46 @@ class ApiKeyScheme(Scheme):
             # A token of another kind is another method's business.
             if token is not None and (isinstance(token, Verdict) or token.startswith("fg_")):
                 return token
-        if config.query is not None:
-            values = [
-                unquote_plus(value)
-                for name, _, value in (part.partition("=") for part in ctx.query.split("&"))
-                if unquote_plus(name) == config.query
-            ]
-            if len(values) > 1:
-                self.count("repeated")
-                return REJECTED
-            if values:
-                return values[0]
+        if config.query is not None and ctx.query:
+            return self._query_key(ctx, config.query)
         return None
 
+    def _query_key(self, ctx: RequestContext, wanted: str) -> str | Verdict | None:
+        """The key in the query, of which neither the access log nor, with `hide`, the upstream is told."""
+        found: list[str] = []
+        kept: list[str] = []
+        shown: list[str] = []
+        for part in ctx.query.split("&"):
+            name, _, value = part.partition("=")
+            if unquote_plus(name) != wanted:
+                kept.append(part)
+                shown.append(part)
+                continue
+            found.append(unquote_plus(value, errors="surrogateescape"))
+            shown.append(f"{name}=***")
+            if not self.hide:
+                kept.append(part)
+        if not found:
+            return None
+        ctx.replace_query("&".join(kept) if kept else None, "&".join(shown))
+        if len(found) > 1:
+            self.count("repeated")
+            return REJECTED
+        return found[0]
 
-def identity_of(key: dict[str, Any], index: int, version: int) -> Identity:
+
+def identity_of(key: KeyRecord, index: int, version: int) -> Identity:
     """Who the key of this record belongs to."""
     return Identity(
-        key["consumer"],
-        tier=key.get("tier") or "",
+        key.consumer,
+        tier=key.tier,
         method="api_key",
-        key_id=key.get("key_id"),
-        scopes=key.get("scopes") or (),
-        roles=key.get("roles") or (),
-        metadata=key.get("metadata"),
-        limits=key.get("limits"),
-        expires_ns=key.get("expires_ns") or 0,
+        key_id=key.key_id,
+        scopes=key.scopes,
+        roles=key.roles,
+        metadata=key.metadata,
+        limits=key.limits,
+        expires_ns=key.expires_ns,
         record=index,
         version=version,
     )

@@ -42,7 +42,10 @@ def _consumers(env: Any) -> Consumers:
 
 SCHEMES: dict[str, MakeScheme] = {
     "api_key": lambda settings, env: ApiKeyScheme(
-        settings, env.around.memory.directory, env.around.memory.metrics.counter
+        settings,
+        env.around.memory.directory,
+        env.around.memory.metrics.counter,
+        expects_store=env.config.admin.listen != "off",
     ),
     "hmac": Hmac.build,
     "signatures": Signatures.build,
@@ -76,6 +79,7 @@ def build(use: AuthUse | None, env: Any) -> AuthGate | None:
         unavailable_error=Unavailable,
         unauthorized=REASONS["unauthorized"],
         unavailable=REASONS["auth_unavailable"],
+        waits=env.config.admin.listen != "off",
     )
     gate.enforce = use.enforce
     return gate

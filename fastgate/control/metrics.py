@@ -69,6 +69,9 @@ DESCRIPTIONS: dict[str, str] = {
     ),
     "fastgate_auth_key_fetches_total": "Fetches of the keys that tokens are verified with.",
     "fastgate_auth_total": "Credentials by method and outcome; one that is remembered is counted once.",
+    "fastgate_keys_changed_total": "API keys made, changed, rotated, revoked and ended.",
+    "fastgate_store_failures_total": "Times the store could not be opened, read or written.",
+    "fastgate_directory_entries": "API keys, consumers, secrets and documents that the workers know.",
     "fastgate_metrics_overflow_total": "Counts of series that found no place in the table.",
 }
 """What the series of features mean. A series without a line here is shown all the same."""

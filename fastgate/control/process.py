@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from fastgate.control.app import build_app
+from fastgate.control.keyring import Keyring
 from fastgate.control.view import ReloadDesk, View
 from fastgate.state.channel import (
     ChannelClosed,
@@ -25,6 +26,7 @@ from fastgate.state.channel import (
     ReloadResult,
     Stop,
 )
+from fastgate.state.journal import Journal
 
 __all__ = ["run_controller"]
 
@@ -56,7 +58,9 @@ class _Controller:
         blob = _read(orders.config_fd, orders.size)
         self._view.install(blob, orders.version, orders.digest, orders.config_realtime_ns)
         self._desk = ReloadDesk()
-        app = build_app(self._view, self._desk, self._ask_reload)
+        self._keyring = Keyring(orders.memory, Journal("controller"))
+        self._view.parts["store"] = self._keyring.health
+        app = build_app(self._view, self._desk, self._ask_reload, self._keyring)
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -72,8 +76,18 @@ class _Controller:
         )
 
     async def run(self) -> None:
+        # The keys first: workers hold requests with keys they do not know until then.
+        assert self._view.config is not None
+        await self._keyring.start(self._view.config)
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
-        await self._server.serve(sockets=[self._orders.listening])
+        keeping = asyncio.create_task(self._keyring.run())
+        try:
+            await self._server.serve(sockets=[self._orders.listening])
+        finally:
+            keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping
+            await self._keyring.close()
 
     def _ask_reload(self, request_id: int) -> bool:
         return self._channel.send(ReloadRequest(request_id))
@@ -87,6 +101,8 @@ class _Controller:
                         assert fd is not None
                         blob = _read(fd, message.size)
                         self._view.install(blob, message.version, message.digest, message.realtime_ns)
+                        assert self._view.config is not None
+                        self._keyring.install(self._view.config)
                     case ReloadResult():
                         self._view.last_reload = message
                         self._desk.answer(message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -43,6 +44,8 @@ class View:
         self.config_realtime_ns = 0
         self.route_names: list[str] = []
         self.last_reload: ReloadResult | None = None
+        self.parts: dict[str, Callable[[], dict[str, Any]]] = {}
+        """What else has a word in `health`, by name: `{"status": "healthy", …}`."""
         self._past_names: dict[str, None] = {}
 
     def install(self, blob: bytes, version: int, digest: str, realtime_ns: int) -> None:
@@ -123,6 +126,7 @@ class View:
                 "last_reload": reload_text(self.last_reload),
             },
             "controller": {"status": "healthy", "restarts": table.controller_restarts},
+            **{name: tell() for name, tell in self.parts.items()},
         }
         verdicts = {part["status"] for part in parts.values()}
         if self.phase() != "serving" or "unhealthy" in verdicts:

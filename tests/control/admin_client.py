@@ -24,8 +24,18 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-def call(address: str, path: str, method: str = "GET", host: str | None = None, **headers: str) -> Answer:
-    """One call; `host` replaces the Host header, underscores in the names of `headers` stand for hyphens."""
+def call(
+    address: str,
+    path: str,
+    method: str = "GET",
+    host: str | None = None,
+    body: Any = None,
+    **headers: str,
+) -> Answer:
+    """One call; `host` replaces the Host header, underscores in the names of `headers` stand for hyphens.
+    `body` is sent as JSON, bytes as they are.
+    """
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     name, _, port = address.rpartition(":")
     connection = http.client.HTTPConnection(name, int(port), timeout=60)
     try:
@@ -33,7 +43,10 @@ def call(address: str, path: str, method: str = "GET", host: str | None = None, 
         connection.putheader("Host", address if host is None else host)
         for field, value in headers.items():
             connection.putheader(field.replace("_", "-"), value)
-        connection.endheaders()
+        if data is not None:
+            connection.putheader("Content-Type", "application/json")
+            connection.putheader("Content-Length", str(len(data)))
+        connection.endheaders(data)
         response = connection.getresponse()
         return Answer(response.status, dict(response.getheaders()), response.read())
     finally:

@@ -1,0 +1,108 @@
+"""What every resource of the admin API needs: reading a body strictly, refusing, telling times."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from fastgate.auth.consumers import NAME_PATTERN, WORD_PATTERN
+from fastgate.settings import parse_duration
+
+__all__ = ["Refused", "expiry_ns", "iso", "number_argument", "parse_time", "read_body", "refused_answer"]
+
+T = TypeVar("T")
+
+MAX_BODY_BYTES = 1_000_000
+_IN_WORDS = {
+    NAME_PATTERN: "a name of 1 to 255 printable ASCII characters, without a space at its ends",
+    rf"^{WORD_PATTERN}$": "printable ASCII characters without spaces and quotes",
+}
+
+LATEST_NS = 253_402_300_799 * 10**9
+"""9999-12-31T23:59:59Z: the last time an ISO date can tell, and far below 2**63 ns."""
+
+
+class Refused(Exception):
+    """A call that is answered with this status and text, and `path`: where in the body the fault is."""
+
+    def __init__(self, status: int, text: str, **fields: Any) -> None:
+        super().__init__(text)
+        self.status = status
+        self.body = {"error": text, **fields}
+
+
+async def refused_answer(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return JSONResponse(error.body, error.status)
+
+
+async def read_body(request: Request, shape: type[T]) -> T:
+    """The JSON body as this Struct; an empty body is an empty object. Refused: 400, 413."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise Refused(413, f"The body is larger than {MAX_BODY_BYTES} bytes")
+    try:
+        return msgspec.json.decode(bytes(body) or b"{}", type=shape)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at ")
+        for pattern, words in _IN_WORDS.items():
+            if repr(pattern) in text:
+                text = f"Expected {words}"
+        raise Refused(400, text, path=path.strip("`") or "$") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refused(400, f"The body is not JSON: {error}") from error
+
+
+def number_argument(request: Request, name: str, default: int, low: int, high: int) -> int:
+    """A whole number in the query."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 19 and low <= int(text) <= high):
+        raise Refused(400, f"{name}: expected a whole number from {low} to {high}, got {text[:40]!r}")
+    return int(text)
+
+
+def parse_time(text: str, name: str) -> int:
+    """Realtime ns of an ISO 8601 time; without a zone it is UTC."""
+    try:
+        time = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise Refused(
+            400, f"{name}: expected a time such as 2027-01-31T12:00:00Z, got {text[:60]!r}", path=f"$.{name}"
+        ) from None
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=datetime.UTC)
+    since = time - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    return max(1, (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000)
+
+
+def expiry_ns(at: str | None, within: str | None, name: str, now_ns: int) -> int | None:
+    """When something ends, from a time (`…_at`) or a duration (`…_in`); None when neither is given.
+    0 is never, which is what an empty time and the duration 0 say.
+    """
+    if at is not None and within is not None:
+        raise Refused(400, f"{name}_at and {name}_in: expected one of them", path=f"$.{name}_in")
+    if at is not None:
+        return parse_time(at, f"{name}_at") if at else 0
+    if within is None:
+        return None
+    try:
+        span_ns = parse_duration(within)
+    except ValueError as error:
+        raise Refused(400, f"{name}_in: expected {error}, got {within[:40]!r}", path=f"$.{name}_in") from None
+    return min(now_ns + span_ns, LATEST_NS) if span_ns else 0
+
+
+def iso(realtime_ns: int) -> str | None:
+    """UTC to the millisecond, None for never."""
+    if not realtime_ns:
+        return None
+    time = datetime.datetime.fromtimestamp(min(realtime_ns, LATEST_NS) // 10**9, datetime.UTC)
+    return f"{time:%Y-%m-%dT%H:%M:%S}.{realtime_ns // 10**6 % 1000:03d}Z"

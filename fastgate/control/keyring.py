@@ -1,0 +1,516 @@
+"""Keys and consumers: the store and the directory kept in step. The only place that writes either.
+
+A change goes to the store first and then into the directory, so that nothing is in force that would not be
+there after a restart. Taking away is the other way round: it is in force on every worker before the disk
+is asked, and holds even when the disk fails. The directory outlives the controller; a new one puts in what
+the store has, takes out what it has not, and leaves alone what is the same, so that no worker notices.
+
+While the store cannot be used (damaged, no access) nothing can be changed, and what is in the directory stays
+in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from fastgate._core.directory import Directory, DirectoryFull
+from fastgate.auth.consumers import effective
+from fastgate.auth.section import ConsumerConfig
+from fastgate.config import Config
+from fastgate.control.answers import Refused
+from fastgate.state.journal import Journal
+from fastgate.state.memory import HostMemory
+from fastgate.state.records import (
+    ConsumerRecord,
+    KeyRecord,
+    StoredConsumer,
+    StoredKey,
+    consumer_digest,
+    document_digest,
+    encode_record,
+    key_digest,
+    secret_digest,
+)
+from fastgate.state.sealing import SealError
+from fastgate.state.store import Store, StoredSecret, StoreError, default_path
+
+__all__ = ["Keyring", "NewKey"]
+
+T = TypeVar("T")
+
+PREFIX = "fg_"
+KEY_BYTES = 32
+KEY_CHARACTERS = 43
+"""62**43 > 2**256: every key has this length, and no character that breaks a double click or a URL."""
+
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+HINT_CHARACTERS = 4
+"""Of a key that may be shown for people to recognise it by: 24 of its 256 bits."""
+
+SLICE = 500
+"""Keys published between two looks at the loop: about 5 ms."""
+
+USAGE_SLICE = 2000
+
+
+class NewKey(msgspec.Struct, frozen=True):
+    """A key that was just made, and the only time that the key itself is told."""
+
+    secret: str
+    stored: StoredKey
+
+
+class Keyring:
+    """What the controller does with keys, consumers, secrets and documents."""
+
+    def __init__(self, memory: HostMemory, journal: Journal) -> None:
+        self.directory: Directory = memory.directory
+        self.consumers_in_file: Mapping[str, ConsumerConfig] = {}
+        self.fault = "the store is not open yet"
+        """Why the store cannot be used; empty while it can."""
+        self._journal = journal
+        self._store = Store(default_path())
+        self._interval_s = 10.0
+        self._flushed_ns = 0
+        self._ends: list[tuple[int, str]] = []  # heap of (expires_ns, key_id) of published keys
+        counter = memory.metrics.counter
+        self._changes = {
+            action: counter("fastgate_keys_changed_total", action=action)
+            for action in ("created", "rotated", "revoked", "changed", "expired")
+        }
+        self._failures = counter("fastgate_store_failures_total")
+        self._entries = memory.metrics.gauge("fastgate_directory_entries")
+
+    # --- life
+
+    async def start(self, config: Config) -> None:
+        """Opens the store and publishes all of it. Does not raise: what is wrong is in `fault`."""
+        self._store = Store(Path(config.store.path) if config.store.path else default_path())
+        self._interval_s = config.store.usage_interval_ns / 1e9
+        self.consumers_in_file = config.consumers
+        try:
+            self._store.open()
+            self.fault = ""
+            await self._publish_all()
+            self.directory.loaded = 1
+        except (StoreError, SealError) as error:
+            self._failed(error)
+        except DirectoryFull as error:
+            self._journal.error("keys missing", problem=str(error), hint="raise memory.directory_entries")
+            self.directory.loaded = 1
+        if self.fault and self.directory.loaded == 0:
+            self._publish_consumers()
+            self.directory.loaded = 2
+        self._entries.set(self.directory.entries())
+
+    def install(self, config: Config) -> None:
+        """Takes up another config: what it says of consumers is in force when this returns."""
+        before, self.consumers_in_file = self.consumers_in_file, config.consumers
+        self._interval_s = config.store.usage_interval_ns / 1e9
+        for name in before.keys() | config.consumers.keys():
+            if before.get(name) != config.consumers.get(name):
+                try:
+                    self._publish_consumer(name)
+                except (StoreError, DirectoryFull) as error:
+                    self._journal.error("consumer not published", consumer=name, problem=str(error))
+
+    async def run(self) -> None:
+        """Ends keys when their time comes, and writes down what was used; until cancelled."""
+        due = time.monotonic() + self._interval_s
+        while True:
+            await asyncio.sleep(min(1.0, self._interval_s))
+            try:
+                self._end_keys()
+                if time.monotonic() >= due:
+                    due = time.monotonic() + self._interval_s
+                    await self.flush()
+            except StoreError as error:
+                self._failures.add()
+                self._journal.warning("the store cannot be written", problem=str(error))
+
+    async def flush(self) -> None:
+        """Writes the uses since the last time to the store."""
+        since_ns, now_ns = self._flushed_ns, time.time_ns()
+        # A use is counted after its time is read: some look older than the flush that missed them.
+        usages = self.directory.usages(max(0, since_ns - 5_000_000_000))
+        if self.fault or not self._store.path.exists():
+            return
+        for start in range(0, len(usages), USAGE_SLICE):
+            self._store.set_usage(usages[start : start + USAGE_SLICE])
+            await asyncio.sleep(0)
+        self._flushed_ns = now_ns
+
+    async def close(self) -> None:
+        try:
+            await self.flush()
+        except StoreError as error:
+            self._journal.error("the use of keys was not written", problem=str(error))
+        self._store.close()
+
+    def health(self) -> dict[str, Any]:
+        """Its part of `/health`. Without the store no key can be made; those there are stay good."""
+        if not self.fault:
+            return {"status": "healthy", "entries": self.directory.entries()}
+        return {"status": "degraded", "problem": self.fault, "entries": self.directory.entries()}
+
+    # --- publishing
+
+    async def _publish_all(self) -> None:
+        now_ns = time.time_ns()
+        started = time.monotonic()
+        wanted = set()
+        said = {stored.name: stored for stored in self._store.consumers()}
+        records = {
+            name: effective(self.consumers_in_file.get(name), said.get(name))
+            for name in self.consumers_in_file.keys() | said.keys()
+        }
+        for name, record in records.items():
+            wanted.add(self._put(consumer_digest(name), encode_record(record)))
+        for stored in self._store.secrets():
+            secret = self._store.secret(stored.name)
+            if secret is not None:
+                wanted.add(self._put(secret_digest(stored.name), secret.encode()))
+        for name, body, _version in self._store.documents():
+            wanted.add(self._put(document_digest(name), body))
+        self._ends = []
+        count = 0
+        for key in self._store.good_keys(now_ns):
+            key_record = _record(key, records.get(key.consumer, _UNDECLARED))
+            if key_record is not None:
+                wanted.add(self._put(key.digest, encode_record(key_record), key))
+                if key.expires_ns:
+                    self._ends.append((key.expires_ns, key.key_id))
+            count += 1
+            if count % SLICE == 0:
+                await asyncio.sleep(0)
+        heapq.heapify(self._ends)
+        for digest in self.directory.digests():
+            if digest not in wanted:
+                self.directory.remove(digest)
+        if count:
+            took_ms = round((time.monotonic() - started) * 1000)
+            self._journal.info("keys published", keys=count, consumers=len(records), took_ms=took_ms)
+
+    def _publish_consumers(self) -> None:
+        """Those of the config file, when the store cannot be read."""
+        for name, config in self.consumers_in_file.items():
+            self._put(consumer_digest(name), encode_record(effective(config, None)))
+
+    def _put(self, digest: bytes, blob: bytes, key: StoredKey | None = None) -> bytes:
+        if key is None:
+            self.directory.put(digest, blob)
+        else:
+            self.directory.put(digest, blob, key.used, key.last_used_ns)
+        return digest
+
+    def _publish_consumer(self, name: str) -> None:
+        """Puts a consumer and its keys into the directory as they are now. First those it loses."""
+        record = self.consumer(name)
+        digest = consumer_digest(name)
+        if record is None:
+            self.directory.remove(digest)
+        else:
+            self.directory.put(digest, encode_record(record))
+        after = None
+        while keys := self._store.keys(consumer=name, after=after, limit=1000):
+            for key in keys:
+                self._publish_key(key, record)
+            after = keys[-1]
+
+    def _publish_key(self, key: StoredKey, consumer: ConsumerRecord | None) -> None:
+        record = _record(key, consumer or _UNDECLARED) if key.is_good(time.time_ns()) else None
+        if record is None:
+            self.directory.remove(key.digest)
+            return
+        self._put(key.digest, encode_record(record), key)
+        if key.expires_ns:
+            heapq.heappush(self._ends, (key.expires_ns, key.key_id))
+
+    def _end_keys(self) -> None:
+        """Takes out the keys whose time has come. Workers refuse them by themselves; this makes room."""
+        now_ns = time.time_ns()
+        while self._ends and self._ends[0][0] <= now_ns:
+            _expires_ns, key_id = heapq.heappop(self._ends)
+            key = self._store.key(key_id)
+            if key is not None and not key.is_good(now_ns):
+                self._write_usage(key)
+                if self.directory.remove(key.digest):
+                    self._changes["expired"].add()
+        self._entries.set(self.directory.entries())
+
+    # --- keys
+
+    def create(self, key: StoredKey) -> NewKey:
+        """Makes a key with these properties (key_id, digest, hint and created_ns are filled in here)."""
+        self._check_store()
+        made = _new_key(key)
+        self._write(lambda: self._store.insert_keys([made.stored]))
+        try:
+            self._publish_key(made.stored, self.consumer(made.stored.consumer))
+        except (DirectoryFull, ValueError) as error:
+            self._write(lambda: self._store.forget_keys([made.stored.key_id]))
+            raise _no_room(error) from error
+        self._changes["created"].add()
+        return made
+
+    def key(self, key_id: str) -> StoredKey:
+        """The key with its uses until now. Refused: 404."""
+        self._check_store()
+        found = self._ask(lambda: self._store.key(key_id))
+        if found is None:
+            raise Refused(404, f"There is no key {key_id[:60]!r}")
+        return self._with_usage(found)
+
+    def keys(self, **conditions: Any) -> list[StoredKey]:
+        self._check_store()
+        return [self._with_usage(key) for key in self._ask(lambda: self._store.keys(**conditions))]
+
+    def count_keys(self, **conditions: Any) -> int:
+        self._check_store()
+        return self._ask(lambda: self._store.count_keys(**conditions))
+
+    def change(self, key: StoredKey) -> StoredKey:
+        """Stores and publishes a key that was changed; it is in force everywhere when this returns."""
+        old = self.key(key.key_id)
+        self._write(lambda: self._store.update_key(key))
+        try:
+            self._publish_key(key, self.consumer(key.consumer))
+        except (DirectoryFull, ValueError) as error:
+            self._write(lambda: self._store.update_key(old))
+            raise _no_room(error) from error
+        self._changes["changed"].add()
+        return self._with_usage(key)
+
+    def rotate(self, key_id: str, overlap_ns: int, expires_ns: int | None) -> tuple[NewKey, StoredKey]:
+        """A new key with the properties of the old one, which ends after the overlap. Refused: 404, 409.
+
+        expires_ns: of the new one; None: it lives as long as the old one was made to.
+        """
+        now_ns = time.time_ns()
+        old = self.key(key_id)
+        state = old.state(now_ns)
+        if state in ("revoked", "expired"):
+            raise Refused(409, f"The key is {state}; make a new one")
+        if old.replaced_by:
+            raise Refused(409, f"The key was rotated before; {old.replaced_by} is in its place")
+        if expires_ns is None:
+            expires_ns = now_ns + (old.expires_ns - old.created_ns) if old.expires_ns else 0
+        made = _new_key(
+            msgspec.structs.replace(
+                old,
+                replaces=old.key_id,
+                expires_ns=expires_ns,
+                not_before_ns=0,
+                used=0,
+                last_used_ns=0,
+            )
+        )
+        ends_ns = now_ns + overlap_ns
+        past = msgspec.structs.replace(
+            old,
+            replaced_by=made.stored.key_id,
+            expires_ns=min(old.expires_ns, ends_ns) if old.expires_ns else ends_ns,
+        )
+        self._write(lambda: self._store.replace_key(past, made.stored))
+        consumer = self.consumer(old.consumer)
+        try:
+            self._publish_key(made.stored, consumer)
+        except (DirectoryFull, ValueError) as error:
+            self._write(lambda: self._store.update_key(old))
+            self._write(lambda: self._store.forget_keys([made.stored.key_id]))
+            raise _no_room(error) from error
+        self._publish_key(past, consumer)
+        self._changes["rotated"].add()
+        return made, self._with_usage(past)
+
+    def revoke(self, key_id: str) -> StoredKey:
+        """Ends a key for good: no worker takes it from the return on, whatever becomes of the disk."""
+        key = self.key(key_id)
+        self.directory.remove(key.digest)
+        if key.revoked_ns:
+            return key
+        gone = msgspec.structs.replace(key, revoked_ns=time.time_ns())
+        try:
+            self._store.update_key(gone)
+            self._store.set_usage([(key.digest, key.used, key.last_used_ns)])
+        except StoreError as error:
+            self._failures.add()
+            raise Refused(
+                507, f"The key is refused from now on, but that could not be written down: {error}"
+            ) from error
+        self._changes["revoked"].add()
+        return gone
+
+    def _with_usage(self, key: StoredKey) -> StoredKey:
+        used, last_ns = self.directory.usage(key.digest)
+        return msgspec.structs.replace(
+            key, used=max(key.used, used), last_used_ns=max(key.last_used_ns, last_ns)
+        )
+
+    def _write_usage(self, key: StoredKey) -> None:
+        used, last_ns = self.directory.usage(key.digest)
+        if used > key.used:
+            self._store.set_usage([(key.digest, used, last_ns)])
+
+    # --- consumers
+
+    def consumer(self, name: str) -> ConsumerRecord | None:
+        """What counts for this consumer now; None when neither the file nor the store knows it."""
+        config, said = self.consumers_in_file.get(name), self.said_of(name)
+        return None if config is None and said is None else effective(config, said)
+
+    def said_of(self, name: str) -> StoredConsumer | None:
+        """What was said of a consumer at run time."""
+        return None if self.fault else self._ask(lambda: self._store.consumer(name))
+
+    def consumer_names(self) -> list[str]:
+        self._check_store()
+        said = self._ask(self._store.consumers)
+        return sorted(self.consumers_in_file.keys() | {consumer.name for consumer in said})
+
+    def put_consumer(self, consumer: StoredConsumer) -> None:
+        """Stores what is said of a consumer; it and its keys are in force everywhere on return."""
+        self._check_store()
+        self._write(lambda: self._store.put_consumer(consumer))
+        try:
+            self._publish_consumer(consumer.name)
+        except (DirectoryFull, ValueError) as error:
+            raise _no_room(error) from error
+
+    def remove_consumer(self, name: str) -> bool:
+        """Forgets what was said at run time; what the config file says counts again."""
+        self._check_store()
+        removed = self._write(lambda: self._store.remove_consumer(name))
+        if removed:
+            self._publish_consumer(name)
+        return removed
+
+    # --- secrets and documents
+
+    def put_secret(self, name: str, secret: str) -> None:
+        self._check_store()
+        self._write(lambda: self._store.put_secret(name, secret))
+        self._put_blob(secret_digest(name), secret.encode())
+
+    def secret(self, name: str) -> str | None:
+        self._check_store()
+        return self._ask(lambda: self._store.secret(name))
+
+    def secrets(self) -> list[StoredSecret]:
+        self._check_store()
+        return self._ask(self._store.secrets)
+
+    def remove_secret(self, name: str) -> bool:
+        self._check_store()
+        self.directory.remove(secret_digest(name))
+        return self._write(lambda: self._store.remove_secret(name))
+
+    def put_document(self, name: str, body: bytes) -> int:
+        """Stores and publishes a named document; returns its version."""
+        self._check_store()
+        version = self._write(lambda: self._store.put_document(name, body))
+        self._put_blob(document_digest(name), body)
+        return version
+
+    def document(self, name: str) -> tuple[bytes, int] | None:
+        self._check_store()
+        return self._ask(lambda: self._store.document(name))
+
+    def remove_document(self, name: str) -> bool:
+        self._check_store()
+        self.directory.remove(document_digest(name))
+        return self._write(lambda: self._store.remove_document(name))
+
+    def _put_blob(self, digest: bytes, blob: bytes) -> None:
+        try:
+            self.directory.put(digest, blob)
+        except (DirectoryFull, ValueError) as error:
+            raise _no_room(error) from error
+
+    # --- faults
+
+    def _check_store(self) -> None:
+        if self.fault:
+            raise Refused(503, f"The store cannot be used: {self.fault}")
+
+    def _ask(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except (StoreError, SealError) as error:
+            self._failures.add()
+            raise Refused(503, f"The store cannot be read: {error}") from error
+
+    def _write(self, write: Callable[[], T]) -> T:
+        try:
+            return write()
+        except (StoreError, SealError) as error:
+            self._failures.add()
+            raise Refused(507, f"Nothing was changed, the store cannot be written: {error}") from error
+
+    def _failed(self, error: Exception) -> None:
+        self.fault = str(error)
+        self._failures.add()
+        self._journal.error("the store cannot be used", problem=self.fault)
+
+
+_UNDECLARED = ConsumerRecord()
+
+
+def _record(key: StoredKey, consumer: ConsumerRecord) -> KeyRecord | None:
+    """What workers are told of a key; None when its consumer is disabled."""
+    if consumer.disabled:
+        return None
+    limits = {**(consumer.limits or {}), **(key.limits or {})}
+    return KeyRecord(
+        key_id=key.key_id,
+        consumer=key.consumer,
+        tier=key.tier or consumer.tier,
+        scopes=key.scopes or consumer.scopes,
+        roles=tuple(dict.fromkeys((*consumer.roles, *key.roles))),
+        metadata={**consumer.metadata, **key.metadata},
+        limits=limits or None,
+        expires_ns=key.expires_ns,
+        not_before_ns=key.not_before_ns,
+        replaced_by=key.replaced_by,
+    )
+
+
+def _new_key(properties: StoredKey) -> NewKey:
+    secret = PREFIX + _base62(secrets.token_bytes(KEY_BYTES), KEY_CHARACTERS)
+    return NewKey(
+        secret,
+        msgspec.structs.replace(
+            properties,
+            key_id="key_" + _base62(secrets.token_bytes(9), 13)[1:],
+            digest=key_digest(secret.encode()),
+            hint=secret[: len(PREFIX) + HINT_CHARACTERS],
+            created_ns=time.time_ns(),
+            revoked_ns=0,
+            replaced_by="",
+        ),
+    )
+
+
+def _base62(data: bytes, characters: int) -> str:
+    number = int.from_bytes(data, "big")
+    digits = []
+    for _ in range(characters):
+        number, digit = divmod(number, 62)
+        digits.append(ALPHABET[digit])
+    return "".join(reversed(digits))
+
+
+def _no_room(error: Exception) -> Refused:
+    if isinstance(error, DirectoryFull):
+        return Refused(
+            507, f"No room in the directory: {error}. Raise memory.directory_entries or memory.directory"
+        )
+    return Refused(413, f"Too much for one entry of the directory: {error}")
