@@ -13,9 +13,9 @@ from typing import Any
 from fastgate._core.directory import Directory
 from fastgate._core.identity import Identity
 from fastgate.auth.section import ConsumerConfig
-from fastgate.state.records import ConsumerRecord, StoredConsumer, consumer_digest, decode_consumer
+from fastgate.state.records import ConsumerRecord, StoredConsumer, StoredKey, consumer_digest, decode_consumer
 
-__all__ = ["NAME_PATTERN", "WORD_PATTERN", "Consumers", "effective"]
+__all__ = ["NAME_PATTERN", "WORD_PATTERN", "Consumers", "effective", "tier_and_limits"]
 
 NAME_PATTERN = r"^[!-~]([ -~]{0,253}[!-~])?$"
 """Printable ASCII: the name goes into headers, logs and metric labels. A certificate's subject has room."""
@@ -109,3 +109,10 @@ def effective(config: ConsumerConfig | None, stored: StoredConsumer | None) -> C
 
 _NO_CONFIG = ConsumerConfig()
 _NOTHING_SAID = StoredConsumer(name="")
+
+
+def tier_and_limits(key: StoredKey, consumer: ConsumerRecord | None) -> tuple[str, dict[str, Any] | None]:
+    """The tier of a key, and the limits in place of the tier's: its own over its consumer's."""
+    consumer = consumer or _NOBODY
+    limits = {**(consumer.limits or {}), **(key.limits or {})}
+    return key.tier or consumer.tier, limits or None

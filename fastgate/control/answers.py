@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,7 +13,16 @@ from starlette.responses import JSONResponse, Response
 from fastgate.auth.consumers import NAME_PATTERN, WORD_PATTERN
 from fastgate.settings import parse_duration
 
-__all__ = ["Refused", "expiry_ns", "iso", "number_argument", "parse_time", "read_body", "refused_answer"]
+__all__ = [
+    "Refused",
+    "check_name",
+    "expiry_ns",
+    "iso",
+    "number_argument",
+    "parse_time",
+    "read_body",
+    "refused_answer",
+]
 
 T = TypeVar("T")
 
@@ -81,6 +91,13 @@ def parse_time(text: str, name: str) -> int:
         time = time.replace(tzinfo=datetime.UTC)
     since = time - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     return max(1, (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000)
+
+
+def check_name(name: str) -> str:
+    """A consumer's name from a URL. Refused: 400."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise Refused(400, f"Expected a consumer's name: {_IN_WORDS[NAME_PATTERN]}")
+    return name
 
 
 def expiry_ns(at: str | None, within: str | None, name: str, now_ns: int) -> int | None:

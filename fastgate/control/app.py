@@ -18,6 +18,7 @@ from fastgate.control.gateway import GatewayResource
 from fastgate.control.guard import Guard
 from fastgate.control.keyring import Keyring
 from fastgate.control.keys import KeyResource
+from fastgate.control.limits import LimitResource
 from fastgate.control.secrets import SecretResource
 from fastgate.control.view import ReloadDesk, View
 
@@ -30,6 +31,7 @@ def build_app(view: View, desk: ReloadDesk, ask_reload: Callable[[int], bool], k
         *GatewayResource(view, desk, ask_reload).routes(),
         *KeyResource(keyring, view).routes(),
         *ConsumerResource(keyring, view).routes(),
+        *LimitResource(keyring, view).routes(),
         *SecretResource(keyring).routes(),
     ]
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fastgate.control.answers import Refused, iso, number_argument, read_body
+from fastgate.control.answers import Refused, check_name, iso, number_argument, read_body
 from fastgate.control.keyring import Keyring
 from fastgate.control.keys import (
     PAGE,
@@ -19,11 +19,9 @@ from fastgate.control.keys import (
     ConsumerName,
     Label,
     Words,
-    as_limits,
     check_metadata,
-    check_name,
 )
-from fastgate.control.limits import LimitsShape, check_tier
+from fastgate.control.limits import check_limits, check_tier
 from fastgate.control.view import View
 from fastgate.state.records import StoredConsumer
 
@@ -37,7 +35,7 @@ class ConsumerChange(msgspec.Struct, forbid_unknown_fields=True):
     scopes: Words | UnsetType | None = UNSET
     roles: Words | UnsetType | None = UNSET
     metadata: dict[str, Any] | UnsetType | None = UNSET
-    limits: LimitsShape | UnsetType | None = UNSET
+    limits: dict[str, Any] | UnsetType | None = UNSET
     disabled: bool | UnsetType | None = UNSET
 
 
@@ -125,8 +123,10 @@ class ConsumerResource:
             if (value := getattr(body, field)) is not UNSET:
                 changes[field] = None if value is None else tuple(dict.fromkeys(value))
         if body.limits is not UNSET:
-            changes["limits"] = as_limits(body.limits)
-        check_tier(changes.get("tier") or "", self._view.config)
+            changes["limits"] = body.limits or None
+        tier = changes.get("tier") or ""
+        check_tier(tier, self._view.config)
+        check_limits(changes.get("limits"), tier or before.tier or "", self._view.config, "$.limits")
         check_metadata(changes.get("metadata") or {})
         self._keyring.put_consumer(msgspec.structs.replace(before, **changes, updated_ns=time.time_ns()))
 

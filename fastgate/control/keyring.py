@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from fastgate._core.directory import Directory, DirectoryFull
-from fastgate.auth.consumers import effective
+from fastgate.auth.consumers import effective, tier_and_limits
 from fastgate.auth.section import ConsumerConfig
 from fastgate.config import Config
 from fastgate.control.answers import Refused
@@ -468,15 +468,15 @@ def _record(key: StoredKey, consumer: ConsumerRecord) -> KeyRecord | None:
     """What workers are told of a key; None when its consumer is disabled."""
     if consumer.disabled:
         return None
-    limits = {**(consumer.limits or {}), **(key.limits or {})}
+    tier, limits = tier_and_limits(key, consumer)
     return KeyRecord(
         key_id=key.key_id,
         consumer=key.consumer,
-        tier=key.tier or consumer.tier,
+        tier=tier,
         scopes=key.scopes or consumer.scopes,
         roles=tuple(dict.fromkeys((*consumer.roles, *key.roles))),
         metadata={**consumer.metadata, **key.metadata},
-        limits=limits or None,
+        limits=limits,
         expires_ns=key.expires_ns,
         not_before_ns=key.not_before_ns,
         replaced_by=key.replaced_by,

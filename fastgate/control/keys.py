@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from starlette.routing import Route
 from fastgate.auth.consumers import NAME_PATTERN, WORD_PATTERN
 from fastgate.control.answers import Refused, expiry_ns, iso, number_argument, read_body
 from fastgate.control.keyring import Keyring, NewKey
-from fastgate.control.limits import LimitsShape, check_tier
+from fastgate.control.limits import check_limits, check_tier
 from fastgate.control.view import View
 from fastgate.state.records import KEY_STATES, StoredKey
 
@@ -39,7 +38,7 @@ class NewKeyBody(msgspec.Struct, forbid_unknown_fields=True):
     scopes: Words = []
     roles: Words = []
     metadata: dict[str, Any] = {}
-    limits: LimitsShape | None = None
+    limits: dict[str, Any] | None = None
     expires_at: str | None = None
     expires_in: str | None = None
     starts_at: str | None = None
@@ -54,7 +53,7 @@ class KeyChange(msgspec.Struct, forbid_unknown_fields=True):
     scopes: Words | UnsetType = UNSET
     roles: Words | UnsetType = UNSET
     metadata: dict[str, Any] | UnsetType = UNSET
-    limits: LimitsShape | UnsetType | None = UNSET
+    limits: dict[str, Any] | UnsetType | None = UNSET
     expires_at: str | None = None
     expires_in: str | None = None
 
@@ -89,6 +88,7 @@ class KeyResource:
         body = await read_body(request, NewKeyBody)
         now_ns = time.time_ns()
         check_tier(body.tier, self._view.config)
+        check_limits(body.limits, body.tier, self._view.config, "$.limits")
         check_metadata(body.metadata)
         consumer = self._keyring.consumer(body.consumer)
         if consumer is not None and consumer.disabled:
@@ -108,7 +108,7 @@ class KeyResource:
                 scopes=tuple(dict.fromkeys(body.scopes)),
                 roles=tuple(dict.fromkeys(body.roles)),
                 metadata=body.metadata,
-                limits=as_limits(body.limits),
+                limits=body.limits or None,
                 not_before_ns=expiry_ns(body.starts_at, body.starts_in, "starts", now_ns) or 0,
                 expires_ns=expires_ns,
             )
@@ -151,8 +151,10 @@ class KeyResource:
             if (value := getattr(body, field)) is not UNSET:
                 changes[field] = tuple(dict.fromkeys(value))
         if body.limits is not UNSET:
-            changes["limits"] = as_limits(body.limits)
-        check_tier(changes.get("tier", ""), self._view.config)
+            changes["limits"] = body.limits or None
+        tier = changes.get("tier", key.tier)
+        check_tier(tier, self._view.config)
+        check_limits(changes.get("limits"), tier, self._view.config, "$.limits")
         check_metadata(changes.get("metadata", {}))
         expires_ns = expiry_ns(body.expires_at, body.expires_in, "expires", time.time_ns())
         if expires_ns is not None:
@@ -207,23 +209,9 @@ def key_row(key: StoredKey, now_ns: int) -> dict[str, Any]:
     }
 
 
-def as_limits(limits: Any) -> dict[str, Any] | None:
-    """Without what is not set; None when nothing is."""
-    if limits is None or limits is UNSET:
-        return None
-    return msgspec.to_builtins(limits) or None
-
-
 def check_metadata(metadata: dict[str, Any]) -> None:
     size = len(msgspec.json.encode(metadata))
     if size > METADATA_BYTES:
         raise Refused(
             400, f"metadata: expected at most {METADATA_BYTES} bytes of JSON, got {size}", path="$.metadata"
         )
-
-
-def check_name(name: str) -> str:
-    """A consumer's name from a URL. Refused: 400."""
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise Refused(400, "A consumer's name is 1 to 255 printable ASCII characters")
-    return name

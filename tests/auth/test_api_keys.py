@@ -312,7 +312,7 @@ def test_a_rotated_key_goes_on_for_the_overlap() -> None:
     with Gateway({"routes": [ROUTE]}, workers=2) as gateway:
         old = make(gateway, tier="basic", roles=["reader"], metadata={"a": 1}, name="ci")
 
-        rotated = call(gateway.admin, f"/api/keys/{old['key_id']}/rotate", "POST", body={"overlap": "1500ms"})
+        rotated = call(gateway.admin, f"/api/keys/{old['key_id']}/rotate", "POST", body={"overlap": "3s"})
 
         new = rotated.json
         assert rotated.status == 201
