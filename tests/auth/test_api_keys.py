@@ -47,10 +47,10 @@ def test_a_key_works_on_every_worker_at_once_and_ends_on_every_worker_at_once(wo
     with Gateway({"routes": [ROUTE]}, workers=workers) as gateway:
         assert get(gateway.port).status == 401
 
-        made = make(gateway, tier="premium", scopes=["orders:read"])
+        made = make(gateway, tier="internal", scopes=["orders:read"])
 
         assert re.fullmatch(r"fg_[0-9A-Za-z]{43}", made["api_key"])
-        assert (made["consumer"], made["state"], made["tier"]) == ("acme", "active", "premium")
+        assert (made["consumer"], made["state"], made["tier"]) == ("acme", "active", "internal")
         assert statuses(gateway, made["api_key"]) == {200}
 
         ended = call(gateway.admin, f"/api/keys/{made['key_id']}", "DELETE")
@@ -310,7 +310,7 @@ def used_in_file(path: Path, key_id: str) -> int:
 
 def test_a_rotated_key_goes_on_for_the_overlap() -> None:
     with Gateway({"routes": [ROUTE]}, workers=2) as gateway:
-        old = make(gateway, tier="basic", roles=["reader"], metadata={"a": 1}, name="ci")
+        old = make(gateway, tier="internal", roles=["reader"], metadata={"a": 1}, name="ci")
 
         rotated = call(gateway.admin, f"/api/keys/{old['key_id']}/rotate", "POST", body={"overlap": "3s"})
 
