@@ -76,6 +76,7 @@ cdef class RequestContext:
     cdef Answer answer
     cdef readonly Identity identity   # who it is; None until a scheme has said so
     cdef public list tags             # what policies call it; None when there are none
+    cdef bytes cache_word             # what the cache did, for the log
     cdef bytes upstream_lines         # ready header lines that gates add to the request upstream
     cdef public str upstream_override # name of the upstream a policy sends it to, in place of the route's
     cdef bytes gate_lines             # ready header lines that a gate adds to whatever answer goes out

@@ -13,6 +13,7 @@ cdef class AccessLog:
     cdef bint is_pipe
     cdef bint json
     cdef bint off
+    cdef public frozenset secrets         # names of query parameters whose values must not be written
     cdef HeadWriter lines
     cdef int64_t second
     cdef bytes second_text
@@ -23,6 +24,7 @@ cdef class AccessLog:
     cdef int _common(self, RequestContext ctx, int64_t now_ns) except -1
     cdef int _text(self, bytes value, Py_ssize_t most) except -1
     cdef int _span(self, const char* p, Py_ssize_t n, Py_ssize_t most) except -1
+    cdef bytes _masked(self, bytes target)
     cdef int _milliseconds(self, int64_t ns) except -1
     cpdef int flush(self) except -1
     cdef int _drop(self, Py_ssize_t start) except -1

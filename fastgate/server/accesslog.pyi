@@ -3,6 +3,7 @@ from fastgate._core.counters import Counters
 __all__ = ["AccessLog"]
 
 class AccessLog:
+    secrets: frozenset[bytes] | None
     def __init__(
         self, output: str = "off", format: str = "json", counters: Counters | None = None, slot: int = 0
     ) -> None: ...

@@ -24,6 +24,8 @@ from fastgate._core.context cimport RequestContext
 from fastgate._core.counters cimport Counters
 from fastgate._core.headers cimport H_REFERER, H_USER_AGENT, HeadWriter, field_t
 
+from urllib.parse import unquote_to_bytes
+
 __all__ = ["AccessLog"]
 
 cdef extern from "poll.h" nogil:
@@ -124,7 +126,7 @@ cdef class AccessLog:
         w.put(b',"host":', 8)
         self._text(ctx.authority, HOST_BYTES)
         w.put(b',"target":', 10)
-        self._text(ctx.target, TARGET_BYTES)
+        self._text(self._masked(ctx.target), TARGET_BYTES)
         w.put(b',"protocol":"HTTP/1.', 20)
         w.put_decimal(1 if ctx.version_minor else 0)
         w.put(b'","status":', 11)
@@ -134,6 +136,10 @@ cdef class AccessLog:
             w.put_bytes(ctx.route.name_json)
         else:
             w.put(b"null", 4)
+        w.put(b',"consumer":', 12)
+        self._text(ctx.identity.consumer_bytes if ctx.identity is not None else None, ANY)
+        w.put(b',"cache":', 9)
+        self._text(ctx.cache_word, ANY)
         w.put(b',"upstream":', 12)
         self._text(ctx.upstream_address, ANY)
         w.put(b',"upstream_status":', 19)
@@ -172,7 +178,7 @@ cdef class AccessLog:
         w.put(b" - - [", 6)
         w.put_bytes(self.second_text)
         w.put(b"] ", 2)
-        self._text((ctx.method_bytes or b"-") + b" " + (ctx.target or b"-") + (b" HTTP/1.1" if ctx.version_minor else b" HTTP/1.0"),
+        self._text((ctx.method_bytes or b"-") + b" " + (self._masked(ctx.target) or b"-") + (b" HTTP/1.1" if ctx.version_minor else b" HTTP/1.0"),
                    TARGET_BYTES)
         w.put(b" ", 1)
         w.put_decimal(ctx.status)
@@ -185,6 +191,19 @@ cdef class AccessLog:
         value = ctx.headers.find_known(H_USER_AGENT)
         self._text(value if value is not None else b"-", AGENT_BYTES)
         return w.put(b"\n", 1)
+
+    cdef bytes _masked(self, bytes target):
+        """The target without the secrets that some clients must put into its query."""
+        cdef bytes path, query
+        if not self.secrets or target is None or b"?" not in target:
+            return target
+        path, _, query = target.partition(b"?")
+        parts = []
+        for part in query.split(b"&"):
+            name, equals, _ = part.partition(b"=")
+            known = unquote_to_bytes(name.replace(b"+", b" ")) in self.secrets
+            parts.append(name + b"=***" if known and equals else part)
+        return path + b"?" + b"&".join(parts)
 
     cdef int _milliseconds(self, int64_t ns) except -1:
         """ns as milliseconds with three decimals."""

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from fastgate._core.context cimport Reason
+from fastgate._core.context cimport Reason, RequestContext
 from fastgate._core.headers cimport Headers
 from fastgate._core.http_cache cimport Decision, RequestRules, StoredResponse, Vary
 from fastgate._core.worker_cache cimport Fill, RouteCache
@@ -13,6 +13,7 @@ cdef class NoClient(ClientStream):
 
 cdef class CachedRequest:
     cdef RouteCache route
+    cdef RequestContext ctx
     cdef RequestRules rules
     cdef bytes key                        # primary
     cdef bytes variant                    # where this request's answer is kept: key, or that of its variant

@@ -46,9 +46,12 @@ from fastgate._core.worker_cache cimport (
 from fastgate.server.exchange cimport LENGTH_NONE, X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, ClientStream, Exchange, Plane
 
 from fastgate._core.http_cache import REPLACED_FIELDS, merge_vary
+from fastgate._core.worker_cache import RESULTS
 from fastgate.errors import REASONS
 
 __all__ = ["CachedRequest"]
+
+cdef tuple WORDS = tuple(word.encode() for word in RESULTS)
 
 log = logging.getLogger("fastgate")
 
@@ -69,6 +72,7 @@ cdef int cache_begin(Exchange x) except -1:
     if ctx.upgrade:
         return x._forward()                             # a tunnel is nobody else's
     c.route = route
+    c.ctx = ctx
     c.rules = route.rules.c_read(ctx.method_id, ctx.method_bytes, ctx.headers, ctx.has_body)
     x.cached = c
     if not c.rules.cacheable:
@@ -286,6 +290,7 @@ cdef class CachedRequest:
 
     cdef int count(self, int result) except -1:
         metric_add(<Metric>self.route.results[result], 1)
+        self.ctx.cache_word = <bytes>WORDS[result]
         return 0
 
     # answers
@@ -409,6 +414,7 @@ cdef class CachedRequest:
         ctx.now_ns = ctx.started_ns = from_ctx.now_ns
         c = CachedRequest.__new__(CachedRequest)
         c.route = self.route
+        c.ctx = ctx
         c.rules = self.route.rules.c_read(0, b"GET", ctx.headers, False)
         self.route.rules.c_key(c.rules, ctx.scheme == "https", ctx.authority, ctx.path_bytes, ctx.query_bytes,
                                ctx.identity.cache_key() if self.route.rules.wants_consumer and ctx.identity is not None else None,

@@ -66,6 +66,8 @@ cdef class DataPlane(Plane):
             fresh = AccessLog(plan.config.access_log.output, plan.config.access_log.format, self.counters, self.slot)
             self.log.close()
             self.log = fresh
+        query_key = plan.config.auth.api_key.query
+        self.log.secrets = frozenset() if query_key is None else frozenset((query_key.encode(),))
         plan.installed = True
         self.plan = plan
         if old is None:

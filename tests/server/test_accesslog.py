@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import http.client
 import json
 import os
 import re
@@ -26,8 +27,8 @@ COMMON = re.compile(
     r' ("(?:[^"\\]|\\.)*") ("(?:[^"\\]|\\.)*")'
 )
 KEYS = [
-    "time", "request_id", "client", "method", "host", "target", "protocol", "status", "route", "upstream",
-    "upstream_status", "attempts", "duration_ms", "upstream_ms", "bytes_received", "bytes_sent", "reason",
+    "time", "request_id", "client", "method", "host", "target", "protocol", "status", "route", "consumer",
+    "cache", "upstream", "upstream_status", "attempts", "duration_ms", "upstream_ms", "bytes_received", "bytes_sent", "reason",
     "user_agent",
 ]  # fmt: skip
 
@@ -144,7 +145,7 @@ def test_a_line_tells_the_request(tmp_path: Path) -> None:
         "request_id": "abc-1", "client": "10.1.2.3", "method": "POST", "host": "gateway.test",
         "target": "/o/1?q=2", "protocol": "HTTP/1.1", "status": 404, "route": "orders",
         "upstream": upstream.url.removeprefix("http://"), "upstream_status": 404, "attempts": 1,
-        "bytes_received": 5, "reason": None, "user_agent": None,
+        "bytes_received": 5, "reason": None, "user_agent": None, "consumer": None, "cache": None,
     }  # fmt: skip
     assert (second["status"], second["reason"], second["upstream"]) == (413, "body_too_large", None)
     assert (third["status"], third["reason"], third["route"]) == (404, "no_route", None)
@@ -309,3 +310,20 @@ def test_long_lines_on_a_pipe_stay_whole_and_never_block(tmp_path: Path) -> None
         assert (len(record["request_id"]), record["client"]) == (32, "127.0.0.1")
         assert record["target"].startswith("/")
         assert set(record["user_agent"].removesuffix("...")) == {'"'}
+
+
+def test_a_key_in_the_query_is_not_written(tmp_path: Path) -> None:
+    file = tmp_path / "access.log"
+    settings = config(str(file))
+    settings["auth"] = {"api_key": {"query": "api_key"}}
+    settings["routes"] = [{"path": "/*", "respond": "hi", "auth": ["api_key"]}]
+    with Gateway(settings) as gateway:
+        for target in ("/a?x=1&api_key=fg_secret&y=2", "/a?%61pi_key=fg_secret"):
+            connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+            connection.request("GET", target)
+            assert connection.getresponse().status == 401
+            connection.close()
+        first, second = (json.loads(line) for line in lines_of(file, 2))
+
+    assert first["target"] == "/a?x=1&api_key=***&y=2"
+    assert second["target"] == "/a?%61pi_key=***"
