@@ -818,7 +818,7 @@ cdef class LimitGate(Plugin):
         self.health = health
         self.usual = usual
         self.tells = tells
-        self.warn_left = -1.0 if warn_at is None else 1.0 - warn_at
+        self.warn_left = -1.0 if warn_at is None else 1.0 - warn_at + 1e-9
         self.passes_full = when_full == "allow"
         self.cost_fixed = round(cost * COST_UNIT)
         self.cost_reserve = self.cost_fixed if reserve is None else round(reserve * COST_UNIT)
