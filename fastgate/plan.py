@@ -12,6 +12,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -33,7 +34,7 @@ from fastgate.features.transform import HeaderEditsConfig
 from fastgate.plugin import PluginEnv, Registry
 from fastgate.state.memory import HostMemory
 from fastgate.upstream.pool import Target, Upstream
-from fastgate.upstream.settings import UpstreamConfig
+from fastgate.upstream.settings import CredentialConfig, UpstreamConfig
 from fastgate.upstream.tls import upstream_context
 
 __all__ = ["FeatureEnv", "Surroundings", "freeze", "freeze_now"]
@@ -118,17 +119,25 @@ def freeze_now(config: Config, around: Surroundings) -> Plan:
 
 
 def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Iterator[Plan | None]:
+    services = _Services(previous)
     upstreams: dict[str, Upstream] = {}
     for name, settings in config.upstreams.items():
         known = previous.upstreams.get(name) if previous is not None else None
         upstreams[name] = (
             known if known is not None and known.config == settings else _upstream(name, settings, around)
         )
+        if settings.credentials is not None:
+            keeper = services.get(
+                "credentials",
+                (name, settings.credentials),
+                partial(_keeper, name, settings.credentials, around),
+            )
+            upstreams[name].credential = keeper.credential
         yield None
+    services.settle()
     plugins = _Plugins(previous)
     shared = [plugins.get(None, index, use) for index, use in enumerate(config.plugins)]
     kept = _kept_routes(previous, shared, config)
-    services = _Services(previous)
     routes: list[RoutePlan] = []
     router = Router()
     for raw, route in zip(config.routes, config.each_route(), strict=True):
@@ -258,6 +267,10 @@ class _Services:
         self._noted.append(service)
         return service.made
 
+    def settle(self) -> None:
+        """What was asked for since the last call is no route's own."""
+        self._noted.clear()
+
     def note(self, plan: RoutePlan) -> None:
         """The services asked for since the last call are those of this route."""
         plan.services = tuple(self._noted)
@@ -285,6 +298,13 @@ class Service:
         close = getattr(self.made, "close", None)
         if close is not None:
             await close()
+
+
+def _keeper(upstream: str, settings: CredentialConfig | str, around: Surroundings) -> Any:
+    assert not isinstance(settings, str), "the config check puts the settings in place of their name"
+    from fastgate.upstream.credentials import Keeper  # with its HTTP client: only where it is asked for
+
+    return Keeper(upstream, settings, around)
 
 
 def _upstream(name: str, config: UpstreamConfig, around: Surroundings) -> Upstream:

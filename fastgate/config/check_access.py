@@ -1,4 +1,4 @@
-"""What is wrong with roles, policies, and with what routes ask of them."""
+"""What is wrong with roles, policies, and with what routes ask of them; and with upstream credentials."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from fastgate.config.root import Config, RouteConfig
 from fastgate.config.shape import Report, nearest
 from fastgate.config.source import Path
 from fastgate.features.policy import Language, PolicyConfig, check_policy, language
 from fastgate.features.rbac import asks, check_roles
 from fastgate.settings import wildcard_matches
+from fastgate.upstream.credentials import check_credential
+from fastgate.upstream.settings import CredentialConfig, UpstreamConfig
 
-__all__ = ["check_access"]
+__all__ = ["check_access", "check_credentials", "with_credentials"]
 
 # RFC 6749 §3.3: a scope stands in a header in quotes, between spaces
 _SCOPE = re.compile(r"[!#-\[\]-~]+", re.ASCII)
@@ -111,3 +115,46 @@ def _check_one(
 
 def _below(report: Report, path: Path, key: str, found: str, expected: str, hint: str) -> Any:
     return report((*path, key), found, expected, hint)
+
+
+_FIELD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)  # RFC 9110 §5.6.2
+_OWN_FIELDS = frozenset(
+    ("connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade")
+)
+
+
+def check_credentials(config: Config, report: Report) -> None:
+    """The root section `credentials`, and `credentials` of every upstream."""
+    found: list[tuple[Path, CredentialConfig]] = [
+        (("credentials", name), settings) for name, settings in config.credentials.items()
+    ]
+    for name, upstream in config.upstreams.items():
+        path: Path = ("upstreams", name, "credentials")
+        if isinstance(upstream.credentials, str):
+            if upstream.credentials not in config.credentials:
+                hint = nearest(upstream.credentials, config.credentials)
+                report(path, f'"{upstream.credentials}"', "the name of an entry of $.credentials", hint)
+        elif upstream.credentials is not None:
+            found.append((path, upstream.credentials))
+    for path, settings in found:
+        check_credential(settings, partial(_deep_below, report, path))
+        shown = settings.name
+        if shown is not None and settings.send == "header":
+            if not _FIELD.fullmatch(shown) or shown.lower() in _OWN_FIELDS:
+                report((*path, "name"), f'"{shown}"', "a header name that is not the connection's own", "")
+        elif shown is not None and not (shown.isascii() and shown.isprintable()):
+            report((*path, "name"), f'"{shown}"', "printable ASCII", "")
+
+
+def with_credentials(config: Config) -> dict[str, UpstreamConfig]:
+    """The upstreams, with the settings in place of the names of credentials."""
+    return {
+        name: msgspec.structs.replace(upstream, credentials=config.credentials[upstream.credentials])
+        if isinstance(upstream.credentials, str)
+        else upstream
+        for name, upstream in config.upstreams.items()
+    }
+
+
+def _deep_below(report: Report, path: Path, key: str, found: str, expected: str, hint: str) -> Any:
+    return report((*path, *(key.split(".") if key else ())), found, expected, hint)

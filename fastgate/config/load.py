@@ -21,7 +21,7 @@ import msgspec
 from msgspec import inspect
 
 from fastgate.config.check import RouteCheck, check_root, check_upstream
-from fastgate.config.check_access import check_access
+from fastgate.config.check_access import check_access, check_credentials, with_credentials
 from fastgate.config.check_auth import check_auth
 from fastgate.config.root import AdminConfig, Config, PluginUse, RouteConfig
 from fastgate.config.shape import INVALID, Report, Shapes, found_text
@@ -261,6 +261,7 @@ class _Reading:
         check_root(config, report)
         for name, upstream in config.upstreams.items():
             check_upstream(name, upstream, ("upstreams", name), report)
+        check_credentials(config, report)
         if routes is None:
             return None
         if len(routes) == len(tree["routes"]):  # else their numbers are not those of the file
@@ -282,7 +283,7 @@ class _Reading:
                 encoded.append(msgspec.Raw(encoder.encode(route)))
             except OverflowError:
                 report(("routes", index), "a number beyond 64 bits")
-        config = msgspec.structs.replace(config, upstreams={**config.upstreams, **added})
+        config = msgspec.structs.replace(config, upstreams={**with_credentials(config), **added})
         checked: Config = msgspec.structs.replace(config, routes=tuple(encoded))
         return checked
 

@@ -25,7 +25,7 @@ from fastgate.features.rbac import RoleConfig
 from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.settings import HOUR, SECOND, Duration, Settings, Size, Text
-from fastgate.upstream.settings import TimeoutOverrides, UpstreamConfig
+from fastgate.upstream.settings import CredentialConfig, TimeoutOverrides, UpstreamConfig
 
 __all__ = [
     "AccessLogConfig",
@@ -654,6 +654,10 @@ class Config(Settings, frozen=True, kw_only=True):
         Meta(description="Limits of every route together, and what routes without their own go by."),
     ] = None
     access: Annotated[AccessConfig | None, Meta(description="Who may come at all, by address.")] = None
+    credentials: Annotated[
+        dict[str, CredentialConfig],
+        Meta(description="Credentials for upstreams by name, for several upstreams that show the same."),
+    ] = msgspec.field(default_factory=dict)
     upstreams: Annotated[
         dict[str, UpstreamConfig],
         Meta(description="Services by name. A URL given to a route directly is added here under itself."),

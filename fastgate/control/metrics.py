@@ -64,6 +64,7 @@ DESCRIPTIONS: dict[str, str] = {
     "fastgate_authorization_refused_total": (
         "Requests without the scope, role or permission that their route asks for."
     ),
+    "fastgate_credential_refreshes_total": "New values of upstream credentials, and sources that failed.",
     "fastgate_policy_total": (
         "Policies that matched (or would have, in shadow mode), and conditions that failed."
     ),

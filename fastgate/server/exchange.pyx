@@ -74,6 +74,7 @@ cdef Reason PLUGIN_TIMEOUT = REASONS["plugin_timeout"]
 cdef Reason INTERNAL_ERROR = REASONS["internal_error"]
 cdef Reason BAD_RESPONSE = REASONS["bad_upstream_response"]
 cdef Reason UPSTREAM_CLOSED = REASONS["upstream_closed"]
+cdef Reason CREDENTIAL_UNAVAILABLE = REASONS["credential_unavailable"]
 cdef Reason QUEUE_FULL = REASONS["upstream_queue_full"]
 cdef Reason QUEUE_TIMEOUT = REASONS["upstream_queue_timeout"]
 cdef Reason CONNECT_TIMEOUT = REASONS["upstream_connect_timeout"]
@@ -333,7 +334,10 @@ cdef class Exchange(ResponseSink):
 
     cdef int _after_decide(self, int verdict) except -1:
         if verdict == V_CONTINUE:
-            return self._forward() if self.route.cache is None else cache_begin(self)
+            # What goes to another upstream than the route's own is another resource: it is not cached.
+            if self.route.cache is None or self.ctx.upstream_override is not None:
+                return self._forward()
+            return cache_begin(self)
         if verdict == V_RESPOND:
             if self.ctx.reason is not None or self.ctx.answer is not None:
                 return self._reply()
@@ -443,6 +447,8 @@ cdef class Exchange(ResponseSink):
             return self.refuse(INTERNAL_ERROR)
         if ctx.upstream_override is not None:           # by a policy; one that is gone since leaves the route's own
             self.upstream = <Upstream>self.plan.upstreams.get(ctx.upstream_override, self.upstream)
+        if self.upstream.credential is not None and not self.upstream.credential.usable(ctx.now_ns):
+            return self.refuse(CREDENTIAL_UNAVAILABLE)
         self.buffer_body = False
         if ctx.body_replaced:
             self.pending = [ctx.body] if ctx.body else None

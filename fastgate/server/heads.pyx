@@ -31,8 +31,10 @@ from fastgate._core.headers cimport (
     Headers,
     HeadWriter,
     has_token,
+    name_equal,
 )
 from fastgate._core.plan cimport RoutePlan
+from fastgate.upstream.credential cimport Credential
 from fastgate.upstream.pool cimport Target
 
 __all__ = ["request_head_bytes"]
@@ -119,6 +121,12 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
     cdef int i, known
     cdef bytes value
     cdef bytes te = None
+    cdef Credential credential = target.upstream.credential
+    cdef bytes shown = None
+    if credential is not None:
+        shown = credential.field_name
+        if credential.parameter is not None:
+            path = credential.target_with(path)
     w.put_bytes(method)
     w.put(b" ", 1)
     w.put_bytes(path)
@@ -140,7 +148,12 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
                 continue
             if known == H_TRAILER and not chunked:
                 continue
+        if shown is not None and fields.fields[i].name_n == PyBytes_GET_SIZE(shown) and name_equal(
+                fields.fields[i].name, PyBytes_AS_STRING(shown), fields.fields[i].name_n):
+            continue
         w.parsed_span(&fields.fields[i])
+    if credential is not None and credential.line is not None:
+        w.put_bytes(credential.line)
     if length >= 0:
         w.put(b"Content-Length: ", 16)
         w.put_decimal(length)

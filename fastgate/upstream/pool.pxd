@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t
 from fastgate._core.balance cimport SmoothWeighted
 from fastgate._core.counters cimport worker_counts_t
 from fastgate._core.wheel cimport TimerWheel
+from fastgate.upstream.credential cimport Credential
 from fastgate.upstream.connection cimport ConnectionOwner, ResponseSink, UpstreamConnection
 
 cdef enum:
@@ -40,6 +41,7 @@ cdef class Target(ConnectionOwner):
 cdef class Upstream:
     cdef readonly str name
     cdef readonly object config
+    cdef public Credential credential         # what its requests show; None: nothing
     cdef readonly list targets
     cdef SmoothWeighted balance
     cdef readonly bint retired

@@ -5,6 +5,7 @@ from typing import Any
 from fastgate._core.counters import Counters
 from fastgate._core.wheel import TimerWheel
 from fastgate.upstream.connection import ConnectionOwner
+from fastgate.upstream.credential import Credential
 from fastgate.upstream.settings import UpstreamConfig
 
 __all__ = ["Target", "Upstream"]
@@ -43,6 +44,7 @@ class Target(ConnectionOwner):
     def opening(self) -> int: ...
 
 class Upstream:
+    credential: Credential | None
     def __init__(
         self, name: str, config: UpstreamConfig, loop: Any, wheel: TimerWheel, counters: Counters, slot: int
     ) -> None: ...

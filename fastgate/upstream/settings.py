@@ -10,13 +10,16 @@ import ipaddress
 import re
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from fastgate.settings import MINUTE, SECOND, Duration, Settings, Text
 
 __all__ = [
+    "CredentialConfig",
     "Endpoint",
+    "OauthConfig",
     "PoolConfig",
+    "SecretSource",
     "TargetConfig",
     "TimeoutOverrides",
     "TimeoutsConfig",
@@ -283,6 +286,101 @@ class TimeoutOverrides(Settings, frozen=True, kw_only=True):
     ] = None
 
 
+class SecretSource(Settings, frozen=True, kw_only=True):
+    """Where a secret comes from; exactly one of these. The secret itself never stands in the config."""
+
+    env: Annotated[
+        Text | None,
+        Meta(description="An environment variable of the gateway. It changes with a restart only."),
+    ] = None
+    file: Annotated[
+        Text | None,
+        Meta(description="A file with nothing else in it; looked at every second, read when it changed."),
+    ] = None
+    command: Annotated[
+        tuple[Text, ...],
+        Meta(
+            description="A program and its arguments, which prints the secret; run by each worker, "
+            "without a shell."
+        ),
+    ] = ()
+    store: Annotated[
+        Text | None,
+        Meta(description="A secret of the gateway's own store, where it is encrypted."),
+    ] = None
+
+
+class OauthConfig(SecretSource, frozen=True, kw_only=True):
+    """A token by the OAuth 2.0 client credentials grant (RFC 6749 section 4.4). The sources (`env`,
+    `file`, `command`,
+    `store`) are those of the client's secret.
+    """
+
+    token_url: Annotated[Text, Meta(description="The token endpoint.")]
+    client_id: Annotated[Text, Meta(description="Who the gateway is there.")]
+    scopes: Annotated[
+        tuple[Text, ...], Meta(extra={"one_or_many": True}, description="Scopes to ask for.")
+    ] = ()
+    parameters: Annotated[
+        dict[str, str], Meta(description="More fields of the token request, such as `audience`.")
+    ] = field(default_factory=dict)
+    client_auth: Annotated[
+        Literal["basic", "body"],
+        Meta(
+            description="Where the client's id and secret stand in the token request (RFC 6749 "
+            "section 2.3.1)."
+        ),
+    ] = "basic"
+    tls: Annotated[UpstreamTlsConfig, Meta(description="TLS to an https:// token endpoint.")] = (
+        UpstreamTlsConfig()
+    )
+
+
+class CredentialConfig(SecretSource, frozen=True, kw_only=True):
+    """What every request to an upstream shows: a secret of exactly one source, or an OAuth token."""
+
+    oauth: Annotated[OauthConfig | None, Meta(description="A token that the gateway gets by itself.")] = None
+    send: Annotated[
+        Literal["bearer", "basic", "header", "query"],
+        Meta(
+            description=(
+                "How it is shown: `Authorization: Bearer …`, `Authorization: Basic …` (with "
+                "`username`, or a secret "
+                "of the form user:password), the field or the query parameter called `name`. The "
+                "client's own is "
+                "replaced."
+            )
+        ),
+    ] = "bearer"
+    name: Annotated[Text | None, Meta(description="Name of the header field or of the query parameter.")] = (
+        None
+    )
+    prefix: Annotated[
+        str, Meta(description="With `send: header`: text before the secret, such as `Token `.")
+    ] = ""
+    username: Annotated[
+        Text | None, Meta(description="With `send: basic`: the user; the secret is the password.")
+    ] = None
+    refresh_ns: Annotated[
+        Duration,
+        Meta(ge=1_000_000_000, description="How often a command is run again."),
+    ] = 5 * MINUTE
+    timeout_ns: Annotated[
+        Duration,
+        Meta(ge=1_000_000, description="The longest that a command or a token endpoint may take."),
+    ] = 10 * SECOND
+    keep_ns: Annotated[
+        Duration,
+        Meta(
+            description=(
+                "How long the last good value is used when its source fails (a token: never beyond "
+                "its expiry). "
+                "Then, and as long as there never was one: 503 `credential_unavailable`."
+            )
+        ),
+    ] = 10 * MINUTE
+
+
 class UpstreamConfig(Settings, frozen=True, kw_only=True):
     """One service: where it runs and how to talk to it."""
 
@@ -307,6 +405,15 @@ class UpstreamConfig(Settings, frozen=True, kw_only=True):
     timeouts: Annotated[TimeoutsConfig, Meta(description="How long this upstream may take.")] = (
         TimeoutsConfig()
     )
+    credentials: Annotated[
+        str | CredentialConfig | None,
+        Meta(
+            description=(
+                "What requests to this upstream show: `{env: NAME}` and so on, or the name of an entry of "
+                "`credentials`."
+            )
+        ),
+    ] = None
     preserve_host: Annotated[
         bool,
         Meta(
