@@ -1,0 +1,389 @@
+"""The cache as clients and origins see it: through the real gateway, with an origin that is told what to
+say.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from fastgate._core.http_fields import format_date
+from tests.client import Client, get, request
+from tests.control.admin_client import call
+from tests.gateway import Gateway
+from tests.strict import Message
+from tests.upstream import Peer, Upstream
+
+
+class Origin:
+    """Answers with `say(request)`, or with `reply`, and counts what came. One per test."""
+
+    def __init__(self) -> None:
+        self.asked: list[Message] = []
+        self.reply = answer(b"one", "Cache-Control: max-age=60")
+        self.say: Any = lambda _: self.reply
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def script(self, peer: Peer) -> None:
+        while True:
+            asked = peer.read_request()
+            self.asked.append(asked)
+            self.gate.wait(10)
+            said = self.say(asked)
+            if said is None:
+                peer.close()
+                return
+            head, _, body = said.partition(b"\r\n\r\n")
+            peer.send(head + b"\r\n\r\n" + (b"" if asked.method == b"HEAD" else body))
+
+
+def answer(body: bytes, *fields: str, status: str = "200 OK") -> bytes:
+    lines = [f"HTTP/1.1 {status}", *fields]
+    if not any(line.lower().startswith("date:") for line in fields):
+        lines.append(f"Date: {format_date(int(time.time())).decode()}")
+    if not status.startswith(("204", "304")):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+class Rig:
+    """One gateway before one origin."""
+
+    def __init__(
+        self, route: dict[str, Any] | None = None, root: dict[str, Any] | None = None, **cache: Any
+    ) -> None:
+        self.origin = Origin()
+        self._upstream = Upstream(self.origin.script)
+        self._route = {"path": "/*", "name": "all", "cache": cache, **(route or {})}
+        self._root = root or {}
+
+    def __enter__(self) -> Rig:
+        self._upstream.__enter__()
+        self._route["upstream"] = self._upstream.url
+        self.gateway = Gateway({**self._root, "routes": [self._route]})
+        self.gateway.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.gateway.__exit__(*error)
+        self._upstream.__exit__(*error)
+
+    def get(self, target: str = "/", *fields: str, method: str = "GET", body: bytes = b"") -> Message:
+        return get(self.gateway.port, target, *fields, method=method, body=body)
+
+    @property
+    def asked(self) -> int:
+        return len(self.origin.asked)
+
+
+def status_of(message: Message) -> str:
+    """The Cache-Status without the name of the cache."""
+    return (message.get("cache-status") or b"").decode().partition("; ")[2]
+
+
+def test_a_hit_says_so_and_keeps_the_origins_date() -> None:
+    with Rig() as rig:
+        rig.origin.reply = answer(
+            b"one", "Cache-Control: max-age=60", "Date: Tue, 14 Nov 2023 22:13:20 GMT", "X-A: b"
+        )
+        rig.origin.reply = rig.origin.reply.replace(b"max-age=60", b"max-age=999999999")
+
+        first, second = rig.get(), rig.get()
+
+        assert (first.body, second.body, rig.asked) == (b"one", b"one", 1)
+        assert status_of(first) == "fwd=uri-miss; fwd-status=200; stored"
+        assert status_of(second).startswith("hit; ttl=")
+        assert second.get("date") == b"Tue, 14 Nov 2023 22:13:20 GMT"
+        assert int(second.get("age") or b"-1") > 1000
+        assert second.get("x-a") == b"b"
+
+
+def test_hits_follow_each_other_on_a_connection() -> None:
+    with Rig() as rig, Client(rig.gateway.port) as client:
+        rig.get()
+        client.send(request("/") * 3 + request("/", "HEAD") + request("/"))
+
+        bodies = [client.read_response(method).body for method in ("GET", "GET", "GET", "HEAD", "GET")]
+
+        assert bodies == [b"one", b"one", b"one", b"", b"one"]
+        assert rig.asked == 1
+
+
+def test_an_old_client_gets_its_connection_closed() -> None:
+    with Rig() as rig, Client(rig.gateway.port) as client:
+        rig.get()
+        client.send(request("/", version="1.0"))
+
+        assert client.read_to_end().endswith(b"\r\n\r\none")
+        assert rig.asked == 1
+
+
+def test_head_and_ranges_and_conditions_are_answered_from_a_get() -> None:
+    with Rig() as rig:
+        rig.origin.reply = answer(b"0123456789", "Cache-Control: max-age=60", 'ETag: "a"')
+        rig.get()
+
+        head = rig.get(method="HEAD")
+        part = rig.get("/", "Range: bytes=2-3")
+        parts = rig.get("/", "Range: bytes=0-0,-1")
+        beyond = rig.get("/", "Range: bytes=10-")
+        same = rig.get("/", 'If-None-Match: "a"')
+        other = rig.get("/", 'If-None-Match: "b"')
+
+        assert (head.body, head.get("content-length")) == (b"", b"10")
+        assert (part.status, part.body, part.get("content-range")) == (206, b"23", b"bytes 2-3/10")
+        assert (parts.status, parts.body.count(b"Content-Range")) == (206, 2)
+        assert (beyond.status, beyond.get("content-range")) == (416, b"bytes */10")
+        assert (same.status, same.body, same.get("etag")) == (304, b"", b'"a"')
+        assert (other.status, other.body) == (200, b"0123456789")
+        assert rig.asked == 1
+
+
+def test_a_stale_answer_is_confirmed_and_renewed() -> None:
+    with Rig() as rig:
+        rig.origin.reply = answer(b"one", "Cache-Control: max-age=0", 'ETag: "a"', "X-Kept: 1", "X-New: 1")
+        rig.get()
+        rig.origin.reply = answer(
+            b"", "Cache-Control: max-age=60", 'ETag: "a"', "X-New: 2", status="304 Not Modified"
+        )
+
+        confirmed = rig.get("/", 'If-None-Match: "mine"')
+        fresh = rig.get()
+
+        assert rig.origin.asked[1].values("if-none-match") == [b'"a"']
+        assert (confirmed.status, confirmed.body, confirmed.get("x-new")) == (200, b"one", b"2")
+        assert (fresh.body, fresh.get("x-kept"), fresh.get("x-new")) == (b"one", b"1", b"2")
+        assert rig.asked == 2
+
+
+def test_a_stale_answer_that_is_no_longer_so_is_replaced() -> None:
+    with Rig() as rig:
+        rig.origin.reply = answer(b"one", "Cache-Control: max-age=0", 'ETag: "a"')
+        rig.get()
+        rig.origin.reply = answer(b"two", "Cache-Control: max-age=60", 'ETag: "b"')
+
+        assert [rig.get().body for _ in range(2)] == [b"two", b"two"]
+        assert rig.asked == 2
+
+
+def test_stale_while_revalidate_answers_at_once_and_renews_behind() -> None:
+    with Rig(stale_while_revalidate="60s", ttl="1ms") as rig:
+        rig.origin.reply = answer(b"one")
+        rig.get()
+        time.sleep(0.01)
+        rig.origin.reply = answer(b"two", "Cache-Control: max-age=60")
+
+        assert rig.get().body == b"one"
+        deadline = time.monotonic() + 5
+        while rig.get().body != b"two" and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+        assert rig.get().body == b"two"
+        assert rig.asked == 2
+
+
+@pytest.mark.parametrize("failure", [None, answer(b"no", status="503 Service Unavailable")])
+def test_stale_if_error_stands_in_for_a_failing_origin(failure: bytes | None) -> None:
+    with Rig(stale_if_error="60s", ttl="1ms") as rig:
+        rig.origin.reply = answer(b"one")
+        rig.get()
+        time.sleep(0.01)
+        rig.origin.say = lambda _: failure
+
+        stale = rig.get()
+
+        assert (stale.status, stale.body) == (200, b"one")
+        assert "hit" in status_of(stale)
+
+
+def test_must_revalidate_is_never_served_stale() -> None:
+    with Rig(stale_if_error="60s", stale_while_revalidate="60s") as rig:
+        rig.origin.reply = answer(b"one", "Cache-Control: max-age=0, must-revalidate", 'ETag: "a"')
+        rig.get()
+        rig.origin.say = lambda _: None
+
+        assert rig.get().status == 502
+
+
+def test_only_if_cached_never_reaches_the_origin() -> None:
+    with Rig() as rig:
+        assert rig.get("/", "Cache-Control: only-if-cached").status == 504
+        rig.get()
+        assert rig.get("/", "Cache-Control: only-if-cached").body == b"one"
+        assert rig.asked == 1
+
+
+def test_variants_live_beside_each_other() -> None:
+    with Rig() as rig:
+        rig.origin.say = lambda asked: answer(
+            asked.get("accept-language") or b"-", "Cache-Control: max-age=60", "Vary: Accept-Language"
+        )
+
+        for _ in range(2):
+            for language in ("de", "en", "DE"):
+                assert rig.get("/", f"Accept-Language: {language}").body.lower() == language.lower().encode()
+            assert rig.get().body == b"-"
+
+        assert rig.asked == 3
+
+
+def test_a_write_ends_what_it_may_have_changed() -> None:
+    with Rig() as rig:
+        for target in ("/a", "/b", "/c", "/d"):
+            rig.get(target)
+        rig.origin.say = lambda asked: (
+            answer(b"ok", "Location: /b", "Content-Location: c")
+            if asked.method == b"POST"
+            else answer(b"new", "Cache-Control: max-age=60")
+        )
+
+        rig.get("/a", method="POST", body=b"x")
+
+        assert [rig.get(target).body for target in ("/a", "/b", "/c", "/d")] == [
+            b"new",
+            b"new",
+            b"new",
+            b"one",
+        ]
+
+
+def test_a_failed_write_ends_nothing() -> None:
+    with Rig() as rig:
+        rig.get()
+        rig.origin.reply = answer(b"no", status="500 Internal Server Error")
+
+        rig.get(method="DELETE")
+
+        assert rig.get().body == b"one"
+
+
+def test_a_write_ends_every_variant() -> None:
+    with Rig() as rig:
+        rig.origin.reply = answer(b"one", "Cache-Control: max-age=60", "Vary: X")
+        for value in "12":
+            rig.get("/", f"X: {value}")
+        rig.get(method="PUT", body=b"x")
+        rig.origin.reply = answer(b"two", "Cache-Control: max-age=60", "Vary: X")
+
+        assert [rig.get("/", f"X: {value}").body for value in "12"] == [b"two", b"two"]
+
+
+def test_post_is_cached_by_its_body_where_told() -> None:
+    with Rig(methods=["GET", "POST"], key={"body": True}) as rig:
+        rig.origin.say = lambda asked: answer(asked.body or b"-", "Cache-Control: max-age=60")
+
+        for _ in range(2):
+            for body in (b"a", b"b"):
+                assert rig.get(method="POST", body=body).body == body
+
+        assert rig.asked == 2
+
+
+def test_bodies_out_of_bounds_are_not_kept() -> None:
+    with Rig(min_size="2B", max_size="4B") as rig:
+        for body, kept in ((b"1", False), (b"12", True), (b"1234", True), (b"12345", False)):
+            rig.origin.reply = answer(body, "Cache-Control: max-age=60")
+            target = f"/{len(body)}"
+            rig.get(target)
+
+            assert (rig.get(target).get("age") is not None) is kept
+
+
+def test_a_chunked_answer_is_kept_whole() -> None:
+    with Rig() as rig:
+        rig.origin.reply = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
+        first, second = rig.get(), rig.get()
+
+        assert first.body == second.body == b"abc"
+        assert second.get("content-length") == b"3"
+        assert rig.asked == 1
+
+
+@pytest.mark.parametrize(
+    "status", ["204 No Content", "301 Moved Permanently", "404 Not Found", "599 Whatever"]
+)
+def test_other_statuses_are_kept_too(status: str) -> None:
+    with Rig() as rig:
+        body = b"" if status.startswith("204") else b"body"
+        rig.origin.reply = answer(body, "Cache-Control: max-age=60", status=status)
+        first, second = rig.get(), rig.get()
+
+        assert (first.status, first.body) == (second.status, second.body) == (int(status[:3]), body)
+        assert second.phrase == first.phrase
+        assert rig.asked == 1
+
+
+def test_one_request_for_many_at_once() -> None:
+    with Rig() as rig:
+        rig.origin.gate.clear()
+        bodies: list[bytes] = []
+        threads = [threading.Thread(target=lambda: bodies.append(rig.get().body)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        rig.origin.gate.set()
+        for thread in threads:
+            thread.join()
+
+        assert bodies == [b"one"] * 8
+        assert rig.asked == 1
+
+
+def test_shadow_mode_answers_from_the_origin() -> None:
+    with Rig(enforce=False) as rig:
+        answers = [rig.get() for _ in range(3)]
+
+        assert rig.asked == 3
+        assert all(each.get("age") is None for each in answers)
+
+
+def keys(rig: Rig) -> dict[str, str]:
+    """A fresh API key of each of two consumers."""
+    made = {}
+    for name in ("ann", "bob"):
+        reply = call(
+            rig.gateway.admin, "/api/auth/api-key", "POST", body={"consumer": name, "tier": "internal"}
+        )
+        made[name] = reply.json["api_key"]
+    return made
+
+
+def by_consumer(fields: str) -> Any:
+    """An origin that answers everyone with their own name."""
+    return lambda asked: answer(asked.get("x-consumer-id") or b"?", *fields.split("; "))
+
+
+@pytest.mark.parametrize("field", ["X-API-Key: ", "Authorization: Bearer "])
+def test_consumers_have_answers_of_their_own(field: str) -> None:
+    with Rig({"auth": ["api_key"]}) as rig:
+        rig.origin.say = by_consumer("Cache-Control: max-age=60")
+        for name, key in keys(rig).items():
+            for _ in range(2):
+                assert rig.get("/", field + key).body == name.encode()
+
+        assert rig.get().status == 401
+        assert rig.asked == 2
+
+
+def test_private_answers_are_not_kept_or_stay_with_their_consumer_where_told() -> None:
+    for private, asked in (("never", 4), ("consumer", 2)):
+        with Rig({"auth": ["api_key"]}, private=private) as rig:
+            rig.origin.say = by_consumer("Cache-Control: private, max-age=60")
+            for name, key in keys(rig).items():
+                for _ in range(2):
+                    assert rig.get("/", f"X-API-Key: {key}").body == name.encode()
+
+            assert rig.asked == asked
+
+
+def test_consumers_share_where_that_is_said_twice() -> None:
+    with Rig({"auth": ["api_key"]}, key={"consumer": "shared"}, share_private=True) as rig:
+        for key in keys(rig).values():
+            assert rig.get("/", f"X-API-Key: {key}").body == b"one"
+
+        assert rig.get().status == 401
+        assert rig.asked == 1
