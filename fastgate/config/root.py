@@ -349,7 +349,7 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1024,
-            le=30_000_000,
+            le=9_000_000,
             description=(
                 "Nonces of signed requests (`hmac`, `signatures`) that are remembered at once, 64 bytes "
                 "each: signed requests per second times the seconds that a signature is valid. When none has "
