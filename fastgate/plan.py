@@ -29,7 +29,7 @@ from fastgate._core.wheel import TimerWheel
 from fastgate.auth import build as auth
 from fastgate.caching import build as caching
 from fastgate.config import Config, PluginUse, RouteConfig
-from fastgate.features import access, policy, ratelimit, rbac
+from fastgate.features import access, cors, policy, ratelimit, rbac, security_headers, validation
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.plugin import PluginEnv, Registry
 from fastgate.state.memory import HostMemory
@@ -59,14 +59,16 @@ class FeatureEnv(NamedTuple):
 Builder = Callable[[Any, FeatureEnv], Plugin | None]
 
 FEATURES: tuple[tuple[str, Builder], ...] = (
-    # cors, validation (size, type, shape): here
+    ("cors", cors.build),
+    ("security_headers", security_headers.build),
     ("access", access.build),
     ("auth", auth.build),
     ("auth", auth.build_digest),
     ("rbac", rbac.build),
     ("policies", policy.build),
     ("limits", ratelimit.build),
-    # security headers, cache: here, in this order
+    ("validation", validation.build),  # reads bodies: only of those who may come, and within their limits
+    # cache: here
 )
 """Attribute of RouteConfig and who makes a plugin of it, in the order in which a request meets them. What a
 builder
@@ -389,6 +391,7 @@ def _route(
         request_edits=_edits(route.request_headers, params),
         response_edits=_edits(route.response_headers, params),
         methods=route.methods,
+        answers_preflight=any(gate.name == "cors" for gate in gates),
         header_tests=[
             (name.lower().encode("latin-1"), _test(value)) for name, value in route.headers.items()
         ],

@@ -80,6 +80,7 @@ cdef class RequestContext:
     cdef bytes upstream_lines         # ready header lines that gates add to the request upstream
     cdef public str upstream_override # name of the upstream a policy sends it to, in place of the route's
     cdef bytes gate_lines             # ready header lines that a gate adds to whatever answer goes out
+    cdef bytes local_lines            # the same for answers made here: those from upstream have it among their fields
     cdef bytes lines_before           # what gate_lines were before a gate refused: shadow mode puts them back
     cdef bytes ready_body             # of a refusal: its body, where the gate has it ready
     cdef void* limits_hold            # what the limits gate (gate_limits.pyx) took and gives back at the end

@@ -34,8 +34,12 @@ cdef class Plugin:
     cdef public int64_t response_body_bytes
     cdef bint compiled_decide
     cdef bint compiled_finish
+    cdef bint compiled_begin
+    cdef bint compiled_answer
     cdef int c_decide(self, RequestContext ctx) except -1
     cdef int c_finish(self, RequestContext ctx) except -1
+    cdef int c_begin(self, RequestContext ctx) except -1
+    cdef int c_answer(self, RequestContext ctx, Headers fields) except -1
 
 cdef class Pipeline:
     cdef readonly tuple plugins
@@ -46,6 +50,8 @@ cdef class Pipeline:
     cdef readonly tuple request_chunk
     cdef readonly tuple response_chunk
     cdef readonly tuple log
+    cdef readonly tuple begin                   # compiled gates that add to whatever answer goes out
+    cdef readonly tuple answer                  # compiled gates that look at the head that came from upstream
     cdef readonly tuple finish                  # compiled gates that give something back at the end
     cdef readonly int64_t request_body_bytes
     cdef readonly int64_t response_body_bytes

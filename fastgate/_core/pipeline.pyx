@@ -64,6 +64,15 @@ cdef class Plugin:
             raise ValueError(f"decide returned {verdict!r}, which is no verdict")
         return number
 
+    cdef int c_begin(self, RequestContext ctx) except -1:
+        """For compiled gates that set `compiled_begin`: called once the route is known, before anything can refuse the request.
+        What it puts into `gate_lines` goes out with every answer, what it puts into `local_lines` with those made here."""
+        return 0
+
+    cdef int c_answer(self, RequestContext ctx, Headers fields) except -1:
+        """For compiled gates that set `compiled_answer`: may edit the fields that came from upstream, before hooks, edits and cache."""
+        return 0
+
     cdef int c_finish(self, RequestContext ctx) except -1:
         """For compiled gates that set `compiled_finish`: called exactly once at the end of every request of their route, also of
         one that was refused before it came to them. What they hold of it lies in typed slots of ctx."""
@@ -134,6 +143,8 @@ cdef class Pipeline:
         self.steps_n = len(steps)
         for phase in ("upstream_request", "upstream_response", "response", "request_chunk", "response_chunk", "log"):
             self._bind(phase, tuple(p for p in self.plugins if overrides(p, phase)))
+        self.begin = tuple(p for p in self.plugins if (<Plugin>p).compiled_begin)
+        self.answer = tuple(p for p in self.plugins if (<Plugin>p).compiled_answer)
         self.finish = tuple(p for p in self.plugins if (<Plugin>p).compiled_finish)
         # The tightest bound counts: a body that one plugin cannot take is a body the route cannot take.
         bounds = [p.request_body_bytes for p in self.plugins if p.request_body_bytes > 0]

@@ -30,6 +30,7 @@ cdef class RoutePlan:
     cdef unsigned int methods                   # bit per M_*; 0 = any
     cdef frozenset rare_methods
     cdef readonly tuple method_names
+    cdef readonly bint answers_preflight        # it takes the CORS preflights of what it takes
     cdef tuple header_tests
     cdef tuple query_tests
     cdef route_counts_t* counts
@@ -48,7 +49,9 @@ cdef class Plan:
     cdef object trusted
     cdef route_counts_t* unmatched
     cdef object _counters
+    cdef readonly bint has_preflights           # any route answers_preflight
     cdef RoutePlan match(self, RequestContext ctx)
+    cdef RoutePlan match_preflight(self, RequestContext ctx)
     cdef bytes allowed(self, RequestContext ctx)
 
 cdef class FixedResponse(Plugin):

@@ -32,7 +32,10 @@ class RoutePlan:
         methods: Iterable[str] = (),
         header_tests: Iterable[_Test] = (),
         query_tests: Iterable[_Test] = (),
+        answers_preflight: bool = False,
     ) -> None: ...
+    @property
+    def answers_preflight(self) -> bool: ...
     @property
     def name(self) -> str: ...
     @property

@@ -13,7 +13,7 @@ import json
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
-from fastgate._core.context cimport M_GET, M_HEAD, M_OTHER, Answer, RequestContext, method_number
+from fastgate._core.context cimport M_GET, M_HEAD, M_OPTIONS, M_OTHER, Answer, RequestContext, method_number
 from fastgate._core.counters cimport Counters
 from fastgate._core.pipeline cimport V_RESPOND, Pipeline, Plugin
 from fastgate._core.router cimport Route, Router, match_t
@@ -28,7 +28,7 @@ cdef class RoutePlan:
 
     def __init__(self, str name, *, Pipeline pipeline not None, Counters counters, int slot, source=None, upstream=None,
                  cache=None, timeouts=None, max_body_bytes=0, preserve_host=False, rewrite=None, request_edits=None, response_edits=None,
-                 methods=(), header_tests=(), query_tests=()):
+                 methods=(), header_tests=(), query_tests=(), answers_preflight=False):
         self.name = name
         self.name_bytes = name.encode()
         self.name_json = json.dumps(name).encode()
@@ -50,6 +50,7 @@ cdef class RoutePlan:
         self.response_edits = response_edits
         self.header_tests = tuple(header_tests)     # (lower-case name, predicate on bytes)
         self.query_tests = tuple(query_tests)
+        self.answers_preflight = answers_preflight
         rare = []
         names = list(methods)
         for method in methods:
@@ -147,6 +148,7 @@ cdef class Plan:
         self.plugins = tuple(plugins)
         self.fresh = tuple(fresh)
         self.trusted = trusted
+        self.has_preflights = any((<RoutePlan>route).answers_preflight for route in self.routes)
         if counters is not None:
             self._counters = counters
             self.unmatched = counters.route(slot, 0)
@@ -156,7 +158,12 @@ cdef class Plan:
         cdef match_t found
         cdef match_state_t state
         cdef Route route
+        cdef RoutePlan preflight
         cdef int i
+        if self.has_preflights and ctx.method_id == M_OPTIONS:
+            preflight = self.match_preflight(ctx)
+            if preflight is not None:
+                return preflight
         state.ctx = <void*>ctx
         state.failed = False
         route = self.router.find(PyBytes_AS_STRING(ctx.host_bytes), PyBytes_GET_SIZE(ctx.host_bytes),
@@ -173,6 +180,28 @@ cdef class Plan:
             ctx.param_size[i] = found.params[i].length
         ctx.route = route.value
         return <RoutePlan>route.value
+
+    cdef RoutePlan match_preflight(self, RequestContext ctx):
+        """The route that a browser asks for with a CORS preflight: the one that would take the method it wants to use, if that
+        route answers preflights. None for what is no preflight, and then OPTIONS is a method as any other."""
+        cdef bytes wanted = ctx.headers.find(b"access-control-request-method", 29)
+        cdef bytes method = ctx.method_bytes
+        cdef RoutePlan found = None
+        if wanted is None or ctx.headers.find_field(b"origin", 6) == NULL:
+            return None
+        ctx.method_bytes = wanted
+        ctx.method_id = method_number(PyBytes_AS_STRING(wanted), PyBytes_GET_SIZE(wanted))
+        try:
+            if ctx.method_id != M_OPTIONS:              # it would come back here
+                found = self.match(ctx)
+        finally:
+            ctx.method_bytes = method
+            ctx.method_id = M_OPTIONS
+        if found is not None and found.answers_preflight:
+            return found
+        ctx.route = None
+        ctx.params_n = 0
+        return None
 
     cdef bytes allowed(self, RequestContext ctx):
         """The value of Allow: the methods that would have matched; None when nothing matches with any method."""

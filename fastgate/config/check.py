@@ -23,6 +23,7 @@ from fastgate.auth.consumers import WORD_PATTERN
 from fastgate.auth.section import AuthConfig, ConsumerConfig
 from fastgate.caching.settings import check_cache
 from fastgate.certificates import CertificateError, load_authorities, load_pair
+from fastgate.config.check_content import check_cors, check_security_headers, check_validation
 from fastgate.config.check_signing import check_hmac, check_signatures
 from fastgate.config.root import AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
 from fastgate.config.shape import Report, nearest
@@ -94,6 +95,10 @@ def check_root(config: Config, report: Report) -> None:
         _check_limits(config.limits, ("limits",), report, at_root=True)
     if config.access is not None:
         _check_access(config.access, ("access",), report)
+    if config.cors is not None:
+        check_cors(config.cors, (), ("cors",), report)
+    if config.security_headers is not None:
+        check_security_headers(config.security_headers, ("security_headers",), report)
     output = config.access_log.output
     if output not in ("off", "stdout"):
         _check_log_file(output, ("access_log", "output"), report)
@@ -226,6 +231,12 @@ class RouteCheck:
         params = self._check_paths(route, path)
         self._check_predicates(route, path)
         self._check_auth(route, path)
+        if route.cors is not None:
+            check_cors(route.cors, route.methods, (*path, "cors"), report)
+        if route.security_headers is not None:
+            check_security_headers(route.security_headers, (*path, "security_headers"), report)
+        if route.validation is not None:
+            check_validation(route.validation, (*path, "validation"), report)
         if route.cache is not None:
             check_cache(route.cache, (*path, "cache"), self._report, guarded=route.auth is not None)
         if route.limits is not None:

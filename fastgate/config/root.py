@@ -19,11 +19,14 @@ from msgspec import Meta
 from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
 from fastgate.caching.settings import CacheConfig, CacheStoreConfig
 from fastgate.features.access import AccessConfig
+from fastgate.features.cors import CorsConfig
 from fastgate.features.policy import PolicyConfig
 from fastgate.features.ratelimit import LimitsConfig, TierConfig
 from fastgate.features.rbac import RoleConfig
 from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
+from fastgate.features.security_headers import SecurityHeadersConfig
 from fastgate.features.transform import HeaderEditsConfig
+from fastgate.features.validation import ValidationConfig
 from fastgate.settings import HOUR, SECOND, Duration, Settings, Size, Text
 from fastgate.upstream.settings import CredentialConfig, TimeoutOverrides, UpstreamConfig
 
@@ -499,6 +502,17 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
         LimitsConfig | None,
         Meta(description="How much of this route may be used: `{per_minute: 100}`, beside the root's."),
     ] = None
+    cors: Annotated[
+        CorsConfig | None,
+        Meta(description="Which other origins' scripts may use this route. Default: the root's `cors`."),
+    ] = None
+    security_headers: Annotated[
+        SecurityHeadersConfig | None,
+        Meta(description="Header fields that make browsers strict. Default: the root's `security_headers`."),
+    ] = None
+    validation: Annotated[
+        ValidationConfig | None, Meta(description="What request bodies must be. Default: anything.")
+    ] = None
     max_body_bytes: Annotated[
         Size | None, Meta(description="Request body; more is 413. 0 is no limit. Default: `server.max_body`.")
     ] = None
@@ -658,6 +672,13 @@ class Config(Settings, frozen=True, kw_only=True):
         dict[str, CredentialConfig],
         Meta(description="Credentials for upstreams by name, for several upstreams that show the same."),
     ] = msgspec.field(default_factory=dict)
+    cors: Annotated[
+        CorsConfig | None, Meta(description="For every route that has no `cors` of its own. Default: none.")
+    ] = None
+    security_headers: Annotated[
+        SecurityHeadersConfig | None,
+        Meta(description="For every route that has no `security_headers` of its own. Default: none."),
+    ] = None
     upstreams: Annotated[
         dict[str, UpstreamConfig],
         Meta(description="Services by name. A URL given to a route directly is added here under itself."),

@@ -198,6 +198,8 @@ cdef class Exchange(ResponseSink):
             ctx.add_response_header("Allow", allow)
             return self.refuse(METHOD_NOT_ALLOWED)
         self.counts = route.counts
+        for gate in route.pipeline.begin:
+            (<Plugin>gate).c_begin(ctx)
         if route.total_ns:
             self.total_deadline_ns = ctx.started_ns + route.total_ns
         if route.max_body_bytes and (ctx.content_length > route.max_body_bytes or self.body_bytes > route.max_body_bytes):
@@ -703,6 +705,8 @@ cdef class Exchange(ResponseSink):
         cdef RequestContext ctx = self.ctx
         cdef Pipeline pipeline = self.route.pipeline
         cdef ResponseHead head
+        for gate in pipeline.answer:
+            (<Plugin>gate).c_answer(ctx, fields)
         if pipeline.upstream_response or pipeline.response:
             head = ResponseHead(status, fields, whole)
             for plugin in pipeline.upstream_response:
@@ -912,6 +916,9 @@ cdef class Exchange(ResponseSink):
         self._let_go()
         self.response_started = True
         self.state = X_RELAYING
+        if ctx.local_lines is not None:
+            ctx.gate_lines = ctx.local_lines if ctx.gate_lines is None else ctx.gate_lines + ctx.local_lines
+            ctx.local_lines = None
         if reason is not None:
             ctx.status = reason.status
             body = ctx.ready_body if ctx.ready_body is not None else refusal_body(reason, ctx)
