@@ -48,6 +48,7 @@ ADDRESSES: dict[str, tuple[str, ...]] = {
     "cel_expr_python": ("features.policy",),
     "click": ("cli",),
     "cryptography": ("auth", "state.sealing"),
+    "jsonschema_rs": ("features.validation",),
     "httptools": ("server.connection", "upstream.connection", "loadtest"),
     "jwt": ("auth.jwks",),
     "msgspec": (
