@@ -185,6 +185,23 @@ def demo(arguments: tuple[str, ...]) -> None:
     sys.exit(run_demo(list(arguments)))
 
 
+@main.command(name="hash-password")
+def hash_password() -> None:
+    """Print the hash of a password, for `basic`.
+
+    The password is asked for, or read from stdin.
+    """
+    from fastgate.auth.passwords import hash_password as made
+
+    if sys.stdin.isatty():
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if not password:
+        raise click.UsageError("an empty password")
+    click.echo(made(password))
+
+
 @main.command()
 @click.argument("url")
 @click.option(

@@ -61,6 +61,7 @@ cdef class RequestContext:
     cdef readonly str scheme
     cdef bytes peer
     cdef bytes client
+    cdef readonly bytes client_certificate   # DER, as the listener's handshake verified it; None without one
     cdef bint trusted
     cdef bytes request_id_bytes
     cdef bytes forwarding             # ready forwarding fields, when the peer is not a trusted proxy

@@ -32,6 +32,7 @@ cdef class AuthGate(Plugin):
     cdef tuple places               # (header name, {scheme: hides it}) of the schemes whose credential is one field
     cdef int places_n
     cdef object answered
+    cdef tuple strips               # header names that no client may send, or None
     cdef uint64_t family
     cdef bint forward
     cdef bint waits

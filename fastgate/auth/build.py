@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from fastgate._core.gate_auth import AuthGate, CredentialCache
+from fastgate.auth.anonymous import AnonymousScheme
 from fastgate.auth.api_key import ApiKeyScheme
 from fastgate.auth.consumers import Consumers
 from fastgate.auth.digests import BodyDigest
@@ -31,9 +32,56 @@ def _jwt(settings: Any, env: Any) -> Scheme:
     return JwtScheme(
         settings,
         _consumers(env).identity,
+        env.config.tiers,
         fetcher=lambda: Fetcher(env.around, settings.tls),
         counter=env.around.memory.metrics.counter,
     )
+
+
+def _introspection(settings: Any, env: Any) -> Scheme:
+    from fastgate.auth.introspection import IntrospectionScheme
+
+    return IntrospectionScheme(
+        settings,
+        _consumers(env).identity,
+        Fetcher(env.around, settings.tls),
+        env.config.tiers,
+        env.around.memory.metrics.counter,
+    )
+
+
+def _basic(settings: Any, env: Any) -> Scheme:
+    from fastgate.auth.basic import BasicScheme
+
+    hashes = {
+        name: consumer.basic_password_hash
+        for name, consumer in env.config.consumers.items()
+        if consumer.basic_password_hash is not None
+    }
+    return BasicScheme(settings, hashes, _consumers(env).identity, env.around.memory.metrics.counter)
+
+
+def _forward(settings: Any, env: Any) -> Scheme:
+    from fastgate.auth.forward import ForwardScheme
+
+    return ForwardScheme(
+        settings,
+        _consumers(env).identity,
+        Fetcher(env.around, settings.tls),
+        env.config.tiers,
+        env.around.memory.metrics.counter,
+    )
+
+
+def _mtls(settings: Any, env: Any) -> Scheme:
+    from fastgate.auth.mtls import MtlsScheme
+
+    listed = {name: consumer.certificate for name, consumer in env.config.consumers.items()}
+    return MtlsScheme(settings, listed, _consumers(env).identity, env.around.memory.metrics.counter)
+
+
+def _anonymous(settings: Any, env: Any) -> Scheme:
+    return AnonymousScheme(settings, env.around.memory.metrics.counter)
 
 
 def _consumers(env: Any) -> Consumers:
@@ -50,6 +98,11 @@ SCHEMES: dict[str, MakeScheme] = {
     "hmac": Hmac.build,
     "signatures": Signatures.build,
     "jwt": _jwt,
+    "introspection": _introspection,
+    "basic": _basic,
+    "forward": _forward,
+    "mtls": _mtls,
+    "anonymous": _anonymous,
 }
 """By name, which is also the name of its settings in the section `auth`: (settings, FeatureEnv) → Scheme."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import random
@@ -29,6 +28,7 @@ from jwt.algorithms import Algorithm, get_default_algorithms
 from jwt.exceptions import PyJWTError
 
 from fastgate.auth.settings import JwksConfig, JwtIssuerConfig
+from fastgate.auth.strict_json import strict_json
 from fastgate.upstream.fetch import Fetched, Fetcher, FetchError, check_url
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "key_of_pem",
     "key_of_secret",
     "keys_of_jwks",
-    "strict_json",
 ]
 
 log = logging.getLogger("fastgate")
@@ -100,28 +99,6 @@ class KeySet:
         else:
             found = [*self._by_id.get(kid, ()), *self._nameless]
         return [key for key in found if algorithm in key.algorithms][:MAX_TRIED]
-
-
-def strict_json(data: bytes) -> Any:
-    """A JSON document in UTF-8, every key of an object once, no NaN. ValueError otherwise.
-
-    Which of two equal keys counts differs between readers (RFC 8725 §2.4 and §3.1 of RFC 7515 forbid them).
-    """
-    try:
-        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a key stands twice")
-    return out
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def key_of_secret(secret: str, allowed: Iterable[str]) -> Key:

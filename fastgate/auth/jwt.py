@@ -30,10 +30,10 @@ from fastgate.auth.jwks import (
     key_of_pem,
     key_of_secret,
     keys_of_jwks,
-    strict_json,
 )
 from fastgate.auth.scheme import LATER, REJECTED, CounterOf, Scheme, Unavailable, authorization
 from fastgate.auth.settings import JwtConfig, JwtIssuerConfig
+from fastgate.auth.strict_json import strict_json
 from fastgate.settings import SECOND
 from fastgate.upstream.fetch import Fetcher
 
@@ -215,7 +215,6 @@ class JwtScheme(Scheme):
         if not isinstance(found, tuple):
             return found
         if self._waiting >= MAX_WAITING:
-            self.count("unavailable")
             raise Unavailable("too many requests wait for the issuer's keys")
         self._waiting += 1
         try:
@@ -267,7 +266,6 @@ class JwtScheme(Scheme):
             if may_wait and source.may_learn(token.kid):
                 return LATER
             if keys is None:
-                self.count("unavailable")
                 raise Unavailable("no keys of this issuer have been fetched yet")
             return self._rejected("unknown_key")
         candidates = keys.find(token.kid, token.algorithm)

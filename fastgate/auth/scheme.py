@@ -63,6 +63,8 @@ class Scheme:
     cache_ns: int = 0
     credential_header: str = "authorization"
     on_error: Literal["deny", "allow"] = "deny"
+    #: Header fields (lower case) that only this scheme may set: dropped from what clients send.
+    strips: tuple[str, ...] = ()
     outcomes: ClassVar[tuple[str, ...]] = ("ok", "rejected", "unavailable")
 
     def __init__(self, counter: CounterOf | None = None) -> None:

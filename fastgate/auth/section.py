@@ -10,7 +10,16 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
-from fastgate.auth.settings import HmacConfig, JwtConfig, SignaturesConfig
+from fastgate.auth.settings import (
+    AnonymousConfig,
+    BasicConfig,
+    ForwardConfig,
+    HmacConfig,
+    IntrospectionConfig,
+    JwtConfig,
+    MtlsConfig,
+    SignaturesConfig,
+)
 from fastgate.settings import Settings, Text
 
 __all__ = ["ApiKeyConfig", "AuthConfig", "AuthUse", "ConsumerConfig"]
@@ -45,6 +54,18 @@ class AuthConfig(Settings, frozen=True, kw_only=True):
         SignaturesConfig()
     )
     jwt: Annotated[JwtConfig | None, Meta(description="Signed tokens of issuers that are trusted.")] = None
+    introspection: Annotated[
+        IntrospectionConfig | None,
+        Meta(description="Opaque tokens that an authorization server knows (RFC 7662)."),
+    ] = None
+    basic: Annotated[BasicConfig, Meta(description="User name and password (RFC 7617).")] = BasicConfig()
+    forward: Annotated[
+        ForwardConfig | None, Meta(description="Another service that is asked about each request.")
+    ] = None
+    mtls: Annotated[MtlsConfig, Meta(description="Client certificates.")] = MtlsConfig()
+    anonymous: Annotated[AnonymousConfig, Meta(description="Everybody without a credential.")] = (
+        AnonymousConfig()
+    )
 
 
 class ConsumerConfig(Settings, frozen=True, kw_only=True):

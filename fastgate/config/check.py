@@ -35,7 +35,7 @@ from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConf
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.upstream.settings import UpstreamConfig, UpstreamTlsConfig, parse_target
 
-__all__ = ["RouteCheck", "check_root", "check_upstream"]
+__all__ = ["RouteCheck", "check_client_tls", "check_root", "check_upstream"]
 
 # As `_core/router.pxd` has them: ROUTER_MAX_PARAMS, ROUTER_MAX_SEGMENTS.
 MAX_PARAMS: Final = 16
@@ -192,7 +192,7 @@ def check_upstream(name: str, upstream: UpstreamConfig, path: Path, report: Repo
         report(
             (*path, "tls"), "settings for TLS, but no https:// target", "", "write https:// or take tls away"
         )
-    _check_client_tls(upstream.tls, (*path, "tls"), report)
+    check_client_tls(upstream.tls, (*path, "tls"), report)
     if upstream.timeouts.deadline_header is not None:
         _check_field_name(upstream.timeouts.deadline_header, (*path, "timeouts", "deadline_header"), report)
 
@@ -454,7 +454,7 @@ def _check_log_file(output: str, path: Path, report: Report) -> None:
         report(path, f'"{output}"', "a file that can be written", "")
 
 
-def _check_client_tls(tls: UpstreamTlsConfig, path: Path, report: Report) -> None:
+def check_client_tls(tls: UpstreamTlsConfig, path: Path, report: Report) -> None:
     def context() -> ssl.SSLContext:
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 

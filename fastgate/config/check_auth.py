@@ -5,10 +5,12 @@ One function per method. The libraries that a method needs are imported only whe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
-from fastgate.auth.settings import JwtConfig, JwtIssuerConfig
+from fastgate.auth.settings import ForwardConfig, JwtConfig, JwtIssuerConfig
+from fastgate.config.check import check_client_tls
 from fastgate.config.root import Config, RouteConfig
 from fastgate.config.shape import Report
 from fastgate.config.source import Path
@@ -16,6 +18,13 @@ from fastgate.upstream.fetch import check_url
 
 __all__ = ["check_auth"]
 
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)  # RFC 9110 §5.6.2
+_NEVER_UPSTREAM: Final = frozenset(
+    (
+        *("connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te"),
+        *("trailer", "transfer-encoding", "upgrade"),
+    )
+)
 _KEY_SOURCES: Final = ("secret", "public_key", "jwks_file", "jwks_url", "discovery")
 
 
@@ -24,6 +33,16 @@ def check_auth(config: Config, routes: Iterable[RouteConfig], report: Report) ->
     auth = config.auth
     if auth.jwt is not None:
         _check_jwt(auth.jwt, ("auth", "jwt"), report)
+    if auth.introspection is not None:
+        _check_url(auth.introspection.url, ("auth", "introspection", "url"), report)
+    if auth.forward is not None:
+        _check_forward(auth.forward, ("auth", "forward"), report)
+    _check_basic(config, report)
+    _check_mtls(config, report)
+    for name in ("jwt", "introspection", "forward"):
+        settings = getattr(auth, name)
+        if settings is not None:
+            check_client_tls(settings.tls, ("auth", name, "tls"), report)
     for index, route in enumerate(routes):
         for at, name in enumerate(route.auth.schemes if route.auth is not None else ()):
             if getattr(auth, name, None) is None:
@@ -74,6 +93,65 @@ def _check_keys(issuer: JwtIssuerConfig, path: Path, report: Report) -> None:
         )
     except ValueError as error:
         report(path, "what is there", str(error), "")
+
+
+def _check_forward(config: ForwardConfig, path: Path, report: Report) -> None:
+    _check_url(config.url, (*path, "url"), report)
+    lists = ("request_headers", "required_headers", "upstream_headers")
+    named = [((*path, key, at), name) for key in lists for at, name in enumerate(getattr(config, key))]
+    single = ("consumer_header", "tier_header", "scopes_header", "roles_header")
+    named += [((*path, key), getattr(config, key)) for key in single if getattr(config, key) is not None]
+    for where, name in named:
+        if not _TOKEN.fullmatch(name):
+            report(where, f'"{name}"', "the name of a header field", "")
+        elif where[2] == "upstream_headers" and name.lower() in _NEVER_UPSTREAM:
+            report(where, f'"{name}"', "a field that is not the connection's own or the framing", "")
+
+
+def _check_basic(config: Config, report: Report) -> None:
+    hashes: list[tuple[Path, str]] = [
+        (("auth", "basic", "users", name), text) for name, text in config.auth.basic.users.items()
+    ]
+    hashes += [
+        (("consumers", name, "basic_password_hash"), consumer.basic_password_hash)
+        for name, consumer in config.consumers.items()
+        if consumer.basic_password_hash is not None
+    ]
+    if not hashes:
+        return
+    from fastgate.auth.passwords import password_checker
+
+    for path, text in hashes:
+        try:
+            password_checker(text)
+        except ValueError as error:
+            # Not what was found: it might be the password itself.
+            report(path, "something else", f"a hash that `fastgate hash-password` made: {error}", "")
+
+
+def _check_mtls(config: Config, report: Report) -> None:
+    entries: list[tuple[Path, str]] = [
+        (("auth", "mtls", "certificates", text), text) for text in config.auth.mtls.certificates
+    ]
+    entries += [
+        (("consumers", name, "certificate", at), text)
+        for name, consumer in config.consumers.items()
+        for at, text in enumerate(consumer.certificate)
+    ]
+    if not entries:
+        return
+    from fastgate.auth.mtls import certificate_key
+
+    seen: dict[str, Path] = {}
+    for path, text in entries:
+        try:
+            key = certificate_key(text)
+        except ValueError as error:
+            report(path, f'"{text}"', str(error), "")
+            continue
+        if key in seen:
+            report(path, f'"{text}"', "a certificate of one consumer", "it is listed twice")
+        seen[key] = path
 
 
 def _check_url(url: str, path: Path, report: Report) -> None:

@@ -13,6 +13,7 @@ cdef class ClientConnection(AnswerStream):
     cdef bint takes_proxy_header
     cdef bytearray proxy_bytes
     cdef bytes peer
+    cdef bytes certificate                # the client's, DER, verified by the handshake
     cdef bint trusted
     cdef int64_t linger_bytes
     cdef bytes last_authority

@@ -133,7 +133,10 @@ cdef class ClientConnection(AnswerStream):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
-        self.fd = sock.fileno() if sock is not None and transport.get_extra_info("ssl_object") is None else -1
+        secured = transport.get_extra_info("ssl_object")
+        self.fd = sock.fileno() if sock is not None and secured is None else -1
+        if secured is not None:
+            self.certificate = secured.getpeercert(True)
         name = transport.get_extra_info("peername")
         self._set_peer(name[0] if isinstance(name, tuple) and name else "")
         plane.connections.add(self)
@@ -377,6 +380,7 @@ cdef class ClientConnection(AnswerStream):
         exchange.ctx = ctx
         ctx.scheme = self.scheme
         ctx.peer = self.peer
+        ctx.client_certificate = self.certificate
         return exchange
 
     cdef int _parser_error(self, object error) except -1:

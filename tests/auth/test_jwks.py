@@ -200,7 +200,6 @@ def test_without_keys_a_request_is_told_so_in_time(keys: tuple[Key, ...], how: s
         said = await asyncio.gather(*map(rig.ask, tokens), return_exceptions=True)
         assert all(isinstance(one, Unavailable) for one in said)
         assert time.monotonic() - began < 3
-        assert rig.counts.of("unavailable") == 20
         # while it fails, requests do not wait and do not make it fetch
         with pytest.raises(Unavailable):
             rig.scheme.verify(request(("Authorization", "Bearer " + tokens[0])))

@@ -1,0 +1,31 @@
+"""Everybody without a credential, with a tier of their own. Counted by address, not as one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from fastgate._core.context import RequestContext
+from fastgate._core.identity import Identity
+from fastgate.auth.scheme import CounterOf, Scheme
+from fastgate.auth.settings import AnonymousConfig
+
+__all__ = ["AnonymousScheme"]
+
+
+class AnonymousScheme(Scheme):
+    """The scheme `anonymous`: it always knows. The gate passes it over when another scheme found a wrong
+    credential.
+    """
+
+    name = "anonymous"
+    outcomes: ClassVar[tuple[str, ...]] = ("ok",)
+
+    def __init__(self, config: AnonymousConfig, counter: CounterOf | None = None) -> None:
+        super().__init__(counter)
+        self._identity = Identity(
+            config.consumer, tier=config.tier, method=self.name, scopes=config.scopes, roles=config.roles
+        )
+
+    def verify(self, ctx: RequestContext) -> Any:
+        self.count("ok")
+        return self._identity

@@ -1,0 +1,163 @@
+"""Client certificates: whose certificate is it? That it is good was found by the listener's handshake.
+
+A certificate is read once per connection. What it says is looked up first in what the config lists
+(`auth.mtls.certificates` and `certificate` of the consumers), then as the name of a consumer; both in the
+order of `identify_by`. One that has run out since the handshake is refused, on connections that live long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from fastgate._core.context import RequestContext
+from fastgate.auth.claims import Resolve, name_of
+from fastgate.auth.scheme import REJECTED, CounterOf, Scheme
+from fastgate.auth.settings import MtlsConfig
+
+__all__ = ["MtlsScheme", "certificate_key"]
+
+# Certificates whose names are remembered, per worker: as many as there are clients with connections, mostly.
+MOST_REMEMBERED = 4096
+
+_FINGERPRINT = re.compile(r"sha256:[0-9a-fA-F]{2}(?::?[0-9a-fA-F]{2}){31}", re.ASCII)
+_NAMED = re.compile(r"(?:dns|uri|email|cn):.+")
+_SUBJECT = re.compile(r"[A-Za-z0-9.]+=.+")
+
+
+class _Seen(NamedTuple):
+    keys: list[tuple[str, str]]  # as the config lists them, and the bare name ("" where it is none)
+    fingerprint: str
+    ends_s: float
+
+
+def certificate_key(text: str) -> str:
+    """An entry of the config in the one form it is compared in. ValueError says what was expected."""
+    if _FINGERPRINT.fullmatch(text):
+        return "sha256:" + text[7:].replace(":", "").lower()
+    if not text.startswith("sha256:"):
+        if text.startswith(("dns:", "email:")) and _NAMED.fullmatch(text):
+            return text.lower()
+        if _NAMED.fullmatch(text) or _SUBJECT.fullmatch(text):
+            return text
+    raise ValueError(
+        "sha256: and 64 hex digits, a subject such as CN=orders,O=Acme, or dns: uri: email: cn: and a name"
+    )
+
+
+class MtlsScheme(Scheme):
+    """The scheme `mtls`."""
+
+    name = "mtls"
+    outcomes: ClassVar[tuple[str, ...]] = ("ok", "unknown", "expired", "malformed", "consumer")
+
+    def __init__(
+        self,
+        config: MtlsConfig,
+        consumers: Mapping[str, Iterable[str]],
+        resolve: Resolve,
+        counter: CounterOf | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """consumers: the certificates of each consumer, as the config lists them."""
+        super().__init__(counter)
+        self._config = config
+        self._resolve = resolve
+        self._clock = clock
+        self._owners = {certificate_key(text): owner for text, owner in config.certificates.items()}
+        for owner, texts in consumers.items():
+            for text in texts:
+                self._owners.setdefault(certificate_key(text), owner)
+        self._seen: OrderedDict[bytes, _Seen | None] = OrderedDict()
+
+    def verify(self, ctx: RequestContext) -> Any:
+        der = ctx.client_certificate
+        if der is None:
+            return None
+        seen = self._look(der)
+        if seen is None:
+            return self._rejected("malformed")
+        if self._clock() > seen.ends_s:
+            return self._rejected("expired")
+        for key, _ in seen.keys:
+            owner = self._owners.get(key)
+            if owner is not None:
+                identity = self._identity(owner, seen, must_exist=False)
+                break
+        else:
+            identity = self._by_name(seen)
+        if identity is None:
+            return self._rejected("unknown")
+        self.count("ok")
+        return identity
+
+    def _by_name(self, seen: _Seen) -> Any:
+        names = [name for _, name in seen.keys if name]
+        for name in names:
+            identity = self._identity(name, seen, must_exist=True)
+            if identity is not None:
+                return identity
+        return (
+            self._identity(names[0], seen, must_exist=False) if names and self._config.allow_unknown else None
+        )
+
+    def _identity(self, name: str, seen: _Seen, *, must_exist: bool) -> Any:
+        return self._resolve(
+            name,
+            method=self.name,
+            key_id=seen.fingerprint[:16],
+            default_tier=self._config.tier or "",
+            must_exist=must_exist,
+            metadata={"certificate_sha256": seen.fingerprint},
+        )
+
+    def _look(self, der: bytes) -> _Seen | None:
+        if der in self._seen:
+            return self._seen[der]
+        try:
+            seen = self._read(der)
+        except (ValueError, x509.DuplicateExtension):
+            seen = None
+        self._seen[der] = seen
+        if len(self._seen) > MOST_REMEMBERED:
+            self._seen.popitem(last=False)
+        return seen
+
+    def _read(self, der: bytes) -> _Seen:
+        certificate = x509.load_der_x509_certificate(der)
+        fingerprint = hashlib.sha256(der).hexdigest()
+        try:
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            names = x509.SubjectAlternativeName([])
+        common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        of: dict[str, list[tuple[str, str]]] = {
+            "fingerprint": [(f"sha256:{fingerprint}", "")],
+            "subject": [(certificate.subject.rfc4514_string(), "")],
+            "common_name": [(f"cn:{one.value!s}", name_of(one.value)) for one in common],
+            "san_dns": [
+                (f"dns:{one.lower()}", name_of(one.lower()))
+                for one in names.get_values_for_type(x509.DNSName)
+            ],
+            "san_uri": [
+                (f"uri:{one}", name_of(one))
+                for one in names.get_values_for_type(x509.UniformResourceIdentifier)
+            ],
+            "san_email": [
+                (f"email:{one.lower()}", name_of(one.lower()))
+                for one in names.get_values_for_type(x509.RFC822Name)
+            ],
+        }
+        keys = [pair for kind in self._config.identify_by for pair in of[kind]]
+        return _Seen(keys, fingerprint, certificate.not_valid_after_utc.timestamp())
+
+    def _rejected(self, why: str) -> Any:
+        self.count(why)
+        return REJECTED
