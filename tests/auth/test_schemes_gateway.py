@@ -128,9 +128,12 @@ def test_refusals_of_the_service_reach_the_client() -> None:
 
 
 def test_refusals_can_be_the_gateways_own() -> None:
-    with Judge(403, body=b"secret reason") as judge, Upstream() as upstream:
-        with Gateway(forwarded(judge, upstream, relay_refusals=False)) as gateway:
-            answer = ask(gateway)
+    with (
+        Judge(403, body=b"secret reason") as judge,
+        Upstream() as upstream,
+        Gateway(forwarded(judge, upstream, relay_refusals=False)) as gateway,
+    ):
+        answer = ask(gateway)
     assert answer.status == 401
     assert b"secret reason" not in answer.raw
 
