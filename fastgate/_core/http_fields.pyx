@@ -337,10 +337,10 @@ cdef class Structured:
                 if self.peek() == c".":
                     dot = self.i
                 self.i += 1
-            if dot >= 0 and (dot == self.i - 1 or self.i - dot > 4 or dot - start > 13):
+            if dot >= 0 and (dot == self.i - 1 or self.i - dot > 4 or dot - start - (self.p[start] == c"-") > 12):
                 raise _Malformed
             if dot < 0:
-                if self.i - start > 16:
+                if self.i - start - (self.p[start] == c"-") > 15:
                     raise _Malformed
                 return int(self.p[start:self.i])
             return float(self.p[start:self.i])

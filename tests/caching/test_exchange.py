@@ -122,6 +122,17 @@ def test_an_old_client_gets_its_connection_closed() -> None:
         assert rig.asked == 1
 
 
+def test_a_request_without_host_has_a_key_of_its_own() -> None:
+    with Rig() as rig:
+        rig.get()
+        for _ in range(2):
+            with Client(rig.gateway.port) as client:
+                client.send(request("/", host=None, version="1.0"))
+                assert client.read_to_end().endswith(b"one")
+
+        assert rig.asked == 2
+
+
 def test_head_and_ranges_and_conditions_are_answered_from_a_get() -> None:
     with Rig() as rig:
         rig.origin.reply = answer(b"0123456789", "Cache-Control: max-age=60", 'ETag: "a"')
@@ -295,7 +306,8 @@ def test_bodies_out_of_bounds_are_not_kept() -> None:
 
 def test_a_chunked_answer_is_kept_whole() -> None:
     with Rig() as rig:
-        rig.origin.reply = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
+        head = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n"
+        rig.origin.reply = head + b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
         first, second = rig.get(), rig.get()
 
         assert first.body == second.body == b"abc"
