@@ -38,8 +38,10 @@ class AdminClient:
         self._token = token
         self._timeout_s = timeout_s
 
-    def call(self, method: str, target: str) -> tuple[int, dict[str, Any]]:
-        """The status and the JSON object of the answer. AdminUnreachable when there is none."""
+    def call(self, method: str, target: str, body: Any = None) -> tuple[int, dict[str, Any]]:
+        """The status and the JSON object of the answer. AdminUnreachable when there is none. `body` is sent
+        as JSON.
+        """
         connection: http.client.HTTPConnection
         if self._address.unix_path:
             connection = _UnixConnection(self._address.unix_path, self._timeout_s)
@@ -50,9 +52,12 @@ class AdminClient:
             connection = http.client.HTTPConnection(host, self._address.port, timeout=self._timeout_s)
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
-            connection.request(method, target, headers=headers)
+            data = None if body is None else json.dumps(body).encode()
+            if data is not None:
+                headers["Content-Type"] = "application/json"
+            connection.request(method, target, data, headers)
             response = connection.getresponse()
-            body = response.read()
+            content = response.read()
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise AdminUnreachable(
@@ -61,7 +66,7 @@ class AdminClient:
         finally:
             connection.close()
         try:
-            answer = json.loads(body)
+            answer = json.loads(content)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from fastgate import __version__
+from fastgate.accesscommands import add_commands
 
 if TYPE_CHECKING:
     from fastgate.config import AdminConfig, Config
@@ -490,7 +491,9 @@ def _is_short(value: Any) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
-def _admin(method: str, target: str, config: str | None, address: str | None) -> dict[str, Any]:
+def _admin(
+    method: str, target: str, config: str | None, address: str | None, body: Any = None
+) -> dict[str, Any]:
     """The JSON that the admin API answers. Exits with 3 when nothing answers, with 1 when it refuses."""
     from fastgate.adminclient import AdminClient, AdminUnreachable
 
@@ -501,7 +504,7 @@ def _admin(method: str, target: str, config: str | None, address: str | None) ->
             _fail("the admin API is off in this config (admin.listen)", EXIT_USAGE)
         address, token = found.listen, token or found.token
     try:
-        code, answer = AdminClient(address, token, ADMIN_TIMEOUT_S).call(method, target)
+        code, answer = AdminClient(address, token, ADMIN_TIMEOUT_S).call(method, target, body)
     except ValueError as error:
         _fail(f"{address}: expected {error}", EXIT_USAGE)
     except AdminUnreachable as error:
@@ -563,3 +566,6 @@ def _cell(column: str, value: Any) -> str:
     if value is None:
         return ""
     return f"{value / 1e6:.0f} MB" if column.endswith("_bytes") else str(value)
+
+
+add_commands(main, _admin, _config_option)

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("features", "ai", "upstream", "auth", "caching"),
     ("config", "plan"),
     ("server", "control", "asgi"),
-    ("adminclient", "demo", "docs", "explain", "loadtest", "warming"),
+    ("accesscommands", "adminclient", "demo", "docs", "explain", "loadtest", "warming"),
     ("cli", "__main__"),
 )
 
@@ -46,7 +46,7 @@ APART = {"features": (), "ai": ("ai.schema",)}
 # Third parties, each at one address (a module or a room). Whatever is not here may not be imported.
 ADDRESSES: dict[str, tuple[str, ...]] = {
     "cel_expr_python": ("features.policy",),
-    "click": ("cli",),
+    "click": ("accesscommands", "cli"),
     "cryptography": ("auth", "state.sealing"),
     "jsonschema_rs": ("features.validation",),
     "httptools": ("server.connection", "upstream.connection", "loadtest"),

@@ -76,6 +76,7 @@ class Keyring:
         self.consumers_in_file: Mapping[str, ConsumerConfig] = {}
         self.fault = "the store is not open yet"
         """Why the store cannot be used; empty while it can."""
+        self._sealed = ""  # why a secret cannot be opened
         self._journal = journal
         self._store = Store(default_path())
         self._interval_s = 10.0
@@ -157,9 +158,10 @@ class Keyring:
 
     def health(self) -> dict[str, Any]:
         """Its part of `/health`. Without the store no key can be made; those there are stay good."""
-        if not self.fault:
+        problem = self.fault or self._sealed
+        if not problem:
             return {"status": "healthy", "entries": self.directory.entries()}
-        return {"status": "degraded", "problem": self.fault, "entries": self.directory.entries()}
+        return {"status": "degraded", "problem": problem, "entries": self.directory.entries()}
 
     # --- publishing
 
@@ -175,7 +177,12 @@ class Keyring:
         for name, record in records.items():
             wanted.add(self._put(consumer_digest(name), encode_record(record)))
         for stored in self._store.secrets():
-            secret = self._store.secret(stored.name)
+            try:
+                secret = self._store.secret(stored.name)
+            except SealError as error:  # a lost key must not take the API keys along
+                self._sealed = str(error)
+                self._journal.error("a secret is not available", problem=self._sealed)
+                continue
             if secret is not None:
                 wanted.add(self._put(secret_digest(stored.name), secret.encode()))
         for name, body, _version in self._store.documents():

@@ -43,11 +43,14 @@ class SecretResource:
     async def list(self, _request: Request) -> Response:
         rows = []
         for stored in self._keyring.secrets():
-            secret = self._keyring.secret(stored.name)
+            try:
+                value = masked(self._keyring.secret(stored.name) or "")
+            except Refused:  # sealed with a key that is not there
+                value = None
             rows.append(
                 {
                     "name": stored.name,
-                    "value": masked(secret or ""),
+                    "value": value,
                     "created": iso(stored.created_ns),
                     "updated": iso(stored.updated_ns),
                 }

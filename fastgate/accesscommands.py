@@ -1,0 +1,485 @@
+"""`fastgate keys | consumers | limits | secrets`: the admin API's resources on the command line.
+
+What is made for scripts (a new key) is alone on stdout, what is said about it goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+from urllib.parse import quote, urlencode
+
+import click
+
+__all__ = ["AdminCall", "add_commands"]
+
+PAGE = 1000
+
+
+class AdminCall(Protocol):
+    """Calls the admin API of the running gateway: the JSON it answers. Exits when nothing answers."""
+
+    def __call__(
+        self, method: str, target: str, config: str | None, address: str | None, body: Any = None
+    ) -> dict[str, Any]: ...
+
+
+def add_commands(main: click.Group, admin: AdminCall, config_option: Callable[[Any], Any]) -> None:
+    """Adds the groups to the command line."""
+
+    def shared(command: Any) -> Any:
+        """The options of every command here."""
+        command = click.option("--json", "as_json", is_flag=True, help="Print the answer as it is.")(command)
+        command = click.option(
+            "--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's."
+        )(command)
+        return config_option(command)
+
+    def ask(
+        method: str, path: str, config: str | None, address: str | None, body: Any = None, **query: Any
+    ) -> dict[str, Any]:
+        given = {name: value for name, value in query.items() if value is not None}
+        target = f"{path}?{urlencode(given)}" if given else path
+        answer = admin(method, target, config, address, body)
+        if "error" in answer:
+            where = f" (at {answer['path']})" if str(answer.get("path", "")).startswith("$") else ""
+            click.echo(f"fastgate: {answer['error']}{where}", err=True)
+            sys.exit(1)
+        return answer
+
+    _add_keys(main, shared, ask)
+    _add_consumers(main, shared, ask)
+    _add_limits(main, shared, ask)
+    _add_secrets(main, shared, ask)
+
+
+Shared = Callable[[Any], Any]
+Ask = Callable[..., dict[str, Any]]
+
+
+def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
+    @main.group()
+    def keys() -> None:
+        """API keys of the running gateway."""
+
+    @keys.command()
+    @click.argument("consumer")
+    @click.option("--name", help="What it is for, to recognise it by.")
+    @click.option("--tier", help="Tier of this key, instead of the consumer's.")
+    @click.option(
+        "--scope", "scopes", multiple=True, help="Scope, instead of the consumer's. Repeat it for more."
+    )
+    @click.option("--role", "roles", multiple=True, help="Role, besides the consumer's. Repeat it for more.")
+    @click.option("--metadata", multiple=True, metavar="NAME=VALUE", help="Anything. Repeat it for more.")
+    @click.option(
+        "--limit", "limits", multiple=True, metavar="NAME=N", help="Limit: per_minute=60. Repeat it."
+    )
+    @click.option("--expires-in", metavar="TIME", help="Ends after this time: 90d.")
+    @click.option("--expires-at", metavar="TIME", help="Ends then: 2027-01-31T12:00:00Z.")
+    @shared
+    def create(
+        consumer: str,
+        name: str | None,
+        tier: str | None,
+        scopes: tuple[str, ...],
+        roles: tuple[str, ...],
+        metadata: tuple[str, ...],
+        limits: tuple[str, ...],
+        expires_in: str | None,
+        expires_at: str | None,
+        config: str | None,
+        admin: str | None,
+        as_json: bool,
+    ) -> None:
+        """Make a key for CONSUMER and print it. It is shown this one time: only its hash is kept.
+
+        \b
+        KEY=$(fastgate keys create acme --scope orders:read --expires-in 90d)
+        curl -H "X-API-Key: $KEY" http://127.0.0.1:8080/
+        """
+        body = {
+            "consumer": consumer,
+            "name": name,
+            "tier": tier,
+            "scopes": list(scopes),
+            "roles": list(roles),
+            "metadata": _pairs(metadata),
+            "limits": _amounts(limits) or None,
+            "expires_in": expires_in,
+            "expires_at": expires_at,
+        }
+        given = {field: value for field, value in body.items() if value not in (None, [], {})}
+        _tell_key(ask("POST", "/api/keys", config, admin, given), as_json)
+
+    @keys.command(name="list")
+    @click.option("--consumer", help="Only those of this consumer.")
+    @click.option("--state", type=click.Choice(["active", "rotating", "pending", "expired", "revoked"]))
+    @shared
+    def list_keys(
+        consumer: str | None, state: str | None, config: str | None, admin: str | None, as_json: bool
+    ) -> None:
+        """List keys, oldest first. The keys themselves are known to nobody but their owners."""
+        rows: list[dict[str, Any]] = []
+        after = None
+        while True:
+            page = ask(
+                "GET", "/api/keys", config, admin, consumer=consumer, state=state, after=after, limit=PAGE
+            )
+            rows += page["keys"]
+            after = page["next"]
+            if after is None:
+                break
+        if as_json:
+            click.echo(json.dumps(rows, indent=2))
+        else:
+            _table(rows, ("key_id", "hint", "consumer", "state", "tier", "expires", "used", "last_used"))
+
+    @keys.command()
+    @click.argument("key_id")
+    @shared
+    def show(key_id: str, config: str | None, admin: str | None, as_json: bool) -> None:
+        """Show what is known of a key."""
+        _tell(ask("GET", f"/api/keys/{quote(key_id, safe='')}", config, admin), as_json)
+
+    @keys.command()
+    @click.argument("key_id")
+    @click.option("--overlap", metavar="TIME", help="How long the old key stays good. Default: 24h.")
+    @shared
+    def rotate(
+        key_id: str, overlap: str | None, config: str | None, admin: str | None, as_json: bool
+    ) -> None:
+        """Make a new key in place of KEY_ID, which stays good for a while, and print the new one."""
+        body = {} if overlap is None else {"overlap": overlap}
+        answer = ask("POST", f"/api/keys/{quote(key_id, safe='')}/rotate", config, admin, body)
+        _tell_key(answer, as_json)
+        if not as_json:
+            click.echo(f"{key_id} is good until {answer['old']['expires']}", err=True)
+
+    @keys.command()
+    @click.argument("key_ids", nargs=-1, required=True, metavar="KEY_ID...")
+    @shared
+    def revoke(key_ids: tuple[str, ...], config: str | None, admin: str | None, as_json: bool) -> None:
+        """End keys. When this returns no request with them passes any more."""
+        rows = [ask("DELETE", f"/api/keys/{quote(key_id, safe='')}", config, admin) for key_id in key_ids]
+        if as_json:
+            click.echo(json.dumps(rows, indent=2))
+            return
+        for row in rows:
+            click.echo(f"revoked {row['key_id']} of {row['consumer']}")
+
+
+def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
+    @main.group()
+    def consumers() -> None:
+        """Consumers: whom keys and tokens belong to."""
+
+    def properties(command: Any) -> Any:
+        for option in (
+            click.option("--tier", help="Tier, which says the limits."),
+            click.option("--scope", "scopes", multiple=True, help="Scope. Repeat it for more."),
+            click.option("--role", "roles", multiple=True, help="Role. Repeat it for more."),
+            click.option("--metadata", multiple=True, metavar="NAME=VALUE", help="Anything. Repeat it."),
+            click.option(
+                "--limit", "limits", multiple=True, metavar="NAME=N", help="per_minute=600. Repeat it."
+            ),
+            click.option("--disabled/--enabled", default=None, help="Whether all of it is refused."),
+        ):
+            command = option(command)
+        return command
+
+    def body_of(
+        tier: str | None,
+        scopes: tuple[str, ...],
+        roles: tuple[str, ...],
+        metadata: tuple[str, ...],
+        limits: tuple[str, ...],
+        disabled: bool | None,
+    ) -> dict[str, Any]:
+        body = {
+            "tier": tier,
+            "scopes": list(scopes) or None,
+            "roles": list(roles) or None,
+            "metadata": _pairs(metadata) or None,
+            "limits": _amounts(limits) or None,
+            "disabled": disabled,
+        }
+        return {field: value for field, value in body.items() if value is not None}
+
+    @consumers.command()
+    @click.argument("name")
+    @properties
+    @shared
+    def create(name: str, config: str | None, admin: str | None, as_json: bool, **given: Any) -> None:
+        """Make a consumer."""
+        _tell(ask("POST", "/api/consumers", config, admin, {"name": name, **body_of(**given)}), as_json)
+
+    @consumers.command(name="set")
+    @click.argument("name")
+    @properties
+    @shared
+    def change(name: str, config: str | None, admin: str | None, as_json: bool, **given: Any) -> None:
+        """Change a consumer; what is not given stays. In force everywhere when this returns."""
+        _tell(ask("PATCH", f"/api/consumers/{quote(name)}", config, admin, body_of(**given)), as_json)
+
+    @consumers.command(name="list")
+    @shared
+    def list_consumers(config: str | None, admin: str | None, as_json: bool) -> None:
+        """List the consumers of the config file and those made at run time."""
+        rows: list[dict[str, Any]] = []
+        after = None
+        while True:
+            page = ask("GET", "/api/consumers", config, admin, after=after, limit=PAGE)
+            rows += page["consumers"]
+            after = page["next"]
+            if after is None:
+                break
+        if as_json:
+            click.echo(json.dumps(rows, indent=2))
+        else:
+            _table(rows, ("name", "tier", "source", "disabled", "keys", "scopes", "roles"))
+
+    @consumers.command()
+    @click.argument("name")
+    @shared
+    def show(name: str, config: str | None, admin: str | None, as_json: bool) -> None:
+        """Show a consumer as it is in force."""
+        _tell(ask("GET", f"/api/consumers/{quote(name)}", config, admin), as_json)
+
+    @consumers.command()
+    @click.argument("name")
+    @click.option("--revoke-keys", is_flag=True, help="End its keys, too. Without this it must have none.")
+    @shared
+    def remove(name: str, revoke_keys: bool, config: str | None, admin: str | None, as_json: bool) -> None:
+        """Remove a consumer that was made at run time."""
+        answer = ask(
+            "DELETE",
+            f"/api/consumers/{quote(name)}",
+            config,
+            admin,
+            **({"keys": "revoke"} if revoke_keys else {}),
+        )
+        click.echo(json.dumps(answer, indent=2) if as_json else f"removed {answer['removed']}")
+
+
+def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
+    @main.group()
+    def limits() -> None:
+        """Limits of one client: a consumer, a key or an address."""
+
+    def client(command: Any) -> Any:
+        for option in (
+            click.option("--ip", help="Its address."),
+            click.option("--key", help="Its key id."),
+            click.option("--consumer", help="Its name."),
+        ):
+            command = option(command)
+        return command
+
+    @limits.command()
+    @client
+    @shared
+    def show(
+        consumer: str | None,
+        key: str | None,
+        ip: str | None,
+        config: str | None,
+        admin: str | None,
+        as_json: bool,
+    ) -> None:
+        """Show what a client may, what is left of it, and what it used."""
+        answer = ask("GET", "/api/limits", config, admin, consumer=consumer, key=key, ip=ip)
+        if as_json:
+            click.echo(json.dumps(answer, indent=2))
+            return
+        _tell({field: value for field, value in answer.items() if field != "rules"}, False)
+        rows = [
+            {
+                "rule": f"{rule['rule']} {rule['route']}".strip(),
+                "limit": limit["limit_type"],
+                "allowed": limit["limit"],
+                "left": limit["remaining"],
+                "new_in_s": limit["reset_s"],
+                "requests": rule["requests"],
+                "cost": rule["cost"],
+            }
+            for rule in answer["rules"]
+            for limit in rule["limits"]
+        ]
+        _table(rows, ("rule", "limit", "allowed", "left", "new_in_s", "requests", "cost"))
+
+    @limits.command()
+    @client
+    @shared
+    def reset(
+        consumer: str | None,
+        key: str | None,
+        ip: str | None,
+        config: str | None,
+        admin: str | None,
+        as_json: bool,
+    ) -> None:
+        """Forget what a client used: it begins with full limits."""
+        answer = ask("POST", "/api/limits/reset", config, admin, consumer=consumer, key=key, ip=ip)
+        count = answer["reset"]
+        click.echo(
+            json.dumps(answer, indent=2) if as_json else f"reset {count} rule{'' if count == 1 else 's'}"
+        )
+
+    @limits.command(name="set")
+    @click.argument("consumer")
+    @click.argument("amounts", nargs=-1, metavar="NAME=N...")
+    @shared
+    def change(
+        consumer: str, amounts: tuple[str, ...], config: str | None, admin: str | None, as_json: bool
+    ) -> None:
+        """Give CONSUMER limits of its own, in place of its tier's one by one; without any its tier counts.
+
+        \b
+        fastgate limits set acme per_minute=600 burst=50
+        fastgate limits set acme per_day=none          # no limit per day
+        """
+        if amounts:
+            answer = ask("PUT", "/api/limits", config, admin, _amounts(amounts), consumer=consumer)
+        else:
+            answer = ask("DELETE", "/api/limits", config, admin, consumer=consumer)
+        _tell({field: value for field, value in answer.items() if as_json or field != "rules"}, as_json)
+
+    @limits.command()
+    @client
+    @click.option("--for", "span", default="1h", show_default=True, metavar="TIME", help="How long.")
+    @shared
+    def ban(
+        consumer: str | None,
+        key: str | None,
+        ip: str | None,
+        span: str,
+        config: str | None,
+        admin: str | None,
+        as_json: bool,
+    ) -> None:
+        """Ban a client on every route with a `penalty` by the same."""
+        answer = ask(
+            "POST", "/api/limits/ban", config, admin, {"for": span}, consumer=consumer, key=key, ip=ip
+        )
+        _tell(answer, as_json)
+
+    @limits.command()
+    @client
+    @shared
+    def pardon(
+        consumer: str | None,
+        key: str | None,
+        ip: str | None,
+        config: str | None,
+        admin: str | None,
+        as_json: bool,
+    ) -> None:
+        """End the ban of a client."""
+        _tell(ask("POST", "/api/limits/pardon", config, admin, consumer=consumer, key=key, ip=ip), as_json)
+
+
+def _add_secrets(main: click.Group, shared: Shared, ask: Ask) -> None:
+    @main.group()
+    def secrets() -> None:
+        """Secrets that the gateway keeps sealed, for upstream credentials."""
+
+    @secrets.command(name="set")
+    @click.argument("name")
+    @shared
+    def put(name: str, config: str | None, admin: str | None, as_json: bool) -> None:
+        """Store a secret. It is read from stdin, so that it is in no history and no process list.
+
+        \b
+        fastgate secrets set openai < key.txt
+        """
+        if sys.stdin.isatty():
+            value = click.prompt(name, hide_input=True)
+        else:
+            value = sys.stdin.read().removesuffix("\n")
+        _tell(ask("PUT", f"/api/secrets/{quote(name)}", config, admin, {"value": value}), as_json)
+
+    @secrets.command(name="list")
+    @shared
+    def list_secrets(config: str | None, admin: str | None, as_json: bool) -> None:
+        """List the names of the secrets. There is no way to read one."""
+        rows = ask("GET", "/api/secrets", config, admin)["secrets"]
+        if as_json:
+            click.echo(json.dumps(rows, indent=2))
+        else:
+            _table(rows, ("name", "value", "created", "updated"))
+
+    @secrets.command()
+    @click.argument("name")
+    @shared
+    def remove(name: str, config: str | None, admin: str | None, as_json: bool) -> None:
+        """Remove a secret."""
+        answer = ask("DELETE", f"/api/secrets/{quote(name)}", config, admin)
+        click.echo(json.dumps(answer, indent=2) if as_json else f"removed {answer['removed']}")
+
+
+def _pairs(given: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{text!r}: expected NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _amounts(given: tuple[str, ...]) -> dict[str, float | None]:
+    """Limits by name; `none` takes one away."""
+    amounts: dict[str, float | None] = {}
+    for name, text in _pairs(given).items():
+        if text in ("none", "null"):
+            amounts[name] = None
+            continue
+        try:
+            amounts[name] = int(text)
+        except ValueError:
+            try:
+                amounts[name] = float(text)
+            except ValueError:
+                raise click.BadParameter(f"{name}={text}: expected a number or none") from None
+    return amounts
+
+
+def _tell_key(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    click.echo(f"{answer['key_id']} of {answer['consumer']}; the key is shown only now:", err=True)
+    click.echo(answer["api_key"])
+
+
+def _tell(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    for name, value in answer.items():
+        if value not in (None, "", [], {}):
+            click.echo(f"{name}: {_cell(value)}")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_cell(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_cell, value))
+    return "none" if value is None else str(value)
+
+
+def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Columns as wide as what is in them; for people on a terminal and for `grep`."""
+    if not rows:
+        click.echo("none", err=True)
+        return
+    lines = [[column.replace("_", " ") for column in columns]]
+    lines += [["" if row.get(column) is None else _cell(row[column]) for column in columns] for row in rows]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
