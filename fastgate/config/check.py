@@ -200,8 +200,9 @@ def check_upstream(name: str, upstream: UpstreamConfig, path: Path, report: Repo
 class RouteCheck:
     """Checks routes one by one, remembering names and matches that were taken."""
 
-    def __init__(self, upstreams: Collection[str], report: Report) -> None:
+    def __init__(self, upstreams: Collection[str], report: Report, *, has_controller: bool = True) -> None:
         self._upstreams = upstreams
+        self._has_controller = has_controller
         self._report = report
         self._names: dict[str, int] = {}
         self._matches: dict[object, int] = {}
@@ -313,6 +314,9 @@ class RouteCheck:
                 hint = nearest(scheme, AuthConfig.__struct_fields__)
                 known = ", ".join(AuthConfig.__struct_fields__)
                 self._report((*path, "auth", at), f'"{scheme}"', f"one of {known}", hint)
+            elif scheme == "api_key" and not self._has_controller:
+                hint = "the controller, which has the keys, runs where there is an admin listener: unix:/path"
+                self._report((*path, "auth", at), '"api_key" with admin.listen off', "", hint)
 
     def _check_action(self, route: RouteConfig, path: Path, params: frozenset[str] | None) -> None:
         report = self._report

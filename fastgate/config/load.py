@@ -315,7 +315,9 @@ class _Reading:
             )
             return None
         reader = self._shapes.struct(RouteConfig)
-        checker = RouteCheck(upstreams, self._report)
+        admin = tree.get("admin")
+        is_off = (admin.get("listen") if isinstance(admin, dict) else admin) == "off"
+        checker = RouteCheck(upstreams, self._report, has_controller=not is_off)
         routes = []
         for index, item in enumerate(found):
             route = reader(item, ("routes", index), self._report)
