@@ -19,6 +19,7 @@ from fastgate.control.guard import Guard
 from fastgate.control.keyring import Keyring
 from fastgate.control.keys import KeyResource
 from fastgate.control.limits import LimitResource
+from fastgate.control.policies import PolicyResource
 from fastgate.control.secrets import SecretResource
 from fastgate.control.view import ReloadDesk, View
 
@@ -33,6 +34,7 @@ def build_app(view: View, desk: ReloadDesk, ask_reload: Callable[[int], bool], k
         *ConsumerResource(keyring, view).routes(),
         *LimitResource(keyring, view).routes(),
         *SecretResource(keyring).routes(),
+        *PolicyResource(keyring, view).routes(),
     ]
 
     async def overview(_request: Request) -> Response:

@@ -20,7 +20,6 @@ ones.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import logging
 import re
 import time
@@ -42,6 +41,7 @@ from fastgate._core.recordring import RecordRing
 from fastgate._core.table import LimiterTable
 from fastgate.errors import REASONS, Reason
 from fastgate.settings import MINUTE, SECOND, Duration, Settings, Text, duration_text, wildcard_matches
+from fastgate.state.records import document_digest
 
 __all__ = [
     "FUNCTIONS",
@@ -720,7 +720,7 @@ class Policies:
     """What the policy gates of one worker share: the language, the root's and the run time's policies,
     compiled."""
 
-    DOCUMENT: ClassVar[bytes] = hashlib.sha256(b"document:policies").digest()
+    DOCUMENT: ClassVar[bytes] = document_digest("policies")
 
     def __init__(
         self,

@@ -3,7 +3,9 @@ config."""
 
 from __future__ import annotations
 
+import http.client
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,9 @@ from fastgate._core.identity import Identity
 from fastgate.config import check
 from fastgate.features.rbac import Access, GrantConfig, RoleConfig, Roles, find_cycle
 from fastgate.settings import wildcard_matches
+from tests.client import get
+from tests.control.admin_client import scrape
+from tests.gateway import Gateway
 
 
 def permission(name: str, **more: Any) -> GrantConfig:
@@ -176,3 +181,77 @@ def test_roles_in_all_their_short_forms() -> None:
     assert config is not None, errors
     assert [grant.permission for grant in config.roles["a"].permissions] == ["x:read", "x:write", None]
     assert config.roles["c"].inherits == ("a",)
+
+
+def test_keys_of_several_roles_on_the_wire(tmp_path: Path) -> None:
+    document = {
+        "store": {"path": str(tmp_path / "fastgate.db")},
+        "roles": {
+            "reader": ["orders:read"],
+            "clerk": {"inherits": "reader", "permissions": [{"routes": "admin", "methods": "GET"}]},
+        },
+        "consumers": {
+            "ann": {"roles": ["reader"], "scopes": ["a"]},
+            "bob": {"roles": ["clerk"], "scopes": ["a", "b"]},
+        },
+        "routes": [
+            {"name": "scoped", "path": "/scoped", "respond": "ok", "auth": "api_key", "scopes": ["a", "b"]},
+            {
+                "name": "orders",
+                "path": "/orders",
+                "respond": "ok",
+                "auth": "api_key",
+                "permissions": "orders:read",
+            },
+            {"name": "admin", "path": "/admin", "respond": "ok", "auth": "api_key", "rbac": True},
+            {"name": "clerks", "path": "/clerks", "respond": "ok", "auth": "api_key", "roles": "clerk"},
+            {
+                "name": "shadow",
+                "path": "/shadow",
+                "respond": "ok",
+                "auth": "api_key",
+                "roles": "clerk",
+                "enforce_authorization": False,
+            },
+        ],
+    }
+    with Gateway(document, workers=2) as gateway:
+        keys = {name: made(gateway.admin, name) for name in ("ann", "bob")}
+
+        def status(name: str, path: str, method: str = "GET") -> int:
+            answers = {
+                get(gateway.port, path, f"X-API-Key: {keys[name]}", method=method).status for _ in range(6)
+            }
+            assert len(answers) == 1, answers
+            return answers.pop()
+
+        assert [status("ann", path) for path in ("/scoped", "/orders", "/admin", "/clerks")] == [
+            403,
+            200,
+            403,
+            403,
+        ]
+        assert [status("bob", path) for path in ("/scoped", "/orders", "/admin", "/clerks")] == [200] * 4
+        assert status("bob", "/admin", "POST") == 403
+        assert status("ann", "/shadow") == 200
+
+        refused = get(gateway.port, "/scoped", f"X-API-Key: {keys['ann']}")
+        assert refused.get("www-authenticate") == (
+            b'Bearer realm="fastgate", error="insufficient_scope", scope="a b"'
+        )
+        body = json.loads(refused.body)
+        assert (body["error"], body["missing_scopes"]) == ("Forbidden", ["b"])
+        assert get(gateway.port, "/scoped").status == 401
+
+        samples = scrape(gateway.admin)
+        for cause, least in (("scope", 7), ("role", 12), ("route", 12)):
+            labels = frozenset({"cause": cause}.items())
+            assert samples["fastgate_authorization_refused_total", labels] >= least
+
+
+def made(address: str, consumer: str) -> str:
+    connection = http.client.HTTPConnection(address, timeout=30)
+    connection.request("POST", "/api/auth/api-key", json.dumps({"consumer": consumer}))
+    told = json.loads(connection.getresponse().read())
+    connection.close()
+    return str(told["key"])
