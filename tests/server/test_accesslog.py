@@ -28,8 +28,8 @@ COMMON = re.compile(
 )
 KEYS = [
     "time", "request_id", "client", "method", "host", "target", "protocol", "status", "route", "consumer",
-    "cache", "upstream", "upstream_status", "attempts", "duration_ms", "upstream_ms", "bytes_received", "bytes_sent", "reason",
-    "user_agent",
+    "cache", "upstream", "upstream_status", "attempts", "duration_ms", "upstream_ms", "bytes_received",
+    "bytes_sent", "reason", "user_agent",
 ]  # fmt: skip
 
 
