@@ -24,6 +24,7 @@ SOURCES  RFC 9111; RFC 5861; RFC 9211; Varnish's busy objects and hit-for-miss; 
 import hashlib
 import logging
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
 
@@ -103,6 +104,7 @@ async def with_body(Exchange x):
             x._fail(REASONS["internal_error"])
 
 
+@cython.freelist(64)
 cdef class CachedRequest:
     """A request of a route with `cache`."""
 

@@ -32,7 +32,9 @@ cdef class ClientConnection(AnswerStream):
     cdef Headers trailers
     cdef Exchange skipping                # its body is framed by a parser of its own (see _upgraded)
     # Exchanges
-    cdef list queue                       # parsed and waiting for the one being answered
+    cdef list queue                       # parsed and waiting for the one being answered: queue_n of them, from queue_at on
+    cdef Py_ssize_t queue_at
+    cdef Py_ssize_t queue_n
     cdef bint advancing
 
     cdef bytes _proxy_header(self, bytes data, int64_t now_ns)

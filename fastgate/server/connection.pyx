@@ -77,6 +77,7 @@ cdef enum:
     SMALL_REST_BYTES = 65536              # what is read and thrown away of a request body after the answer to keep the connection
     # … and so that the client can read the answer before a reset can reach it (RFC 9112 §9.6)
     LINGER_BYTES = 1048576
+    KEPT_PLACES = 8                       # of the queue of an idle connection
     CHUNK_OVERHEAD_BYTES = 16384          # chunk extensions and trailers with no body byte in between
 
 # An idle connection is closed this long after the drain began. At once would lose the request that is just on its way to it,
@@ -249,7 +250,7 @@ cdef class ClientConnection(AnswerStream):
             if taken == n:
                 if receiving is not None and receiving is self.exchange:
                     receiving.body_read_done()
-                if self.exchange is None or self.queue:
+                if self.exchange is None or self.queue_n:
                     self._advance()
                 return None
             if taken:
@@ -299,11 +300,11 @@ cdef class ClientConnection(AnswerStream):
                 self.exchange._fail(BAD_FRAMING)
             else:
                 self.parsing.early = BAD_FRAMING
-        if self.in_head and receiving is self.parsing and self.exchange is None and not self.queue:
+        if self.in_head and receiving is self.parsing and self.exchange is None and self.queue_n == 0:
             return rest                                 # more of the same head: its deadline stands
         if receiving is not None and receiving is self.exchange:
             receiving.body_read_done()
-        if self.exchange is None or self.queue:
+        if self.exchange is None or self.queue_n:
             self._advance()
         elif self.exchange is not None and receiving is not self.exchange and self.exchange is self.parsing:
             self.exchange.body_read_done()
@@ -438,14 +439,22 @@ cdef class ClientConnection(AnswerStream):
         ctx.keep_alive = False
         if ctx.request_id_bytes is None:
             self._set_client(ctx)
-        if parsing is not self.exchange and (not self.queue or self.queue[len(self.queue) - 1] is not parsing):
+        if parsing is not self.exchange and (self.queue_n == 0 or self.queue[self.queue_at + self.queue_n - 1] is not parsing):
             self._enqueue(parsing)
         return 0
 
     cdef int _enqueue(self, Exchange exchange) except -1:
+        cdef Py_ssize_t end
         if self.queue is None:
             self.queue = []
-        self.queue.append(exchange)
+        if self.queue_n == 0:
+            self.queue_at = 0
+        end = self.queue_at + self.queue_n
+        if end < len(self.queue):
+            self.queue[end] = exchange
+        else:
+            self.queue.append(exchange)
+        self.queue_n += 1
         return 0
 
     cdef bytes _upgraded(self, bytes rest):
@@ -481,8 +490,13 @@ cdef class ClientConnection(AnswerStream):
             return 0
         self.advancing = True
         try:
-            while self.exchange is None and self.queue and not self.closed and not self.lingering:
-                exchange = <Exchange>self.queue.pop(0)
+            while self.exchange is None and self.queue_n and not self.closed and not self.lingering:
+                exchange = <Exchange>self.queue[self.queue_at]
+                self.queue[self.queue_at] = None
+                self.queue_at += 1
+                self.queue_n -= 1
+                if self.queue_n == 0 and len(self.queue) > KEPT_PLACES:
+                    self.queue = None                   # room for a burst of pipelined requests: not kept
                 self.exchange = exchange
                 exchange.plan = self.plane.plan
                 exchange.body_timeout_ns = self.plane.body_timeout_ns
@@ -511,7 +525,7 @@ cdef class ClientConnection(AnswerStream):
         if self.closed or self.lingering:
             return 0
         if self.exchange is not None:
-            if self.queue:
+            if self.queue_n:
                 self._pause(PAUSED_QUEUE)
             return 0
         self._resume(PAUSED_QUEUE)
@@ -539,7 +553,7 @@ cdef class ClientConnection(AnswerStream):
         if self.lingering:
             return False
         self.half_closed = True
-        if self.exchange is None and not self.queue:
+        if self.exchange is None and self.queue_n == 0:
             return False
         if self.plane.half_close_allowed and (self.parsing is None or self.close_after) and self.transport.can_write_eof():
             return True
@@ -551,6 +565,7 @@ cdef class ClientConnection(AnswerStream):
         self.closed = True
         self.parser = None                              # holds bound methods of this object: a cycle
         self.queue = None
+        self.queue_n = 0
         self.parsing = None
         self.skipping = None
         if plane.out_owner is self:
@@ -885,7 +900,7 @@ cdef class ClientConnection(AnswerStream):
             left = exchange.ctx.content_length - exchange.body_bytes
             if left < 0 or left > SMALL_REST_BYTES:
                 return self._linger()
-        if not self.keep or self.close_after and not self.queue:
+        if not self.keep or self.close_after and self.queue_n == 0:
             if exchange.body_complete and self.parsing is None:
                 return self._close()
             return self._linger()
@@ -904,7 +919,7 @@ cdef class ClientConnection(AnswerStream):
                 self._close_websocket()
                 self.exchange._finish()
             return 0
-        if self.exchange is None and not self.queue and self.parsing is None and not self.lingering:
+        if self.exchange is None and self.queue_n == 0 and self.parsing is None and not self.lingering:
             self._idle(monotonic_ns())
         return 0
 
