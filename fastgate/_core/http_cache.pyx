@@ -142,6 +142,7 @@ cdef enum:
     QUERY_LISTED = 2
     MAX_TAGS = 128                  # the L1 cache holds up to 255 per entry
     MAX_TAG = 1024
+    MAX_NAMES = 32                  # of fields that the answers of one URL vary by
     MAX_RANGES = 16                 # more is an attack on the sender (RFC 9110 §17.15)
 
 # RFC 9110 §15.1: cacheable when they say nothing about it.
@@ -1390,10 +1391,14 @@ cdef class Vary:
 
 
 def merge_vary(old, tuple names not None):
-    """The Vary for a key whose newest answer varies by names: old itself when it covers them, else one over all of them."""
-    if old is not None and set(names) <= set((<Vary?>old).names):
+    """The Vary for a key whose newest answer varies by names: old itself when it covers them, else one over all of them. An origin
+    that names others each time starts anew at 32; what was kept until then is not found again."""
+    if old is None:
+        return Vary(names)
+    union = {*(<Vary?>old).names, *names}
+    if len(union) == len((<Vary>old).names):
         return old
-    return Vary((*((<Vary>old).names if old is not None else ()), *names))
+    return Vary(union if len(union) <= MAX_NAMES else names)
 
 
 def judge(stored, RequestRules request not None, int64_t now_ns):

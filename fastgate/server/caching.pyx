@@ -479,7 +479,7 @@ cdef class CachedRequest:
             self.release(x, stored, decision is None or not decision.storable)
             self.serve(x, stored, C_REVALIDATED)
             return 1
-        if status >= 500 and self.found is not None and self.found.c_may_serve_on_error(self.rules, now):
+        if (status == 500 or 502 <= status <= 504) and self.found is not None and self.found.c_may_serve_on_error(self.rules, now):
             self.release(x, None, True)
             stored = self.found
             x._let_go()

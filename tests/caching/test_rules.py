@@ -460,6 +460,10 @@ def test_names_of_vary_only_grow_and_variants_are_bounded() -> None:
     assert merge_vary(vary, (b"a",)) is vary
     assert merge_vary(vary, (b"b",)).names == (b"a", b"b")
     assert [vary.admit(b"%d" % number, 2) for number in (1, 2, 1, 3)] == [None, None, None, b"2"]
+    many = vary
+    for number in range(99):
+        many = merge_vary(many, (b"n%d" % number,))
+    assert len(many.names) <= 32
     restored = Vary.from_bytes(merge_vary(vary, (b"b",)).to_bytes())
     assert restored is not None
     assert restored.names == (b"a", b"b")
