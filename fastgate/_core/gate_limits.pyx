@@ -913,6 +913,8 @@ cdef class LimitGate(Plugin):
         for i in range(n):
             rule = <LimitRule>rules[i]
             rule.key_of(ctx, &keys[i])
+            if rule.concurrent != 0:
+                rule.inflight.c_prefetch(&keys[i])
             entries[i] = -1
             said = rule.take(&keys[i], amounts, now_ns, True, factor, usual_at, i, &tight)
             if said == TAKEN:

@@ -35,6 +35,8 @@ cdef class InflightTable:
     # The entry (>= 0) that holds one more of key for this seat, or -1: `limit` are in use, or there is no place (in_use says which:
     # -1 for no place). Give the entry to c_release exactly once.
     cdef int64_t c_acquire(self, const hash128_t* key, int64_t limit, int64_t* in_use) noexcept nogil
+    # Fetches what c_acquire of this key reads first.
+    cdef void c_prefetch(self, const hash128_t* key) noexcept nogil
     cdef void c_release(self, int64_t entry) noexcept nogil
     # How many of key are in use now, over all seats.
     cdef int64_t c_count(self, const hash128_t* key) noexcept nogil

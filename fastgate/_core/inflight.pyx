@@ -52,11 +52,13 @@ cdef extern from *:
     #define INFLIGHT_EVEN UINT64_C(0x0000ffff0000ffff)
     static inline uint16_t lane_load(const uint16_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
     static inline void lane_store(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
+    #define inflight_prefetch(p) __builtin_prefetch(p, 0)
     static inline uint64_t inflight_scale(uint64_t hash, uint64_t n) { return (uint64_t)(((unsigned __int128)hash * n) >> 64); }
     """
     void inflight_pause() noexcept nogil
     void inflight_fence() noexcept nogil
     const uint64_t INFLIGHT_EVEN
+    void inflight_prefetch(const void* p) noexcept nogil
     int sched_yield() noexcept nogil
     uint16_t lane_load(const uint16_t* p) noexcept nogil
     void lane_store(uint16_t* p, uint16_t v) noexcept nogil
@@ -325,6 +327,9 @@ cdef class InflightTable:
             # Others stepped back, too. Each waits another while, so that one of them comes first.
             for i in range((t.seat + 1) * 8 * tries % 257):
                 inflight_pause()
+
+    cdef void c_prefetch(self, const hash128_t* key) noexcept nogil:
+        inflight_prefetch(&self.handle.buckets[inflight_scale(key.low, self.handle.bucket_count)])
 
     cdef void c_release(self, int64_t entry) noexcept nogil:
         cdef uint16_t* lane

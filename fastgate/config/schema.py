@@ -187,6 +187,10 @@ def _default_text(value: Any, info: inspect.Type, extra: dict[str, Any]) -> str:
                 return _default_text(getattr(value, field.name), inner, _facts(inner)[0])
         return ""
     if isinstance(value, tuple | list):
+        bare = _bare(info)
+        if isinstance(bare, inspect.VarTupleType | inspect.ListType):
+            info = bare.item_type
+            extra = {**extra, **_facts(info)[0]}
         return ", ".join(_default_text(item, info, extra) for item in value)
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
@@ -240,7 +244,7 @@ def _plain_default(field: msgspec.structs.FieldInfo, text: str) -> Any:
     value = field.default
     return (
         value
-        if (isinstance(value, bool | int) and str(value) == text.lower()) or isinstance(value, bool)
+        if (isinstance(value, bool | int | float) and str(value) == text.lower()) or isinstance(value, bool)
         else text
     )
 

@@ -399,3 +399,26 @@ def test_a_ban_by_hand_counts_as_the_first_step() -> None:
     box.strike("acme", now_ns=later)
 
     assert box.strike("acme", now_ns=later) == 100 * S
+
+
+def test_fixed_windows_are_cut_at_utc() -> None:
+    """The one table has one idea of how far UTC is from the monotonic clock, whatever process asks."""
+    limits = rule({"per_day": 5}, algorithm="fixed_window")
+    day = 86_400 * S
+    into_the_day = time.time_ns() % day
+    now = time.monotonic_ns()
+    granted(limits, 5, now)
+
+    _, _, _, retry_ns, _ = limits.decide([b"acme"], now_ns=now)
+
+    assert retry_ns == pytest.approx(day - into_the_day, abs=5 * S)
+
+
+def test_the_wait_is_told_for_the_limit_that_takes_longest() -> None:
+    limits = rule({"per_second": 1, "per_day": 1}, algorithm="fixed_window")
+    granted(limits, 1, T0)
+
+    _, which, _, retry_ns, _ = limits.decide([b"acme"], now_ns=T0)
+
+    assert which == "per_day"
+    assert retry_ns > S
