@@ -55,6 +55,7 @@ _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     ("draining", 503, "Gateway is shutting down", GATEWAY, False),
     ("limits_full", 503, "Gateway cannot count this request", GATEWAY, False),
     ("overloaded", 503, "Gateway is at its connection limit", GATEWAY, False),
+    ("policies_unavailable", 503, "The policies are not loaded yet", GATEWAY, False),
     ("credential_unavailable", 503, "The credential for upstream is not available", GATEWAY, False),
     ("upstream_queue_full", 503, "Too many requests are waiting for upstream", GATEWAY, False),
     ("upstream_queue_timeout", 503, "No upstream connection became free in time", GATEWAY, False),

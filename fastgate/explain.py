@@ -135,7 +135,9 @@ def explain_request(
     routes = {route.name: route for route in config.each_route()}
     loop = asyncio.new_event_loop()
     try:
-        plane = DataPlane(loop, HostMemory.private(len(routes) + 1), 0)
+        memory = HostMemory.private(len(routes) + 1)
+        memory.directory.loaded = 1  # there is no controller to wait for
+        plane = DataPlane(loop, memory, 0)
         plan = freeze_now(_bare(config, routes), plane)
         plane.install(plan)
         transport = _Nowhere(client)

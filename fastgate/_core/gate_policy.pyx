@@ -46,7 +46,7 @@ cdef class WatchingGate(Plugin):
         if self.idle:
             return V_CONTINUE
         verdict = self.judge(ctx)
-        if not V_CONTINUE <= verdict < V_SUSPEND:
+        if not V_CONTINUE <= verdict <= V_SUSPEND:
             raise ValueError(f"judge returned {verdict}, which is no verdict")
         return verdict
 

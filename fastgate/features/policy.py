@@ -19,12 +19,14 @@ ones.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 from urllib.parse import parse_qsl
 
@@ -32,7 +34,7 @@ import msgspec
 from msgspec import Meta
 
 from fastgate._core.cidr import CidrSet
-from fastgate._core.context import CLIENT, CONTINUE, RequestContext
+from fastgate._core.context import CLIENT, CONTINUE, SUSPEND, RequestContext
 from fastgate._core.directory import Directory
 from fastgate._core.gate_policy import WatchingGate
 from fastgate._core.keyed import KeyedLimiter
@@ -68,6 +70,9 @@ INSTALL: Final = "pip install 'fastgate[policy]'"
 
 LIMIT_KEYS: Final = 10_000
 """Keys of a `limit` action where there is no table of the host's: `fastgate explain`, tests."""
+
+LOAD_S, LOAD_POLL_S = 5.0, 0.005
+"""How long the first requests of a gateway wait for the policies of the store, which takes a blink."""
 
 COUNTED: Final = 1_000_000_000
 """The bound of a window that only counts: more requests in an hour than any gateway sees."""
@@ -730,8 +735,11 @@ class Policies:
         table: LimiterTable | None = None,
         violations: RecordRing | None = None,
         directory: Directory | None = None,
+        waits: bool = False,
         worker: int = 0,
     ) -> None:
+        """`waits`: there is a store whose policies the controller has yet to publish."""
+        self._waits = waits
         self._root = tuple(root)
         self._counter, self._table = counter, table
         self.directory = directory
@@ -744,6 +752,12 @@ class Policies:
         self._document: tuple[int, int] | None = None  # index and version of the document read last
         self._runtime: tuple[PolicyConfig, ...] = ()
         self.take_up()
+
+    def is_loaded(self) -> bool:
+        """False while policies set at run time may still be missing."""
+        if self._waits and self.directory is not None and self.directory.loaded:
+            self._waits = False
+        return not self._waits
 
     def take_up(self) -> None:
         """Reads the policies set at run time, if they are other ones than before."""
@@ -806,15 +820,23 @@ class PolicyGate(WatchingGate):
         self._route = route
         self._own = tuple(own)
         self._rules = RuleSet(None, ())
+        self._late = False
         self.refresh()
 
     def refresh(self) -> None:
         self._policies.take_up()
         self._rules = self._policies.of_route(self._route, self._own)
-        self.idle = not self._rules
+        self._late = not self._policies.is_loaded()
+        self.idle = not self._rules and not self._late
 
     def judge(self, ctx: RequestContext) -> int:
+        if not self._policies.is_loaded():
+            return SUSPEND
+        if self._late:
+            self.refresh()
         rules = self._rules
+        if not rules:
+            return CONTINUE
         activation = rules.activation(ctx, Moment(ctx.now_ns, self._policies.counts))
         if rules.matches_none(activation):
             return CONTINUE
@@ -847,6 +869,15 @@ class PolicyGate(WatchingGate):
             elif rule.enforce and ctx.upstream_override is None:
                 ctx.upstream_override = rule.config.upstream
         return CONTINUE
+
+    async def request(self, ctx: RequestContext) -> int:
+        """Waits, in the first moments of a gateway, for the store: what it holds may refuse this request."""
+        until = time.monotonic() + LOAD_S
+        while not self._policies.is_loaded():
+            if time.monotonic() > until:
+                return ctx.refuse(REASONS["policies_unavailable"])
+            await asyncio.sleep(LOAD_POLL_S)
+        return self.judge(ctx)
 
     def _limited(self, rule: Rule, ctx: RequestContext) -> int | None:
         limit, limiter = rule.config.limit, rule.limiter
@@ -887,10 +918,17 @@ class PolicyGate(WatchingGate):
         return rule.enforce
 
 
+def _has_store(config: Any) -> bool:
+    """True when a controller will publish what was set at run time before."""
+    from fastgate.state.store import default_path  # brings sqlite along: once per worker, when it starts
+
+    return Path(config.store.path or default_path()).exists()
+
+
 def build(own: Sequence[str | PolicyConfig], env: Any) -> PolicyGate | None:
     """The gate of a route; None when nothing can ever concern it."""
     memory = env.around.memory
-    directory = getattr(memory, "directory", None)
+    directory = memory.directory if env.config.admin.listen != "off" else None
     root: tuple[PolicyConfig, ...] = env.config.policies
     if not own and not root and directory is None:
         return None
@@ -903,6 +941,7 @@ def build(own: Sequence[str | PolicyConfig], env: Any) -> PolicyGate | None:
             table=memory.limits,
             violations=memory.violations,
             directory=directory,
+            waits=directory is not None and not directory.loaded and _has_store(env.config),
             worker=env.around.slot,
         ),
     )

@@ -254,4 +254,4 @@ def made(address: str, consumer: str) -> str:
     connection.request("POST", "/api/auth/api-key", json.dumps({"consumer": consumer}))
     told = json.loads(connection.getresponse().read())
     connection.close()
-    return str(told["key"])
+    return str(told["api_key"])
