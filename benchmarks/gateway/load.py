@@ -32,6 +32,7 @@ __all__ = [
     "hold_idle",
     "is_paced_available",
     "paced",
+    "run",
     "start_paced",
 ]
 
@@ -114,6 +115,14 @@ def closed_loop(server: Server, traffic: Traffic, seconds: float) -> Sample:
         p99_us=result["p99_us"],
         errors=result["errors"] + refused,
     )
+
+
+def run(server: Server, traffic: Traffic, seconds: float) -> dict[str, int]:
+    """The load alone, to fill what is to be full: requests, status, errors."""
+    with tempfile.TemporaryDirectory() as directory:
+        script = Path(directory) / "load.lua"
+        script.write_text(traffic.script())
+        return _wrk(server, seconds, script)
 
 
 def ask(server: Server, traffic: Traffic) -> tuple[int, Mapping[str, str], bytes]:

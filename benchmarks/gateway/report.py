@@ -46,6 +46,32 @@ def promises(results: dict[str, Any]) -> list[Promise]:
     ratio("bare proxy, CPU beside nginx proxy_pass", 1.0, "proxy", "fastgate", "nginx")
     ratio("fixed response, CPU beside nginx return", 1.15, "respond", "fastgate", "nginx")
     ratio("proxy with access log, CPU beside nginx with its own", 1.0, "access-log", "fastgate", "nginx")
+    ratio("guarded proxy, CPU beside nginx bare proxy_pass", 1.0, "guarded", "fastgate", "nginx")
+    ratio("guarded proxy, CPU beside nginx + Lua", 0.7, "guarded", "fastgate", "nginx + lua")
+    ratio("a refusal, CPU beside nginx return", 1.15, "refusal", "fastgate", "nginx")
+    key, token = cpu("jwt", "fastgate key"), cpu("jwt", "fastgate jwt")
+    if key is not None and token is not None:
+        found.append(Promise("a token seen before, CPU beside a key", token - key, 1.0, "µs"))
+    ratio("100000 keys, CPU beside 10", 1.1, "many-keys", "fastgate 100000 keys", "fastgate 10 keys")
+    ratio(
+        "1000000 limiter entries, CPU beside 100",
+        1.1,
+        "many-entries",
+        "fastgate 1000000 entries",
+        "fastgate 100 entries",
+    )
+    ratio("guarded hit, CPU beside nginx proxy_cache", 0.65, "hit", "fastgate", "nginx")
+    ratio("guarded hit, CPU beside Varnish", 0.7, "hit", "fastgate", "varnish")
+    ratio("guarded hit, CPU beside nginx + Lua", 0.9, "hit", "fastgate", "nginx + lua")
+    ratio("hit on disk, CPU beside one in memory", 1.3, "hit-l2", "fastgate disk", "fastgate memory")
+    ratio("1000000 answers, CPU beside 1000", 1.1, "hit-keys", "fastgate 1000000 keys", "fastgate 1000 keys")
+    if results.get("store-big", {}).get("stored"):
+        stored, relayed = (
+            sorted(run["max_us"] for run in results["store-big"][name]) for name in ("stored", "relayed")
+        )
+        # The median round of each: one stall of the machine is neither's.
+        added = (stored[len(stored) // 2] - relayed[len(relayed) // 2]) / 1000
+        found.append(Promise("longest wait that storing 1 GB adds", added, 5.0, "ms"))
     ratio("two workers, CPU beside one", 1.1, "workers", "fastgate 2 workers", "fastgate 1 worker")
     ratio("10000 routes, CPU beside one", 1.1, "routes", "fastgate 10000 routes", "fastgate 1 route")
     if "idle" in results:

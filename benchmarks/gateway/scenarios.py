@@ -18,6 +18,8 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.gateway import load, servers
+from benchmarks.gateway.caching import CACHE_SINGLES, CACHES
+from benchmarks.gateway.guarded import GUARDS
 from benchmarks.gateway.ladder import Ladder, Options, Peers, Result
 from benchmarks.gateway.load import Traffic
 from benchmarks.gateway.servers import BODY, Server
@@ -114,6 +116,8 @@ LADDERS: dict[str, Ladder] = {
     "workers": Ladder("proxy, two workers beside one, on the same core", _workers),
     "hooks": Ladder("proxy with the extension interface in use", _hooks),
     "routes": Ladder("proxy among many routes", _many_routes),
+    **GUARDS,
+    **CACHES,
 }
 
 
@@ -236,4 +240,5 @@ SINGLES: dict[str, Callable[[Options, Callable[[str], None]], Result]] = {
     "start": _start,
     "match": _match,
     "reload": _reload,
+    **CACHE_SINGLES,
 }

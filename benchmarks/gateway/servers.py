@@ -18,9 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from fastgate.state.records import StoredKey, key_digest
+from fastgate.state.store import Store
 
 __all__ = [
     "BODY",
@@ -136,13 +139,22 @@ class Server:
 
 
 def fastgate(
-    config: Mapping[str, Any], *, workers: int = 1, core: int | None = GATEWAY_CORE, wait: bool = True
+    config: Mapping[str, Any],
+    *,
+    workers: int = 1,
+    core: int | None = GATEWAY_CORE,
+    wait: bool = True,
+    keys: Sequence[str] = (),
 ) -> Server:
-    """The gateway with this config, in which {directory} stands for a place of its own. Without `wait` the
-    caller names the port and asks until it answers.
+    """The gateway with this config, in which {directory} stands for a place of its own. `keys` are API keys
+    that it knows, each of another consumer. Without `wait` the caller names the port and asks until it
+    answers.
     """
     directory = _directory()
+    if keys:
+        _store_keys(directory / "store.db", keys)
     filled = {
+        "store": {"path": "{directory}/store.db"},
         "listen": "127.0.0.1:0",
         "admin": {"listen": "127.0.0.1:0"},
         "workers": workers,
@@ -179,6 +191,23 @@ def fastgate(
     return server
 
 
+def _store_keys(path: Path, keys: Sequence[str]) -> None:
+    store = Store(path)
+    store.open()
+    store.insert_keys(
+        StoredKey(
+            key_id=f"key{number}",
+            digest=key_digest(key.encode()),
+            hint=key[:6],
+            consumer=f"consumer{number}",
+            tier="bench",
+            created_ns=time.time_ns(),
+        )
+        for number, key in enumerate(keys)
+    )
+    store.close()
+
+
 def nginx(
     location: str,
     *,
@@ -202,7 +231,7 @@ def nginx(
         for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     modules = "".join(f"load_module {path};" for path in lua_modules()) if lua else ""
-    http = http.replace("{directory}", str(directory))
+    http, more = (text.replace("{directory}", str(directory)) for text in (http, more))
     (directory / "nginx.conf").write_text(f"""
         {modules}
         daemon off; worker_processes 1; pid {directory}/pid; error_log
@@ -261,10 +290,16 @@ def varnish(origin: int, *, core: int = GATEWAY_CORE) -> Server:
 
 
 @contextlib.contextmanager
-def upstream(location: str = f"return 200 '{BODY}';") -> Iterator[Server]:
-    """The service behind the gateways: 64 bytes of JSON, from nginx on the load generator's core."""
+def upstream(
+    location: str = f"return 200 '{BODY}';", *, more: str = "", files: Mapping[str, int] | None = None
+) -> Iterator[Server]:
+    """The service behind the gateways: 64 bytes of JSON, from nginx on the load generator's core. `files` are
+    sizes of files that `more` may serve from {directory}.
+    """
     has_nginx = shutil.which("nginx") is not None
-    server = nginx(location, core=LOAD_CORE) if has_nginx else _python_upstream()
+    server = nginx(location, core=LOAD_CORE, more=more) if has_nginx else _python_upstream()
+    for name, size in (files or {}).items():
+        (server.directory / name).write_bytes(os.urandom(size))
     try:
         yield server
     finally:

@@ -88,6 +88,7 @@ cdef class Decision:
     cdef readonly str why                   # a fixed word, for metrics and Cache-Status
     cdef readonly int status
     cdef readonly int64_t lifetime_ns
+    cdef readonly bint implied              # the origin said nothing of it, or nothing that counts: it is ours to choose
     cdef readonly tuple vary                # lower-case names, sorted; () without Vary
     cdef readonly tuple tags                # of the route, of Surrogate-Key and Cache-Tag, and of the URL when the key has more
     cdef bytes head                         # without Content-Length
@@ -104,6 +105,7 @@ cdef class Decision:
     cdef readonly uint64_t max_size
 
     cdef StoredResponse c_finish(self, bytes body)
+    cdef int c_live(self, int64_t lifetime_ns) noexcept
 
 cdef enum:                                  # bits of StoredResponse.flags
     STORED_NO_STALE = 1                     # never served stale: must-revalidate, proxy-revalidate, s-maxage or no-cache
@@ -129,6 +131,9 @@ cdef class StoredResponse:
     cdef readonly int64_t date_s
     cdef readonly int64_t modified_s
     cdef bytes short_head                   # the head of a 304, made when first needed
+    # Of this process only, for what is predicted from them (caching/predictor.py).
+    cdef int64_t took_ns                    # from the question to the whole answer
+    cdef int64_t hits
 
     cdef int c_judge(self, RequestRules request, int64_t now_ns) noexcept
     cdef int c_tail(self, Rules rules, int64_t now_ns, char* out) noexcept

@@ -165,6 +165,7 @@ class Decision:
     why: Final[str]
     status: Final[int]
     lifetime_ns: Final[int]
+    implied: Final[bool]
     vary: Final[tuple[bytes, ...]]
     tags: Final[tuple[bytes, ...]]
     max_size: Final[int]

@@ -657,6 +657,7 @@ cdef class Rules:
         if hard or (cc.s_maxage != SECONDS_UNSET and not self.override):
             d.flags |= STORED_NO_STALE
         d.lifetime_ns = lifetime
+        d.implied = (not explicit or (self.override and status in self.statuses)) and not d.flags & STORED_NO_CACHE
         d.born_ns = response_ns - age_ns
         d.fresh_until_ns = 0 if d.flags & STORED_NO_CACHE else d.born_ns + lifetime
         d.swr_until_ns = d.fresh_until_ns + swr
@@ -895,6 +896,16 @@ cdef class Decision:
         if self.head is None:
             raise ValueError(f"not storable: {self.why}")
         return self.c_finish(body)
+
+    cdef int c_live(self, int64_t lifetime_ns) noexcept:
+        """Another lifetime than the rules found; what may be served stale afterwards moves with it."""
+        cdef int64_t longer = lifetime_ns - self.lifetime_ns
+        if self.fresh_until_ns:
+            self.lifetime_ns = lifetime_ns
+            self.fresh_until_ns += longer
+            self.swr_until_ns += longer
+            self.sie_until_ns += longer
+        return 0
 
     def fits(self, uint64_t size):
         """True when a body of this size is within the route's bounds."""

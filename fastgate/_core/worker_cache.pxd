@@ -57,4 +57,7 @@ cdef class RouteCache:
     cdef readonly bint coalesce
     cdef readonly int64_t wait_ns
     cdef readonly object strategy
+    cdef readonly object predict                # caching/predictor.py, None where nothing is predicted
+    cdef Metric refreshed
+    cdef Metric prefetched
     cdef tuple results                          # Metric by C_*

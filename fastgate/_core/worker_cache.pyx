@@ -136,10 +136,14 @@ cdef class RouteCache:
     """What a route says of caching. wait_ns: how long a request waits for another one that fetches the same answer."""
 
     def __init__(self, Rules rules not None, WorkerCache store not None, *, bint coalesce, int64_t wait_ns, counter, str route,
-                 strategy=None):
+                 strategy=None, predict=None):
         self.rules = rules
         self.store = store
         self.coalesce = coalesce
         self.wait_ns = wait_ns
         self.strategy = strategy
+        self.predict = predict
+        if predict is not None:
+            self.refreshed = counter("fastgate_cache_predicted_total", route=route, kind="refresh")
+            self.prefetched = counter("fastgate_cache_predicted_total", route=route, kind="prefetch")
         self.results = tuple(counter("fastgate_cache_requests_total", route=route, result=word) for word in RESULTS)

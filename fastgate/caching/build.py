@@ -8,7 +8,9 @@ from typing import Any
 
 from fastgate._core.cache import Cache
 from fastgate._core.worker_cache import RouteCache, WorkerCache
+from fastgate.caching.predictor import build_predictor
 from fastgate.caching.settings import CacheConfig, CacheStoreConfig, build_rules
+from fastgate.caching.strategy import make_strategy
 
 __all__ = ["build", "worker_cache"]
 
@@ -25,6 +27,13 @@ def build(cache: CacheConfig | None, env: Any) -> RouteCache | None:
         wait_ns=cache.coalesce_wait_ns,
         counter=env.around.memory.metrics.counter,
         route=env.route.name,
+        strategy=make_strategy(cache.strategy.use, cache.strategy.options) if cache.strategy else None,
+        # What was learned stays with the route as long as these settings do.
+        predict=env.service(
+            "cache.predict", (env.route.name, cache.predict), lambda: build_predictor(cache.predict)
+        )
+        if cache.predict
+        else None,
     )
 
 

@@ -9,9 +9,13 @@ import re
 from collections.abc import Callable
 from typing import Annotated, ClassVar, Final, Literal
 
+import msgspec
 from msgspec import Meta
 
 from fastgate._core.http_cache import Rules
+from fastgate.caching.predictor import PredictConfig
+from fastgate.caching.predictor import problems as predict_problems
+from fastgate.caching.strategy import StrategyConfig, make_strategy
 from fastgate.settings import DAY, SECOND, Duration, Settings, Size, Text
 
 __all__ = [
@@ -231,6 +235,14 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
             ),
         ),
     ] = 5 * SECOND
+    strategy: Annotated[
+        StrategyConfig | None,
+        Meta(description="Code of yours that says what the key is, what is stored and for how long."),
+    ] = None
+    predict: Annotated[
+        PredictConfig | None,
+        Meta(description="What the cache does of its own accord: nothing by default. See cache-predict.md."),
+    ] = None
     cache_status: Annotated[
         str,
         Meta(
@@ -314,6 +326,19 @@ def check_cache(
         hint = "the route has no auth, so nothing would be cached"
         report((*key, "consumer"), '"private"', "auto", hint)
     _check_sharing(cache, path, report)
+    for below, found, expected, hint in predict_problems(cache.predict) if cache.predict else ():
+        report((*path, "predict", *below), found, expected, hint)
+    if cache.strategy is not None:
+        _check_strategy(cache.strategy, (*path, "strategy"), report)
+
+
+def _check_strategy(strategy: StrategyConfig, path: tuple[str | int, ...], report: Report) -> None:
+    try:
+        make_strategy(strategy.use, strategy.options)
+    except msgspec.ValidationError as error:
+        report((*path, "options"), str(error), "", "")
+    except (LookupError, TypeError) as error:
+        report(path, f'"{strategy.use}"', "the name of a cache strategy, or package.module:Class", str(error))
 
 
 def _check_sharing(cache: CacheConfig, path: tuple[str | int, ...], report: Report) -> None:

@@ -55,6 +55,9 @@ _COUNTS = {
 
 
 DESCRIPTIONS: dict[str, str] = {
+    "fastgate_cache_predicted_total": (
+        "Answers fetched before anybody asked: refresh (popular, near their end), prefetch (usual followers)."
+    ),
     "fastgate_access_denied_total": "Requests from addresses that access lists refuse.",
     "fastgate_limits_bans_total": "Bans that began because a client kept running into limits.",
     "fastgate_limits_full_total": "Requests that could not be counted, for want of room in a table.",

@@ -6,10 +6,7 @@ from fastgate._core.context cimport Reason, RequestContext
 from fastgate._core.headers cimport Headers
 from fastgate._core.http_cache cimport Decision, RequestRules, StoredResponse, Vary
 from fastgate._core.worker_cache cimport Fill, RouteCache
-from fastgate.server.exchange cimport ClientStream, Exchange
-
-cdef class NoClient(ClientStream):
-    cdef Exchange exchange
+from fastgate.server.exchange cimport Exchange
 
 cdef class CachedRequest:
     cdef RouteCache route
@@ -32,6 +29,7 @@ cdef class CachedRequest:
     cdef bint revalidating
     cdef bint background
     cdef bint collapsed
+    cdef bint foreseen                    # what follows this request was looked at
     cdef bytes why                        # fwd= of Cache-Status
     cdef int source
     cdef int look(self, Exchange x) except -1
@@ -41,6 +39,12 @@ cdef class CachedRequest:
     cdef int serve(self, Exchange x, StoredResponse stored, int result) except -1
     cdef int edited(self, Exchange x, int status, bytes head, bytes body, bytes tail) except -1
     cdef int revalidate_behind(self, Exchange x, StoredResponse found) except -1
+    cdef Exchange behind_of(self, Exchange x)
+    cdef int start_behind(self, Exchange x, Exchange behind, Fill fill) except -1
+    cdef int hit_again(self, Exchange x, StoredResponse found) except -1
+    cdef int prefetch(self, Exchange x) except -1
+    cdef int fetch_ahead(self, Exchange x, bytes target) except -1
+    cdef int keep_for(self, Decision decision, bytes body) except -1
     cdef int release(self, Exchange x, StoredResponse stored, bint alone) except -1
     cdef int wait_over(self, Exchange x) except -1
     cdef int count(self, int result) except -1

@@ -1,6 +1,3 @@
-from fastgate.server.exchange import ClientStream
-
 __all__ = ["CachedRequest"]
 
-class NoClient(ClientStream): ...
 class CachedRequest: ...

@@ -44,7 +44,7 @@ from fastgate._core.worker_cache cimport (
     C_BYPASS, C_COALESCED, C_EXPIRED, C_HIT, C_MISS, C_ONLY_IF_CACHED, C_REVALIDATED, C_STALE, C_STALE_ON_ERROR,
     FROM_REDIS, Fill, RouteCache, WorkerCache,
 )
-from fastgate.server.exchange cimport LENGTH_NONE, X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, ClientStream, Exchange, Plane
+from fastgate.server.exchange cimport LENGTH_NONE, X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, Exchange, NoClient, Plane
 
 from fastgate._core.http_cache import REPLACED_FIELDS, merge_vary
 from fastgate._core.worker_cache import RESULTS
@@ -196,6 +196,11 @@ cdef class CachedRequest:
             self.count(C_HIT if verdict == CACHE_FRESH else C_STALE)        # shadow mode: only what it would have been
             self.why = b"bypass"
             return x._forward()
+        if self.route.predict is not None:
+            if self.route.predict.prefetches and not self.foreseen:
+                self.prefetch(x)
+            if verdict == CACHE_FRESH:
+                self.hit_again(x, found)
         if verdict == CACHE_FRESH:
             return self.serve(x, found, C_COALESCED if self.collapsed else C_HIT)
         if verdict == CACHE_STALE_WHILE_REVALIDATE:
@@ -362,20 +367,127 @@ cdef class CachedRequest:
         return x.client.respond_end(x, None)
 
     cdef int revalidate_behind(self, Exchange x, StoredResponse found) except -1:
-        """Ask the upstream whether a stale answer still holds, while it is already on its way to the client."""
+        """Ask the upstream whether a stored answer still holds, while it is already on its way to the client. 1: it is asked."""
         cdef WorkerCache store = self.route.store
         cdef Exchange behind
-        cdef RequestContext ctx, from_ctx = x.ctx
+        cdef RequestContext ctx
         cdef CachedRequest c
-        cdef NoClient client
         cdef Fill fill
         if store.background >= MOST_BEHIND:
             return 0
-        fill = store.lead(self.variant, None, from_ctx.now_ns)
+        fill = store.lead(self.variant, None, x.ctx.now_ns)
         if fill is None or fill.leader is not None:
             return 0
-        behind = Exchange.__new__(Exchange)
+        behind = self.behind_of(x)
+        ctx = behind.ctx
+        c = <CachedRequest>behind.cached
+        self.route.rules.c_key(c.rules, ctx.scheme == "https", ctx.authority, ctx.path_bytes, ctx.query_bytes,
+                               ctx.identity.cache_key() if self.route.rules.wants_consumer and ctx.identity is not None else None,
+                               None)
+        c.key = self.key
+        c.variant = self.variant
+        c.vary = self.vary
+        c.found = found
+        c.revalidating = len(found.conditions()) > 0
+        c.began = self.began
+        c.why = b"stale"
+        return self.start_behind(x, behind, fill)
+
+    cdef int hit_again(self, Exchange x, StoredResponse found) except -1:
+        """A hit of a route that predicts: fetch the answer anew when it is popular and near its end."""
+        cdef int64_t left
+        found.hits += 1
+        if not self.route.predict.refreshes or not self.rules.simple or self.rules.head:
+            return 0
+        left = found.fresh_until_ns - realtime_ns()
+        if left * 2 < found.fresh_until_ns - found.stored_ns \
+                and self.route.predict.due(left, found.fresh_until_ns - found.stored_ns, found.took_ns, found.hits) \
+                and self.revalidate_behind(x, found):
+            found.hits = 0                              # when it fails, it must be earned again before the next try
+            metric_add(self.route.refreshed, 1)
+        return 0
+
+    cdef int prefetch(self, Exchange x) except -1:
+        """Fetch what usually follows this request, within the budget."""
+        cdef RequestContext ctx = x.ctx
+        cdef bytes target = ctx.path_bytes if not ctx.query_bytes else ctx.path_bytes + b"?" + ctx.query_bytes
+        self.foreseen = True
+        if not self.rules.plain or self.rules.head or self.rules.post or self.background:
+            return 0
+        for other in self.route.predict.follows(ctx.identity.consumer_bytes if ctx.identity is not None else ctx.client,
+                                                target, ctx.now_ns):
+            self.fetch_ahead(x, <bytes>other)
+        return 0
+
+    cdef int fetch_ahead(self, Exchange x, bytes target) except -1:
+        """Fetch this target for whoever asks next, as this request's client would, unless it is there or not this route's."""
+        cdef WorkerCache store = self.route.store
+        cdef Rules rules = self.route.rules
+        cdef Exchange behind
+        cdef RequestContext ctx
+        cdef CachedRequest c
+        cdef Fill fill
+        cdef bytes path, query, lower
+        cdef object value
+        cdef int64_t now = realtime_ns()
+        if store.background >= MOST_BEHIND or self.route.strategy is not None:
+            return 0
+        behind = self.behind_of(x)
+        ctx = behind.ctx
+        c = <CachedRequest>behind.cached
+        path, mark, query = target.partition(b"?")
+        ctx.target = target
+        ctx.path_bytes = path
+        ctx.query_bytes = query if mark else None
+        for name in REPLACED_FIELDS:
+            lower = <bytes>name
+            ctx.headers.drop(PyBytes_AS_STRING(lower), PyBytes_GET_SIZE(lower))
+        if x.plan.match(ctx) is not x.route:
+            return 0
+        c.rules = rules.c_read(0, b"GET", ctx.headers, False)
+        c.key = rules.c_key(c.rules, ctx.scheme == "https", ctx.authority, path, ctx.query_bytes,
+                            ctx.identity.cache_key() if rules.wants_consumer and ctx.identity is not None else None, None)
+        if c.key is None or not c.rules.cacheable:
+            return 0
+        c.variant = c.key
+        value = store.get(c.key, ctx.now_ns, now)
+        if isinstance(value, Vary):
+            c.vary = <Vary>value
+            c.variant = c.vary.c_key(c.key, ctx.headers)
+            value = store.get(c.variant, ctx.now_ns, now)
+        if isinstance(value, StoredResponse):
+            if (<StoredResponse>value).c_judge(c.rules, now) == CACHE_FRESH:
+                return 0
+            c.found = <StoredResponse>value
+            c.revalidating = len(c.found.conditions()) > 0
+        if not self.route.predict.may_fetch(target):
+            return 0
+        fill = store.lead(c.variant, None, ctx.now_ns)
+        if fill is None or fill.leader is not None:
+            return 0
+        c.began = store.epochs.c_sequence()
+        c.why = b"uri-miss"
+        self.route.predict.fetching(target, ctx.now_ns)
+        metric_add(self.route.prefetched, 1)
+        return self.start_behind(x, behind, fill)
+
+    cdef int start_behind(self, Exchange x, Exchange behind, Fill fill) except -1:
+        cdef CachedRequest c = <CachedRequest>behind.cached
         fill.leader = behind
+        c.fill = fill
+        c.leads = True
+        c.background = True
+        self.route.store.background = self.route.store.background + 1
+        atomic_add_relaxed_u64(&x.plane.counts.requests_active, 1)
+        x.plane.loop.call_soon(start_behind, behind)
+        return 1
+
+    cdef Exchange behind_of(self, Exchange x):
+        """An exchange for the same request that no client waits for; it is not started."""
+        cdef Exchange behind = Exchange.__new__(Exchange)
+        cdef RequestContext ctx, from_ctx = x.ctx
+        cdef CachedRequest c
+        cdef NoClient client
         ctx = RequestContext.__new__(RequestContext)
         client = NoClient.__new__(NoClient)
         client.exchange = behind
@@ -418,24 +530,8 @@ cdef class CachedRequest:
         c.route = self.route
         c.ctx = ctx
         c.rules = self.route.rules.c_read(0, b"GET", ctx.headers, False)
-        self.route.rules.c_key(c.rules, ctx.scheme == "https", ctx.authority, ctx.path_bytes, ctx.query_bytes,
-                               ctx.identity.cache_key() if self.route.rules.wants_consumer and ctx.identity is not None else None,
-                               None)
-        c.key = self.key
-        c.variant = self.variant
-        c.vary = self.vary
-        c.found = found
-        c.fill = fill
-        c.leads = True
-        c.began = self.began
-        c.revalidating = len(found.conditions()) > 0
-        c.background = True
-        c.why = b"stale"
         behind.cached = c
-        store.background = store.background + 1
-        atomic_add_relaxed_u64(&x.plane.counts.requests_active, 1)
-        x.plane.loop.call_soon(start_behind, behind)
-        return 0
+        return behind
 
     # what the exchange tells
 
@@ -473,6 +569,7 @@ cdef class CachedRequest:
             decision = rules.update(self.rules, self.found, fields, self.sent_ns, now)
             stored = self.found
             if decision is not None:
+                self.keep_for(decision, None)
                 stored = decision.c_finish(self.found.body)
                 if decision.storable:
                     self.keep(x, stored, decision)
@@ -497,6 +594,9 @@ cdef class CachedRequest:
         decision = rules.c_store(self.rules, status, phrase if phrase else b"", fields, self.sent_ns, now)
         if decision.storable and self.route.strategy is not None and not self.route.strategy.cacheable(ctx, status, fields):
             decision.storable = False
+        if decision.storable and self.route.strategy is not None and self.route.strategy.has_ttl:
+            lifetime = self.route.strategy.ttl(ctx, status, fields, decision.lifetime_ns)
+            decision.c_live(lifetime if decision.implied else min(lifetime, decision.lifetime_ns))
         if decision.storable:
             self.decision = decision
             self.pieces = []
@@ -535,9 +635,16 @@ cdef class CachedRequest:
         self.pieces = None
         if not decision.fits(len(body)):
             return self.release(x, None, True)
+        self.keep_for(decision, body)
         stored = decision.c_finish(body)
         self.keep(x, stored, decision)
         return self.release(x, stored, False)
+
+    cdef int keep_for(self, Decision decision, bytes body) except -1:
+        """The lifetime that was learned, where the origin gives none. body None: it is the one we have."""
+        if self.route.predict is not None and self.route.predict.is_adaptive and decision.implied and decision.status == 200:
+            decision.c_live(self.route.predict.ttl_ns(self.variant, decision.etag, body, realtime_ns(), decision.lifetime_ns))
+        return 0
 
     def keep(self, Exchange x, StoredResponse stored, Decision decision):
         """Put an answer under its key, or under its variant's with a Vary under the key."""
@@ -548,6 +655,7 @@ cdef class CachedRequest:
         cdef Vary vary
         cdef tuple tags = stored.tags
         cdef int64_t until = stored.keep_until_ns
+        cdef int lives = 0
         if stored.vary:
             vary = merge_vary(self.vary, stored.vary)
             key = vary.c_key(self.key, x.ctx.headers)
@@ -557,7 +665,10 @@ cdef class CachedRequest:
                 store.epochs.purge_key(oldest)
             if vary is not self.vary and not store.put(self.key, vary, (), 0, now + VARY_DAYS * DAY_NS, self.began, now_ns, now):
                 return
-        store.put(key, stored, tags, 0, until, self.began, now_ns, now)
+        if self.route.predict is not None:
+            stored.took_ns = now - self.sent_ns
+            lives = self.route.predict.lives(stored.took_ns, len(stored.body))
+        store.put(key, stored, tags, lives, until, self.began, now_ns, now)
 
     cdef int on_failure(self, Exchange x, Reason reason) except -1:
         """The upstream cannot be asked, or failed before an answer. 1: a stale answer stood in."""
@@ -612,17 +723,3 @@ def start_behind(Exchange behind):
         log.exception("while revalidating for request %s", behind.ctx.request_id)
         if behind.state != X_FINISHED:
             behind._fail(REASONS["internal_error"])
-
-
-cdef class NoClient(ClientStream):
-    """Where the answer to a background revalidation goes: nowhere."""
-
-    cdef int expired(self, int64_t now_ns) except -1:
-        if self.exchange is not None:
-            self.exchange.deadline_passed(now_ns)
-        return 0
-
-    cdef int exchange_finished(self, Exchange exchange) except -1:
-        exchange.plane.wheel.cancel(self)
-        self.exchange = None
-        return 0

@@ -162,3 +162,6 @@ cdef class Exchange(ResponseSink):
     cdef int _keep(self, bytes chunk) except -1
     cdef int tunnel_received(self, bytes data) except -1
     cdef int tunnel_client_eof(self) except -1
+
+cdef class NoClient(ClientStream):
+    cdef Exchange exchange

@@ -1115,3 +1115,17 @@ cdef Headers answer_fields(Answer answer):
             name, _, value = line.partition(b": ")
             fields.add(name, value)
     return fields
+
+
+cdef class NoClient(ClientStream):
+    """Where the answer to a background revalidation goes: nowhere."""
+
+    cdef int expired(self, int64_t now_ns) except -1:
+        if self.exchange is not None:
+            self.exchange.deadline_passed(now_ns)
+        return 0
+
+    cdef int exchange_finished(self, Exchange exchange) except -1:
+        exchange.plane.wheel.cancel(self)
+        self.exchange = None
+        return 0

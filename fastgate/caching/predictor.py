@@ -1,0 +1,233 @@
+"""The predictive settings of a route's cache, and the object that the exchange asks because of them.
+
+`Predictor` joins the estimators of predict.py and successors.py for one route in one worker. The exchange
+asks it at three moments: an answer comes in (`stored`: how long to keep it, how dear it was), a hit is near
+its end (`due`), a request was served (`follows`: what to fetch next). A route without `cache.predict` has
+none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from fastgate.caching.predict import AdaptiveTtl, CostScale, RefreshAhead
+from fastgate.caching.successors import Budget, Successors
+from fastgate.settings import HOUR, SECOND, Duration, Settings
+
+__all__ = [
+    "AdaptiveTtlConfig",
+    "PredictConfig",
+    "Predictor",
+    "PrefetchConfig",
+    "RefreshAheadConfig",
+    "build_predictor",
+]
+
+SEEN_ENTRIES = 65_536
+WAITING_PREFETCHES = 4096
+MOST_LIVES = 3  # what _core's Cache grants at most
+
+
+class AdaptiveTtlConfig(Settings, frozen=True, kw_only=True):
+    """A lifetime of its own for every answer to which the origin gives none, from how often it was found
+    changed.
+    """
+
+    min_ns: Annotated[Duration, Meta(ge=SECOND, description="Never shorter than this.")] = 10 * SECOND
+    max_ns: Annotated[Duration, Meta(ge=SECOND, description="Never longer than this.")] = HOUR
+    staleness: Annotated[
+        float,
+        Meta(
+            ge=0.001,
+            le=0.9,
+            description=(
+                "The accepted chance that an answer has changed when its time ends. Over its whole life an "
+                "answer is stale for about half of that share."
+            ),
+        ),
+    ] = 0.1
+
+
+class RefreshAheadConfig(Settings, frozen=True, kw_only=True):
+    """Answers that are asked for often are fetched again before they expire, so that nobody waits for
+    them.
+    """
+
+    window: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=0.5,
+            description="The last part of an answer's life, in which a request fetches it again.",
+        ),
+    ] = 0.1
+    hits: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Requests it must have answered by then to be worth it.")
+    ] = 2
+
+
+class PrefetchConfig(Settings, frozen=True, kw_only=True):
+    """What usually follows a request is fetched before it is asked for."""
+
+    confidence: Annotated[
+        float, Meta(ge=0.05, le=1, description="Share of the clients that went on to it, from 0 to 1.")
+    ] = 0.3
+    support: Annotated[int, Meta(ge=2, le=60, description="How often it must have been seen to follow.")] = 3
+    gap_ns: Annotated[
+        Duration, Meta(ge=SECOND, description="Requests of a client further apart do not follow each other.")
+    ] = 30 * SECOND
+    most: Annotated[int, Meta(ge=1, le=5, description="Fetched after one request.")] = 3
+    budget: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description=(
+                "Extra requests upstream for each request of a client, at most. When few of them turn out "
+                "to be of use, fewer are made."
+            ),
+        ),
+    ] = 0.1
+
+
+class PredictConfig(Settings, frozen=True, kw_only=True):
+    """What the cache does of its own accord. All of it is off unless it is named; see cache-predict.md."""
+
+    adaptive_ttl: Annotated[
+        AdaptiveTtlConfig | None,
+        Meta(description="Lifetimes learned from observed change. `{}` for the defaults."),
+    ] = None
+    refresh_ahead: Annotated[
+        RefreshAheadConfig | None,
+        Meta(description="Hot answers fetched before they expire. `{}` for the defaults."),
+    ] = None
+    prefetch: Annotated[
+        PrefetchConfig | None, Meta(description="Usual followers fetched ahead. `{}` for the defaults.")
+    ] = None
+    cost_aware: Annotated[
+        bool,
+        Meta(
+            description="Answers that took long to make, for their size, are kept longer when room runs out."
+        ),
+    ] = False
+
+
+class Predictor:
+    """What a route's cache has learned in this worker. Times are nanoseconds; keys are the cache's own."""
+
+    def __init__(self, config: PredictConfig) -> None:
+        adaptive, ahead, prefetch = config.adaptive_ttl, config.refresh_ahead, config.prefetch
+        self.is_adaptive = adaptive is not None
+        self.refreshes = ahead is not None
+        self.prefetches = prefetch is not None
+        self._adaptive: AdaptiveTtl | None = None
+        if adaptive is not None:
+            self._adaptive = AdaptiveTtl(
+                min_ns=adaptive.min_ns, max_ns=adaptive.max_ns, staleness=adaptive.staleness
+            )
+        self._ahead = RefreshAhead(window=ahead.window, hits=ahead.hits) if ahead is not None else None
+        self._scale = CostScale() if config.cost_aware else None
+        self._successors: Successors[bytes] | None = None
+        if prefetch is not None:
+            self._successors = Successors(
+                confidence=prefetch.confidence,
+                support=prefetch.support,
+                gap_ns=prefetch.gap_ns,
+                most=prefetch.most,
+            )
+        self.budget = Budget(ratio=prefetch.budget) if prefetch is not None else None
+        self._seen: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()  # key → digest, when
+        self._fetched: OrderedDict[bytes, int] = OrderedDict()  # not asked for yet → until when
+
+    # an answer comes in
+
+    def ttl_ns(self, key: bytes, etag: bytes | None, body: bytes | None, now_ns: int, ttl_ns: int) -> int:
+        """The lifetime of an answer that the origin gave none, and note whether it is the same as before. A
+        body of None: the origin said that it has not changed.
+        """
+        if self._adaptive is None:
+            return ttl_ns
+        before = self._seen.get(key)
+        if body is None:
+            digest = before[0] if before else b""
+        else:
+            # An entity tag says it by itself; pages that differ in nothing but a clock have the same one.
+            digest = etag or hashlib.blake2b(body, digest_size=16).digest()
+        self._seen[key] = (digest, now_ns)
+        self._seen.move_to_end(key)
+        if len(self._seen) > SEEN_ENTRIES:
+            self._seen.popitem(last=False)
+        if before is None:
+            return self._adaptive.ttl_ns(key, ttl_ns)
+        return self._adaptive.observe(key, digest != before[0], now_ns - before[1], ttl_ns)
+
+    def lives(self, took_ns: int, size_bytes: int) -> int:
+        """How many evictions to spare an answer that took so long to make: 0 to 3."""
+        if self._scale is None:
+            return 0
+        times, lives = self._scale.times(took_ns, size_bytes), 0
+        while lives < MOST_LIVES and times >= 2.0:
+            lives += 1
+            times /= 2.0
+        return lives
+
+    # a request is answered
+
+    def due(self, remaining_ns: int, lifetime_ns: int, took_ns: int, hits: int) -> bool:
+        """True if a fresh answer is to be fetched again now."""
+        return self._ahead is not None and self._ahead.due(remaining_ns, lifetime_ns, took_ns, hits)
+
+    def follows(self, client: bytes, target: bytes, now_ns: int) -> list[bytes]:
+        """What this client will probably ask for next, as far as the budget goes. Who fetches one of them
+        calls `fetching`.
+        """
+        if self._successors is None or self.budget is None:
+            return []
+        self.budget.earn()
+        if self._fetched:
+            until_ns = self._fetched.pop(target, None)
+            if until_ns is not None:
+                self.budget.settle(now_ns < until_ns)
+            self._forget(now_ns)
+        return self._successors.observe(client, target, now_ns)
+
+    def may_fetch(self, target: bytes) -> bool:
+        """True if the budget allows one more, and this one is not under way or waiting to be used."""
+        return self.budget is not None and target not in self._fetched and self.budget.take()
+
+    def fetching(self, target: bytes, now_ns: int) -> None:
+        """It is being fetched ahead. What nobody asks for within a minute was for nothing."""
+        self._fetched[target] = now_ns + 60 * SECOND
+        if len(self._fetched) > WAITING_PREFETCHES:
+            self._fetched.popitem(last=False)
+
+    def _forget(self, now_ns: int) -> None:
+        assert self.budget is not None
+        while self._fetched:
+            target, until_ns = next(iter(self._fetched.items()))
+            if until_ns > now_ns:
+                return
+            del self._fetched[target]
+            self.budget.settle(False)
+
+
+def build_predictor(config: PredictConfig | None) -> Predictor | None:
+    """The predictor of a route, None where nothing is predicted."""
+    if config is None:
+        return None
+    if config.adaptive_ttl or config.refresh_ahead or config.prefetch or config.cost_aware:
+        return Predictor(config)
+    return None
+
+
+def problems(config: PredictConfig) -> list[tuple[tuple[str, ...], str, str, str]]:
+    """What is wrong between the values: path below `predict`, found, expected, hint."""
+    found: list[tuple[tuple[str, ...], Any, str, str]] = []
+    adaptive = config.adaptive_ttl
+    if adaptive is not None and adaptive.min_ns > adaptive.max_ns:
+        found.append((("adaptive_ttl", "min"), "more than max", "a duration below it", ""))
+    return found

@@ -1,0 +1,170 @@
+"""What a plugin may say about caching: the key, whether an answer may be kept, and for how long.
+
+    from fastgate.caching.strategy import Strategy
+
+    class ByTenant(Strategy):
+        def key(self, ctx):
+            return ctx.path + "|" + (ctx.headers.get("X-Tenant") or "")
+
+        def ttl(self, ctx, status, fields, ttl_ns):
+            return min(ttl_ns, 5_000_000_000)
+
+A route names it with `cache: {strategy: "package.module:ByTenant"}`, or by the name of its entry point (group
+`fastgate.cache_strategies`). It narrows what the rules of HTTP allow and never widens it: an answer that must
+not be stored is not, whatever a strategy says, and an answer to an authenticated consumer stays that
+consumer's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from msgspec import Meta
+
+from fastgate._core.context import RequestContext
+from fastgate._core.headers import Headers
+from fastgate.settings import Settings, Text
+
+__all__ = ["GROUP", "CarefulStrategy", "Strategy", "StrategyConfig", "load_strategy", "make_strategy"]
+
+GROUP = "fastgate.cache_strategies"
+
+log = logging.getLogger("fastgate")
+
+
+class Strategy:
+    """Override what you need. `config` is an instance of Config, or None without one. No I/O: the request
+    waits.
+    """
+
+    Config: ClassVar[type[Settings] | None] = None
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config
+
+    def key(self, ctx: RequestContext) -> str | None:
+        """What stands for path and query in the key; None: this request is not answered from the cache. Host,
+        scheme, consumer, and what the route's `key` lists are always part of it besides.
+        """
+        return f"{ctx.path}?{ctx.query}" if ctx.query else ctx.path
+
+    def cacheable(self, ctx: RequestContext, status: int, fields: Headers) -> bool:
+        """False keeps an answer out that the rules would store."""
+        return True
+
+    def ttl(self, ctx: RequestContext, status: int, fields: Headers, ttl_ns: int) -> int:
+        """How long the answer is fresh, in nanoseconds; `ttl_ns` is what the rules say."""
+        return ttl_ns
+
+
+class CarefulStrategy:
+    """A strategy whose mistakes cost no request: an exception is logged once per place, and nothing is
+    cached.
+    """
+
+    def __init__(self, strategy: Strategy, name: str) -> None:
+        self._strategy = strategy
+        self._name = name
+        self._told = set[str]()
+        self.has_ttl = type(strategy).ttl is not Strategy.ttl
+
+    def key(self, ctx: RequestContext) -> bytes | None:
+        try:
+            key = self._strategy.key(ctx)
+            if key is None:
+                return None
+            if isinstance(key, str):
+                return key.encode("utf-8", "surrogateescape")
+            raise TypeError(f"expected str or None, got {type(key).__name__}")
+        except Exception:
+            self._tell("key")
+            return None
+
+    def cacheable(self, ctx: RequestContext, status: int, fields: Headers) -> bool:
+        try:
+            return bool(self._strategy.cacheable(ctx, status, fields))
+        except Exception:
+            self._tell("cacheable")
+            return False
+
+    def ttl(self, ctx: RequestContext, status: int, fields: Headers, ttl_ns: int) -> int:
+        """Never more than the rules allow when they come from the origin: see the caller."""
+        try:
+            found = self._strategy.ttl(ctx, status, fields, ttl_ns)
+            if isinstance(found, int):
+                return max(0, min(found, 1 << 60))
+            raise TypeError(f"expected nanoseconds as an int, got {type(found).__name__}")
+        except Exception:
+            self._tell("ttl")
+            return 0
+
+    def _tell(self, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            log.exception(
+                "cache strategy %s failed in %s(); what it failed on is not cached", self._name, what
+            )
+
+
+class StrategyConfig(Settings, frozen=True, kw_only=True):
+    """A cache strategy and its settings. A bare name is short for `{use: …}`."""
+
+    shorthand: ClassVar[str] = "use"
+
+    use: Annotated[
+        Text,
+        Meta(
+            description=(
+                "Name of an installed strategy, or the dotted path of its class: `package.module:Class`."
+            )
+        ),
+    ]
+    options: Annotated[dict[str, Any], Meta(description="The strategy's own settings.")] = msgspec.field(
+        default_factory=dict
+    )
+
+
+def load_strategy(name: str) -> type[Strategy]:
+    """The class of this name or dotted path. LookupError when there is none, TypeError when it is no
+    strategy.
+    """
+    found: Any
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            found = importlib.import_module(module)
+        except ImportError as error:
+            raise LookupError(f"cannot import {module!r}: {error}") from error
+        for step in attribute.split("."):
+            found = getattr(found, step, None)
+        if found is None:
+            raise LookupError(f"module {module!r} has no {attribute!r}")
+    else:
+        entries = list(entry_points(group=GROUP, name=name))
+        if not entries:
+            known = sorted({entry.name for entry in entry_points(group=GROUP)})
+            raise LookupError(
+                f"no cache strategy is called {name!r}; installed: {', '.join(known) or 'none'}; "
+                "or give the dotted path package.module:Class"
+            )
+        found = entries[0].load()
+    if not isinstance(found, type) or not issubclass(found, Strategy):
+        raise TypeError(f"{name!r} is not a subclass of fastgate.caching.strategy.Strategy")
+    return found
+
+
+def make_strategy(name: str, options: Mapping[str, Any]) -> CarefulStrategy:
+    """The strategy with its settings. LookupError, TypeError and msgspec.ValidationError say what is
+    wrong.
+    """
+    found = load_strategy(name)
+    if found.Config is None:
+        if options:
+            raise TypeError(f"{name!r} takes no settings")
+        return CarefulStrategy(found(), name)
+    return CarefulStrategy(found(msgspec.convert(dict(options), found.Config)), name)
