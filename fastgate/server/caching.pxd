@@ -24,6 +24,8 @@ cdef class CachedRequest:
     cdef Decision decision
     cdef list pieces
     cdef int64_t size
+    cdef int64_t looked_ns                # ctx.now_ns when looked_real_ns was read
+    cdef int64_t looked_real_ns
     cdef int64_t began                    # the purge log when the fetching began
     cdef int64_t sent_ns                  # CLOCK_REALTIME
     cdef bint revalidating
@@ -47,6 +49,7 @@ cdef class CachedRequest:
     cdef int keep_for(self, Decision decision, bytes body) except -1
     cdef int release(self, Exchange x, StoredResponse stored, bint alone) except -1
     cdef int wait_over(self, Exchange x) except -1
+    cdef int64_t now(self, Exchange x) noexcept
     cdef int count(self, int result) except -1
     # What the exchange tells
     cdef int conditions(self, Headers fields) except -1

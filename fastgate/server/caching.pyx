@@ -117,6 +117,8 @@ cdef class CachedRequest:
         cdef bytes body = None
         cdef object value
         cdef int64_t now = realtime_ns()
+        self.looked_ns = x.ctx.now_ns
+        self.looked_real_ns = now
         if self.key is None:
             if rules.wants_consumer and ctx.identity is not None:
                 consumer = ctx.identity.cache_key()
@@ -189,7 +191,7 @@ cdef class CachedRequest:
         """What there is, or None: use it, or fetch."""
         cdef int verdict = CACHE_MISS
         if found is not None:
-            verdict = found.c_judge(self.rules, realtime_ns())
+            verdict = found.c_judge(self.rules, self.now(x))
         elif self.rules.flags & CC_ONLY_IF_CACHED:
             verdict = CACHE_ONLY_IF_CACHED
         if not self.route.rules.enforce and verdict != CACHE_MISS:
@@ -295,6 +297,13 @@ cdef class CachedRequest:
         self.count(C_BYPASS)
         return x._forward()
 
+    cdef int64_t now(self, Exchange x) noexcept:
+        """CLOCK_REALTIME, read once for all that happens at one reading of the other clock."""
+        if self.looked_ns != x.ctx.now_ns:
+            self.looked_ns = x.ctx.now_ns
+            self.looked_real_ns = realtime_ns()
+        return self.looked_real_ns
+
     cdef int count(self, int result) except -1:
         metric_add(<Metric>self.route.results[result], 1)
         self.ctx.cache_word = <bytes>WORDS[result]
@@ -308,7 +317,7 @@ cdef class CachedRequest:
         cdef Rules rules = self.route.rules
         cdef Pipeline pipeline = x.route.pipeline
         cdef char[TAIL_ROOM] tail
-        cdef int tail_n = stored.c_tail(rules, realtime_ns(), tail)
+        cdef int tail_n = stored.c_tail(rules, self.now(x), tail)
         cdef int status = stored.status
         cdef bytes head = stored.head
         cdef bytes body = stored.body
