@@ -380,7 +380,7 @@ cdef class LimitRule:
                     part.low = part.high = 0
                 else:
                     hash128(field.value, field.value_n, self.key, &part)
-            elif kind != BY_IP and identity is not None:
+            elif kind != BY_IP and identity is not None and not identity.by_address:
                 name = identity.consumer_bytes if kind == BY_CONSUMER else identity.key_bytes
                 hash128(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), self.key, &part)
             else:
@@ -717,7 +717,7 @@ cdef class Usual:
         cdef hash128_t key
         cdef unsigned char packed[16]
         cdef int n
-        if ctx.identity is not None:
+        if ctx.identity is not None and not ctx.identity.by_address:
             hash128(PyBytes_AS_STRING(ctx.identity.consumer_bytes), PyBytes_GET_SIZE(ctx.identity.consumer_bytes), self.key, &key)
         else:
             n = pack_client(PyBytes_AS_STRING(ctx.client), PyBytes_GET_SIZE(ctx.client), 32, 64, packed)
@@ -840,7 +840,7 @@ cdef class LimitGate(Plugin):
         cdef unsigned char packed[16]
         cdef bytes name
         cdef int n
-        if self.box_part != BY_IP and ctx.identity is not None:
+        if self.box_part != BY_IP and ctx.identity is not None and not ctx.identity.by_address:
             name = ctx.identity.consumer_bytes if self.box_part == BY_CONSUMER else ctx.identity.key_bytes
             hash128(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), self.box.key, out)
             return

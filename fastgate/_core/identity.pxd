@@ -21,4 +21,5 @@ cdef class Identity:
     cdef bytes cache_key_made
     cdef bytes cache_key(self)
     cdef object memo                        # one place for what a gate works out once per identity: (owner, result)
+    cdef readonly bint by_address           # it stands for many: limits and penalties count them by address, each by itself
     cdef object limits_memo                 # the same for the limits gate: (its tiers, the rule)

@@ -8,6 +8,7 @@ class Identity:
     consumer_bytes: bytes
     tier: str
     method: str
+    by_address: bool
     key_id: str | None
     key_bytes: bytes
     scopes: frozenset[str]

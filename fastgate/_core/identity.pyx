@@ -32,6 +32,7 @@ cdef class Identity:
         self.consumer_bytes = consumer.encode()
         self.tier = tier
         self.method = method
+        self.by_address = method == "anonymous"
         self.key_id = key_id
         self.key_bytes = self.consumer_bytes if key_id is None else key_id.encode()
         self.scopes = frozenset(scopes)

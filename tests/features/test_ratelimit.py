@@ -17,6 +17,8 @@ import jwt
 import pytest
 
 from fastgate.config import check
+from fastgate.features.ratelimit import LimitDesk
+from fastgate.state.memory import HostMemory
 from tests.client import Client, get, request
 from tests.control.admin_client import call, scrape, value
 from tests.gateway import Gateway
@@ -262,6 +264,127 @@ def test_the_tier_counts_over_all_routes_and_a_route_can_leave_it_out() -> None:
             assert statuses(served.port, 3, acme, target="/a") == [200] * 3
             assert statuses(served.port, 3, acme, target="/b") == [200, 200, 429]
             assert statuses(served.port, 9, acme, target="/c") == [200] * 9
+
+
+def test_the_anonymous_are_counted_each_by_itself() -> None:
+    root = {
+        "auth": {**AUTH, "anonymous": {"tier": "guest"}},
+        "tiers": {"guest": {"per_minute": 2}, "gold": {"per_minute": 4}},
+        "consumers": {"acme": {"tier": "gold"}},
+    }
+    with (
+        Upstream() as upstream,
+        gateway(upstream, None, route={"auth": ["jwt", "anonymous"]}, **root) as served,
+    ):
+        one, other = FORWARDED.format("10.0.0.1"), FORWARDED.format("10.0.0.2")
+        assert statuses(served.port, 3, one) == [200, 200, 429]
+        assert statuses(served.port, 3, other) == [200, 200, 429]
+        assert statuses(served.port, 5, one, token("acme")) == [200] * 4 + [429]
+
+
+def test_a_claim_names_the_tier() -> None:
+    issuer = {**AUTH["jwt"]["issuers"][0], "claims": {"tier": "tier"}}
+    root = {"auth": {"jwt": {"issuers": [issuer]}}, "tiers": {"free": {"per_minute": 1}}}
+    with Upstream() as upstream, gateway(upstream, None, route={"auth": ["jwt"]}, **root) as served:
+        assert statuses(served.port, 3, token("acme", tier="internal")) == [200] * 3
+        assert statuses(served.port, 3, token("globex", tier="free")) == [200, 429, 429]
+
+
+# --- one client, from outside
+
+
+def desk(memory: HostMemory, **config: Any) -> LimitDesk:
+    checked, errors = check(json.dumps({"routes": [{"path": "/*", "respond": "ok"}], **config}), "json")
+    assert checked is not None, errors
+    return LimitDesk(checked, memory)
+
+
+def test_a_tier_nobody_defined_is_free() -> None:
+    rows = desk(HostMemory.private()).read(consumer="acme", tier="nonsense")
+
+    assert [limit["limit"] for limit in rows[0]["limits"]] == [20, 60, 1000, 10_000, 1000.0, 2]
+
+
+def test_the_desk_reads_and_resets_what_a_gateway_counted() -> None:
+    memory = HostMemory.private()
+    root = {"limits": {"per_minute": 10, "by": "ip"}, "tiers": {"free": {"per_day": 5}}}
+    own = {"per_hour": 50}
+    routes = [{"name": "main", "path": "/*", "respond": "ok", "limits": {"per_hour": 7, "by": ["consumer"]}}]
+    looking = desk(memory, **root, routes=routes)
+    for _, _, rule, parts in looking._rules("acme", "free", own, None, "10.0.0.1"):
+        for _ in range(3):
+            assert rule.decide(parts)[0]
+
+    rows = looking.read(consumer="acme", tier="free", limits=own, ip="10.0.0.1")
+
+    assert {
+        row["rule"]: [(each["limit_type"], each["remaining"]) for each in row["limits"]] for row in rows
+    } == {
+        "tier": [("per_hour", 47), ("per_day", 2)],
+        "gateway.ip": [("per_minute", 7)],
+        "route.consumer": [("per_hour", 4)],
+    }
+    assert all(row["requests"] == 3 for row in rows)
+    assert looking.reset(consumer="acme", tier="free", ip="10.0.0.1") == 3
+    assert looking.reset(consumer="acme", tier="free", ip="10.0.0.1") == 0
+
+
+def test_bans_by_hand() -> None:
+    looking = desk(HostMemory.private())
+
+    looking.ban("10.0.0.1", 90 * 86_400)
+    looking.ban("acme", 60, by="consumer")
+
+    assert looking.banned_s("::ffff:10.0.0.1") == pytest.approx(90 * 86_400, abs=5)
+    assert looking.banned_s("10.0.0.2") == 0
+    assert 50 < looking.banned_s("acme", by="consumer") <= 60
+    assert looking.pardon("10.0.0.1")
+    assert looking.banned_s("10.0.0.1") == 0
+
+
+# --- a full table
+
+
+@pytest.mark.parametrize(
+    ("when_full", "expected"), [("deny", {200, 503}), ("allow", {200}), ("evict", {200})]
+)
+def test_a_flood_of_keys_meets_what_was_chosen(when_full: str, expected: set[int]) -> None:
+    limits = {"per_day": 1, "by": {"header": "X-Key"}, "when_full": when_full}
+    with (
+        Upstream() as upstream,
+        gateway(upstream, limits, memory={"limiter_keys": 1024}) as served,
+        Client(served.port) as client,
+    ):
+        seen = set()
+        for number in range(2500):
+            client.send(request("/", "GET", f"X-Key: {number}"))
+            seen.add(client.read_response().status)
+
+        assert seen == expected
+        full = value(scrape(served.admin), "fastgate_limits_full_total")
+        assert (full > 0) is (when_full != "evict")
+
+
+def test_the_fields_are_structured_fields() -> None:
+    limits = {
+        "per_minute": 5,
+        "burst": 3,
+        "concurrent": 4,
+        "cost_per_hour": 10.5,
+        "warn_at": 0.1,
+        "rules": [{"by": ["ip", {"header": "X-A"}], "per_day": 9}, {"by": "gateway", "per_hour": 8}],
+    }
+    with Upstream() as upstream, gateway(upstream, limits) as served:
+        message = get(served.port)
+
+    for name in ("ratelimit-policy", "ratelimit", "x-ratelimit-warning"):
+        items = re.split(', (?=")', (message.get(name) or b"").decode())
+        # RFC 9651: a list of strings with parameters, whole numbers or strings (sections 3.1, 3.3.3)
+        for item in items:
+            assert re.fullmatch(r'"[a-z0-9_.+-]+"(;[a-z]+=([0-9]{1,15}|"[a-z-]+"))+', item), item
+    policies = (message.get("ratelimit-policy") or b"").decode()
+    names = re.findall(r'"([^"]+)";q=', policies)
+    assert len(names) == len(set(names)) == 6
 
 
 # --- at once
