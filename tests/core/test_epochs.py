@@ -350,6 +350,9 @@ def test_four_processes_lead_each_key_exactly_once() -> None:
             fill = epochs.lead(f"key {i}")
             led += isinstance(fill, Fill)
             held.append(fill)
+        arrived.words[number] = 1001
+        while min(arrived.words) < 1001:  # who leaves gives up its last fill
+            os.sched_yield()
         return led
 
     held: list[object] = []
