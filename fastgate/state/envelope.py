@@ -1,0 +1,118 @@
+"""The envelope: how a cached answer lies in a store that may lose, tear or mix up bytes.
+
+It names its key, so that a store that finds it under a hash of the key can tell whose it is; carries the tags
+and the number of the last purge before it was made; and has a checksum over all of it, which is checked
+before anything in it is believed. Values above a size are compressed with zstd where that saves a tenth.
+
+LAYOUT  little endian: check 8 | magic 4 | version 1 | flags 1 | key length 2 | tags length 4 | raw length 4
+| stored length 4 | expires, CLOCK_REALTIME ns 8 | sequence 8 | key | tags (each length 2, text) | value.
+The check is SipHash-1-3 of what follows it (13 GB/s, against 1 GB/s of zlib's CRC-32), under a fixed
+key: it finds damage, it does not keep out who can write to the store.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from fastgate._core.hashing import siphash64
+
+__all__ = ["HEAD_BYTES", "LARGEST_BYTES", "Damaged", "Envelope", "open_envelope", "seal"]
+
+_HEAD: Final = struct.Struct("<QIBBHIIIqq")
+HEAD_BYTES: Final = _HEAD.size
+_MAGIC: Final = 0x65_67_61_66  # "fage"
+_VERSION: Final = 1
+_ZSTD: Final = 1
+_KEY: Final = b"fastgate cached\0"
+_ROUNDS: Final = (1, 3)
+LARGEST_BYTES: Final = 64 << 20
+"""A value, before it is compressed: what a decompression may make at most."""
+_LEVEL: Final = 1  # zstd's fastest: 0.5 GB/s, and within a tenth of level 3 on JSON and HTML
+
+
+class Damaged(ValueError):
+    """These bytes are not what was stored."""
+
+
+class Envelope(NamedTuple):
+    """What was sealed, still compressed if it was."""
+
+    expires_ns: int
+    sequence: int
+    tags: tuple[bytes, ...]
+    raw_bytes: int
+    stored: bytes
+    is_compressed: bool
+
+    def value(self) -> bytes:
+        """The value. Damaged when it does not decompress to the length it had."""
+        if not self.is_compressed:
+            return self.stored
+        from backports import zstd
+
+        decompressor = zstd.ZstdDecompressor()
+        try:
+            value = decompressor.decompress(self.stored, max_length=self.raw_bytes + 1)
+        except zstd.ZstdError as error:
+            raise Damaged(f"zstd: {error}") from error
+        if len(value) != self.raw_bytes or not decompressor.eof:
+            raise Damaged(f"decompresses to {len(value)} bytes, expected {self.raw_bytes}")
+        return value
+
+
+def seal(
+    key: bytes,
+    value: bytes,
+    tags: Iterable[bytes],
+    expires_ns: int,
+    sequence: int,
+    compress_above: int,
+) -> bytes:
+    """The envelope's bytes. ValueError when key, tags or value are longer than it can say."""
+    if len(value) > LARGEST_BYTES or len(key) > 0xFFFF:
+        raise ValueError(f"expected a key of 65535 and a value of {LARGEST_BYTES} bytes at most")
+    stored, flags = value, 0
+    if len(value) > compress_above:
+        from backports import zstd
+
+        pressed = zstd.compress(value, level=_LEVEL)
+        if len(pressed) < len(value) - len(value) // 10:
+            stored, flags = pressed, _ZSTD
+    labels = b"".join(len(tag).to_bytes(2, "little") + tag for tag in tags)
+    head = _HEAD.pack(
+        0, _MAGIC, _VERSION, flags, len(key), len(labels), len(value), len(stored), expires_ns, sequence
+    )
+    rest = b"".join((head[8:], key, labels, stored))
+    return siphash64(rest, _KEY, _ROUNDS).to_bytes(8, "little") + rest
+
+
+def open_envelope(data: bytes | memoryview, key: bytes | None) -> Envelope | None:
+    """What is in it; None when it is another key's. Damaged when it is not what was sealed."""
+    view = memoryview(data)
+    if len(view) < HEAD_BYTES:
+        raise Damaged(f"{len(view)} bytes, expected at least {HEAD_BYTES}")
+    check, magic, version, flags, key_n, tags_n, raw_n, stored_n, expires_ns, sequence = _HEAD.unpack_from(
+        view
+    )
+    tags_at = HEAD_BYTES + key_n
+    at = tags_at + tags_n
+    if magic != _MAGIC or version != _VERSION or at + stored_n != len(view) or raw_n > LARGEST_BYTES:
+        raise Damaged("not an envelope of this version")
+    if siphash64(view[8:], _KEY, _ROUNDS) != check:
+        raise Damaged("checksum")
+    if key is not None and view[HEAD_BYTES:tags_at] != key:
+        return None
+    tags: tuple[bytes, ...] = _labels(bytes(view[tags_at:at])) if tags_n else ()
+    return Envelope(expires_ns, sequence, tags, raw_n, bytes(view[at:]), bool(flags & _ZSTD))
+
+
+def _labels(raw: bytes) -> tuple[bytes, ...]:
+    found = []
+    at = 0
+    while at < len(raw):
+        n = int.from_bytes(raw[at : at + 2], "little")
+        found.append(raw[at + 2 : at + 2 + n])
+        at += 2 + n
+    return tuple(found)
