@@ -46,15 +46,18 @@ APART = {"features": (), "ai": ("ai.schema",)}
 # Third parties, each at one address (a module or a room). Whatever is not here may not be imported.
 ADDRESSES: dict[str, tuple[str, ...]] = {
     "cel_expr_python": ("features.policy",),
+    "backports": ("state.envelope",),
     "click": ("accesscommands", "cli"),
     "cryptography": ("auth", "state.sealing"),
     "jsonschema_rs": ("features.validation",),
     "httptools": ("server.connection", "upstream.connection", "loadtest"),
     "jwt": ("auth.jwks",),
+    "lmdb": ("caching.disk",),
     "msgspec": (
         *("settings", "plugin", "state", "auth", "caching", "features", "upstream"),
         *("config", "plan", "server", "control", "explain"),
     ),
+    "redis": ("state.fleet",),
     "rich": ("cli", "explain", "loadtest"),
     "starlette": ("control",),
     "uvicorn": ("control",),

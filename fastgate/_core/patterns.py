@@ -18,7 +18,7 @@ __all__ = ["Pattern", "compile_host", "compile_pattern"]
 
 _PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLAIN = re.compile(r"[A-Za-z0-9\-._~!$&'()+,;=:@]*")
-_PLAIN_PATH = re.compile(r"(/[A-Za-z0-9\-_~!$&'()+,;=:@]*)+")      # no dots: dot segments need a closer look
+_PLAIN_PATH = re.compile(r"(/[A-Za-z0-9\-_~!$&'()+,;=:@]*)+")  # no dots: dot segments need a closer look
 _HOST = re.compile(r"[a-z0-9_\-]+(\.[a-z0-9_\-]+)*\.?|\[[0-9a-f:.]+\]")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PATH_BYTES = _UNRESERVED | frozenset(b"!$&'()*+,;=:@")
@@ -29,10 +29,10 @@ _WHOLE_SEGMENT = "a parameter must be a whole segment, '/{name}/'; use a '~regex
 class Pattern(NamedTuple):
     """What the router needs to know of one path pattern."""
 
-    kind: str                               # "literal", "params", "regex" or "prefix"
-    segments: tuple[bytes | None, ...]      # None = a parameter; a literal is one item, the whole path
-    param_names: tuple[bytes, ...]          # in the order of the path; of a regex: its named groups
-    tail: int = -1                          # the segment at which /* or {rest...} starts
+    kind: str  # "literal", "params", "regex" or "prefix"
+    segments: tuple[bytes | None, ...]  # None = a parameter; a literal is one item, the whole path
+    param_names: tuple[bytes, ...]  # in the order of the path; of a regex: its named groups
+    tail: int = -1  # the segment at which /* or {rest...} starts
     tail_named: bool = False
     regex: re.Pattern[bytes] | None = None
     groups: tuple[int, ...] = ()

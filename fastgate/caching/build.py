@@ -20,9 +20,11 @@ def build(cache: CacheConfig | None, env: Any) -> RouteCache | None:
     if cache is None or not cache.enabled:
         return None
     settings = env.config.cache_store
+    # Asked for by every route, so that each holds on to it over a reload.
+    tiers = _tiers(settings, env)
     return RouteCache(
         build_rules(cache),
-        env.service("cache", settings, lambda: worker_cache(settings, env)),
+        env.service("cache", settings, lambda: worker_cache(settings, env, tiers)),
         coalesce=cache.coalesce,
         wait_ns=cache.coalesce_wait_ns,
         counter=env.around.memory.metrics.counter,
@@ -37,9 +39,24 @@ def build(cache: CacheConfig | None, env: Any) -> RouteCache | None:
     )
 
 
-def worker_cache(settings: CacheStoreConfig, env: Any) -> WorkerCache:
+def _tiers(settings: CacheStoreConfig, env: Any) -> Any:
+    """What lies behind the memory, or None; its modules are imported only where it is configured."""
+    if settings.disk is None and settings.redis is None:
+        return None
+    from fastgate.caching.tiers import Tiers
+
+    shared = env.around.memory
+    return env.service(
+        "cache tiers",
+        (settings.disk, settings.redis),
+        lambda: Tiers.of(settings, shared.epochs, shared.metrics),
+    )
+
+
+def worker_cache(settings: CacheStoreConfig, env: Any, tiers: Any) -> WorkerCache:
     """The store of a worker with the tiers of the config."""
     memory = None
     if settings.memory.size_bytes:
         memory = Cache(settings.memory.size_bytes, settings.memory.policy)
-    return WorkerCache(memory, env.around.memory.epochs, None, env.around.memory.metrics.counter)
+    shared = env.around.memory
+    return WorkerCache(memory, shared.epochs, tiers, shared.metrics.counter)

@@ -42,7 +42,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -50,7 +50,7 @@ from fastgate._core.clock import realtime_ns
 from fastgate._core.epochs import Epochs
 from fastgate._core.hashing import siphash128
 from fastgate._core.metric import MetricTable
-from fastgate.state.envelope import HEAD_BYTES, LARGEST_BYTES, Damaged, open_envelope, seal
+from fastgate.state.envelope import HEAD_BYTES, LARGEST_BYTES, Damaged, Envelope, open_envelope, seal
 
 __all__ = ["DISK_ROLE", "DiskStore", "verify"]
 
@@ -147,6 +147,7 @@ class DiskStore:
         self._in_loop = False
         self._queue: deque[_Item] = deque()
         self._bytes_in = self._bytes_out = 0
+        self._waiting: dict[bytes, list[Callable[[], Any]]] = {}
         self._wake = threading.Event()
         self._ready = threading.Event()
         self._stopping = False
@@ -213,16 +214,16 @@ class DiskStore:
         self._counts["miss" if value is None else "hit"].add()
         return value
 
-    def get_in_thread(self, key: bytes) -> bytes | None:
-        """The value of key, whatever its size. Blocks for as long as the disk takes: not for the loop."""
+    def get_in_thread(self, key: bytes) -> Envelope | None:
+        """What is under key, whatever its size. Blocks for as long as the disk takes: not for the loop."""
         with self._readers_lock:
             opened = self._open
             if opened is None:
                 return None
             self._readers += 1
         try:
-            value: bytes | None = self._read(opened, key, True)
-            return value
+            found: Envelope | None = self._read(opened, key, True)
+            return found
         finally:
             with self._readers_lock:
                 self._readers -= 1
@@ -263,11 +264,12 @@ class DiskStore:
             if since != sequence and epochs.concerns(key, envelope.tags, since):
                 return None
         if not envelope.is_compressed:
-            return envelope.stored
+            return envelope if whole else envelope.stored
         if not whole and envelope.raw_bytes > _LATER_BYTES:
             return LATER
         try:
-            return envelope.value()
+            value = envelope.value()
+            return envelope._replace(stored=value, is_compressed=False) if whole else value
         except Damaged as error:
             self._found_damage(f"value: {error}")
             return None
@@ -297,6 +299,23 @@ class DiskStore:
         if not self._wake.is_set():
             self._wake.set()
         return True
+
+    def when_written(self, key: bytes, then: Callable[[], Any]) -> bool:
+        """True: `then` is called, in the thread, when what was put under key is written or given up.
+        False: nothing is waiting to be written."""
+        if self._bytes_in == self._bytes_out:
+            return False
+        with self._readers_lock:
+            self._waiting.setdefault(key, []).append(then)
+        self._wake.set()
+        return True
+
+    def _written(self, keys: Iterable[bytes]) -> None:
+        if self._waiting:
+            with self._readers_lock:
+                found = [then for key in keys for then in self._waiting.pop(key, ())]
+            for then in found:
+                then()
 
     def statistics(self) -> dict[str, int]:
         """What this machine's workers counted together, and what the file holds."""
@@ -328,6 +347,8 @@ class DiskStore:
                 # A bug, and no reason to end the thread: what it was at is lost, requests go on.
                 self._counts["error"].add()
                 log.exception("the disk cache")
+            if not self._queue or self._open is None:
+                self._written(list(self._waiting))
             if stopping:
                 break
             self._wake.wait(_TICK_S)
@@ -590,6 +611,7 @@ class DiskStore:
             item = self._queue.popleft()
             self._bytes_out += len(item.value) + len(item.key)
             self._counts["dropped"].add()
+        self._written(list(self._waiting))
 
     def _close(self) -> None:
         """Closes the file when nobody reads in it any more."""
@@ -628,30 +650,33 @@ class DiskStore:
     def _write_some(self, opened: _Open) -> None:
         """One batch in one transaction; evicts before, in transactions of their own."""
         batch: list[tuple[_Item, bytes]] = []
-        need = 0
+        need = size = 0
         bound = max(self.size_bytes // 128, 256 << 10)
         while self._queue and need < bound and len(batch) < 1024:
             item = self._queue.popleft()
-            self._bytes_out += len(item.value) + len(item.key)
+            size += len(item.value) + len(item.key)
             data = seal(item.key, item.value, item.tags, item.expires_ns, item.sequence, self._compress_above)
             batch.append((item, data))
             need += _footprint(len(data), len(item.key), len(item.tags))
-        lmdb = self._lmdb
-        for attempt in range(8):
-            try:
-                self._make_room(opened, need + attempt * (self.size_bytes // 128))
-                with opened.env.begin(write=True) as txn:
-                    stored = self._write_batch(opened, txn, batch)
-                    self._measure(opened, txn)
-                break
-            except lmdb.MapFullError:
-                # Enough pages are free, but not in one piece, or not free for two transactions yet.
-                if attempt == 7:
-                    self._counts["dropped"].add(len(batch))
-                    raise
-            except lmdb.Error:
-                self._counts["dropped"].add(len(batch))
-                raise
+        stored = 0
+        try:
+            for attempt in range(8):
+                try:
+                    self._make_room(opened, need + attempt * (self.size_bytes // 128))
+                    with opened.env.begin(write=True) as txn:
+                        stored = self._write_batch(opened, txn, batch)
+                        self._measure(opened, txn)
+                    break
+                except self._lmdb.MapFullError:
+                    # Enough pages are free, but not in one piece, or not free for two transactions yet.
+                    if attempt == 7:
+                        raise
+        except BaseException:
+            self._counts["dropped"].add(len(batch))
+            raise
+        finally:
+            self._bytes_out += size
+            self._written(item.key for item, _ in batch)
         self._counts["stored"].add(stored)
         if self._logged:
             self._logged.discard("full")

@@ -17,14 +17,18 @@ from fastgate.caching.predictor import PredictConfig
 from fastgate.caching.predictor import problems as predict_problems
 from fastgate.caching.strategy import StrategyConfig, make_strategy
 from fastgate.settings import DAY, SECOND, Duration, Settings, Size, Text
+from fastgate.state.fleet import check_url, masked
 
 __all__ = [
     "CacheConfig",
     "CacheKeyConfig",
     "CacheStoreConfig",
+    "DiskStoreConfig",
     "MemoryStoreConfig",
+    "RedisStoreConfig",
     "build_rules",
     "check_cache",
+    "check_cache_store",
 ]
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)  # RFC 9110 §5.6.2
@@ -392,9 +396,117 @@ class MemoryStoreConfig(Settings, frozen=True, kw_only=True):
     ] = "s3fifo"
 
 
+class DiskStoreConfig(Settings, frozen=True, kw_only=True):
+    """A directory with the answers that all workers of the machine share, and that survives a restart.
+
+    For one gateway alone: a second one on the same directory goes without. What an unclean stop of the
+    machine left in it is dropped. A file that is damaged is replaced by an empty one, counted and logged.
+    """
+
+    path: Annotated[
+        Text, Meta(description="The directory. Created when absent. On a local disk, not on NFS.")
+    ]
+    size_bytes: Annotated[
+        Size,
+        Meta(
+            ge=16 << 20,
+            le=1 << 44,
+            description=(
+                "Bytes in use, index included; the first in are the first out. At least 16MiB. An answer of "
+                "more than a 32nd of it, or of more than 64MiB, is not kept."
+            ),
+        ),
+    ] = 1_000_000_000
+    compress_above_bytes: Annotated[
+        Size,
+        Meta(
+            ge=1024,
+            le=1 << 30,
+            description=(
+                "Answers above this size are compressed (zstd), where that saves a tenth. Small ones are "
+                "not, so that a hit costs next to nothing."
+            ),
+        ),
+    ] = 32 << 10
+
+
+class RedisStoreConfig(Settings, frozen=True, kw_only=True):
+    """Redis or Valkey: answers that the machines share, and the news of purges between them.
+
+    Without it the gateway is right, too: when it is down, slow or flushed, requests go on without it.
+    """
+
+    url: Annotated[
+        Text,
+        Meta(
+            description=(
+                "`redis://host:6379/0`, `rediss://` for TLS, `unix:///path.sock`, "
+                "`redis+sentinel://host:26379,host:26379/name`, `redis+cluster://host:6379`, each with "
+                "`user:password@`. Write the password as `${REDIS_PASSWORD}`; it is never shown."
+            )
+        ),
+    ]
+    timeout_ns: Annotated[
+        Duration,
+        Meta(
+            ge=100_000,
+            le=10_000_000_000,
+            description=(
+                "The longest a request waits for it. After three failures in a row no request asks until it "
+                "answers a ping in time again."
+            ),
+        ),
+    ] = 5_000_000
+    prefix: Annotated[
+        Annotated[str, Meta(pattern="^[!-z|~]{1,64}$")],
+        Meta(description="What all its keys begin with: the gateways that share answers have the same."),
+    ] = "fastgate:"
+    compress_above_bytes: Annotated[
+        Size, Meta(ge=1024, le=1 << 30, description="Answers above this size are compressed (zstd).")
+    ] = 32 << 10
+    largest_bytes: Annotated[
+        Size, Meta(ge=1024, le=64 << 20, description="Answers above this size are not sent to it.")
+    ] = 8 << 20
+    machine: Annotated[
+        str,
+        Meta(
+            max_length=200,
+            description=(
+                "This gateway's name, the same after a restart, so that it hears the purges it has missed. "
+                "Default: the host name and the path of `disk`."
+            ),
+        ),
+    ] = ""
+    ca_file: Annotated[str, Meta(description="Certificates that may sign that of a `rediss://` server.")] = ""
+    certificate_file: Annotated[str, Meta(description="The certificate to show to it.")] = ""
+    key_file: Annotated[str, Meta(description="The key of that certificate.")] = ""
+
+
 class CacheStoreConfig(Settings, frozen=True, kw_only=True):
     """The tiers of the cache: the worker's memory, then the disk of the machine, then Redis."""
 
     memory: Annotated[MemoryStoreConfig, Meta(description="The first tier, asked for every request.")] = (
         MemoryStoreConfig()
     )
+    disk: Annotated[
+        DiskStoreConfig | None,
+        Meta(description="The second tier, shared by the workers. Default: none."),
+    ] = None
+    redis: Annotated[
+        RedisStoreConfig | None,
+        Meta(description="The third tier, shared by the machines. Default: none."),
+    ] = None
+
+
+def check_cache_store(store: CacheStoreConfig, path: tuple[str | int, ...], report: Report) -> None:
+    """What is wrong between the values of `cache_store`."""
+    redis = store.redis
+    if redis is None:
+        return
+    if wrong := check_url(redis.url):
+        report((*path, "redis", "url"), f'"{masked(redis.url)}"', wrong, "")
+    if bool(redis.certificate_file) != bool(redis.key_file):
+        missing = "key_file" if redis.certificate_file else "certificate_file"
+        report((*path, "redis", missing), "nothing", "both certificate_file and key_file, or neither", "")
+    if redis.ca_file and not redis.url.startswith("rediss"):
+        report((*path, "redis", "ca_file"), f'"{redis.ca_file}"', "a rediss:// URL beside it", "")

@@ -21,7 +21,7 @@ from fastgate._core.patterns import compile_host, compile_pattern
 from fastgate.auth.consumers import NAME_PATTERN as CONSUMER_PATTERN
 from fastgate.auth.consumers import WORD_PATTERN
 from fastgate.auth.section import AuthConfig, ConsumerConfig
-from fastgate.caching.settings import check_cache
+from fastgate.caching.settings import check_cache, check_cache_store
 from fastgate.certificates import CertificateError, load_authorities, load_pair
 from fastgate.config.check_content import check_cors, check_security_headers, check_validation
 from fastgate.config.check_signing import check_hmac, check_signatures
@@ -99,6 +99,7 @@ def check_root(config: Config, report: Report) -> None:
         check_cors(config.cors, (), ("cors",), report)
     if config.security_headers is not None:
         check_security_headers(config.security_headers, ("security_headers",), report)
+    check_cache_store(config.cache_store, ("cache_store",), report)
     output = config.access_log.output
     if output not in ("off", "stdout"):
         _check_log_file(output, ("access_log", "output"), report)

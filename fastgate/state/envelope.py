@@ -13,8 +13,9 @@ key: it finds damage, it does not keep out who can write to the store.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from fastgate._core.hashing import siphash64
 
@@ -50,8 +51,7 @@ class Envelope(NamedTuple):
         """The value. Damaged when it does not decompress to the length it had."""
         if not self.is_compressed:
             return self.stored
-        from backports import zstd
-
+        zstd = _zstd()
         decompressor = zstd.ZstdDecompressor()
         try:
             value = decompressor.decompress(self.stored, max_length=self.raw_bytes + 1)
@@ -59,7 +59,7 @@ class Envelope(NamedTuple):
             raise Damaged(f"zstd: {error}") from error
         if len(value) != self.raw_bytes or not decompressor.eof:
             raise Damaged(f"decompresses to {len(value)} bytes, expected {self.raw_bytes}")
-        return value
+        return bytes(value)
 
 
 def seal(
@@ -75,9 +75,8 @@ def seal(
         raise ValueError(f"expected a key of 65535 and a value of {LARGEST_BYTES} bytes at most")
     stored, flags = value, 0
     if len(value) > compress_above:
-        from backports import zstd
-
-        pressed = zstd.compress(value, level=_LEVEL)
+        zstd = _zstd()
+        pressed = bytes(zstd.compress(value, level=_LEVEL))
         if len(pressed) < len(value) - len(value) // 10:
             stored, flags = pressed, _ZSTD
     labels = b"".join(len(tag).to_bytes(2, "little") + tag for tag in tags)
@@ -106,6 +105,15 @@ def open_envelope(data: bytes | memoryview, key: bytes | None) -> Envelope | Non
         return None
     tags: tuple[bytes, ...] = _labels(bytes(view[tags_at:at])) if tags_n else ()
     return Envelope(expires_ns, sequence, tags, raw_n, bytes(view[at:]), bool(flags & _ZSTD))
+
+
+def _zstd() -> Any:
+    """The module: in the standard library from Python 3.14 on (PEP 784)."""
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd
 
 
 def _labels(raw: bytes) -> tuple[bytes, ...]:
