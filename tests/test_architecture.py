@@ -48,6 +48,7 @@ ADDRESSES: dict[str, tuple[str, ...]] = {
     "cel_expr_python": ("features.policy",),
     "backports": ("state.envelope",),
     "click": ("accesscommands", "cli"),
+    "compression": ("state.envelope",),  # the standard library from 3.14 on
     "cryptography": ("auth", "state.sealing"),
     "jsonschema_rs": ("features.validation",),
     "httptools": ("server.connection", "upstream.connection", "loadtest"),
