@@ -102,3 +102,4 @@ cdef class RequestContext:
     cdef readonly int upstream_status
     cdef readonly int attempts
     cdef readonly bytes upstream_address
+    cdef bint c_secure(self) noexcept

@@ -14,7 +14,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memcmp
 
-from fastgate._core.headers cimport HeadWriter, Headers
+from fastgate._core.headers cimport H_X_FORWARDED_PROTO, HeadWriter, Headers, field_t, name_equal
 from fastgate._core.identity cimport Identity
 
 __all__ = ["CLIENT", "CONTINUE", "GATEWAY", "RESPOND", "SUSPEND", "UPSTREAM", "Answer", "Reason", "RequestContext"]
@@ -160,6 +160,21 @@ cdef class RequestContext:
     def host(self):
         """The host asked for, lower case, without port."""
         return self.host_bytes.decode("latin-1")
+
+    @property
+    def client_scheme(self):
+        """http or https, as the client used it: the connection's, or what a trusted proxy says of its own (X-Forwarded-Proto)."""
+        return "https" if self.c_secure() else "http"
+
+    cdef bint c_secure(self) noexcept:
+        """True if the client came over https."""
+        cdef field_t* field
+        if self.scheme == "https":
+            return True
+        if not self.trusted:
+            return False
+        field = self.headers.find_id(H_X_FORWARDED_PROTO)
+        return field != NULL and field.value_n == 5 and name_equal(field.value, b"https", 5)
 
     @property
     def request_target(self):

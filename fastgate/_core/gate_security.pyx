@@ -45,7 +45,7 @@ cdef class SecurityHeadersGate(Plugin):
         self.kept = tuple(rows)
 
     cdef int c_begin(self, RequestContext ctx) except -1:
-        cdef bytes lines = self.secure_lines if ctx.scheme == "https" else self.lines
+        cdef bytes lines = self.secure_lines if ctx.c_secure() else self.lines
         if lines is not None:
             ctx.gate_lines = lines if ctx.gate_lines is None else ctx.gate_lines + lines
         ctx.local_lines = self.local_lines

@@ -125,7 +125,9 @@ class Signatures(Scheme):
         except ValueError:
             self.count("malformed")
             return REJECTED
-        message = Message(ctx.method, ctx.scheme, ctx.host_field, ctx.request_target, ctx.headers.get_all)
+        message = Message(
+            ctx.method, ctx.client_scheme, ctx.host_field, ctx.request_target, ctx.headers.get_all
+        )
         looked_at = 0
         for label, member in covered.items():
             if not isinstance(member, InnerList):

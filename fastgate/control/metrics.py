@@ -72,6 +72,9 @@ DESCRIPTIONS: dict[str, str] = {
         "Policies that matched (or would have, in shadow mode), and conditions that failed."
     ),
     "fastgate_auth_key_fetches_total": "Fetches of the keys that tokens are verified with.",
+    "fastgate_auth_nonces_full_total": "Signed requests refused because the table of nonces was full.",
+    "fastgate_auth_replays_total": "Signed requests refused because their nonce was used before.",
+    "fastgate_validation_refused_total": "Request bodies that validation refuses, or would.",
     "fastgate_auth_total": "Credentials by method and outcome; one that is remembered is counted once.",
     "fastgate_keys_changed_total": "API keys made, changed, rotated, revoked and ended.",
     "fastgate_store_failures_total": "Times the store could not be opened, read or written.",

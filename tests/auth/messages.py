@@ -23,7 +23,7 @@ class Request:
     ) -> None:
         parts = urlsplit(url)
         self.method = method
-        self.scheme = parts.scheme
+        self.client_scheme = parts.scheme
         self.host_field = parts.netloc
         self.request_target = (parts.path or "/") + (f"?{parts.query}" if "?" in url else "")
         self.headers = Headers([("Host", parts.netloc), *(headers or {}).items()])
