@@ -10,5 +10,5 @@ cdef enum:
 cdef class AuthorizeGate(Plugin):
     cdef object judge
     cdef list known                     # Identity or None
-    cdef unsigned int allowed[AUTHORIZED_PLACES]    # a bit for each M_* that the identity in the same place may use
+    cdef unsigned int* allowed          # a bit for each M_* that the identity in the same place may use
     cdef int slow(self, RequestContext ctx, Identity identity) except -1

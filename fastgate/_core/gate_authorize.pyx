@@ -6,11 +6,12 @@ WHAT     The gate behind `scopes`, `roles`, `permissions` and `rbac` of a route.
 STATE    256 places per route, by the identity's address: [identity, held] [a bit per method that was allowed]. A second identity that
          falls into a place takes it over. A no is worked out again each time: refusals carry what is missing.
 WHO      The worker's loop.
-COST     A remembered yes about 10 ns, whatever the number of scopes and roles. 3 KiB per route.
+COST     A remembered yes 16 ns, whatever the number of scopes and roles. 3 KiB per route, from its first request on.
 SOURCES  A direct-mapped cache.
 """
 
 from libc.stdint cimport uintptr_t
+from libc.stdlib cimport calloc, free
 
 from fastgate._core.context cimport M_OTHER, RequestContext
 from fastgate._core.identity cimport Identity
@@ -26,12 +27,14 @@ cdef class AuthorizeGate(Plugin):
         self.compiled_decide = True
         self.name = "authorize"
         self.judge = judge
-        self.known = [None] * AUTHORIZED_PLACES
+
+    def __dealloc__(self):
+        free(self.allowed)
 
     cdef int c_decide(self, RequestContext ctx) except -1:
         cdef Identity identity = ctx.identity
         cdef int place
-        if identity is not None:
+        if identity is not None and self.allowed != NULL:
             place = <int>((<uintptr_t><void*>identity >> 5) & (AUTHORIZED_PLACES - 1))
             if self.known[place] is identity and self.allowed[place] >> ctx.method_id & 1:
                 return V_CONTINUE
@@ -45,6 +48,11 @@ cdef class AuthorizeGate(Plugin):
             ctx.refuse(reason, detail, headers)
             return V_RESPOND
         if identity is not None and ctx.method_id < M_OTHER:    # the rare methods share one number
+            if self.allowed == NULL:
+                self.known = [None] * AUTHORIZED_PLACES
+                self.allowed = <unsigned int*>calloc(AUTHORIZED_PLACES, sizeof(unsigned int))
+                if self.allowed == NULL:
+                    raise MemoryError()
             place = <int>((<uintptr_t><void*>identity >> 5) & (AUTHORIZED_PLACES - 1))
             if self.known[place] is not identity:
                 self.known[place] = identity

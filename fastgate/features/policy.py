@@ -194,7 +194,7 @@ Source = Callable[[RequestContext, "Moment"], Any]
 class Moment:
     """What the variables of one request are read from besides the request: the clock and the counts."""
 
-    __slots__ = ("_now", "counts", "now_ns", "utc")
+    __slots__ = ("counts", "now_ns", "utc")
 
     def __init__(self, now_ns: int, counts: Counts | None) -> None:
         self.now_ns = now_ns
@@ -650,7 +650,8 @@ class Rule:
         self.limiter: KeyedLimiter | None = None
         if config.limit is not None:
             window = SlidingWindow(config.limit.requests, config.limit.per_ns / 1e9)
-            self.limiter = keyed(window, f"policy {config.name}", table)
+            scope = f"policy {config.name} {config.limit.requests} in {config.limit.per_ns}"
+            self.limiter = keyed(window, scope, table)
         self._count_match = self._count_error = None
         if counter is not None:
             outcome = "matched" if config.enforce else "shadow"
@@ -676,7 +677,6 @@ class RuleSet:
         names = sorted({name for rule in self.rules for name in Language.names(rule.config.when)})
         self.names = tuple(names)
         self._sources = tuple((name, VARIABLES[name][1]) for name in names)
-        self._timed = any(name.startswith(("time.", "counters.")) for name in names)
         self._activation = language.env.Activation if language is not None else None
         self._error = language.error if language is not None else None
         self._joined = None

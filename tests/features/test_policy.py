@@ -341,3 +341,29 @@ def test_each_action_on_the_wire() -> None:
         ):
             labels = frozenset({"policy": policy, "action": action, "outcome": outcome}.items())
             assert samples["fastgate_policy_total", labels] == count, policy
+
+
+def test_what_goes_to_another_upstream_is_not_cached_as_the_routes_own() -> None:
+    with (
+        Upstream(answer(GREEN)) as green,
+        Upstream(answer(BLUE)) as blue,
+        Gateway(
+            {
+                "upstreams": {"green": {"targets": green.url}, "blue": {"targets": blue.url}},
+                "policies": [
+                    {
+                        "name": "blue",
+                        "when": "'x-blue' in request.headers",
+                        "action": "route",
+                        "upstream": "blue",
+                        "routes": "*",
+                    }
+                ],
+                "routes": [{"name": "all", "path": "/*", "upstream": "green", "cache": {"ttl": "60s"}}],
+            }
+        ) as gateway,
+    ):
+        port = gateway.port
+        assert [get(port, "/1", "X-Blue: 1").body, get(port, "/1").body] == [b"blue", b"green"]
+        assert [get(port, "/2").body, get(port, "/2", "X-Blue: 1").body] == [b"green", b"blue"]
+        assert get(port, "/2").body == b"green" and len(green.requests) == 2

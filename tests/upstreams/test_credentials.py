@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import subprocess
@@ -157,6 +158,54 @@ def test_a_command_prints_it_and_a_failing_one_is_a_503(tmp_path: Path) -> None:
     ):
         assert get(gateway.port).status == 503
         assert "it ended with status 1" in gateway.stderr_text
+
+
+def test_a_secret_of_the_store_is_taken_up_when_it_is_set_and_dropped_with_it(tmp_path: Path) -> None:
+    with Upstream() as upstream:
+        document = config(upstream, store="u-key", keep="1s")
+        document["store"] = {"path": str(tmp_path / "fastgate.db")}
+        with Gateway(document, workers=2, allow="credential of upstream") as gateway:
+            assert get(gateway.port).status == 503
+            for value in ("value-1", "value-2"):
+                put_secret(gateway.admin, "PUT", value)
+
+                def shown(value: str = value) -> bool:
+                    answers = [get(gateway.port).status for _ in range(6)]
+                    showed = [request.get("authorization") for request in upstream.requests[-6:]]
+                    return answers == [200] * 6 and showed == [f"Bearer {value}".encode()] * 6
+
+                until(shown, value)
+            put_secret(gateway.admin, "DELETE", "")
+            until(lambda: get(gateway.port).status == 503, "the end of the last good value")
+
+            assert "value-" not in told(gateway)
+
+
+def put_secret(address: str, method: str, value: str) -> None:
+    connection = http.client.HTTPConnection(address, timeout=30)
+    connection.request(method, "/api/secrets/u-key", json.dumps({"value": value}) if value else None)
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_a_reload_keeps_the_token_and_takes_up_other_settings(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint(3600)
+    with Upstream() as upstream, Upstream(endpoint) as issuer:
+        oauth = {"token_url": f"{issuer.url}/token", "client_id": "me", "env": "TEST_SECRET"}
+        document = config(upstream, oauth=oauth)
+        with Gateway(document, environ={"TEST_SECRET": SECRET}) as gateway:
+            get(gateway.port)
+            for name, credentials, wanted in (
+                ("same", {"oauth": oauth}, b"Bearer token-1"),
+                ("other", {"env": "TEST_SECRET"}, f"Bearer {SECRET}".encode()),
+            ):
+                document["upstreams"]["u"]["credentials"] = credentials
+                document["routes"][0]["name"] = name
+                gateway.write_config(document)
+                assert call(gateway.admin, "/api/gateway/reload", "POST").status == 200
+                assert get(gateway.port).status == 200
+                assert upstream.requests[-1].get("authorization") == wanted
+            assert endpoint.given == 1
 
 
 class TokenEndpoint:
