@@ -468,9 +468,12 @@ class AnonymousConfig(Settings, frozen=True, kw_only=True):
     ] = "free"
     consumer: Annotated[Text, Meta(description="The name in logs and metrics.")] = "anonymous"
     scopes: Annotated[
-        tuple[str, ...], Meta(extra={"one_or_many": True}, description="What they may do.")
+        tuple[str, ...],
+        Meta(extra={"one_or_many": True}, description="What they may do, for `scopes` of a route."),
     ] = ()
-    roles: Annotated[tuple[str, ...], Meta(extra={"one_or_many": True}, description="Their roles.")] = ()
+    roles: Annotated[
+        tuple[str, ...], Meta(extra={"one_or_many": True}, description="Their roles, for `roles` of a route.")
+    ] = ()
 
 
 class HmacKeyConfig(Settings, frozen=True, kw_only=True):

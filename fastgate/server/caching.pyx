@@ -120,7 +120,7 @@ cdef class CachedRequest:
         self.looked_ns = x.ctx.now_ns
         self.looked_real_ns = now
         if self.key is None:
-            if rules.wants_consumer and ctx.identity is not None:
+            if rules.wants_consumer and ctx.identity is not None and not ctx.identity.by_address:
                 consumer = ctx.identity.cache_key()
             if rules.wants_body and self.rules.post and ctx.body:
                 body = hashlib.blake2b(ctx.body, digest_size=16).digest()
@@ -391,7 +391,7 @@ cdef class CachedRequest:
         ctx = behind.ctx
         c = <CachedRequest>behind.cached
         self.route.rules.c_key(c.rules, ctx.scheme == "https", ctx.authority, ctx.path_bytes, ctx.query_bytes,
-                               ctx.identity.cache_key() if self.route.rules.wants_consumer and ctx.identity is not None else None,
+                               ctx.identity.cache_key() if self.route.rules.wants_consumer and ctx.identity is not None and not ctx.identity.by_address else None,
                                None)
         c.key = self.key
         c.variant = self.variant
@@ -423,7 +423,7 @@ cdef class CachedRequest:
         self.foreseen = True
         if not self.rules.plain or self.rules.head or self.rules.post or self.background:
             return 0
-        for other in self.route.predict.follows(ctx.identity.consumer_bytes if ctx.identity is not None else ctx.client,
+        for other in self.route.predict.follows(ctx.identity.consumer_bytes if ctx.identity is not None and not ctx.identity.by_address else ctx.client,
                                                 target, ctx.now_ns):
             self.fetch_ahead(x, <bytes>other)
         return 0
@@ -455,7 +455,8 @@ cdef class CachedRequest:
             return 0
         c.rules = rules.c_read(0, b"GET", ctx.headers, False)
         c.key = rules.c_key(c.rules, ctx.scheme == "https", ctx.authority, path, ctx.query_bytes,
-                            ctx.identity.cache_key() if rules.wants_consumer and ctx.identity is not None else None, None)
+                            ctx.identity.cache_key() if rules.wants_consumer and ctx.identity is not None and not ctx.identity.by_address else None,
+                            None)
         if c.key is None or not c.rules.cacheable:
             return 0
         c.variant = c.key

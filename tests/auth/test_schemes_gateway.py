@@ -294,6 +294,19 @@ def test_a_client_certificate_behind_a_proxy_header(tmp_path: Path) -> None:
     assert upstream.requests[0].get("x-consumer-id") == b"orders"
 
 
+def test_the_anonymous_are_limited_by_address_and_not_together() -> None:
+    with Upstream() as upstream:
+        config = {
+            "trusted_proxies": "127.0.0.1",
+            "tiers": {"free": {"per_minute": 2}},
+            "routes": [route(upstream, "anonymous")],
+        }
+        with Gateway(config) as gateway:
+            for address in ("192.0.2.1", "192.0.2.2"):
+                said = [ask(gateway, f"X-Forwarded-For: {address}").status for _ in range(4)]
+                assert said == [200, 200, 429, 429]
+
+
 # the config
 
 
