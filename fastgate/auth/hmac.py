@@ -34,6 +34,7 @@ import time
 from typing import Any, ClassVar, Final
 
 from fastgate._core.context import RequestContext
+from fastgate._core.directory import Directory
 from fastgate._core.identity import Identity
 from fastgate.auth.consumers import Consumers
 from fastgate.auth.nonces import NonceWindow
@@ -41,6 +42,7 @@ from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, authorization
 from fastgate.auth.secrets import secret_bytes
 from fastgate.auth.settings import HmacConfig
 from fastgate.settings import SECOND
+from fastgate.state.records import secret_digest
 
 __all__ = ["Hmac", "canonical_string", "sorted_query"]
 
@@ -101,14 +103,18 @@ class Hmac(Scheme):
         nonces: NonceWindow,
         counter: CounterOf | None = None,
         *,
+        directory: Directory | None = None,
         clock: Any = time.time,
     ) -> None:
-        """secrets: consumer and secret by key id. identify: the Identity of a consumer, or None."""
+        """secrets: consumer and secret by key id. identify: the Identity of a consumer, or None. directory:
+        where the secrets of the store are published.
+        """
         super().__init__(counter)
         self.config = config
         self._secrets = secrets
         self._identify = identify
         self._nonces = nonces
+        self._directory = directory
         self._clock = clock
         # What an unknown key is compared with, so that it costs what a known one costs.
         self._nobody = ("", os.urandom(32))
@@ -129,6 +135,7 @@ class Hmac(Scheme):
             Consumers(consumers, memory.directory).identity,
             NonceWindow(memory.nonces, cls.name, cls.valid_ns(config), counter),
             counter,
+            directory=memory.directory,
         )
 
     @staticmethod
@@ -149,12 +156,27 @@ class Hmac(Scheme):
         self.count("ok")
         return outcome
 
+    def _secret(self, key_id: str) -> tuple[str, bytes]:
+        """Whose key it is, and its secret: of the config, else of the store, where `hmac/acme` and
+        `hmac/acme/2` are secrets of the consumer acme. Both are looked at in any case.
+        """
+        found = self._secrets.get(key_id)
+        stored = self._directory.get(secret_digest(f"hmac/{key_id}")) if self._directory is not None else None
+        if found is not None:
+            return found
+        if stored is None:
+            return self._nobody
+        try:
+            return key_id.partition("/")[0], secret_bytes(stored[2].decode())
+        except ValueError:
+            return self._nobody
+
     def _outcome(self, ctx: RequestContext, parts: dict[str, str] | None) -> Identity | str:
         """Who it is, or what is wrong. The signature is computed in any case, so that every wrong credential
         costs the same."""
         given = parts or {}
         key_id = given.get("key", "")
-        consumer, secret = self._secrets.get(key_id, self._nobody)
+        consumer, secret = self._secret(key_id)
         names = given.get("headers", "").split()
         digest = ", ".join(ctx.headers.get_all("content-digest"))
         path, _, query = _origin_form(ctx.request_target).partition("?")

@@ -18,6 +18,7 @@ from fastgate.auth.scheme import REJECTED
 from fastgate.auth.settings import HmacConfig
 from fastgate.settings import SECOND
 from fastgate.state.memory import HostMemory
+from fastgate.state.records import secret_digest
 from tests.auth.messages import Request, identify
 
 SECRET = b"a secret of the client"
@@ -314,3 +315,22 @@ def test_an_absolute_target_is_signed_as_its_path(target: str) -> None:
     request.request_target = target
 
     assert isinstance(scheme().verify(request), Identity)
+
+
+def test_a_secret_of_the_store_serves_until_it_is_removed() -> None:
+    memory = HostMemory.private()
+    config = HmacConfig()
+    nonces = NonceWindow(memory.nonces, "hmac", Hmac.valid_ns(config))
+    made = Hmac(config, {"acme": ("acme", SECRET)}, identify, nonces, directory=memory.directory)
+    memory.directory.put(secret_digest("hmac/bob/2"), b"hex:" + SECRET.hex().encode())
+    memory.directory.put(secret_digest("hmac/eve"), b"short")
+
+    found = made.verify(signed(key="bob/2"))
+    assert isinstance(found, Identity)
+    assert (found.consumer, found.key_id) == ("bob", "bob/2")
+    assert isinstance(made.verify(signed(key="acme")), Identity)
+    assert made.verify(signed(key="bob")) is REJECTED
+    assert made.verify(signed(key="eve", secret=b"short")) is REJECTED
+    memory.directory.remove(secret_digest("hmac/bob/2"))
+
+    assert made.verify(signed(key="bob/2")) is REJECTED

@@ -180,6 +180,27 @@ def test_shadow_mode_lets_everything_pass(gateway: Gateway) -> None:
     assert message.body == b"pay eve"
 
 
+def test_shadow_mode_refuses_no_long_body_either(gateway: Gateway) -> None:
+    for chunked in (False, True):
+        data = hmac_request("/shadow/a", "POST", body=b"x" * 20_000, chunked=chunked)
+        assert send(gateway.port, data).status == 200
+
+
+def test_a_secret_made_at_run_time_works_and_ends_at_once(gateway: Gateway) -> None:
+    def admin(method: str, body: str | None = None) -> int:
+        connection = http.client.HTTPConnection(gateway.admin, timeout=10)
+        connection.request(method, "/api/secrets/hmac/acme/2", body, {"Content-Type": "application/json"})
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    assert send(gateway.port, hmac_request("/hmac/a", key="acme/2")).status == 401
+    assert admin("PUT", json.dumps({"value": SECRET})) == 200
+    assert send(gateway.port, hmac_request("/hmac/a", key="acme/2")).status == 200
+    assert admin("DELETE") == 200
+    assert send(gateway.port, hmac_request("/hmac/a", key="acme/2")).status == 401
+
+
 class Resolver(HTTPSignatureKeyResolver):
     """The signer's key."""
 

@@ -59,6 +59,9 @@ def gateway() -> Iterator[Gateway]:
                 {"path": "/edited", "upstream": "origin", "cors": APP,
                  "response_headers": {"set": {"X-Edited": "1"}}},
                 {"path": "/plain", "upstream": "origin"},
+                {"path": "/cached", "upstream": "origin", "cache": {"ttl": "60s"},
+                 "cors": [APP, "https://other.example.com"],
+                 "security_headers": {"preset": "api", "upstream": "kept"}},
             ],
         }  # fmt: skip
         with Gateway(config, allow="upstream_connect_failed") as running:
@@ -222,6 +225,19 @@ def test_refusals_and_failures_can_be_read_too(gateway: Gateway) -> None:
         assert message.status == status
         assert cors_of(message) == {"allow-origin": [APP]}
         assert "Origin" in values(message, "vary")
+
+
+def test_a_cached_answer_speaks_to_the_origin_that_asks(gateway: Gateway) -> None:
+    for origin in (APP, "https://other.example.com", "https://evil.test", APP):
+        message = get(gateway.port, "/cached", f"Origin: {origin}")
+
+        assert message.status == 200
+        allowed = [] if "evil" in origin else [origin]
+        assert values(message, "access-control-allow-origin") == allowed
+        assert "Origin" in ", ".join(values(message, "vary"))
+        assert values(message, "x-frame-options") == ["DENY"]
+        assert values(message, "x-content-type-options") == ["nosniff"]
+    assert b"hit" in (message.get("cache-status") or b"")
 
 
 def test_a_preflight_needs_no_credentials(gateway: Gateway) -> None:
