@@ -72,6 +72,7 @@ cdef enum:
     AT_TAKEOVERS = 10
     AT_LIVE = 11
     AT_LOADED = 12
+    AT_HIGH = 13                    # records that were ever in use: those behind are untouched memory
     AT_GENERATION = 8               # on the second line
 
 LARGEST_BLOB = MAX_UNITS * UNIT - LENGTH_BYTES
@@ -260,7 +261,7 @@ cdef class Directory:
         cdef int64_t last
         cdef bytes digest
         cdef list found = []
-        for i in range(d.capacity):
+        for i in range(atomic_load_u64(&d.header[AT_HIGH])):
             last = atomic_load_relaxed(&d.records[i].last_used_ns)
             if last == 0 or last < since_ns:
                 continue
@@ -272,18 +273,18 @@ cdef class Directory:
         return found
 
     def digests(self):
-        """Every digest that is there, in no order; walks all buckets. For the writer: others may see one twice or miss one."""
+        """Every digest that is there, in no order; walks all records. For the writer: others may see one twice or miss one."""
         cdef directory_t* d = &self.d
-        cdef uint64_t bucket, at, steps
+        cdef uint64_t i, version
+        cdef bytes digest
         cdef list found = []
-        for bucket in range(d.mask + 1):
-            at = atomic_load_u64(&d.buckets[bucket])
-            steps = 0
-            while at != 0 and steps <= d.capacity:
-                if units_of(atomic_load_u64(&d.records[at - 1].head)) != 0:
-                    found.append(PyBytes_FromStringAndSize(<const char*>d.records[at - 1].digest, 32))
-                at = atomic_load_u64(&d.records[at - 1].next)
-                steps += 1
+        for i in range(atomic_load_u64(&d.header[AT_HIGH])):
+            if units_of(atomic_load_u64(&d.records[i].head)) == 0:
+                continue
+            digest = PyBytes_FromStringAndSize(<const char*>d.records[i].digest, 32)
+            # A record that a killed writer had filled is not there before it is in its chain.
+            if self.c_find(<const unsigned char*>PyBytes_AS_STRING(digest), &version) == <int64_t>i:
+                found.append(digest)
         return found
 
     @property
@@ -349,7 +350,11 @@ cdef class Directory:
         is_new = index < 0
         if is_new:
             if d.free_count == 0:
-                raise DirectoryFull(f"all {d.capacity} entries are taken")
+                if d.header[AT_HIGH] == d.capacity:
+                    raise DirectoryFull(f"all {d.capacity} entries are taken")
+                d.free[0] = <uint32_t>d.header[AT_HIGH]
+                d.free_count = 1
+                atomic_store_u64(&d.header[AT_HIGH], d.header[AT_HIGH] + 1)
             index = d.free[d.free_count - 1]
         elif self.c_read(index, version) == content:
             return False
@@ -456,25 +461,27 @@ cdef class Directory:
         d.live = 0
         d.top = 0
         d.free_count = 0
-        for i in range(d.mask + 1):
-            link = &d.buckets[i]
+        # Chain by chain, as the records tell: the buckets that none of them names are untouched memory.
+        for i in range(d.header[AT_HIGH]):
+            link = &d.buckets[d.records[i].digest[0] & d.mask]
             while link[0] != 0:
                 at = link[0] - 1
                 head = d.records[at].head
                 if units_of(head) == 0:
                     atomic_store_u64(link, d.records[at].next)      # removed, but not yet taken out of its chain
                     continue
-                is_linked[at] = 1
-                count += 1
-                d.live += units_of(head)
-                if place_of(head) >= d.units:
-                    strayed = True
-                else:
-                    d.top = max(d.top, place_of(head) + units_of(head))
+                if not is_linked[at]:
+                    is_linked[at] = 1
+                    count += 1
+                    d.live += units_of(head)
+                    if place_of(head) >= d.units:
+                        strayed = True
+                    else:
+                        d.top = max(d.top, place_of(head) + units_of(head))
                 link = &d.records[at].next
-        # From the back, so that the first records are used first and untouched pages stay untouched.
-        for i in range(d.capacity):
-            at = d.capacity - 1 - i
+        # From the back, so that the first records are used first.
+        for i in range(d.header[AT_HIGH]):
+            at = d.header[AT_HIGH] - 1 - i
             if not is_linked[at]:
                 if units_of(d.records[at].head) != 0:               # filled, but never put into its chain
                     atomic_store_u64(&d.records[at].head, next_head(d.records[at].head, 0, 0))
@@ -501,7 +508,7 @@ cdef class Directory:
         cdef blob_t* blobs = <blob_t*>malloc((d.capacity + 1) * sizeof(blob_t))
         if blobs == NULL:
             raise MemoryError(f"capacity: {d.capacity} entries")
-        for i in range(d.capacity):
+        for i in range(d.header[AT_HIGH]):
             head = d.records[i].head
             if units_of(head) != 0:
                 blobs[count].place = place_of(head)

@@ -200,8 +200,10 @@ cdef class AuthGate(Plugin):
 
     cdef bint current(self, Identity identity) noexcept:
         """False when what the identity was made of has changed since. One that is current is counted as used."""
-        if identity.record < 0 or self.directory is None:
+        if self.directory is None or identity.record == -1:
             return True
+        if identity.record < 0:         # a consumer nobody had declared: whatever was written since may do so
+            return self.directory.c_generation() == identity.version
         if not self.directory.c_current(identity.record, identity.version):
             return False
         self.directory.c_used(identity.record, realtime_ns())

@@ -21,7 +21,8 @@ cdef class Identity:
 
     consumer: its name, never empty. method: the scheme's name. key_id: which of the consumer's credentials. limits: what takes the
     place of its tier's limits. expires_ns: CLOCK_REALTIME ns, 0 = never. record, version: the entry of the Directory it was read
-    from, -1 when from none; a later version means it is out of date.
+    from, -1 when from none; a later version means it is out of date. -2: the Directory
+    had none when its generation was `version`.
     """
 
     def __init__(self, str consumer not None, *, str tier="", str method="", str key_id=None, scopes=(), roles=(), metadata=None,

@@ -25,6 +25,10 @@ WORD_PATTERN = r"[!#-\[\]-~]{1,255}"
 """A scope or role: scope-token of RFC 6749 §3.3, which the lists in headers and tokens are made of."""
 
 
+UNDECLARED = -2
+"""The record of an identity whose consumer the directory has not; its version is the generation then."""
+
+
 class Consumers:
     """What a worker knows of consumers: the directory first, then the config file."""
 
@@ -80,13 +84,16 @@ class Consumers:
         )
 
     def _look(self, name: str) -> tuple[ConsumerRecord | None, int, int]:
+        index, version = -1, 0
         if self._directory is not None:
+            # Before the look-up: what is written meanwhile makes the answer out of date.
+            index, version = UNDECLARED, self._directory.generation
             found = self._directory.get(consumer_digest(name))
             if found is not None:
                 index, version, blob = found
                 return decode_consumer(blob), index, version
         config = self._config.get(name)
-        return (None if config is None else effective(config, None)), -1, 0
+        return (None if config is None else effective(config, None)), index, version
 
 
 _NOBODY = ConsumerRecord()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import jwt
+
+from fastgate.config import check
 from tests.auth.test_api_keys import ROUTE, make, statuses, use
+from tests.client import get
 from tests.control.admin_client import call
 from tests.gateway import Gateway
 from tests.server.gateway_rig import until
@@ -95,6 +100,48 @@ def test_disabling_a_consumer_ends_all_its_keys_at_once_and_enabling_brings_them
         call(gateway.admin, "/api/consumers/acme", "PATCH", body={"disabled": None})
 
         assert [statuses(gateway, key, 10) for key in keys] == [{200}] * 3
+
+
+def test_disabling_reaches_tokens_whose_consumer_nobody_had_declared() -> None:
+    secret = "0123456789abcdef0123456789abcdef"
+    config = {
+        "routes": [{**ROUTE, "auth": ["jwt"]}],
+        "auth": {"jwt": {"issuers": [{"issuer": "test", "secret": secret}]}},
+    }
+    claims = {"iss": "test", "sub": "ghost", "exp": int(time.time()) + 3600}
+    field = f"Authorization: Bearer {jwt.encode(claims, secret)}"
+    with Gateway(config, workers=2) as gateway:
+        assert {get(gateway.port, "/", field).status for _ in range(40)} == {200}
+
+        call(gateway.admin, "/api/consumers", "POST", body={"name": "ghost", "disabled": True})
+        assert {get(gateway.port, "/", field).status for _ in range(40)} == {401}
+
+        call(gateway.admin, "/api/consumers/ghost", "DELETE")
+        assert {get(gateway.port, "/", field).status for _ in range(40)} == {200}
+
+
+def test_api_keys_without_a_controller_are_refused() -> None:
+    text = "admin: off\nroutes: [{path: /*, auth: [api_key], respond: in}]\n"
+
+    errors = [str(error) for error in check(text, "yaml", {})[1]]
+
+    assert len(errors) == 1
+    assert '$.routes[0].auth[0]: "api_key" with admin.listen off' in errors[0]
+
+
+def test_names_and_words_of_consumers_in_the_file_are_checked() -> None:
+    text = """
+consumers:
+  " acme": {}
+  bob: {scopes: ["a b"], tier: gold}
+routes: [{path: /*, respond: in}]
+"""
+
+    errors = "\n".join(str(error) for error in check(text, "yaml", {})[1])
+
+    assert "$.consumers. acme" in errors or '$.consumers[" acme"]' in errors
+    assert "$.consumers.bob.scopes[0]" in errors
+    assert "$.consumers.bob.tier" in errors
 
 
 def test_a_consumer_disabled_in_the_file_loses_its_keys_with_the_reload() -> None:
