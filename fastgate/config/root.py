@@ -361,7 +361,7 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
         ),
     ] = 1_000_000
     directory_bytes: Annotated[
-        Size, Meta(ge=100_000, le=64_000_000_000, description="Room for what the directory says of them.")
+        Size, Meta(ge=100_000, le=1 << 30, description="Room for what the directory says of them.")
     ] = 128_000_000
 
 
@@ -374,7 +374,7 @@ class StoreConfig(Settings, frozen=True, kw_only=True):
             description=(
                 "A SQLite file, made when something is stored first. `.lock` and, for secrets, `.key` lie "
                 "beside it. Default: `fastgate.db` in `$STATE_DIRECTORY` (systemd sets it), else in the "
-                "working directory. A change needs a restart."
+                "working directory. After a reload with another file its keys count."
             )
         ),
     ] = None

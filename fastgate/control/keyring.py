@@ -79,6 +79,7 @@ class Keyring:
         self._sealed = ""  # why a secret cannot be opened
         self._journal = journal
         self._store = Store(default_path())
+        self._switching: asyncio.Task[None] | None = None
         self._interval_s = 10.0
         self._flushed_ns = 0
         self._ends: list[tuple[int, str]] = []  # heap of (expires_ns, key_id) of published keys
@@ -94,7 +95,7 @@ class Keyring:
 
     async def start(self, config: Config) -> None:
         """Opens the store and publishes all of it. Does not raise: what is wrong is in `fault`."""
-        self._store = Store(Path(config.store.path) if config.store.path else default_path())
+        self._store = Store(_path(config))
         self._interval_s = config.store.usage_interval_ns / 1e9
         self.consumers_in_file = config.consumers
         try:
@@ -114,6 +115,9 @@ class Keyring:
 
     def install(self, config: Config) -> None:
         """Takes up another config: what it says of consumers is in force when this returns."""
+        if _path(config) != self._store.path:
+            self._switching = asyncio.create_task(self._switch(config))
+            return
         before, self.consumers_in_file = self.consumers_in_file, config.consumers
         self._interval_s = config.store.usage_interval_ns / 1e9
         for name in before.keys() | config.consumers.keys():
@@ -122,6 +126,12 @@ class Keyring:
                     self._publish_consumer(name)
                 except (StoreError, DirectoryFull) as error:
                     self._journal.error("consumer not published", consumer=name, problem=str(error))
+
+    async def _switch(self, config: Config) -> None:
+        """Another file: its keys take the place of those there are. When it cannot be used they stay."""
+        await self.close()
+        self.fault = "another store is being opened"
+        await self.start(config)
 
     async def run(self) -> None:
         """Ends keys when their time comes, and writes down what was used; until cancelled."""
@@ -469,6 +479,10 @@ class Keyring:
 
 
 _UNDECLARED = ConsumerRecord()
+
+
+def _path(config: Config) -> Path:
+    return Path(config.store.path) if config.store.path else default_path()
 
 
 def _record(key: StoredKey, consumer: ConsumerRecord) -> KeyRecord | None:

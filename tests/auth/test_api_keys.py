@@ -288,6 +288,23 @@ def test_keys_and_their_uses_survive_a_restart(tmp_path: Path) -> None:
         assert call(gateway.admin, f"/api/keys/{gone['key_id']}").json["state"] == "revoked"
 
 
+def test_a_reload_with_another_store_has_its_keys(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"routes": [ROUTE], "store": {"path": str(tmp_path / "one.db")}}
+    with Gateway(config, workers=2) as gateway:
+        first = make(gateway)["api_key"]
+        gateway.write_config({**config, "store": {"path": str(tmp_path / "two.db")}})
+        assert call(gateway.admin, "/api/gateway/reload", "POST").status == 200
+        until(lambda: use(gateway, first) == 401, "the other store")
+        second = make(gateway)["api_key"]
+        assert statuses(gateway, second, 10) == {200}
+
+        gateway.write_config(config)
+        assert call(gateway.admin, "/api/gateway/reload", "POST").status == 200
+
+        until(lambda: use(gateway, first) == 200, "the first store")
+        assert statuses(gateway, second, 10) == {401}
+
+
 def test_uses_are_written_down_while_the_gateway_runs(tmp_path: Path) -> None:
     path = tmp_path / "keys.db"
     config = {"routes": [ROUTE], "store": {"path": str(path), "usage_interval": "100ms"}}
