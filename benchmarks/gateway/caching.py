@@ -26,7 +26,7 @@ from benchmarks.gateway.guarded import (
     guarded,
 )
 from benchmarks.gateway.ladder import Ladder, Options, Peer, Peers, Result
-from benchmarks.gateway.load import Traffic
+from benchmarks.gateway.load import MARK, Traffic
 from benchmarks.gateway.servers import BODY, Server
 
 __all__ = ["CACHES", "CACHE_SINGLES"]
@@ -100,7 +100,7 @@ def _tiers(origin: int) -> Peers:
 def _many(origin: int) -> Peers:
     def peer(count: int) -> Peer:
         config = _cached(origin, memory="1500MB")
-        path = "/orders/@MARK@"
+        path = f"/orders/{MARK}"
         return Peer(
             lambda: servers.fastgate(config),
             traffic=Traffic("GET", path, varying=drawing(DRAW_NUMBER, count=count)),

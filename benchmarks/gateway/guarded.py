@@ -16,7 +16,7 @@ import jwt
 
 from benchmarks.gateway import load, servers
 from benchmarks.gateway.ladder import Ladder, Peer, Peers
-from benchmarks.gateway.load import Traffic
+from benchmarks.gateway.load import FIRST, MARK, Traffic
 from benchmarks.gateway.servers import MANY, Server
 
 __all__ = ["GUARDS", "KEY", "LUA_GUARD", "LUA_HTTP", "NGINX_PROXY", "TIERS"]
@@ -115,12 +115,12 @@ def _token(origin: int) -> Peers:
     }
 
 
-# Requests that differ: wrk's own request is made once, with MARK where they differ, and cut there.
+# Requests that differ: wrk's own request is made once, with a mark where they differ, and cut there.
 CUT = """
 local head, tail
 init = function(arguments)
   local whole = wrk.format()
-  local first, last = whole:find("@MARK@", 1, true)
+  local first, last = whole:find("%(mark)s", 1, true)
   head, tail = whole:sub(1, first - 1), whole:sub(last + 1)
 end
 local seed = %(seed)d
@@ -128,9 +128,6 @@ local function draw(count)  -- Park and Miller's generator: exact in a double
   seed = seed * 16807 %% 2147483647
   return math.floor(seed / 2147483647 * count)
 end
-"""
-DRAW_KEY = """
-request = function() return head .. string.format("fg_benchmark%%035d", draw(%(count)d)) .. tail end
 """
 DRAW_NUMBER = """
 request = function() return head .. string.format("%%07d", draw(%(count)d)) .. tail end
@@ -142,8 +139,8 @@ request = function() number = number + 1 return head .. string.format("%%07d", n
 
 
 def drawing(lua: str, **values: int) -> str:
-    """Lua of a load whose requests differ where it says MARK."""
-    return (CUT + lua) % {"seed": 20_261_121, **values}
+    """Lua of a load whose requests differ where the mark is."""
+    return (CUT + lua) % {"mark": MARK, "seed": 20_261_121, **values}
 
 
 def fill(traffic: Traffic, count: int) -> Callable[[Server, Traffic], None]:
@@ -163,7 +160,8 @@ def fill(traffic: Traffic, count: int) -> Callable[[Server, Traffic], None]:
 def _many_keys(origin: int) -> Peers:
     def peer(count: int) -> Peer:
         keys = [key_named(number) for number in range(count)]
-        asked = Traffic(headers={"X-API-Key": "@MARK@"}, varying=drawing(DRAW_KEY, count=count))
+        headers = {"X-API-Key": KEY.removesuffix(FIRST) + MARK}
+        asked = Traffic(headers=headers, varying=drawing(DRAW_NUMBER, count=count))
         return Peer(lambda: servers.fastgate(guarded(origin), keys=keys), traffic=asked)
 
     return {"fastgate 10 keys": peer(10), f"fastgate {KEYS} keys": peer(KEYS)}
@@ -182,7 +180,7 @@ def _many_entries(origin: int) -> Peers:
                 }
             ],
         }
-        headers = {"X-Device": "@MARK@"}
+        headers = {"X-Device": MARK}
         asked = Traffic(headers=headers, varying=drawing(DRAW_NUMBER, count=count))
         return Peer(
             lambda: servers.fastgate(config), traffic=asked, prepare=fill(Traffic(headers=headers), count)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -105,10 +106,15 @@ def _prove(name: str, server: Server, traffic: Traffic, *, is_hit: bool) -> None
         status, _headers, body = load.ask(server, traffic)
         if status != traffic.status:
             raise RuntimeError(f"{name} answers {status}, not {traffic.status}: {body[:300]!r}")
-    if is_hit:
+    # A disk is written to in batches: what it stores may take a moment to be there.
+    until = time.monotonic() + 5
+    while is_hit:
         first, second = (load.ask(server, traffic)[1].get(MADE) for _ in range(2))
-        if first != second:
+        if first == second:
+            return
+        if time.monotonic() > until:
             raise RuntimeError(f"{name} asks the upstream again for what it should have stored")
+        time.sleep(0.1)
 
 
 def _summary(samples: list[load.Sample], paced: list[load.Paced], private_bytes: int) -> Result:

@@ -24,6 +24,8 @@ from benchmarks.gateway.servers import BODY, LOAD_CORE, Server, pinned
 
 __all__ = [
     "CONNECTIONS",
+    "FIRST",
+    "MARK",
     "Paced",
     "Sample",
     "Traffic",
@@ -38,6 +40,8 @@ __all__ = [
 
 CONNECTIONS = 64
 WARM_S = 0.5
+# Where the requests of a load differ, and what stands there in the first of them.
+MARK, FIRST = "@MARK@", "0000000"
 
 # Every answer with a status above 399 is an error to wrk; what Traffic.status asks for is none to us.
 SCRIPT = r"""
@@ -131,9 +135,9 @@ def ask(server: Server, traffic: Traffic) -> tuple[int, Mapping[str, str], bytes
     if traffic.method == "POST":
         headers["Content-Type"] = "application/json"
     request = urllib.request.Request(
-        f"http://127.0.0.1:{server.port}{traffic.path}",
+        f"http://127.0.0.1:{server.port}{traffic.path.replace(MARK, FIRST)}",
         data=BODY.encode() if traffic.method == "POST" else None,
-        headers=headers,
+        headers={name: value.replace(MARK, FIRST) for name, value in headers.items()},
         method=traffic.method,
     )
     try:

@@ -49,10 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         with console.status(name) as status:
             say = lambda text, name=name, status=status: status.update(f"{name}: {text}")  # noqa: E731
-            if name in LADDERS:
-                document["scenarios"][name] = measure_ladder(LADDERS[name], options, say)
-            else:
-                document["scenarios"][name] = SINGLES[name](options, say)
+            try:
+                if name in LADDERS:
+                    document["scenarios"][name] = measure_ladder(LADDERS[name], options, say)
+                else:
+                    document["scenarios"][name] = SINGLES[name](options, say)
+            except RuntimeError as error:  # a peer that does not do what is measured; the others still count
+                document["missing"].append(f"{name}: {error}")
+                continue
         document["missing"] += [f"{name}: {why}" for why in document["scenarios"][name].get("missing", [])]
         report.write(document, given.output)
     image = given.output.with_suffix(".png")
