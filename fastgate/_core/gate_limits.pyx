@@ -794,6 +794,17 @@ cdef char* put_number(char* at, int64_t number) noexcept nogil:
     return put(at, &digits[20 - n], n)
 
 
+cdef inline int refusing(RequestContext ctx, Reason reason) except -1:
+    """Refuse with a row of REASONS; shadow mode puts back what stood there before."""
+    ctx.reason = reason
+    ctx.detail = None
+    ctx.answer = None
+    ctx.ready_body = None
+    ctx.lines_before = ctx.gate_lines
+    ctx.extra_before = 0 if ctx.extra_response is None else <int>len(ctx.extra_response)
+    return V_RESPOND
+
+
 cdef inline int64_t seconds_up(int64_t ns) noexcept nogil:
     return (ns + 999_999_999) // 1_000_000_000
 
@@ -925,8 +936,7 @@ cdef class LimitGate(Plugin):
                 metric_add(self.full, 1)
                 if self.passes_full:
                     return V_CONTINUE
-                ctx.reason = LIMITS_FULL
-                return V_RESPOND
+                return refusing(ctx, LIMITS_FULL)
             # The tightest answers: the one that makes the client wait longest.
             for j in range(i + 1, n):
                 rule = <LimitRule>rules[j]
@@ -964,8 +974,7 @@ cdef class LimitGate(Plugin):
                 for j in range(n):
                     (<LimitRule>rules[j]).give_back(&keys[j], amounts, now_ns, now_ns)
                 if in_use < 0:
-                    ctx.reason = LIMITS_FULL
-                    return V_RESPOND
+                    return refusing(ctx, LIMITS_FULL)
                 tight.refused = True
                 tight.rule = i
                 tight.slot = MOST_SLOTS
@@ -1103,7 +1112,7 @@ cdef class LimitGate(Plugin):
         at = put(at, b'","retry_after":', 16)
         at = put_number(at, retry_s)
         at = put(at, b"}", 1)
-        ctx.reason = RATE_LIMITED
+        refusing(ctx, RATE_LIMITED)
         ctx.ready_body = PyBytes_FromStringAndSize(body, at - body)
         if self.enforce:
             self.tell(ctx, rules, n, tight, retry_s)
@@ -1116,7 +1125,7 @@ cdef class LimitGate(Plugin):
         cdef bytes line
         cdef int64_t retry_s = max(seconds_up(left_ns), 1)
         metric_add(<Metric>self.refused[K_BAN], 1)
-        ctx.reason = BANNED
+        refusing(ctx, BANNED)
         at = put(text, b'{"error":"Too many violations","limit_type":"ban","retry_after":', 64)
         at = put_number(at, retry_s)
         at = put(at, b"}", 1)
@@ -1210,6 +1219,4 @@ cdef class AccessGate(Plugin):
         if passes:
             return V_CONTINUE
         metric_add(self.count, 1)
-        ctx.reason = self.why
-        ctx.detail = None
-        return V_RESPOND
+        return refusing(ctx, self.why)

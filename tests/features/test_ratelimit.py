@@ -561,6 +561,17 @@ def test_shadow_mode_lets_pass_and_counts() -> None:
         assert value(samples, "fastgate_limits_refused_total", limit="per_minute") == 3
 
 
+def test_shadow_mode_leaves_what_other_gates_have_added() -> None:
+    limits = {"per_minute": 1, "enforce": False}
+    route = {"cors": {"origins": ["https://app.test"]}}
+    with Upstream() as upstream, gateway(upstream, limits, route=route) as served:
+        answers = [get(served.port, "/", "Origin: https://app.test") for _ in range(2)]
+
+        assert [message.status for message in answers] == [200, 200]
+        for message in answers:
+            assert message.get("access-control-allow-origin") == b"https://app.test"
+
+
 def test_who_keeps_running_into_limits_is_banned_for_longer_each_time() -> None:
     penalty = {"strikes": 3, "within": "60s", "bans": ["1s", "30s"], "forget": "1h"}
     with Upstream() as upstream, gateway(upstream, {"per_second": 1, "penalty": penalty}) as served:
