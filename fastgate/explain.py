@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from fastgate._core.router import Route
 from fastgate.config import AccessLogConfig, Config, ListenerConfig, PluginUse, RouteConfig, TlsConfig
+from fastgate.features.policy import ViolationLog
 from fastgate.plan import freeze_now
 from fastgate.plugin import CONTINUE, Plugin, RequestContext
 from fastgate.server.dataplane import DataPlane
@@ -61,6 +62,8 @@ class Explanation(msgspec.Struct, frozen=True):
     head: str = ""
     status: int = 0
     answer: str = ""
+    refused: str = ""  # the reason, when a gate of the route refuses
+    decisions: tuple[str, ...] = ()  # what policies said of it
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -78,6 +81,8 @@ class Recorder(Plugin):
         self.route: Any = None
         self.params: dict[str, str] = {}
         self.heads: list[bytes] = []
+        self.refused = ""
+        self.decisions: list[str] = []
 
     @classmethod
     def build(cls, config: Any, env: Any) -> Recorder:
@@ -88,7 +93,16 @@ class Recorder(Plugin):
         self.params = ctx.params
         if ctx.route.upstream is not None:
             self.heads = [request_head_bytes(ctx, ctx.route, target) for target in ctx.route.upstream.targets]
+        if ctx.tags:
+            self.decisions.append(f"tagged {', '.join(ctx.tags)}")
+        if ctx.upstream_override is not None:
+            self.decisions.append(f"sent to upstream {ctx.upstream_override} instead")
         return CONTINUE if ctx.route.upstream is None else ctx.respond(204)
+
+    def log(self, ctx: RequestContext) -> None:
+        if self.route is None and ctx.route is not None:  # a gate before this one has refused it
+            self.route, self.params = ctx.route, ctx.params
+            self.refused = ctx.reason.label if ctx.reason is not None else ""
 
 
 class _Nowhere(asyncio.Transport):
@@ -149,6 +163,11 @@ def explain_request(
         host, path = _matched_on(authority, target)
         recorder: Any = next(plugin for plugin in plan.plugins if isinstance(plugin, Recorder))
         candidates = plan.router.candidates(host, path)
+        recorder.decisions += [
+            f"policy {violation.policy} {'refuses' if violation.enforced else 'would refuse'} it"
+            + (f" ({violation.detail})" if violation.detail else "")
+            for _number, violation in reversed(ViolationLog(memory.violations).recent())
+        ]
     finally:
         loop.close()
     seen = routes.get(recorder.route.name) if recorder.route is not None else None
@@ -169,6 +188,7 @@ def explain_request(
         why=_why(chosen) if chosen is not None else "",
         params=recorder.params,
         plugins=tuple(use.use for use in (*config.plugins, *seen.plugins)),
+        decisions=tuple(recorder.decisions),
         **_consequences(config, seen, recorder, transport.written),
     )
 
@@ -266,6 +286,9 @@ def _difference(wanted: str, value: str | None) -> str:
 
 
 def _consequences(config: Config, route: RouteConfig, recorder: Recorder, written: bytes) -> dict[str, Any]:
+    if recorder.refused:
+        status, answer = _answer(written)
+        return {"action": "refuse", "refused": recorder.refused, "status": status, "answer": answer}
     limit = config.server.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes
     limits = {"max_body": size_text(limit) if limit else "none"}
     if route.upstream is None:
@@ -323,6 +346,10 @@ def print_explanation(explanation: Explanation, console: Console | None = None) 
         say("params", "  ".join(f"{name}={value}" for name, value in explanation.params.items()))
     if explanation.plugins:
         say("plugins", " → ".join(explanation.plugins))
+    for decision in explanation.decisions:
+        say("decision", decision)
+    if explanation.refused:
+        say("refused", explanation.refused)
     if explanation.upstream:
         say("upstream", explanation.upstream)
         for target in explanation.targets:
