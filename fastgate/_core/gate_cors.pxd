@@ -19,9 +19,10 @@ cdef class CorsGate(Plugin):
     cdef bint reflect_headers
     cdef bint private_network
     cdef bint refuse_others
-    cdef dict preflights            # origin → its Answer, where nothing of the request is reflected
+    cdef dict preflights            # what a preflight's answer depends on → the Answer
     cdef int preflight_status
     cdef Reason refused
     cdef bytes origin_lines(self, bytes origin)
     cdef bint matches(self, bytes origin) except -1
     cdef int preflight(self, RequestContext ctx, bytes origin, bytes method) except -1
+    cdef Answer preflight_answer(self, bytes origin, bytes method, bytes asked, bint private)

@@ -6,8 +6,8 @@ WHAT     `CorsGate` adds the Access-Control-* lines to every answer of its route
 STATE    The lines for an origin are made once: for the listed ones at freeze, for those a pattern decides on when they first come,
          MOST_SEEN of them; then all of those are forgotten at once, as an attacker may send any number of origins.
 WHO      Built at freeze; the worker's loop.
-COST     no Origin: one look for the field. Known origin: that and a dict. A preflight from a known origin: the same, answered with
-         bytes made at its first.
+COST     no Origin: one look for the field. Known origin: that and a dict. A preflight that asks what another asked before: two
+         more looks and a dict, answered with bytes made at the first.
 SOURCES  Fetch standard §3.2 (CORS protocol), §3.2.5 (when "*" is no wildcard: with credentials); RFC 6454 §6.2 (what an origin
          looks like); Private Network Access, WICG
 """
@@ -24,6 +24,7 @@ cdef enum:
     MOST_SEEN = 1024
     MOST_ORIGIN_BYTES = 512         # a scheme, a name of at most 255 bytes, a port
     MOST_REFLECTED_BYTES = 4096
+    MOST_KEPT_BYTES = 1024          # of what an answer depends on: longer ones are made anew, and fill no memory
 
 cdef bytes VARY_ORIGIN = b"Vary: Origin\r\n"
 cdef bytes VARY_PREFLIGHT = b"Vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers\r\n"
@@ -143,38 +144,48 @@ cdef class CorsGate(Plugin):
 
     cdef int preflight(self, RequestContext ctx, bytes origin, bytes method) except -1:
         """Answer it. One from a foreign origin is refused: its browser would give up anyway, and here it is counted."""
-        cdef bytes lines, asked = None
+        cdef bytes lines, key, asked = None
         cdef bint private = self.private_network and ctx.headers.find(b"access-control-request-private-network", 38) == b"true"
-        cdef bint plain = not (self.reflect_methods or self.reflect_headers or private)
         if not self.any_origin and self.origin_lines(origin) is None:
             ctx.refuse(self.refused)
             return V_RESPOND
         lines = self.lines_any if self.any_origin else self.origin_lines(origin)
         if ctx.gate_lines is not None and ctx.gate_lines.startswith(lines):
             ctx.gate_lines = ctx.gate_lines[PyBytes_GET_SIZE(lines):] or None     # the answer has its own, with another Vary
-        if plain:
-            found = self.preflights.get(None if self.any_origin else origin)
-            if found is not None:
-                ctx.answer = <Answer>found
-                ctx.reason = None
-                return V_RESPOND
+        # What the answer depends on, with separators that stand in none of them
+        key = b"*" if self.any_origin else origin
+        if self.reflect_methods:
+            key = key + b"\n" + method
+        if self.reflect_headers:
+            asked = ctx.headers.find(b"access-control-request-headers", 30)
+            if asked is not None:
+                key = key + b"\r" + asked
+        if private:
+            key = key + b"\0"
+        found = self.preflights.get(key)
+        if found is None:
+            found = self.preflight_answer(origin, method, asked, private)
+            if len(self.preflights) >= MOST_SEEN:
+                self.preflights.clear()
+            if PyBytes_GET_SIZE(key) <= MOST_KEPT_BYTES:
+                self.preflights[key] = found
+        ctx.answer = <Answer>found
+        ctx.reason = None
+        return V_RESPOND
+
+    cdef Answer preflight_answer(self, bytes origin, bytes method, bytes asked, bint private):
+        """The answer to an allowed preflight."""
+        cdef Answer answer = Answer(self.preflight_status)
+        cdef bytes lines
         lines = b"Access-Control-Allow-Origin: " + (b"*" if self.any_origin else origin) + b"\r\n" + self.preflight_tail
         if self.reflect_methods and name_valid(PyBytes_AS_STRING(method), PyBytes_GET_SIZE(method)):
             lines += b"Access-Control-Allow-Methods: " + method + b"\r\n"
-        if self.reflect_headers:
-            asked = ctx.headers.find(b"access-control-request-headers", 30)
-            if asked is not None and is_name_list(asked):
-                lines += b"Access-Control-Allow-Headers: " + asked + b"\r\n"
+        if asked is not None and is_name_list(asked):
+            lines += b"Access-Control-Allow-Headers: " + asked + b"\r\n"
         if private:
             lines += b"Access-Control-Allow-Private-Network: true\r\n"
-        ctx.answer = Answer(self.preflight_status)
-        ctx.answer.lines = lines + VARY_PREFLIGHT
-        ctx.reason = None
-        if plain:
-            if len(self.preflights) >= MOST_SEEN:
-                self.preflights.clear()
-            self.preflights[None if self.any_origin else origin] = ctx.answer
-        return V_RESPOND
+        answer.lines = lines + VARY_PREFLIGHT
+        return answer
 
     cdef int c_answer(self, RequestContext ctx, Headers fields) except -1:
         """Drop what the upstream says of CORS: two values of Access-Control-Allow-Origin are none."""
