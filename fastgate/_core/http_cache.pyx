@@ -630,7 +630,7 @@ cdef class Rules:
                 if lifetime > self.heuristic_max_ns:
                     lifetime = self.heuristic_max_ns
                 d.flags |= STORED_HEURISTIC
-            if not why and lifetime > 0 and request.cookies and not request.keyed_private and not self.key_cookies \
+            if not why and request.cookies and not request.keyed_private and not self.key_cookies \
                     and not self.share_private and not cc.flags & CC_PUBLIC:
                 why = "cookie"
             if lifetime < 0:

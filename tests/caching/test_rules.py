@@ -171,6 +171,13 @@ NOT_STORED: list[tuple[str, str, list[tuple[str, str]], dict[str, Any]]] = [
     ("nothing said", "no_freshness", [], {}),
     ("nothing said, 201", "no_freshness", [("ETag", '"a"')], {"status": 201}),
     ("cookie in the request, nothing said", "cookie", [], {"request": [("Cookie", "a=b")], "ttl_ns": SECOND}),
+    (
+        # a lifetime may be learned for it later
+        "cookie in the request, a validator alone",
+        "cookie",
+        [("ETag", '"a"')],
+        {"request": [("Cookie", "a=b")]},
+    ),
     ("too many tags", "tags", [cc("max-age=60"), ("Surrogate-Key", " ".join(map(str, range(200))))], {}),
     ("a tag too long", "tags", [cc("max-age=60"), ("Cache-Tag", "x" * 2000)], {}),
 ]
