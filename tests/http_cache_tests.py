@@ -146,7 +146,7 @@ def origin(suite: Path, port: int) -> Iterator[int]:
 
 
 def run_suite(
-    suite: Path, base: str, *, pinned: bool, only: str = ""
+    suite: Path, base: str, *, pinned: bool = False, settle_ms: int = 0, only: str = ""
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The kind of each test, and its result: true, or [kind of failure, why]."""
     runner = suite / "run.mjs"
