@@ -259,6 +259,7 @@ cdef class AuthGate(Plugin):
 
     cdef bint passes(self, scheme, error) except -1:
         scheme.count("unavailable")
+        scheme.complain(error)
         return scheme.on_error == "allow"
 
     cdef int take(self, RequestContext ctx, Identity identity, scheme) except -1:

@@ -14,11 +14,19 @@ answer.
 from __future__ import annotations
 
 import enum
+import logging
+import time
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 from fastgate._core.context import RequestContext
 
 __all__ = ["ANSWERED", "LATER", "REJECTED", "CounterOf", "Scheme", "Unavailable", "Verdict", "authorization"]
+
+
+log = logging.getLogger("fastgate")
+
+# A dead server must not fill the disk with its name.
+LOUD_S: Final = 10.0
 
 
 class Verdict(enum.Enum):
@@ -69,6 +77,8 @@ class Scheme:
 
     def __init__(self, counter: CounterOf | None = None) -> None:
         self._counts: dict[str, Any] = {}
+        self._complained_s: float | None = None
+        self._unavailable = 0
         if counter is not None:
             for outcome in self.outcomes:
                 self._counts[outcome] = counter("fastgate_auth_total", method=self.name, outcome=outcome)
@@ -86,6 +96,14 @@ class Scheme:
 
     async def close(self) -> None:
         """Called once, when no plan uses the scheme any more."""
+
+    def complain(self, error: Unavailable) -> None:
+        """Log that the server behind this scheme cannot be asked: at once, then once in LOUD_S."""
+        now_s = time.monotonic()
+        self._unavailable += 1
+        if self._complained_s is None or now_s - self._complained_s >= LOUD_S:
+            log.warning("auth %s: %s (%d since the last such line)", self.name, error, self._unavailable)
+            self._complained_s, self._unavailable = now_s, 0
 
     def count(self, outcome: str) -> None:
         """One more of this outcome, one of `outcomes`."""

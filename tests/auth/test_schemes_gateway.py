@@ -154,6 +154,9 @@ def test_a_service_that_does_not_answer(how: str, on_error: str) -> None:
             answer = ask(gateway, "X-User: admin")
             assert answer.status == (503 if on_error == "deny" else 200)
             assert time.monotonic() - began < 5
+            for _ in range(5):
+                ask(gateway)
+            assert gateway.stderr_text.count("auth forward: ") == 1  # and not once per request
     assert all(one.get("x-user") is None for one in upstream.requests)
 
 
