@@ -46,6 +46,7 @@ cdef class WorkerCache:
     cdef Metric purged_fills
     cdef object get(self, bytes key, int64_t now_ns, int64_t realtime_now_ns)
     cdef object keep(self, bytes key, object blob, int64_t now_ns, int64_t realtime_now_ns, int source)
+    cdef StoredResponse newer(self, bytes key, StoredResponse held, int64_t now_ns, int64_t realtime_now_ns)
     cdef int put(self, bytes key, object value, tuple tags, int lives, int64_t keep_until_ns, int64_t began, int64_t now_ns,
                  int64_t realtime_now_ns) except -1
     cdef Fill lead(self, bytes key, object leader, int64_t now_ns)

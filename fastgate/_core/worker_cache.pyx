@@ -80,6 +80,21 @@ cdef class WorkerCache:
                               now_ns + stored.keep_until_ns - realtime_now_ns, 0, stored.tags, now_ns)
         return value
 
+    cdef StoredResponse newer(self, bytes key, StoredResponse held, int64_t now_ns, int64_t realtime_now_ns):
+        """What the tiers hold under key when it came after what memory does, as another worker has renewed it; else held."""
+        cdef object value
+        if self.tiers is None:
+            return held
+        value = self.tiers.get_now(key)
+        if value is None:
+            return held
+        value = StoredResponse.from_bytes(bytes(value))
+        if value is None or (<StoredResponse>value).stored_ns <= held.stored_ns:
+            return held
+        self.memory.store(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), value, (<StoredResponse>value).size,
+                          now_ns + (<StoredResponse>value).keep_until_ns - realtime_now_ns, 0, (<StoredResponse>value).tags, now_ns)
+        return <StoredResponse>value
+
     cdef int put(self, bytes key, object value, tuple tags, int lives, int64_t keep_until_ns, int64_t began, int64_t now_ns,
                  int64_t realtime_now_ns) except -1:
         """Keep an answer (or a Vary) whose fetching began when the purge log was at `began`; 0 when a purge since then concerns it."""

@@ -42,7 +42,7 @@ from fastgate._core.pipeline cimport Pipeline, ResponseHead
 from fastgate._core.plan cimport RoutePlan
 from fastgate._core.worker_cache cimport (
     C_BYPASS, C_COALESCED, C_EXPIRED, C_HIT, C_MISS, C_ONLY_IF_CACHED, C_REVALIDATED, C_STALE, C_STALE_ON_ERROR,
-    FROM_REDIS, Fill, RouteCache, WorkerCache,
+    FROM_MEMORY, FROM_REDIS, Fill, RouteCache, WorkerCache,
 )
 from fastgate.server.exchange cimport LENGTH_NONE, X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, Exchange, NoClient, Plane
 
@@ -192,6 +192,9 @@ cdef class CachedRequest:
         cdef int verdict = CACHE_MISS
         if found is not None:
             verdict = found.c_judge(self.rules, self.now(x))
+            if verdict != CACHE_FRESH and self.source == FROM_MEMORY:
+                found = self.route.store.newer(self.variant, found, x.ctx.now_ns, self.now(x))
+                verdict = found.c_judge(self.rules, self.now(x))
         elif self.rules.flags & CC_ONLY_IF_CACHED:
             verdict = CACHE_ONLY_IF_CACHED
         if not self.route.rules.enforce and verdict != CACHE_MISS:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,8 +55,13 @@ class Rig:
     """One gateway before one origin."""
 
     def __init__(
-        self, route: dict[str, Any] | None = None, root: dict[str, Any] | None = None, **cache: Any
+        self,
+        route: dict[str, Any] | None = None,
+        root: dict[str, Any] | None = None,
+        workers: int = 1,
+        **cache: Any,
     ) -> None:
+        self._workers = workers
         self.origin = Origin()
         self._upstream = Upstream(self.origin.script)
         self._route = {"path": "/*", "name": "all", "cache": cache, **(route or {})}
@@ -64,7 +70,7 @@ class Rig:
     def __enter__(self) -> Rig:
         self._upstream.__enter__()
         self._route["upstream"] = self._upstream.url
-        self.gateway = Gateway({**self._root, "routes": [self._route]})
+        self.gateway = Gateway({**self._root, "routes": [self._route]}, workers=self._workers)
         self.gateway.start()
         return self
 
@@ -399,3 +405,20 @@ def test_consumers_share_where_that_is_said_twice() -> None:
 
         assert rig.get().status == 401
         assert rig.asked == 1
+
+
+def test_a_renewal_by_one_worker_is_found_by_the_others(tmp_path: Path) -> None:
+    store = {"cache_store": {"disk": {"path": str(tmp_path / "cache"), "size": "16MiB"}}}
+    with Rig(root=store, workers=2) as rig:
+        rig.origin.reply = answer(b"one", "Cache-Control: max-age=1", 'ETag: "a"')
+        for _ in range(20):  # until every worker has it
+            rig.get()
+            time.sleep(0.02)
+        time.sleep(1)
+        rig.origin.reply = answer(b"", "Cache-Control: max-age=60", 'ETag: "a"', status="304 Not Modified")
+        rig.get()
+        time.sleep(0.3)  # the disk is written behind the answer
+        asked = rig.asked
+
+        assert {rig.get().body for _ in range(20)} == {b"one"}
+        assert rig.asked == asked
