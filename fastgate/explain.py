@@ -159,10 +159,17 @@ def explain_request(
         connection = plane.connection(ListenerConfig(address="127.0.0.1:0", tls=tls))
         connection.connection_made(transport)
         connection.data_received(data)
+        waits = bool(asyncio.all_tasks(loop))
+        if waits:  # something has to be awaited, and nobody is asked from here
+            connection.connection_lost(None)
+            loop.run_until_complete(asyncio.sleep(0))
         plane.close()
         host, path = _matched_on(authority, target)
         recorder: Any = next(plugin for plugin in plan.plugins if isinstance(plugin, Recorder))
         candidates = plan.router.candidates(host, path)
+        if waits:
+            recorder.refused = ""
+            recorder.decisions.append("waits for what must be asked or computed (auth, or a plugin)")
         recorder.decisions += [
             f"policy {violation.policy} {'refuses' if violation.enforced else 'would refuse'} it"
             + (f" ({violation.detail})" if violation.detail else "")
