@@ -1,4 +1,4 @@
-"""`fastgate keys | consumers | limits | secrets`: the admin API's resources on the command line.
+"""`fastgate keys | consumers | limits | secrets | cache`: the admin API's resources on the command line.
 
 What is made for scripts (a new key) is alone on stdout, what is said about it goes to stderr.
 """
@@ -53,6 +53,7 @@ def add_commands(main: click.Group, admin: AdminCall, config_option: Callable[[A
     _add_consumers(main, shared, ask)
     _add_limits(main, shared, ask)
     _add_secrets(main, shared, ask)
+    _add_cache(main, shared, ask)
 
 
 Shared = Callable[[Any], Any]
@@ -261,6 +262,73 @@ def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
             **({"keys": "revoke"} if revoke_keys else {}),
         )
         click.echo(json.dumps(answer, indent=2) if as_json else f"removed {answer['removed']}")
+
+
+def _add_cache(main: click.Group, shared: Shared, ask: Ask) -> None:
+    cache = main.commands["cache"]
+    assert isinstance(cache, click.Group)
+
+    @cache.command(name="purge")
+    @click.argument("urls", nargs=-1, metavar="[URL]...")
+    @click.option("--tag", "tags", multiple=True, help="What carries this tag. Repeat it for more.")
+    @click.option("--pattern", "patterns", multiple=True, help="What this glob matches: '/products/*'.")
+    @click.option("--prefix", "prefixes", multiple=True, help="Keys that begin so.")
+    @click.option("--key", "keys", multiple=True, help="This key.")
+    @click.option("--all", "everything", is_flag=True, help="Everything.")
+    @shared
+    def purge(
+        urls: tuple[str, ...],
+        tags: tuple[str, ...],
+        patterns: tuple[str, ...],
+        prefixes: tuple[str, ...],
+        keys: tuple[str, ...],
+        everything: bool,
+        config: str | None,
+        admin: str | None,
+        as_json: bool,
+    ) -> None:
+        """Purge cached answers. When this returns no worker gives them out any more.
+
+        \b
+        fastgate cache purge https://shop.example/products/7
+        fastgate cache purge --tag product-7 --pattern '/category/*'
+        """
+        body = {
+            "url": list(urls),
+            "tag": list(tags),
+            "pattern": list(patterns),
+            "prefix": list(prefixes),
+            "key": list(keys),
+            "all": everything,
+        }
+        answer = ask("POST", "/api/cache/purge", config, admin, {name: v for name, v in body.items() if v})
+        if as_json:
+            click.echo(json.dumps(answer, indent=2))
+            return
+        click.echo("purged")
+        for tier, late in (
+            ("disk", "the disk has not carried it out yet"),
+            ("redis", "Redis is not told yet"),
+        ):
+            if answer.get(tier) is False:
+                click.echo(f"{late}: it is in force here, and follows", err=True)
+
+    @cache.command(name="stats")
+    @shared
+    def stats(config: str | None, admin: str | None, as_json: bool) -> None:
+        """Show hits and misses by route, and what the tiers hold and did."""
+        answer = ask("GET", "/api/cache", config, admin)
+        if as_json:
+            click.echo(json.dumps(answer, indent=2))
+            return
+        rows = [{"route": name, **counts} for name, counts in answer["routes"].items()]
+        _table(rows, ("route", "hit_ratio", "hit", "stale", "coalesced", "revalidated", "miss", "bypass"))
+        rows = [{"tier": name, **counts} for name, counts in answer["tiers"].items()]
+        if rows:
+            click.echo()
+            _table(
+                rows, ("tier", "hit_ratio", "hit", "miss", "stored", "dropped", "evicted", "bytes", "entries")
+            )
 
 
 def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:

@@ -15,6 +15,7 @@ from libc.stdint cimport INT64_MAX, int64_t
 
 from fastgate._core.cache cimport Cache
 from fastgate._core.epochs cimport FILL_ALONE, FILL_BUSY, Epochs
+from fastgate._core.hashing cimport hash128_t
 from fastgate._core.http_cache cimport Rules, StoredResponse, Vary, stored_from
 from fastgate._core.metric cimport Metric, metric_add
 
@@ -28,6 +29,22 @@ cdef int VARY_BYTES = 512
 
 cdef class Fill:
     """One answer that is being fetched, and who waits for it in this worker."""
+
+
+cdef class Handover:
+    """Ends a Fill for the other workers, once. Called from whatever thread has written its answer."""
+
+    cdef Epochs epochs
+    cdef hash128_t hashed
+    cdef int64_t place
+
+    def __cinit__(self, Epochs epochs, Fill fill):
+        self.epochs = epochs
+        self.hashed = fill.hashed
+        self.place = fill.place
+
+    def __call__(self):
+        self.epochs.c_done(&self.hashed, self.place, False, 0)
 
 
 cdef class WorkerCache:
@@ -137,6 +154,10 @@ cdef class WorkerCache:
         if self.fills.get(fill.key) is fill:
             del self.fills[fill.key]
         if fill.place >= 0:
+            # What other workers wait for must be where they look: for an answer that is being written that is a moment later.
+            if self.tiers is not None and not alone and self.tiers.when_written(fill.key, Handover(self.epochs, fill)):
+                fill.place = FILL_ALONE
+                return 0
             self.epochs.c_done(&fill.hashed, fill.place, alone, now_ns)
             fill.place = FILL_ALONE
         return 0

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from fastgate import __version__
 from fastgate.config import parse_address
 from fastgate.control.answers import Refused, refused_answer
+from fastgate.control.cache import CacheResource
 from fastgate.control.consumers import ConsumerResource
 from fastgate.control.gateway import GatewayResource
 from fastgate.control.guard import Guard
@@ -35,6 +36,7 @@ def build_app(view: View, desk: ReloadDesk, ask_reload: Callable[[int], bool], k
         *LimitResource(keyring, view).routes(),
         *SecretResource(keyring).routes(),
         *PolicyResource(keyring, view).routes(),
+        *CacheResource(view, view.memory.epochs, view.memory.metrics).routes(),
     ]
 
     async def overview(_request: Request) -> Response:

@@ -55,6 +55,13 @@ _COUNTS = {
 
 
 DESCRIPTIONS: dict[str, str] = {
+    "fastgate_cache_requests_total": "Requests of routes with a cache, by what it made of them.",
+    "fastgate_cache_fills_purged_total": "Answers not kept because a purge came while they were fetched.",
+    "fastgate_cache_tier_total": "What the tiers behind the memory did: hit, miss, stored, dropped, purged …",
+    "fastgate_cache_tier_bytes": "Bytes in use in a tier, index included.",
+    "fastgate_cache_tier_entries": "Answers in a tier.",
+    "fastgate_purge_bus_total": "Purges sent to and heard from other machines; resync: some were missed.",
+    "fastgate_redis_up": "Whether Redis answers in time.",
     "fastgate_cache_predicted_total": (
         "Answers fetched before anybody asked: refresh (popular, near their end), prefetch (usual followers)."
     ),
