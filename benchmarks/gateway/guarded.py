@@ -162,7 +162,11 @@ def _many_keys(origin: int) -> Peers:
         keys = [key_named(number) for number in range(count)]
         headers = {"X-API-Key": KEY.removesuffix(FIRST) + MARK}
         asked = Traffic(headers=headers, varying=drawing(DRAW_NUMBER, count=count))
-        return Peer(lambda: servers.fastgate(guarded(origin), keys=keys), traffic=asked)
+        return Peer(
+            lambda: servers.fastgate(guarded(origin), keys=keys),
+            traffic=asked,
+            prepare=fill(Traffic(headers=headers), count),
+        )
 
     return {"fastgate 10 keys": peer(10), f"fastgate {KEYS} keys": peer(KEYS)}
 

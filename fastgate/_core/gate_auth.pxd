@@ -18,6 +18,7 @@ cdef class CredentialCache:
     cdef credential_t* rows
     cdef list identities
     cdef readonly Py_ssize_t capacity
+    cdef Py_ssize_t used
     cdef uint64_t[2] secret
     cdef readonly int64_t hits
     cdef readonly int64_t misses

@@ -31,7 +31,7 @@ __all__ = ["AuthGate", "CredentialCache"]
 
 cdef enum:
     FIRST_CREDENTIALS = 1024
-    MOST_CREDENTIALS = 131072
+    MOST_CREDENTIALS = 524288                   # 100 000 credentials in use then lose a place to another one in 4 of 100 cases
     LOADING_LIMIT_MS = 5000         # 100 000 keys take one second
 
 cdef int64_t NEVER_NS = 0x7FFFFFFFFFFFFFFF
@@ -78,13 +78,15 @@ cdef class CredentialCache:
         cdef Py_ssize_t i = <Py_ssize_t>(key.low & <uint64_t>(self.capacity - 1))
         if self.rows[i].low != key.low or self.rows[i].high != key.high:
             if self.identities[i] is not None:
-                if self.identities[i ^ 1] is not None and self.capacity < MOST_CREDENTIALS:
+                # Two in one place happens early (birthdays); room is made when a quarter is taken.
+                if self.identities[i ^ 1] is not None and self.used * 4 > self.capacity and self.capacity < MOST_CREDENTIALS:
                     self.grow()
                     return self.keep(key, identity, until_ns)
                 if self.identities[i ^ 1] is None or self.rows[i ^ 1].until_ns < self.rows[i].until_ns:
                     i ^= 1
                 elif self.rows[i ^ 1].low == key.low and self.rows[i ^ 1].high == key.high:
                     i ^= 1
+        self.used += self.identities[i] is None
         self.rows[i].low = key.low
         self.rows[i].high = key.high
         self.rows[i].until_ns = until_ns
@@ -102,6 +104,7 @@ cdef class CredentialCache:
         self.rows = rows
         self.capacity = 2 * old_capacity
         self.identities = [None] * self.capacity
+        self.used = 0
         for i in range(old_capacity):
             if identities[i] is None:
                 continue
@@ -109,6 +112,7 @@ cdef class CredentialCache:
             if self.identities[j] is not None:
                 j ^= 1
             rows[j] = old[i]
+            self.used += self.identities[j] is None
             self.identities[j] = identities[i]
         free(old)
 

@@ -244,7 +244,7 @@ class DiskStore:
                 if length > _PIECE:
                     envelope = open_envelope(_joined(txn, opened.answers, digest, found, length), key)
                 else:
-                    envelope = open_envelope(found[_BEFORE:], key)
+                    envelope = open_envelope(found, key, _BEFORE)
             finally:
                 txn.abort()
         except (Damaged, struct.error) as error:

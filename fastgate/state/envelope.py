@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
+from fastgate._core.envelope import open_fields
 from fastgate._core.hashing import siphash64
 
 __all__ = ["HEAD_BYTES", "LARGEST_BYTES", "Damaged", "Envelope", "open_envelope", "seal"]
@@ -87,24 +88,12 @@ def seal(
     return siphash64(rest, _KEY, _ROUNDS).to_bytes(8, "little") + rest
 
 
-def open_envelope(data: bytes | memoryview, key: bytes | None) -> Envelope | None:
-    """What is in it; None when it is another key's. Damaged when it is not what was sealed."""
-    view = memoryview(data)
-    if len(view) < HEAD_BYTES:
-        raise Damaged(f"{len(view)} bytes, expected at least {HEAD_BYTES}")
-    check, magic, version, flags, key_n, tags_n, raw_n, stored_n, expires_ns, sequence = _HEAD.unpack_from(
-        view
-    )
-    tags_at = HEAD_BYTES + key_n
-    at = tags_at + tags_n
-    if magic != _MAGIC or version != _VERSION or at + stored_n != len(view) or raw_n > LARGEST_BYTES:
-        raise Damaged("not an envelope of this version")
-    if siphash64(view[8:], _KEY, _ROUNDS) != check:
-        raise Damaged("checksum")
-    if key is not None and view[HEAD_BYTES:tags_at] != key:
-        return None
-    tags: tuple[bytes, ...] = _labels(bytes(view[tags_at:at])) if tags_n else ()
-    return Envelope(expires_ns, sequence, tags, raw_n, bytes(view[at:]), bool(flags & _ZSTD))
+def open_envelope(data: bytes | memoryview, key: bytes | None, skip: int = 0) -> Envelope | None:
+    """What is in it, behind `skip` bytes; None when it is another key's. Damaged when it is not what was sealed."""
+    found = open_fields(data, skip, key)
+    if found.__class__ is str:
+        raise Damaged(found)
+    return found if found is None else Envelope._make(found)  # type: ignore[arg-type]
 
 
 def _zstd() -> Any:
@@ -114,13 +103,3 @@ def _zstd() -> Any:
     else:
         from backports import zstd
     return zstd
-
-
-def _labels(raw: bytes) -> tuple[bytes, ...]:
-    found = []
-    at = 0
-    while at < len(raw):
-        n = int.from_bytes(raw[at : at + 2], "little")
-        found.append(raw[at + 2 : at + 2 + n])
-        at += 2 + n
-    return tuple(found)

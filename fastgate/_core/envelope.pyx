@@ -1,0 +1,76 @@
+# cython: boundscheck=False
+"""Reading what a shared store has of a cached answer, without an object more than the answer.
+
+WHAT     `open_fields` checks an envelope (fastgate/state/envelope.py says what it is and how it lies) and gives out what is in it.
+STATE    None.
+COST     about 0.2 us and one byte of value a cycle; the same in Python takes 3 us.
+SOURCES  fastgate/state/envelope.py, which writes them.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from fastgate._core.hashing cimport siphash13
+
+__all__ = ["open_fields"]
+
+cdef enum:
+    HEAD = 44
+    VERSION = 1
+    COMPRESSED = 1
+
+cdef uint32_t MAGIC = 0x65676166
+cdef uint32_t LARGEST = 64 << 20
+cdef uint64_t[2] CHECK_KEY
+memcpy(CHECK_KEY, b"fastgate cached\0", 16)
+
+
+def open_fields(data, Py_ssize_t skip, bytes key):
+    """(expires_ns, sequence, tags, raw_bytes, stored, is_compressed) of the envelope in data behind `skip` bytes; None when it is
+    another key's (key None: any), a str that says what is wrong when it is not what was sealed."""
+    cdef Py_buffer view
+    cdef const char* p
+    cdef Py_ssize_t n, at, end
+    cdef uint64_t check
+    cdef uint32_t magic, tags_n, raw_n, stored_n
+    cdef uint16_t key_n, tag_n
+    cdef int64_t expires_ns, sequence
+    cdef list tags
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        p = <const char*>view.buf + skip
+        n = view.len - skip
+        if n < HEAD:
+            return f"{max(n, 0)} bytes, expected at least {HEAD}"
+        memcpy(&check, p, 8)
+        memcpy(&magic, p + 8, 4)
+        memcpy(&key_n, p + 14, 2)
+        memcpy(&tags_n, p + 16, 4)
+        memcpy(&raw_n, p + 20, 4)
+        memcpy(&stored_n, p + 24, 4)
+        memcpy(&expires_ns, p + 28, 8)
+        memcpy(&sequence, p + 36, 8)
+        at = HEAD + key_n
+        if magic != MAGIC or <uint8_t>p[12] != VERSION or raw_n > LARGEST or at + <Py_ssize_t>tags_n + <Py_ssize_t>stored_n != n:
+            return "not an envelope of this version"
+        if siphash13(p + 8, n - 8, CHECK_KEY) != check:
+            return "checksum"
+        if key is not None and (PyBytes_GET_SIZE(key) != key_n or memcmp(PyBytes_AS_STRING(key), p + HEAD, key_n) != 0):
+            return None
+        tags = []
+        end = at + tags_n
+        while at + 2 <= end:
+            memcpy(&tag_n, p + at, 2)
+            at += 2
+            if at + tag_n > end:
+                return "tags"
+            tags.append(PyBytes_FromStringAndSize(p + at, tag_n))
+            at += tag_n
+        if at != end:
+            return "tags"
+        return (expires_ns, sequence, tuple(tags), raw_n, PyBytes_FromStringAndSize(p + end, stored_n),
+                (<uint8_t>p[13] & COMPRESSED) != 0)
+    finally:
+        PyBuffer_Release(&view)
