@@ -3,7 +3,7 @@
 
 WHAT     `AuthGate` walks a route's schemes (fastgate/auth/scheme.py) in order until one says who it is. A credential that was
          verified before is found in the `CredentialCache` of the worker and costs a hash and a look: no scheme is asked.
-STATE    CredentialCache: at most MOST_CREDENTIALS verified credentials per worker, two places for each hash, the older one gives
+STATE    CredentialCache: at most MOST_CREDENTIALS verified credentials per worker, four places for each hash, the oldest one gives
          way. Kept under a keyed 128-bit hash (SipHash under a random key of this process): the credential itself is nowhere,
          and a look-up compares two words, so its time says nothing of the credential.
          An identity read from the Directory is dropped the moment its record changes there: revocation is one load.
@@ -31,7 +31,8 @@ __all__ = ["AuthGate", "CredentialCache"]
 
 cdef enum:
     FIRST_CREDENTIALS = 1024
-    MOST_CREDENTIALS = 524288                   # 100 000 credentials in use then lose a place to another one in 4 of 100 cases
+    MOST_CREDENTIALS = 524288                   # of 100 000 in use, one in a hundred then shares a set with more than fit
+    WAYS = 4                                    # places for one hash
     LOADING_LIMIT_MS = 5000         # 100 000 keys take one second
 
 cdef int64_t NEVER_NS = 0x7FFFFFFFFFFFFFFF
@@ -61,40 +62,48 @@ cdef class CredentialCache:
 
     cdef Identity find(self, const hash128_t* key, int64_t now_ns):
         """Who it is; None when it is not known (any more)."""
-        cdef Py_ssize_t i = <Py_ssize_t>(key.low & <uint64_t>(self.capacity - 1))
-        cdef int way
-        for way in range(2):
+        cdef Py_ssize_t first = <Py_ssize_t>(key.low & <uint64_t>(self.capacity - WAYS))
+        cdef Py_ssize_t i
+        for i in range(first, first + WAYS):
             if self.rows[i].low == key.low and self.rows[i].high == key.high:
                 if now_ns < self.rows[i].until_ns:
                     self.hits += 1
                     return <Identity>self.identities[i]
                 break
-            i ^= 1
         self.misses += 1
         return None
 
     cdef int keep(self, const hash128_t* key, Identity identity, int64_t until_ns) except -1:
         """Remember it until until_ns (CLOCK_MONOTONIC)."""
-        cdef Py_ssize_t i = <Py_ssize_t>(key.low & <uint64_t>(self.capacity - 1))
-        if self.rows[i].low != key.low or self.rows[i].high != key.high:
-            if self.identities[i] is not None:
-                # Two in one place happens early (birthdays); room is made when a quarter is taken.
-                if self.identities[i ^ 1] is not None and self.used * 4 > self.capacity and self.capacity < MOST_CREDENTIALS:
-                    self.grow()
-                    return self.keep(key, identity, until_ns)
-                if self.identities[i ^ 1] is None or self.rows[i ^ 1].until_ns < self.rows[i].until_ns:
-                    i ^= 1
-                elif self.rows[i ^ 1].low == key.low and self.rows[i ^ 1].high == key.high:
-                    i ^= 1
-        self.used += self.identities[i] is None
-        self.rows[i].low = key.low
-        self.rows[i].high = key.high
-        self.rows[i].until_ns = until_ns
-        self.identities[i] = identity
+        cdef Py_ssize_t first = <Py_ssize_t>(key.low & <uint64_t>(self.capacity - WAYS))
+        cdef Py_ssize_t i, place = -1
+        for i in range(first, first + WAYS):
+            if self.rows[i].low == key.low and self.rows[i].high == key.high:
+                place = i
+                break
+        if place < 0:
+            for i in range(first, first + WAYS):
+                if self.identities[i] is None:
+                    place = i
+                    break
+        if place < 0:
+            # A full set happens early (birthdays); more room is made when an eighth is taken.
+            if self.used * 8 > self.capacity and self.capacity < MOST_CREDENTIALS:
+                self.grow()
+                return self.keep(key, identity, until_ns)
+            place = first
+            for i in range(first + 1, first + WAYS):
+                if self.rows[i].until_ns < self.rows[place].until_ns:
+                    place = i
+        self.used += self.identities[place] is None
+        self.rows[place].low = key.low
+        self.rows[place].high = key.high
+        self.rows[place].until_ns = until_ns
+        self.identities[place] = identity
         return 0
 
     def grow(self):
-        """Twice the room."""
+        """Twice the room. A set is split in two, so all of it finds place."""
         cdef Py_ssize_t old_capacity = self.capacity, i, j
         cdef credential_t* old = self.rows
         cdef credential_t* rows = <credential_t*>calloc(2 * old_capacity, sizeof(credential_t))
@@ -104,15 +113,13 @@ cdef class CredentialCache:
         self.rows = rows
         self.capacity = 2 * old_capacity
         self.identities = [None] * self.capacity
-        self.used = 0
         for i in range(old_capacity):
             if identities[i] is None:
                 continue
-            j = <Py_ssize_t>(old[i].low & <uint64_t>(self.capacity - 1))
-            if self.identities[j] is not None:
-                j ^= 1
+            j = <Py_ssize_t>(old[i].low & <uint64_t>(self.capacity - WAYS))
+            while self.identities[j] is not None:
+                j += 1
             rows[j] = old[i]
-            self.used += self.identities[j] is None
             self.identities[j] = identities[i]
         free(old)
 
