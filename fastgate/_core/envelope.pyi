@@ -1,7 +1,16 @@
+from typing import Any, Final
+
 from typing_extensions import Buffer
 
-__all__ = ["open_fields"]
+from fastgate._core.epochs import Epochs
+
+__all__ = ["SLOW", "look", "open_fields"]
+
+SLOW: Final[object]
 
 def open_fields(
     data: Buffer, skip: int, key: bytes | None
 ) -> tuple[int, int, tuple[bytes, ...], int, bytes, bool] | str | None: ...
+def look(
+    env: Any, answers: Any, secret: bytes, key: bytes, epochs: Epochs, skip: int, piece: int
+) -> bytes | object | None: ...

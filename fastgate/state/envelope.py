@@ -89,11 +89,13 @@ def seal(
 
 
 def open_envelope(data: bytes | memoryview, key: bytes | None, skip: int = 0) -> Envelope | None:
-    """What is in it, behind `skip` bytes; None when it is another key's. Damaged when it is not what was sealed."""
+    """What is in it, behind `skip` bytes; None when it is another key's. Damaged when it is not what was
+    sealed.
+    """
     found = open_fields(data, skip, key)
-    if found.__class__ is str:
+    if isinstance(found, str):
         raise Damaged(found)
-    return found if found is None else Envelope._make(found)  # type: ignore[arg-type]
+    return None if found is None else Envelope._make(found)
 
 
 def _zstd() -> Any:
