@@ -281,7 +281,9 @@ cdef class AuthGate(Plugin):
         cdef int place = -1
         cdef bint hide = bool(getattr(scheme, "hide", False))
         field = self.credential(ctx, &place)
-        if field != NULL and scheme.name in <dict>(<tuple>self.places[place])[1]:
+        # The first credential field need not be the one that the scheme went by: another one proves nothing, now or later.
+        if field != NULL and scheme.name in <dict>(<tuple>self.places[place])[1] \
+                and (<bytes>(<tuple>self.places[place])[0]) == scheme.credential_field(ctx):
             if identity.expires_ns:
                 until_ns = ctx.now_ns + identity.expires_ns - realtime_ns()
             if scheme.cache_ns:
@@ -292,9 +294,9 @@ cdef class AuthGate(Plugin):
         else:
             field = NULL
             if hide:
-                for header in getattr(scheme, "credential_headers", None) or (scheme.credential_header,):
-                    raw = header.lower().encode("latin-1")
-                    ctx.headers.drop(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
+                shown = scheme.credential_field(ctx)
+                if shown is not None:
+                    ctx.headers.drop(PyBytes_AS_STRING(<bytes>shown), PyBytes_GET_SIZE(<bytes>shown))
         self.current(identity)
         return self.accept(ctx, identity, hide, field)
 

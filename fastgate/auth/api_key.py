@@ -77,6 +77,14 @@ class ApiKeyScheme(Scheme):
         self.count(outcome)
         return REJECTED
 
+    def credential_field(self, ctx: RequestContext) -> bytes | None:
+        config = self._config
+        if config.header is not None and ctx.headers.get_all(config.header):
+            return config.header.lower().encode("latin-1")
+        if config.bearer and isinstance(token := authorization(ctx, "bearer"), str) and token.startswith("fg_"):
+            return b"authorization"
+        return None  # it stood in the query
+
     def _key(self, ctx: RequestContext) -> str | Verdict | None:
         config = self._config
         if config.header is not None:

@@ -87,6 +87,12 @@ class Scheme:
         """An Identity, None, REJECTED or LATER. Raises Unavailable. On the request path: no waiting here."""
         raise NotImplementedError
 
+    def credential_field(self, ctx: RequestContext) -> bytes | None:
+        """The header field (lower case) whose value alone made `verify` accept; None: it was none, or not
+        alone. The gate remembers the identity under this value.
+        """
+        return self.credential_header.lower().encode("latin-1")
+
     async def verify_later(self, ctx: RequestContext) -> Any:
         """The same without LATER, for a request whose `verify` said LATER."""
         raise NotImplementedError

@@ -325,6 +325,7 @@ cdef class CachedRequest:
         cdef bytes head = stored.head
         cdef bytes body = stored.body
         self.count(result)
+        self.served = True
         x.response_started = True
         x.state = X_RELAYING
         if not self.rules.simple:
@@ -336,6 +337,8 @@ cdef class CachedRequest:
             self.edited(x, status, head, body, tail[:tail_n])
         else:
             x.client.respond_ready(x, head, tail, tail_n, body)
+        if x.state == X_FINISHED:
+            return 0                                    # a hook failed, and the connection was cut
         if x.up is not None:
             return 0                                    # a 304 of the upstream: it ends by itself, and then the request
         x.response_complete = True

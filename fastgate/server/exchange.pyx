@@ -817,6 +817,9 @@ cdef class Exchange(ResponseSink):
                 self.on_chunk(whole)
         if self.cached is not None:
             (<CachedRequest>self.cached).on_whole(self)
+            if (<CachedRequest>self.cached).served:     # the client had its answer from the store, this was but a 304
+                self.response_complete = True
+                return 0
         if self.route.pipeline.response_chunk and self.ctx.method_id != M_HEAD:
             last = self._hooked_response_chunk(b"", True)
             if last is None:

@@ -227,6 +227,32 @@ def test_two_keys_in_one_request_are_refused() -> None:
         assert get(gateway.port, f"/?k={key}&k={key}").status == 401
 
 
+BASIC = "Authorization: Basic dXNlcjpzZWNyZXQ="
+
+
+@pytest.mark.parametrize("schemes", [["api_key"], ["jwt", "api_key"]])
+@pytest.mark.parametrize("place", ["header", "query"])
+def test_what_stands_beside_a_key_is_never_taken_for_it(schemes: list[str], place: str) -> None:
+    auth = {
+        "api_key": {"query": "k", "hide": True},
+        "jwt": {"issuers": [{"issuer": "i", "secret": "s" * 32, "algorithms": ["HS256"], "audience": "a"}]},
+    }
+    with Upstream(answer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as upstream:
+        route = {"path": "/*", "upstream": upstream.url, "auth": schemes}
+        with Gateway({"routes": [route], "auth": auth}) as gateway:
+            keys = {name: make(gateway, consumer=name)["api_key"] for name in ("acme", "other")}
+            for name in ("acme", "acme", "other"):
+                target = f"/?k={keys[name]}" if place == "query" else "/"
+                fields = [BASIC, f"X-API-Key: {keys[name]}"] if place == "header" else [BASIC]
+
+                assert get(gateway.port, target, *fields).status == 200
+                seen = upstream.requests[-1]
+                assert seen.get("x-consumer-id") == name.encode()
+                assert (seen.get("authorization"), seen.get("x-api-key")) == (b"Basic dXNlcjpzZWNyZXQ=", None)
+
+            assert get(gateway.port, "/", BASIC).status == 401
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_death_of_the_controller_is_not_noticed(workers: int) -> None:
     with Gateway({"routes": [ROUTE]}, workers=workers, allow="controller died") as gateway:
