@@ -4,7 +4,7 @@ from typing_extensions import Buffer
 
 from fastgate._core.epochs import Epochs
 
-__all__ = ["SLOW", "look", "open_fields"]
+__all__ = ["SLOW", "look", "open_fields", "seal_fields"]
 
 SLOW: Final[object]
 
@@ -14,3 +14,4 @@ def open_fields(
 def look(
     env: Any, answers: Any, secret: bytes, key: bytes, epochs: Epochs, skip: int, piece: int
 ) -> bytes | object | None: ...
+def seal_fields(head: bytes, key: bytes, labels: bytes, stored: bytes) -> bytes: ...

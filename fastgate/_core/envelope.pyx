@@ -2,7 +2,7 @@
 """Reading what a shared store has of a cached answer, without an object more than the answer.
 
 WHAT     `open_fields` checks an envelope (fastgate/state/envelope.py says what it is and how it lies) and gives out what is in it;
-         `look` does so with what an LMDB file has under a key.
+         `look` does so with what an LMDB file has under a key. `seal_fields` makes one.
 STATE    None.
 COST     about 0.2 us and one byte of value a cycle; the same in Python takes 3 us.
 SOURCES  fastgate/state/envelope.py, which writes them.
@@ -17,7 +17,7 @@ from fastgate._core.clock cimport realtime_ns
 from fastgate._core.epochs cimport Epochs
 from fastgate._core.hashing cimport hash128_t, siphash13, siphash_wide
 
-__all__ = ["SLOW", "look", "open_fields"]
+__all__ = ["SLOW", "look", "open_fields", "seal_fields"]
 
 cdef enum:
     HEAD = 44
@@ -135,3 +135,30 @@ def look(env, answers, bytes secret not None, bytes key not None, Epochs epochs 
         if since != sequence and epochs.c_concerns(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), <tuple>fields[2], since):
             return None
     return fields[4]
+
+
+def seal_fields(bytes head not None, bytes key not None, bytes labels not None, bytes stored not None):
+    """The envelope of these four parts; the first 8 bytes of head become the check. Others run while a large value is copied."""
+    cdef Py_ssize_t head_n = PyBytes_GET_SIZE(head), key_n = PyBytes_GET_SIZE(key), labels_n = PyBytes_GET_SIZE(labels)
+    cdef Py_ssize_t stored_n = PyBytes_GET_SIZE(stored), n = head_n + key_n + labels_n + stored_n
+    cdef bytes made
+    cdef char* to
+    cdef const char* value = PyBytes_AS_STRING(stored)
+    cdef uint64_t check
+    if head_n != HEAD:
+        raise ValueError(f"head: expected {HEAD} bytes, got {head_n}")
+    made = PyBytes_FromStringAndSize(NULL, n)
+    to = PyBytes_AS_STRING(made)
+    memcpy(to, PyBytes_AS_STRING(head), head_n)
+    memcpy(to + head_n, PyBytes_AS_STRING(key), key_n)
+    memcpy(to + head_n + key_n, PyBytes_AS_STRING(labels), labels_n)
+    if stored_n < 65536:
+        memcpy(to + n - stored_n, value, stored_n)
+        check = siphash13(to + 8, n - 8, CHECK_KEY)
+    else:
+        # Nobody else knows `made` yet, and `stored` is held and cannot change.
+        with nogil:
+            memcpy(to + n - stored_n, value, stored_n)
+            check = siphash13(to + 8, n - 8, CHECK_KEY)
+    memcpy(to, &check, 8)
+    return made

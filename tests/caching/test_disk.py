@@ -248,6 +248,18 @@ def test_a_large_compressed_value_is_read_in_a_thread(machine: Machine) -> None:
     assert found is not None and found.value() == text
 
 
+def test_a_very_large_value_is_read_in_a_thread_too(machine: Machine) -> None:
+    store = machine.store(64 << 20)
+    noise = os.urandom(1_500_000)
+
+    put(store, b"large", noise)
+    settle(store)
+
+    assert store.get(b"large") is LATER
+    found = store.get_in_thread(b"large")
+    assert found is not None and found.value() == noise
+
+
 def test_after_a_reload_the_next_store_waits_for_the_one_before(machine: Machine) -> None:
     before = machine.store()
     put(before, b"k", b"v")
