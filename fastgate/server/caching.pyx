@@ -363,10 +363,11 @@ cdef class CachedRequest:
         fields = made.headers
         body = made.body
         ctx.status = made.status
-        if x.route.pipeline.response_chunk and body:
-            body = x._hooked_response_chunk(body, False)
-            if body is None:
-                return 0
+        if x.route.pipeline.response_chunk and ctx.method_id != M_HEAD and ctx.status != 204 and ctx.status != 304:
+            if body:
+                body = x._hooked_response_chunk(body, False)
+                if body is None:
+                    return 0
             last = x._hooked_response_chunk(b"", True)
             if last is None:
                 return 0

@@ -157,6 +157,7 @@ cdef class Exchange(ResponseSink):
     cdef list _hooked_request_chunks(self, list pieces, bint ends)
     cdef bytes _hooked_response_chunk(self, bytes chunk, bint last)
     cdef int _give_up_holding(self) except -1
+    cdef int _relay_chunk(self, bytes chunk) except -1
     cdef int _replay(self) except -1
     cdef int _flush_upstream(self) except -1
     cdef int _keep(self, bytes chunk) except -1

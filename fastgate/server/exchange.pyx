@@ -716,8 +716,11 @@ cdef class Exchange(ResponseSink):
                 except Exception:
                     self._plugin_failed(plugin, "upstream_response")
                     return self._fail(BAD_RESPONSE)
-            if self.cached is not None and (<CachedRequest>self.cached).on_answer(self, head.status, phrase, head.headers):
-                return 0
+            if self.cached is not None:
+                if (<CachedRequest>self.cached).on_answer(self, head.status, phrase, head.headers):
+                    return 0
+                if whole is not None:                   # what is kept has not met the response hooks: every hit does
+                    (<CachedRequest>self.cached).on_chunk(<bytes>head.body, self)
             if self.route.response_edits is not None:
                 self.route.response_edits.apply(ctx, fields)
             self._response_hooks(head)
@@ -729,8 +732,11 @@ cdef class Exchange(ResponseSink):
                 self.held = [head.body]
                 length = len(head.body)
         elif self.cached is not None or self.route.response_edits is not None:
-            if self.cached is not None and (<CachedRequest>self.cached).on_answer(self, status, phrase, fields):
-                return 0
+            if self.cached is not None:
+                if (<CachedRequest>self.cached).on_answer(self, status, phrase, fields):
+                    return 0
+                if whole is not None:
+                    (<CachedRequest>self.cached).on_chunk(whole, self)
             if self.route.response_edits is not None:
                 self.route.response_edits.apply(ctx, fields)
         if pipeline.response_chunk and length >= 0:
@@ -767,6 +773,10 @@ cdef class Exchange(ResponseSink):
             return 0
         if self.cached is not None:
             (<CachedRequest>self.cached).on_chunk(chunk, self)
+        return self._relay_chunk(chunk)
+
+    cdef int _relay_chunk(self, bytes chunk) except -1:
+        """A piece of the answer for the client."""
         if self.route.pipeline.response_chunk:
             chunk = self._hooked_response_chunk(chunk, False)
             if chunk is None:
@@ -814,7 +824,9 @@ cdef class Exchange(ResponseSink):
             whole = b"".join(self.held)
             self.held = None
             if whole:
-                self.on_chunk(whole)
+                self._relay_chunk(whole)
+                if self.state == X_FINISHED:
+                    return 0
         if self.cached is not None:
             (<CachedRequest>self.cached).on_whole(self)
             if (<CachedRequest>self.cached).served:     # the client had its answer from the store, this was but a 304

@@ -422,3 +422,27 @@ def test_a_renewal_by_one_worker_is_found_by_the_others(tmp_path: Path) -> None:
 
         assert {rig.get().body for _ in range(20)} == {b"one"}
         assert rig.asked == asked
+
+
+HOOKS = "tests.caching.hooks:"
+
+
+def test_chunk_hooks_see_an_answer_from_the_store_once_and_to_its_end() -> None:
+    with Rig({"plugins": [HOOKS + "Chunks"]}) as rig, Client(rig.gateway.port) as client:
+        rig.origin.reply = answer(b"one", "Cache-Control: max-age=0", 'ETag: "a"')
+        rig.get()
+        rig.origin.reply = answer(b"", 'ETag: "a"', status="304 Not Modified")
+        for _ in range(3):
+            client.send(request("/"))
+
+            assert client.read_response().body == b"ONE<END>"
+        assert client.unread == b""
+        rig.origin.reply = answer(b"", "Cache-Control: max-age=60")
+
+        assert [rig.get("/empty").body for _ in range(2)] == [b"<END>"] * 2
+
+
+def test_what_is_kept_has_not_met_the_response_hooks() -> None:
+    with Rig({"plugins": [HOOKS + "Whole"]}) as rig:
+        assert [rig.get().body for _ in range(3)] == [b"one|r"] * 3
+        assert rig.asked == 1
