@@ -99,7 +99,8 @@ $(VENV)/.built: $(VENV)/.tools $(SOURCES)
 
 $(VENV)/.packages: $(VENV)/.tools pyproject.toml constraints.txt
 	$(SAY) 'installing the pinned packages'
-	@$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"])')
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+		| $(PIP) -r /dev/stdin
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.packages | $(VENV)/.built
