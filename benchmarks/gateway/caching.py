@@ -29,7 +29,7 @@ from benchmarks.gateway.ladder import Ladder, Options, Peer, Peers, Result
 from benchmarks.gateway.load import MARK, Traffic
 from benchmarks.gateway.servers import BODY, Server
 
-__all__ = ["CACHES", "CACHE_SINGLES"]
+__all__ = ["CACHES", "CACHE_SINGLES", "ORIGIN", "cached"]
 
 FEW_KEYS, MANY_KEYS = 1_000, 1_000_000
 BIG_BYTES = 1_000_000
@@ -70,7 +70,7 @@ def _nginx_lua(origin: int) -> Server:
     return servers.nginx(hit, http=LUA_HTTP, origin=origin, lua=True, more=inner)
 
 
-def _cached(origin: int, **stores: Any) -> dict[str, Any]:
+def cached(origin: int, **stores: Any) -> dict[str, Any]:
     """A route with a cache and nothing else; `stores` are its tiers."""
     return {
         "cache_store": stores,
@@ -84,7 +84,7 @@ def _hits(origin: int) -> Peers:
         "nginx open_file_cache": lambda: _nginx(origin, "open_file_cache max=10000 inactive=1h;"),
         "varnish": lambda: servers.varnish(origin),
         "nginx + lua": lambda: _nginx_lua(origin),
-        "fastgate no guard": lambda: servers.fastgate(_cached(origin)),
+        "fastgate no guard": lambda: servers.fastgate(cached(origin)),
         "fastgate": lambda: servers.fastgate(guarded(origin, cache={"ttl": "1h"}), keys=[KEY]),
     }
 
@@ -92,14 +92,14 @@ def _hits(origin: int) -> Peers:
 def _tiers(origin: int) -> Peers:
     disk = {"path": "{directory}/answers", "size": "256MB"}
     return {
-        "fastgate memory": lambda: servers.fastgate(_cached(origin)),
-        "fastgate disk": lambda: servers.fastgate(_cached(origin, memory="0", disk=disk)),
+        "fastgate memory": lambda: servers.fastgate(cached(origin)),
+        "fastgate disk": lambda: servers.fastgate(cached(origin, memory="0", disk=disk)),
     }
 
 
 def _many(origin: int) -> Peers:
     def peer(count: int) -> Peer:
-        config = _cached(origin, memory="1500MB")
+        config = cached(origin, memory="1500MB")
         path = f"/orders/{MARK}"
         return Peer(
             lambda: servers.fastgate(config),

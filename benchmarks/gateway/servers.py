@@ -145,10 +145,11 @@ def fastgate(
     core: int | None = GATEWAY_CORE,
     wait: bool = True,
     keys: Sequence[str] = (),
+    under: Sequence[str] = (),
 ) -> Server:
     """The gateway with this config, in which {directory} stands for a place of its own. `keys` are API keys
-    that it knows, each of another consumer. Without `wait` the caller names the port and asks until it
-    answers.
+    that it knows, each of another consumer. `under` is a command to run it with. Without `wait` the caller
+    names the port and asks until it answers.
     """
     directory = _directory()
     if keys:
@@ -166,7 +167,17 @@ def fastgate(
     ready_read, ready_write = os.pipe()
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fastgate", "run", "-c", str(path), "--ready-fd", str(ready_write)],
+            [
+                *under,
+                sys.executable,
+                "-m",
+                "fastgate",
+                "run",
+                "-c",
+                str(path),
+                "--ready-fd",
+                str(ready_write),
+            ],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
