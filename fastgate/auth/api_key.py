@@ -81,7 +81,11 @@ class ApiKeyScheme(Scheme):
         config = self._config
         if config.header is not None and ctx.headers.get_all(config.header):
             return config.header.lower().encode("latin-1")
-        if config.bearer and isinstance(token := authorization(ctx, "bearer"), str) and token.startswith("fg_"):
+        if (
+            config.bearer
+            and isinstance(token := authorization(ctx, "bearer"), str)
+            and token.startswith("fg_")
+        ):
             return b"authorization"
         return None  # it stood in the query
 

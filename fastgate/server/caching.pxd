@@ -31,6 +31,7 @@ cdef class CachedRequest:
     cdef bint revalidating
     cdef bint background
     cdef bint collapsed
+    cdef bint failed                      # the upstream did, and a stale answer stands in
     cdef bint served                      # the client has its answer from the store
     cdef bint foreseen                    # what follows this request was looked at
     cdef bytes why                        # fwd= of Cache-Status

@@ -228,7 +228,8 @@ cdef class CachedRequest:
         cdef WorkerCache store = self.route.store
         cdef Fill fill
         cdef int64_t now_ns = x.ctx.now_ns
-        if self.route.coalesce and not self.rules.head and (self.waits_until_ns == 0 or now_ns < self.waits_until_ns):
+        if self.route.coalesce and self.route.rules.enforce and not self.rules.head \
+                and (self.waits_until_ns == 0 or now_ns < self.waits_until_ns):
             fill = store.lead(self.variant, x, now_ns)
             if fill is None or fill.leader is not x:
                 if self.waits_until_ns == 0:
@@ -270,6 +271,8 @@ cdef class CachedRequest:
             return 0
         self.fill = None
         self.leads = False
+        if stored is not None and stored.fresh_until_ns <= self.sent_ns and stored.swr_until_ns <= self.sent_ns:
+            alone = True                                # stale as it came: everybody asks the upstream, not one after the other
         self.route.store.done(fill, alone, now_ns)
         waiters = fill.waiters
         fill.waiters = []
@@ -285,6 +288,8 @@ cdef class CachedRequest:
             try:
                 if alone:
                     c.collapsed = False
+                    if self.failed and c.on_failure(waiter, None):
+                        continue                        # the upstream need not be asked by each to hear that it fails
                     c.count(C_EXPIRED if c.found is not None else C_MISS)
                     waiter._forward()
                 else:
@@ -594,6 +599,7 @@ cdef class CachedRequest:
             self.serve(x, stored, C_REVALIDATED)
             return 1
         if (status == 500 or 502 <= status <= 504) and self.found is not None and self.found.c_may_serve_on_error(self.rules, now):
+            self.failed = True
             self.release(x, None, True)
             stored = self.found
             x._let_go()
@@ -694,6 +700,7 @@ cdef class CachedRequest:
                 or not found.c_may_serve_on_error(self.rules, realtime_ns()):
             return 0
         self.found = None
+        self.failed = True
         self.release(x, None, True)
         self.serve(x, found, C_STALE_ON_ERROR)
         return 1
@@ -707,7 +714,8 @@ cdef class CachedRequest:
             self.poll = None
         if self.waiting and self.fill is not None:
             self.waiting = False
-            self.fill.waiters.remove(x)
+            if x in self.fill.waiters:
+                self.fill.waiters.remove(x)
             self.fill = None
         if self.background:
             self.route.store.background = self.route.store.background - 1

@@ -446,3 +446,36 @@ def test_what_is_kept_has_not_met_the_response_hooks() -> None:
     with Rig({"plugins": [HOOKS + "Whole"]}) as rig:
         assert [rig.get().body for _ in range(3)] == [b"one|r"] * 3
         assert rig.asked == 1
+
+
+def ask_together(rig: Rig, times: int) -> list[bytes]:
+    """So many requests at once, to an origin that takes 0.2 s for each."""
+    rig.origin.say = lambda _: time.sleep(0.2) or rig.origin.reply
+    clients = [Client(rig.gateway.port) for _ in range(times)]
+    try:
+        for client in clients:
+            client.send(request("/"))
+        return [client.read_response().body for client in clients]
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_what_is_stale_as_it_comes_is_not_waited_for_one_by_one() -> None:
+    with Rig() as rig:
+        rig.origin.reply = answer(b"one", "Cache-Control: no-cache", 'ETag: "a"')
+        began = time.monotonic()
+
+        assert ask_together(rig, 40) == [b"one"] * 40
+        assert time.monotonic() - began < 3  # one after the other would take 8 s
+
+
+def test_one_failure_is_told_to_all_who_wait_for_the_answer() -> None:
+    with Rig() as rig:
+        rig.origin.reply = answer(b"one", "Cache-Control: max-age=1, stale-if-error=60")
+        rig.get()
+        time.sleep(1.1)
+        rig.origin.reply = answer(b"bad", status="503 Service Unavailable")
+
+        assert ask_together(rig, 40) == [b"one"] * 40
+        assert rig.asked == 2
