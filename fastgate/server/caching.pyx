@@ -435,9 +435,14 @@ cdef class CachedRequest:
         self.foreseen = True
         if not self.rules.plain or self.rules.head or self.rules.post or self.background:
             return 0
-        for other in self.route.predict.follows(ctx.identity.consumer_bytes if ctx.identity is not None and not ctx.identity.by_address else ctx.client,
-                                                target, ctx.now_ns):
-            self.fetch_ahead(x, <bytes>other)
+        client = ctx.client
+        if ctx.identity is not None and not ctx.identity.by_address:
+            client = ctx.identity.consumer_bytes
+        try:
+            for other in self.route.predict.follows(client, target, ctx.now_ns):
+                self.fetch_ahead(x, <bytes>other)
+        except Exception:                               # such as a plugin's condition on routes: the request goes on
+            log.exception("while fetching ahead for request %s", ctx.request_id)
         return 0
 
     cdef int fetch_ahead(self, Exchange x, bytes target) except -1:

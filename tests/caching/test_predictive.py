@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import jwt
 import pytest
 
 from fastgate.caching.predictor import (
@@ -243,3 +244,38 @@ def test_bad_settings_are_refused_with_their_path(cache: dict[str, Any], says: s
     text = str(found)
     assert says in text
     assert "$.routes[0].cache" in text
+
+
+def test_what_is_fetched_ahead_for_a_consumer_stays_that_consumers(origin: tuple[Origin, Upstream]) -> None:
+    script, upstream = origin
+    script.fields = "Cache-Control: max-age=1\r\n"
+    secret = "0123456789abcdef0123456789abcdef"
+    issuer = {"issuer": "https://issuer.test", "secret": secret, "algorithms": ["HS256"]}
+    tokens = {
+        name: jwt.encode({"iss": issuer["issuer"], "sub": name, "exp": 4_000_000_000}, secret, "HS256")
+        for name in ("ann", "bob")
+    }
+    route = {
+        "path": "/*",
+        "upstream": upstream.url,
+        "auth": ["jwt"],
+        "cache": {"ttl": "60s", "predict": {"prefetch": {"support": 3, "budget": 1.0}}},
+    }
+
+    with Gateway({"auth": {"jwt": {"issuers": [issuer]}}, "routes": [route]}) as gateway:
+
+        def ask(name: str, target: str) -> Message:
+            return get(gateway.port, target, f"Authorization: Bearer {tokens[name]}")
+
+        for _ in range(4):
+            ask("ann", "/list")
+            ask("ann", "/mine")
+        time.sleep(1.1)
+        before = script.asked.count("/mine")
+        ask("ann", "/list")
+        script.wait_for("/mine", before + 1)
+
+        theirs = ask("bob", "/mine")
+
+    assert theirs.status == 200
+    assert b"hit" not in theirs.values("cache-status")[0]
