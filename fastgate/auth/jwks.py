@@ -110,7 +110,7 @@ def key_of_secret(secret: str, allowed: Iterable[str]) -> Key:
         if least is None:
             raise ValueError(f"HS256, HS384 or HS512 for a secret, got {name}")
         if len(raw) < least:
-            raise ValueError(f"at least {least} bytes for {name}, got {len(raw)}")
+            raise ValueError(f"at least {least} bytes for {name}")
     known = get_default_algorithms()
     try:
         return Key(None, known["HS256"].prepare_key(raw), {name: known[name] for name in names})

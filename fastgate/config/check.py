@@ -310,7 +310,8 @@ class RouteCheck:
     def _check_auth(self, route: RouteConfig, path: Path) -> None:
         if route.auth is None:
             return
-        for at, scheme in enumerate(route.auth.schemes):
+        schemes = route.auth.schemes
+        for at, scheme in enumerate(schemes):
             if scheme not in AuthConfig.__struct_fields__:
                 hint = nearest(scheme, AuthConfig.__struct_fields__)
                 known = ", ".join(AuthConfig.__struct_fields__)
@@ -318,6 +319,9 @@ class RouteCheck:
             elif scheme == "api_key" and not self._has_controller:
                 hint = "the controller, which has the keys, runs where there is an admin listener: unix:/path"
                 self._report((*path, "auth", at), '"api_key" with admin.listen off', "", hint)
+            elif scheme == "anonymous" and at < len(schemes) - 1:
+                hint = f"put it last: it lets everybody in, so {schemes[at + 1]} is never asked"
+                self._report((*path, "auth", at), '"anonymous" before other methods', "", hint)
 
     def _check_action(self, route: RouteConfig, path: Path, params: frozenset[str] | None) -> None:
         report = self._report

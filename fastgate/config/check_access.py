@@ -133,7 +133,12 @@ def check_credentials(config: Config, report: Report) -> None:
         if isinstance(upstream.credentials, str):
             if upstream.credentials not in config.credentials:
                 hint = nearest(upstream.credentials, config.credentials)
-                report(path, f'"{upstream.credentials}"', "the name of an entry of $.credentials", hint)
+                found_text = f'"{upstream.credentials}"'
+                if not hint.startswith("did you mean"):
+                    # Not what was found: it might be the secret itself.
+                    found_text = "another text"
+                    hint = "a secret never stands in the config: {env: NAME}, {file: path} or {store: name}"
+                report(path, found_text, "the name of an entry of $.credentials", hint)
         elif upstream.credentials is not None:
             found.append((path, upstream.credentials))
     for path, settings in found:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from fastgate.auth.section import AuthConfig
 from fastgate.auth.settings import ForwardConfig, JwtConfig, JwtIssuerConfig
 from fastgate.config.check import check_client_tls
 from fastgate.config.root import Config, RouteConfig
@@ -45,7 +46,7 @@ def check_auth(config: Config, routes: Iterable[RouteConfig], report: Report) ->
             check_client_tls(settings.tls, ("auth", name, "tls"), report)
     for index, route in enumerate(routes):
         for at, name in enumerate(route.auth.schemes if route.auth is not None else ()):
-            if getattr(auth, name, None) is None:
+            if name in AuthConfig.__struct_fields__ and getattr(auth, name) is None:
                 report(
                     ("routes", index, "auth", at), f'"{name}"', f"a section $.auth.{name} that says how", ""
                 )
@@ -92,7 +93,9 @@ def _check_keys(issuer: JwtIssuerConfig, path: Path, report: Report) -> None:
             path, f"{error.filename}: {(error.strerror or str(error)).lower()}", "a file that can be read", ""
         )
     except ValueError as error:
-        report(path, "what is there", str(error), "")
+        # Not what was found: it might be the secret itself.
+        found = f"one of {len(issuer.secret.encode())} bytes" if issuer.secret else "what is there"
+        report(path, found, str(error), "")
 
 
 def _check_forward(config: ForwardConfig, path: Path, report: Report) -> None:

@@ -262,18 +262,17 @@ class _Reading:
         for name, upstream in config.upstreams.items():
             check_upstream(name, upstream, ("upstreams", name), report)
         check_credentials(config, report)
+        numbered = routes is not None and len(routes) == len(tree["routes"])  # else not as in the file
+        check_auth(config, routes if routes is not None and numbered else (), report)
         if routes is None:
             return None
-        if len(routes) == len(tree["routes"]):  # else their numbers are not those of the file
+        if numbered:
             check_access(config, list(_named(routes)), report)
         added = {
             route.upstream: UpstreamConfig(targets=(TargetConfig(url=route.upstream),))
             for route in routes
             if route.upstream is not None and route.upstream not in config.upstreams
         }
-        if self._errors:
-            return None
-        check_auth(config, routes, report)
         if self._errors:
             return None
         encoded = []

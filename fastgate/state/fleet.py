@@ -93,14 +93,14 @@ def check_url(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         if parts.scheme not in _SCHEMES:
-            return f"expected one of {', '.join(_SCHEMES)}"
+            return f"a URL that begins with one of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
         if parts.scheme == "unix":
-            return None if parts.path else "expected unix:///path/of/the.sock"
+            return None if parts.path else "unix:///path/of/the.sock"
         for host, port in _hosts(parts.netloc, 6379):
             if not host or not 0 < port < 65536:
-                return "expected host or host:port"
+                return "host or host:port"
         if parts.scheme.endswith("+sentinel") and not parts.path.strip("/"):
-            return "expected redis+sentinel://host:port,host:port/name-of-the-master"
+            return "redis+sentinel://host:port,host:port/name-of-the-master"
     except ValueError as error:
         return str(error)
     return None
