@@ -7,10 +7,12 @@ import re
 from typing import Any, TypeVar
 
 import msgspec
+import msgspec.inspect
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from fastgate.auth.consumers import NAME_PATTERN, WORD_PATTERN
+from fastgate.config.shape import nearest
 from fastgate.settings import parse_duration
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "parse_time",
     "read_body",
     "refused_answer",
+    "unknown_field_hint",
 ]
 
 T = TypeVar("T")
@@ -64,9 +67,41 @@ async def read_body(request: Request, shape: type[T]) -> T:
         for pattern, words in _IN_WORDS.items():
             if repr(pattern) in text:
                 text = f"Expected {words}"
-        raise Refused(400, text, path=path.strip("`") or "$") from error
+        path = path.strip("`") or "$"
+        raise Refused(400, text + unknown_field_hint(text, shape, path), path=path) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(400, f"The body is not JSON: {error}") from error
+
+
+def unknown_field_hint(text: str, shape: Any, path: str = "$") -> str:
+    """` (did you mean …?)` for what msgspec says of an unknown field at this path of a shape, else ""."""
+    unknown = re.search(r"unknown field `(.*)`", text)
+    if unknown is None:
+        return ""
+    structs = _structs(msgspec.inspect.type_info(shape))
+    for name in re.findall(r"\.([a-z_]+)", path):
+        structs = [
+            found
+            for struct in structs
+            for field in struct.fields
+            if field.encode_name == name
+            for found in _structs(field.type)
+        ]
+    hint = nearest(unknown[1], [field.encode_name for struct in structs for field in struct.fields])
+    return f" ({hint})" if hint else ""
+
+
+def _structs(info: msgspec.inspect.Type) -> list[msgspec.inspect.StructType]:
+    """The Structs that a value of this type may be, lists of them too."""
+    if isinstance(info, msgspec.inspect.StructType):
+        return [info]
+    if isinstance(info, msgspec.inspect.Metadata):
+        return _structs(info.type)
+    if isinstance(info, msgspec.inspect.UnionType):
+        return [found for member in info.types for found in _structs(member)]
+    if isinstance(info, msgspec.inspect.CollectionType):
+        return _structs(info.item_type)
+    return []
 
 
 def number_argument(request: Request, name: str, default: int, low: int, high: int) -> int:

@@ -28,6 +28,7 @@ __all__ = ["CacheResource"]
 
 MOST_AT_ONCE = 500  # half of what the purge log holds, so that no worker has to clear its cache for it
 LONGEST_BYTES = 1024
+_WHOLE = "expected http://host/path or https://… (a path on every host is a pattern)"
 _LABEL = re.compile(r'([a-z_]+)="((?:[^"\\\\]|\\\\.)*)"(?:,|$)')
 _SAVED = ("hit", "stale", "revalidated", "coalesced", "stale_on_error")
 
@@ -95,6 +96,8 @@ class CacheResource:
                 raw = text.encode()
                 if not raw:
                     raise Refused(400, f"{kind}: expected some text", path=f"$.{kind}")
+                if kind in ("key", "prefix") and not raw.startswith(b"http"[: len(raw)]):
+                    raise Refused(400, f"{kind}: {_WHOLE}, got {text[:80]!r}", path=f"$.{kind}")
                 if kind == "pattern" and raw.startswith(b"/"):
                     raw = b"http*://*" + raw
                 if kind != "key" and len(raw) > LONGEST_BYTES:
@@ -111,7 +114,9 @@ class CacheResource:
             raise Refused(400, f"url: {error}", path="$.url") from error
         if parts.scheme not in ("http", "https") or not parts.netloc or not url.isascii():
             raise Refused(
-                400, f"url: expected http://host/path or https://…, escaped, got {url[:80]!r}", path="$.url"
+                400,
+                f"url: {_WHOLE}, escaped, got {url[:80]!r}",
+                path="$.url",
             )
         caches = [route.cache for route in config.each_route()] if config is not None else []
         keys = set()

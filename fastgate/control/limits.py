@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from fastgate.auth.consumers import tier_and_limits
 from fastgate.config import Config
-from fastgate.control.answers import Refused, check_name, expiry_ns, read_body
+from fastgate.control.answers import Refused, check_name, expiry_ns, read_body, unknown_field_hint
 from fastgate.control.keyring import Keyring
 from fastgate.control.view import View
 from fastgate.features.ratelimit import (
@@ -206,7 +206,8 @@ def check_limits(limits: dict[str, Any] | None, tier: str, config: Config | None
     except msgspec.ValidationError as error:
         text, _, inner = str(error).partition(" - at ")
         inner = inner.strip("`").removeprefix("$")
-        raise Refused(400, f"limits: {text}", path=f"{path}{inner}") from error
+        hint = unknown_field_hint(text, Amounts)
+        raise Refused(400, f"limits: {text}{hint}", path=f"{path}{inner}") from error
     for inside, found, expected, hint in amounts_problems(whole, base.algorithm):
         if inside[0] in limits:
             text = f"limits.{inside[0]}: expected {expected}, got {found}" + (f" ({hint})" if hint else "")

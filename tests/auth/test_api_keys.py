@@ -428,6 +428,8 @@ BAD_CALLS: list[tuple[Any, int, str]] = [
     ({"consumer": ""}, 400, "a name of 1 to 255"),
     ({"consumer": "a\r\nb"}, 400, "a name of 1 to 255"),
     ({"consumer": "a", "colour": 1}, 400, "unknown field `colour`"),
+    ({"consumer": "a", "teir": "x"}, 400, "unknown field `teir` (did you mean tier?)"),
+    ({"consumer": "a", "limits": {"per_minit": 1}}, 400, "`per_minit` (did you mean per_minute?)"),
     ({"consumer": "a", "scopes": ["a b"]}, 400, "without spaces"),
     ({"consumer": "a", "scopes": "a"}, 400, "Expected `array`"),
     ({"consumer": "a", "expires_in": "soon"}, 400, "expires_in: expected a duration"),

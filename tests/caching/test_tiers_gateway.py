@@ -246,6 +246,8 @@ def test_statistics_tell_of_routes_and_tiers(tmp_path: Path) -> None:
         ({"tag": "x" * 1025}, 400),
         ({"tag": [str(i) for i in range(501)]}, 413),
         ({"tags": "x"}, 400),
+        ({"prefix": "/a"}, 400),  # of no host: it would purge nothing
+        ({"key": "/a"}, 400),
     ],
 )
 def test_purges_that_make_no_sense_are_refused(
