@@ -31,7 +31,9 @@ def add_commands(main: click.Group, admin: AdminCall, config_option: Callable[[A
 
     def shared(command: Any) -> Any:
         """The options of every command here."""
-        command = click.option("--json", "as_json", is_flag=True, help="Print the answer as it is.")(command)
+        command = click.option(
+            "--json", "as_json", is_flag=True, help="Print JSON, with all there is to say."
+        )(command)
         command = click.option(
             "--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's."
         )(command)
@@ -135,7 +137,9 @@ def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
         if as_json:
             click.echo(json.dumps(rows, indent=2))
         else:
-            _table(rows, ("key_id", "hint", "consumer", "state", "tier", "expires", "used", "last_used"))
+            _table(
+                rows, ("key_id", "name", "hint", "consumer", "state", "tier", "expires", "used", "last_used")
+            )
 
     @keys.command()
     @click.argument("key_id")
@@ -272,8 +276,8 @@ def _add_cache(main: click.Group, shared: Shared, ask: Ask) -> None:
     @click.argument("urls", nargs=-1, metavar="[URL]...")
     @click.option("--tag", "tags", multiple=True, help="What carries this tag. Repeat it for more.")
     @click.option("--pattern", "patterns", multiple=True, help="What this glob matches: '/products/*'.")
-    @click.option("--prefix", "prefixes", multiple=True, help="Keys that begin so.")
-    @click.option("--key", "keys", multiple=True, help="This key.")
+    @click.option("--prefix", "prefixes", multiple=True, help="URLs that begin so.")
+    @click.option("--key", "keys", multiple=True, help="This key of the cache, no other variant.")
     @click.option("--all", "everything", is_flag=True, help="Everything.")
     @shared
     def purge(
@@ -368,7 +372,7 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
                 "limit": limit["limit_type"],
                 "allowed": limit["limit"],
                 "left": limit["remaining"],
-                "new_in_s": limit["reset_s"],
+                "new_in_s": round(limit["reset_s"], 1),
                 "requests": rule["requests"],
                 "cost": rule["cost"],
             }
