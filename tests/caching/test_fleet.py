@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +21,7 @@ from fastgate._core.shm import SharedMemory
 from fastgate.caching.tiers import Tiers, purge, settled
 from fastgate.state import fleet as module
 from fastgate.state.fleet import BUS_ROLE, POSITION, Fleet, check_url, masked
+from tests.authority import Authority
 from tests.caching.redis_server import RedisServer
 
 HOUR = 3_600_000_000_000
@@ -88,7 +91,7 @@ async def machines(url: str, *names: str, **options: Any) -> AsyncIterator[list[
 
 
 def run(test: Awaitable[None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 60))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(test, 25))  # type: ignore[arg-type]
 
 
 def test_an_answer_stored_by_one_machine_is_found_by_another(redis: RedisServer) -> None:
@@ -424,6 +427,116 @@ def test_a_purge_while_redis_is_asked_wins(redis: RedisServer, monkeypatch: pyte
             assert await tiers.get_later(b"k") is None
 
     run(test())
+
+
+# ── Sentinel and Cluster
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def works(url: str) -> None:
+    """An answer, a purge by tag, and one by key, from one machine to another."""
+    async with machines(url, "a", "b") as (a, b):
+        a.put(b"k", b"v", b"t")
+        a.put(b"j", b"w")
+        await a.written(2)
+        assert await b.get(b"k") == b"v"
+        for kind, text in (("tag", b"t"), ("key", b"j")):
+            began = b.epochs.sequence
+            sequence = purge(a.epochs, kind, text)
+            assert await settled(a.epochs, sequence, disk=False, redis=True) == {"redis": True}
+            await until(lambda began=began: b.epochs.sequence > began)  # type: ignore[misc]
+        assert await b.get(b"k") is None
+        assert await b.get(b"j") is None
+
+
+def test_a_cluster_works_as_one_server_does(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis")
+    port = free_port()
+    server.start(
+        "--port",
+        str(port),
+        "--cluster-enabled",
+        "yes",
+        "--bind",
+        "127.0.0.1",
+        "--cluster-port",
+        str(free_port()),
+    )
+    try:
+        assert server.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383") == b"+OK\r\n"
+        end = time.monotonic() + 10
+        while b"cluster_state:ok" not in server.command("CLUSTER", "INFO"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        run(works(f"redis+cluster://127.0.0.1:{port}"))
+    finally:
+        server.stop()
+
+
+def test_sentinel_names_the_server(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis")
+    port = free_port()
+    server.start("--port", str(port), "--bind", "127.0.0.1")
+    watcher_port = free_port()
+    settings = tmp_path / "sentinel.conf"
+    settings.write_text(f"port {watcher_port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {port} 1\n")
+    assert server.program is not None
+    watcher = subprocess.Popen([server.program, str(settings), "--sentinel"], stdout=subprocess.DEVNULL)
+    try:
+        run(works(f"redis+sentinel://127.0.0.1:{watcher_port}/main/0"))
+    finally:
+        watcher.kill()
+        watcher.wait()
+        server.stop()
+
+
+def test_tls_and_a_password(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("redis", ["localhost"])
+    server = RedisServer(tmp_path / "redis")
+    port = free_port()
+    server.start(
+        *("--tls-port", str(port), "--bind", "127.0.0.1", "--tls-auth-clients", "no"),
+        *(
+            "--tls-cert-file",
+            pair.certificate,
+            "--tls-key-file",
+            pair.key,
+            "--tls-ca-cert-file",
+            authority.certificate,
+        ),
+    )
+    try:
+        server.command("CONFIG", "SET", "requirepass", "a-secret")
+
+        async def test() -> None:
+            options = {"tls": {"ca_file": authority.certificate}}
+            async with machines(f"rediss://:a-secret@localhost:{port}/0", "a", **options) as (a,):
+                a.put(b"k", b"v")
+                await a.written()
+                assert await a.get(b"k") == b"v"
+            for url, tls in (
+                (f"rediss://:wrong@localhost:{port}", options["tls"]),
+                (f"rediss://:a-secret@localhost:{port}", {}),
+            ):
+                b = Machine(url, "b", tls=tls)
+                await b.fleet.start()
+                await until(lambda b=b: b.count("error"))  # type: ignore[misc]
+                assert not b.fleet.is_up
+                await b.fleet.close()
+
+        with caplog.at_level(logging.WARNING):
+            run(test())
+        assert caplog.records
+        assert "a-secret" not in caplog.text
+    finally:
+        server.stop()
 
 
 # ── addresses
