@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import re
 from typing import Any, TypeVar
 
 import msgspec
 import msgspec.inspect
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from fastgate.auth.consumers import NAME_PATTERN, WORD_PATTERN
@@ -30,6 +31,7 @@ __all__ = [
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 1_000_000
+BODY_TIMEOUT_S = 30
 _IN_WORDS = {
     NAME_PATTERN: "a name of 1 to 255 printable ASCII characters, without a space at its ends",
     rf"^{WORD_PATTERN}$": "printable ASCII characters without spaces and quotes",
@@ -54,12 +56,21 @@ async def refused_answer(_request: Request, error: Exception) -> Response:
 
 
 async def read_body(request: Request, shape: type[T]) -> T:
-    """The JSON body as this Struct; an empty body is an empty object. Refused: 400, 413."""
+    """The JSON body as this Struct; an empty body is an empty object. Refused: 400, 408, 413."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise Refused(413, f"The body is larger than {MAX_BODY_BYTES} bytes")
+    length = request.headers.get("content-length", "")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            if length.isdigit() and (len(length) > 18 or int(length) > MAX_BODY_BYTES):
+                raise Refused(413, f"The body is larger than {MAX_BODY_BYTES} bytes")
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise Refused(413, f"The body is larger than {MAX_BODY_BYTES} bytes")
+    except TimeoutError:
+        raise Refused(408, f"The body did not come within {BODY_TIMEOUT_S} seconds") from None
+    except ClientDisconnect:
+        raise Refused(400, "The client has gone") from None
     try:
         return msgspec.json.decode(bytes(body) or b"{}", type=shape)
     except msgspec.ValidationError as error:
@@ -71,6 +82,8 @@ async def read_body(request: Request, shape: type[T]) -> T:
         raise Refused(400, text + unknown_field_hint(text, shape, path), path=path) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(400, f"The body is not JSON: {error}") from error
+    except RecursionError:
+        raise Refused(400, "The body is nested too deeply") from None
 
 
 def unknown_field_hint(text: str, shape: Any, path: str = "$") -> str:

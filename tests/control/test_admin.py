@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import get
+from tests.client import Client, get
 from tests.control.admin_client import call, scrape, value
 from tests.gateway import Gateway
 from tests.server.gateway_rig import until
@@ -261,3 +261,17 @@ def _status(address: str) -> dict[str, object] | None:
     except (OSError, json.JSONDecodeError):
         return None
     return dict(found.json) if found.status == 200 else None
+
+
+def test_bodies_that_are_too_large_too_deep_or_break_off_leave_no_trace() -> None:
+    head = "POST /api/auth/api-key HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    deep = b'{"consumer": "x", "metadata": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_001
+    with Gateway({"routes": [HELLO]}) as gateway:
+        port = int(gateway.admin.rpartition(":")[2])
+        for length, body, status in ((99_999_999_999, b"", 413), (len(deep), deep, 400), (9, b"{", None)):
+            with Client(port) as client:
+                client.send(f"{head}Content-Length: {length}\r\n\r\n".encode() + body)
+                if status is not None:
+                    assert client.read_response("POST").status == status
+
+        assert call(gateway.admin, "/live").status == 200
