@@ -1,5 +1,6 @@
 import re
 from collections.abc import Iterable
+from typing import Never
 
 from fastgate._core.context import Reason
 from fastgate._core.pipeline import Plugin
@@ -9,7 +10,7 @@ __all__ = ["CorsGate"]
 class CorsGate(Plugin):
     def __init__(
         self,
-        *,
+        *args: Never,
         exact: Iterable[str] = (),
         suffixes: Iterable[tuple[str, str, str]] = (),
         patterns: Iterable[re.Pattern[bytes]] = (),

@@ -86,6 +86,9 @@ cdef class LimitRule:
     cdef int take(self, const hash128_t* key, const int64_t* amounts, int64_t now_ns, bint commit, int64_t factor,
                   const int64_t* usual, int number, tight_t* tight) noexcept nogil
     cdef void give_back(self, const hash128_t* key, const int64_t* amounts, int64_t taken_ns, int64_t now_ns) noexcept nogil
+    cdef int add_part(self, int kind) except -1
+    cdef int fill(self, dict amounts, str algorithm) except -1
+    cdef int say(self, str label) except -1
     cdef int hash_parts(self, object parts, hash128_t* out) except -1
 
 

@@ -274,11 +274,11 @@ cdef class LimitRule:
             raise ValueError("concurrent: expected an InflightTable to count in")
         self.say(label)
 
-    def add_part(self, int kind):
+    cdef int add_part(self, int kind) except -1:
         self.parts[self.parts_n] = kind
         self.parts_n += 1
 
-    def fill(self, dict amounts, str algorithm):
+    cdef int fill(self, dict amounts, str algorithm) except -1:
         """The slots, from amounts."""
         cdef slot_t* slot
         cdef int kind
@@ -321,7 +321,7 @@ cdef class LimitRule:
                 slot.spec.window_ns = period * 1_000_000_000
             self.count += 1
 
-    def say(self, str label):
+    cdef int say(self, str label) except -1:
         """How the rule's limits are told to clients."""
         cdef int i
         policies = []

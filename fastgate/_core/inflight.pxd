@@ -34,6 +34,7 @@ cdef class InflightTable:
     cdef object keep
     # The entry (>= 0) that holds one more of key for this seat, or -1: `limit` are in use, or there is no place (in_use says which:
     # -1 for no place). Give the entry to c_release exactly once.
+    cdef int lay_out(self) except -1
     cdef int64_t c_acquire(self, const hash128_t* key, int64_t limit, int64_t* in_use) noexcept nogil
     # Fetches what c_acquire of this key reads first.
     cdef void c_prefetch(self, const hash128_t* key) noexcept nogil

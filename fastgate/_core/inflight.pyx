@@ -264,7 +264,7 @@ cdef class InflightTable:
         self.secret[0] = <uint64_t>t.header[AT_SECRET]
         self.secret[1] = <uint64_t>t.header[AT_SECRET + 1]
 
-    def lay_out(self):
+    cdef int lay_out(self) except -1:
         """Writes the header of new memory, or checks that of a table another process made."""
         cdef inflight_t* t = &self.handle
         cdef int64_t found = 0
@@ -274,7 +274,7 @@ cdef class InflightTable:
             t.header[AT_SEATS] = t.seats
             hash_key_random(<uint64_t*>&t.header[AT_SECRET])
             atomic_store(&t.header[AT_STATE], MAGIC)
-            return
+            return 0
         for _ in range(1000):
             if atomic_load(&t.header[AT_STATE]) == MAGIC:
                 break
