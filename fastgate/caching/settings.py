@@ -76,6 +76,8 @@ class CacheKeyConfig(Settings, frozen=True, kw_only=True):
 class CacheConfig(Settings, frozen=True, kw_only=True):
     """Answers of this route are cached as HTTP says (RFC 9111), with these settings."""
 
+    example: ClassVar[str] = "{ttl: 60s}"
+
     enabled: Annotated[bool, Meta(description="`false` switches the cache of this route off.")] = True
     enforce: Annotated[
         bool,

@@ -109,7 +109,7 @@ def _check_store(path: str, report: Report) -> None:
     """What can be seen without opening it, which only the controller does."""
     directory = os.path.dirname(path) or "."
     if not os.path.isdir(directory):
-        report(("store", "path"), f'"{path}"', "a file in a directory that exists", "")
+        report(("store", "path"), f'"{path}"', "a file in a directory that exists", f"make {directory}")
         return
     try:
         with open(path, "rb") as file:

@@ -420,6 +420,13 @@ class AccessLogConfig(Settings, frozen=True, kw_only=True):
 class RouteConfig(Settings, frozen=True, kw_only=True):
     """Which requests, and what becomes of them. Exactly one of `upstream`, `redirect` and `respond`."""
 
+    elsewhere: ClassVar[dict[str, str]] = {
+        "tier": "a consumer has a tier; limits: {tier: false} leaves it out",
+        "consumers": "write scopes, roles or policies; consumers stand at the root",
+        "proxy_pass": "write upstream",
+        **{name: f"write auth: [{name}]" for name in AuthConfig.__struct_fields__},
+    }
+
     name: Annotated[
         str,
         Meta(
@@ -582,6 +589,10 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
 
 class Config(Settings, frozen=True, kw_only=True):
     """Everything in a config file."""
+
+    elsewhere: ClassVar[dict[str, str]] = {
+        **{name: f"write auth: {{{name}: …}}" for name in AuthConfig.__struct_fields__},
+    }
 
     listen: Annotated[
         tuple[ListenerConfig, ...],

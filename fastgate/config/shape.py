@@ -6,6 +6,8 @@ only for types without a reader here (dates, UUIDs), one field at a time. What a
 form, beyond its types:
 
 * `shorthand: ClassVar[str]`            a bare value stands for the mapping with this one key
+* `example: ClassVar[str]`              what the mapping may look like, told to who wrote something else
+* `elsewhere: ClassVar[dict[str, str]]` what to write in place of keys that one may look for here
 * `Meta(extra={"unit": "duration"})`    `30s` in the file, ns in the Struct; `"size"`: `10MB`, bytes
 * `Meta(extra={"one_or_many": True})`   a single value stands for a list of one
 * `Meta(extra={"words": {"auto": 0}})`  words that stand for a number
@@ -112,12 +114,14 @@ class Shapes:
                 required.append((field.encode_name, _expectation(inspect.type_info(field.type))))
         tag_field = cls.__struct_config__.tag_field  # type: ignore[attr-defined]
         shorthand = getattr(cls, "shorthand", None)
+        mapping = f"a mapping such as {cls.example}" if hasattr(cls, "example") else "a mapping"
+        elsewhere: dict[str, str] = getattr(cls, "elsewhere", {})
         strict = bool(cls.__struct_config__.forbid_unknown_fields)  # type: ignore[attr-defined]
 
         def read(value: Any, path: Path, report: Report) -> Any:
             if type(value) is not dict:
                 if shorthand is None or value is None or (type(value) is list and not takes_list):
-                    wanted = "a mapping" if shorthand is None else f"a mapping, or its `{shorthand}` alone"
+                    wanted = mapping if shorthand is None else f"a mapping, or its `{shorthand}` alone"
                     report(path, found_text(value), wanted, "")
                     return INVALID
                 name, reader = fields[shorthand]
@@ -133,7 +137,8 @@ class Shapes:
                 entry = fields.get(key)
                 if entry is None:
                     if strict and key != tag_field:
-                        report((*path, key), "unknown key", "", nearest(str(key), fields))
+                        hint = elsewhere.get(key) or nearest(str(key), fields)
+                        report((*path, key), "unknown key", "", hint)
                         good = False
                     continue
                 result = entry[1](item, (*path, key), report)

@@ -268,6 +268,8 @@ class LimitsConfig(RuleConfig, frozen=True, kw_only=True):
     asked as one decision: what one of them refuses is taken from none.
     """
 
+    example: ClassVar[str] = "{per_minute: 100}"
+
     rules: Annotated[
         tuple[RuleConfig, ...],
         Meta(max_length=8, description="Several rules at once, each counted by something else."),
