@@ -138,6 +138,7 @@ class Fleet:
         self._keeps_answers = keeps_answers
         self._client: Any = None
         self._bus_client: Any = None
+        self._sentinels: list[Any] = []
         self._errors: tuple[type[BaseException], ...] = (OSError,)
         self._tasks: list[asyncio.Task[None]] = []
         self._queue: deque[_Item] = deque()
@@ -190,12 +191,16 @@ class Fleet:
             _, left = await asyncio.wait(left, timeout=0.2)
         self._tasks.clear()
         self._epochs.leave(BUS_ROLE)
-        for client in (self._client, self._bus_client):
+        for client in (self._client, self._bus_client, *self._sentinels):
             if client is not None:
                 try:
                     await asyncio.wait_for(client.aclose(), 1.0)
+                    pool = getattr(client, "connection_pool", None)  # a cluster has one for each node
+                    if pool is not None:
+                        await asyncio.wait_for(pool.disconnect(), 1.0)
                 except self._errors as error:
                     self._trouble("close", str(error))
+        self._sentinels.clear()
         self._client = self._bus_client = None
 
     @property
@@ -255,6 +260,7 @@ class Fleet:
             sentinel_kwargs={"socket_timeout": _CONNECT_S, "socket_connect_timeout": _CONNECT_S},
             **common,
         )
+        self._sentinels += sentinel.sentinels
         return sentinel.master_for(name, db=int(database or 0), max_connections=_CONNECTIONS)
 
     # ── answers
