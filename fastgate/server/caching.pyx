@@ -584,7 +584,7 @@ cdef class CachedRequest:
         cdef Decision decision
         cdef StoredResponse stored
         cdef int64_t now = realtime_ns()
-        if not self.rules.cacheable:
+        if not self.rules.cacheable or self.key is None:        # without a key there is nowhere to keep it
             if self.rules.unsafe:
                 for key in rules.invalidated(self.rules, status, fields, ctx.scheme == "https", ctx.authority, ctx.path_bytes,
                                              ctx.query_bytes):

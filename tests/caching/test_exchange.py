@@ -479,3 +479,17 @@ def test_one_failure_is_told_to_all_who_wait_for_the_answer() -> None:
 
         assert ask_together(rig, 40) == [b"one"] * 40
         assert rig.asked == 2
+
+
+def test_a_request_without_a_key_is_neither_kept_nor_confused_with_another() -> None:
+    with Rig(methods=["GET", "POST"], key={"body": True}) as rig:
+        for body in (b"a", b"b", b"a"):
+            rig.origin.reply = answer(b"for " + body, "Cache-Control: max-age=60")
+            chunked = b"1\r\n" + body + b"\r\n0\r\n\r\n"
+            with Client(rig.gateway.port) as client:
+                client.send(request("/", "POST", "Transfer-Encoding: chunked") + chunked)
+                said = client.read_response("POST")
+
+            assert said.body == b"for " + body
+            assert status_of(said) == "fwd=request"
+        assert rig.asked == 3
