@@ -265,7 +265,10 @@ def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
             admin,
             **({"keys": "revoke"} if revoke_keys else {}),
         )
-        click.echo(json.dumps(answer, indent=2) if as_json else f"removed {answer['removed']}")
+        told = f"removed {answer['removed']}"
+        if answer.get("source") == "config":
+            told = f"{answer['removed']} is again as the config says"
+        click.echo(json.dumps(answer, indent=2) if as_json else told)
 
 
 def _add_cache(main: click.Group, shared: Shared, ask: Ask) -> None:

@@ -95,18 +95,20 @@ class ConsumerResource:
         name = self._existing(request)
         if self._keyring.said_of(name) is None:
             raise Refused(409, f"The consumer {name!r} stands in the config file; take it out there")
-        if name not in self._keyring.consumers_in_file:
+        stays = name in self._keyring.consumers_in_file
+        if not stays:
             good = [
                 key
                 for state in ("active", "rotating", "pending")
                 for key in self._keyring.keys(consumer=name, state=state, limit=PAGE_MOST)
             ]
             if good and request.query_params.get("keys") != "revoke":
-                raise Refused(409, f"The consumer {name!r} has keys ({len(good)}); `?keys=revoke` ends them")
+                text = f"The consumer {name!r} has keys ({len(good)}); ?keys=revoke (--revoke-keys) ends them"
+                raise Refused(409, text)
             for key in good:
                 self._keyring.revoke(key.key_id)
         self._keyring.remove_consumer(name)
-        return JSONResponse({"removed": name})
+        return JSONResponse({"removed": name, **({"source": "config"} if stays else {})})
 
     def _existing(self, request: Request) -> str:
         name = check_name(request.path_params["name"])

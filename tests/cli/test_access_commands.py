@@ -100,6 +100,10 @@ def test_consumers_and_their_limits() -> None:
 
         assert "pardoned: no" in good(gateway, "limits", "pardon", "--ip", "10.0.0.1")
         assert good(gateway, "consumers", "remove", "bob") == "removed bob\n"
+        good(gateway, "consumers", "set", "acme", "--tier", "basic")
+        assert good(gateway, "consumers", "remove", "acme") == "acme is again as the config says\n"
+        listed = good(gateway, "consumers", "list").splitlines()
+        assert [line.split()[:3] for line in listed[1:]] == [["acme", "small", "config"]]
 
 
 def test_a_secret_comes_from_stdin_and_is_never_shown(tmp_path: Path) -> None:
