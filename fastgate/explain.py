@@ -64,6 +64,7 @@ class Explanation(msgspec.Struct, frozen=True):
     answer: str = ""
     refused: str = ""  # the reason, when a gate of the route refuses
     decisions: tuple[str, ...] = ()  # what policies said of it
+    guards: dict[str, str] = {}  # what the route asks for and keeps
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -196,8 +197,21 @@ def explain_request(
         params=recorder.params,
         plugins=tuple(use.use for use in (*config.plugins, *seen.plugins)),
         decisions=tuple(recorder.decisions),
+        guards=_guards(seen),
         **_consequences(config, seen, recorder, transport.written),
     )
+
+
+def _guards(route: RouteConfig) -> dict[str, str]:
+    """What of the route decides who may come, how often, and what is kept; by the key that says it."""
+    guards = {}
+    if route.auth is not None:
+        guards["auth"] = ", then ".join(route.auth.schemes)
+    for name in ("scopes", "any_scopes", "roles", "permissions"):
+        if getattr(route, name):
+            guards[name] = ", ".join(getattr(route, name))
+    guards |= {name: "yes" for name in ("limits", "cache", "validation") if getattr(route, name) is not None}
+    return guards
 
 
 def _bare(config: Config, routes: Mapping[str, RouteConfig]) -> Config:
@@ -353,6 +367,8 @@ def print_explanation(explanation: Explanation, console: Console | None = None) 
         say("params", "  ".join(f"{name}={value}" for name, value in explanation.params.items()))
     if explanation.plugins:
         say("plugins", " → ".join(explanation.plugins))
+    if explanation.guards:
+        say("guards", "  ".join(f"{name}={value}" for name, value in explanation.guards.items()))
     for decision in explanation.decisions:
         say("decision", decision)
     if explanation.refused:

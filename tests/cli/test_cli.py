@@ -182,6 +182,14 @@ def test_explain_shows_the_route_and_the_bytes(clean_place: Path) -> None:
     assert "X-A: b" in lines
 
 
+def test_explain_names_what_guards_the_route(clean_place: Path) -> None:
+    (clean_place / "gateway.yaml").write_text(
+        "routes: [{path: /a, respond: a, auth: [api_key, anonymous], scopes: [r], limits: {per_minute: 9}}]"
+    )
+    said = call("explain", "/a").stdout
+    assert "guards     auth=api_key, then anonymous  scopes=r  limits=yes" in said
+
+
 def test_explain_takes_get_when_no_method_is_given(clean_place: Path) -> None:
     (clean_place / "gateway.yaml").write_text(GOOD)
 
