@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 import time
 from pathlib import Path
@@ -401,6 +402,7 @@ GOOD_PAYLOAD = json.dumps(claims()).encode()
         (b'{"alg":["HS256"]}', GOOD_PAYLOAD),
         (b'{"alg":null}', GOOD_PAYLOAD),
     ],
+    ids=map(str, itertools.count()),
 )
 def test_json_that_two_readers_might_read_differently(header: bytes, payload: bytes) -> None:
     rig = Rig(JwtIssuerConfig(issuer=ISSUER, secret=SECRET), max_token_bytes=1 << 20)

@@ -203,7 +203,9 @@ def test_stale_while_revalidate_answers_at_once_and_renews_behind() -> None:
         assert rig.asked == 2
 
 
-@pytest.mark.parametrize("failure", [None, answer(b"no", status="503 Service Unavailable")])
+@pytest.mark.parametrize(
+    "failure", [None, answer(b"no", status="503 Service Unavailable")], ids=["gone", "503"]
+)
 def test_stale_if_error_stands_in_for_a_failing_origin(failure: bytes | None) -> None:
     with Rig(stale_if_error="60s", ttl="1ms") as rig:
         rig.origin.reply = answer(b"one")
