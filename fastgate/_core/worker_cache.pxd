@@ -58,6 +58,7 @@ cdef class RouteCache:
     cdef readonly bint coalesce
     cdef readonly int64_t wait_ns
     cdef readonly object strategy
+    cdef readonly bytes purge_header             # lower case; None: upstreams may not purge
     cdef readonly object predict                # caching/predictor.py, None where nothing is predicted
     cdef Metric refreshed
     cdef Metric prefetched

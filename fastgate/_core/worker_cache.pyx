@@ -172,8 +172,9 @@ cdef class RouteCache:
     """What a route says of caching. wait_ns: how long a request waits for another one that fetches the same answer."""
 
     def __init__(self, Rules rules not None, WorkerCache store not None, *, bint coalesce, int64_t wait_ns, counter, str route,
-                 strategy=None, predict=None):
+                 strategy=None, predict=None, str purge_header=None):
         self.rules = rules
+        self.purge_header = None if purge_header is None else purge_header.lower().encode()
         self.store = store
         self.coalesce = coalesce
         self.wait_ns = wait_ns

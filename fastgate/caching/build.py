@@ -29,6 +29,7 @@ def build(cache: CacheConfig | None, env: Any) -> RouteCache | None:
         wait_ns=cache.coalesce_wait_ns,
         counter=env.around.memory.metrics.counter,
         route=env.route.name,
+        purge_header=cache.purge_header,
         strategy=make_strategy(cache.strategy.use, cache.strategy.options) if cache.strategy else None,
         # What was learned stays with the route as long as these settings do.
         predict=env.service(

@@ -134,6 +134,15 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
             ),
         ),
     ] = ()
+    purge_header: Annotated[
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None,
+        Meta(
+            description=(
+                "Field of an upstream's answers by which it purges: a list of tags, paths of its host (`/a`, "
+                "`/a/*`), or `*` for everything. Clients do not see it. Default: upstreams do not purge."
+            )
+        ),
+    ] = None
     min_size_bytes: Annotated[Size, Meta(description="Smaller bodies are not stored.")] = 0
     max_size_bytes: Annotated[
         Size,

@@ -60,6 +60,7 @@ cdef Reason ONLY_IF_CACHED = REASONS["only_if_cached"]
 cdef int64_t DAY_NS = 86_400_000_000_000
 cdef double POLL_S = 0.003                      # between looks at what another worker fetches
 cdef enum:
+    MOST_PURGES = 64                            # that one answer may ask for
     MOST_BEHIND = 64                            # revalidations that nobody waits for, at once in a worker
     KEY_BODY_BYTES = 1048576                    # of a request whose body is part of the key
     VARY_DAYS = 30
@@ -584,6 +585,8 @@ cdef class CachedRequest:
         cdef Decision decision
         cdef StoredResponse stored
         cdef int64_t now = realtime_ns()
+        if self.route.purge_header is not None:
+            self.purge_told(status, fields)
         if not self.rules.cacheable or self.key is None:        # without a key there is nowhere to keep it
             if self.rules.unsafe:
                 for key in rules.invalidated(self.rules, status, fields, ctx.scheme == "https", ctx.authority, ctx.path_bytes,
@@ -633,6 +636,34 @@ cdef class CachedRequest:
         self.add_status(fields, rules.forwarded(self.why, status, decision.storable, self.collapsed,
                                                 None if decision.storable else decision.why.encode()))
         return 0
+
+    def purge_told(self, int status, Headers fields):
+        """Carry out the purges that the upstream's answer asks for, and keep them from the client."""
+        cdef RequestContext ctx = self.ctx
+        cdef bytes name = self.route.purge_header
+        cdef bytes value = fields.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        cdef bytes host
+        if value is None:
+            return
+        fields.drop(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        if status >= 400:
+            return
+        epochs = self.route.store.epochs
+        host = (b"https://" if ctx.scheme == "https" else b"http://") + ctx.authority.lower()
+        for part in value.split(b",")[:MOST_PURGES]:
+            what = part.strip(b" \t")
+            try:
+                if what == b"*":
+                    epochs.purge_all()
+                elif what.startswith(b"/") and b"*" in what:
+                    epochs.purge_pattern(host + what)
+                elif what.startswith(b"/"):
+                    epochs.purge_key(host + what)
+                    epochs.purge_tag(host + what)
+                elif what:
+                    epochs.purge_tag(what)
+            except ValueError as error:
+                log.warning("request %s: the upstream asks to purge %r: %s", ctx.request_id, what, error)
 
     def add_status(self, Headers fields, bytes line):
         """Add a ready Cache-Status line to the fields."""

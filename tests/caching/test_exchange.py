@@ -270,6 +270,34 @@ def test_a_write_ends_what_it_may_have_changed() -> None:
         ]
 
 
+@pytest.mark.parametrize(
+    ("header", "renewed"),
+    [
+        ("X-Purge: red", ["/t"]),
+        ("x-purge: /a", ["/a"]),
+        ("X-Purge: /s/*, red", ["/s/1", "/s/2", "/t"]),
+        ("X-Purge: *", ["/a", "/s/1", "/s/2", "/t"]),
+        ("X-Other: *", []),
+    ],
+)
+def test_an_upstream_purges_in_an_answer(header: str, renewed: list[str]) -> None:
+    with Rig(purge_header="X-Purge", workers=2) as rig:
+        targets = ["/a", "/s/1", "/s/2", "/t"]
+        age = "Cache-Control: max-age=60"
+        rig.origin.say = lambda asked: answer(
+            b"old", age, *(["Surrogate-Key: red"] if asked.target == b"/t" else [])
+        )
+        for target in targets * 8:
+            rig.get(target)
+        rig.origin.say = lambda asked: answer(b"new", age, *([header] if asked.method == b"POST" else []))
+
+        told = rig.get("/tell", method="POST", body=b"x")
+
+        assert told.get("x-purge") is None
+        for _ in range(4):
+            assert [target for target in targets if rig.get(target).body == b"new"] == renewed
+
+
 def test_a_failed_write_ends_nothing() -> None:
     with Rig() as rig:
         rig.get()
