@@ -68,13 +68,10 @@ FEATURES: tuple[tuple[str, Builder], ...] = (
     ("policies", policy.build),
     ("limits", ratelimit.build),
     ("validation", validation.build),  # reads bodies: only of those who may come, and within their limits
-    # cache: here
 )
 """Attribute of RouteConfig and who makes a plugin of it, in the order in which a request meets them. What a
-builder
-makes decides before the plugins of the config; None is nothing to do. Builders are called for every route,
-also for
-one that does not set the attribute, because many have a default in the root of the config."""
+builder makes decides before the plugins of the config; None is nothing to do. Builders are called for every
+route, also for one that does not set the attribute, because many have a default in the root of the config."""
 
 
 class Surroundings(Protocol):

@@ -20,6 +20,5 @@ cdef class Identity:
     cdef readonly bytes upstream_lines      # ready header lines that tell the upstream
     cdef bytes cache_key_made
     cdef bytes cache_key(self)
-    cdef object memo                        # one place for what a gate works out once per identity: (owner, result)
     cdef readonly bint by_address           # it stands for many: limits and penalties count them by address, each by itself
-    cdef object limits_memo                 # the same for the limits gate: (its tiers, the rule)
+    cdef object limits_memo                 # what the limits gate worked out once: (its tiers, the rule)

@@ -114,11 +114,10 @@ def build(use: AuthUse | None, env: Any) -> AuthGate | None:
     schemes = []
     for name in use.schemes:
         settings = getattr(env.config.auth, name)
-        # A scheme sees the consumers of the config too: it is made anew when they change.
-        key = (settings, env.config.consumers)
+        key = (settings, _surroundings(env.config))
         schemes.append(env.service(f"auth.{name}", key, partial(SCHEMES[name], settings, env)))
     digest = hashlib.sha256(
-        msgspec.msgpack.encode((use.schemes, env.config.auth, env.config.consumers))
+        msgspec.msgpack.encode((use.schemes, env.config.auth, _surroundings(env.config)))
     ).digest()
     gate = AuthGate(
         schemes,
@@ -136,6 +135,21 @@ def build(use: AuthUse | None, env: Any) -> AuthGate | None:
     )
     gate.enforce = use.enforce
     return gate
+
+
+_seen: tuple[Any, bytes] = (None, b"")
+
+
+def _surroundings(config: Any) -> bytes:
+    """A digest of what schemes see of the config besides their own settings. A new one makes them anew.
+
+    Made once for a config and not for each of its routes, as there may be thousands of both.
+    """
+    global _seen
+    if _seen[0] is not config:
+        seen = (config.consumers, config.tiers, config.admin.listen == "off")
+        _seen = config, hashlib.sha256(msgspec.msgpack.encode(seen)).digest()
+    return _seen[1]
 
 
 def build_digest(use: AuthUse | None, env: Any) -> BodyDigest | None:

@@ -356,7 +356,6 @@ cdef class CachedRequest:
         cdef RequestContext ctx = x.ctx
         cdef Headers fields = Headers()
         cdef ResponseHead made
-        cdef int64_t length
         lines = (head + tail).split(b"\r\n")
         for line in lines[1:]:
             if line:

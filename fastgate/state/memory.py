@@ -1,12 +1,9 @@
 """The memory that every process of a host shares: what the supervisor maps before it forks.
 
 `HostMemory` is handed to the workers and to the controller as it is. It is sized once, by the first config
-(section
-`memory`), because no process can be given more of it later; a reload finds everything where it was, which is
-why
-counts, limits, keys and leases survive reloads and dead workers. Untouched pages take no memory: the sizes
-are
-bounds and not costs.
+(section `memory`), because no process can be given more of it later; a reload finds everything where it was,
+which is why counts, limits, keys and leases survive reloads and dead workers. Untouched pages take no memory:
+the sizes are bounds and not costs.
 """
 
 from __future__ import annotations

@@ -111,3 +111,22 @@ def test_a_token_stays_good_over_a_reload() -> None:
             assert ask(gateway, token).status == 200
             assert ask(gateway, KEY.sign(issuer.claims(n=2))).status == 200
         assert issuer.fetches == 1
+
+
+def test_a_tier_that_a_reload_defines_counts_for_tokens_seen_before() -> None:
+    with Issuer(KEY) as issuer, Upstream() as upstream:
+        settings = config(issuer, upstream)
+        settings["auth"]["jwt"]["issuers"][0]["claims"] = {"tier": "plan"}
+        with Gateway(settings) as gateway:
+            token = KEY.sign(issuer.claims(plan="gold"))
+            assert ask(gateway, token).status == 200
+            assert upstream.requests[-1].get("x-consumer-tier") is None  # no such tier yet
+
+            settings["tiers"] = {"gold": {"per_minute": 1000}}
+            gateway.write_config(settings)
+            deadline = time.monotonic() + 10
+            while upstream.requests[-1].get("x-consumer-tier") != b"gold" and time.monotonic() < deadline:
+                time.sleep(0.05)
+                assert ask(gateway, token).status == 200
+
+        assert upstream.requests[-1].get("x-consumer-tier") == b"gold"
