@@ -5,7 +5,7 @@ WHAT     The compiled part of the policy gate. It compares the directory's gener
          calls `refresh()`, and then, unless it is `idle`, `judge(ctx)`, both of which a Python subclass gives.
 STATE    The generation seen last; `idle`, which the subclass sets.
 WHO      The worker's loop. The generation is written by the controller.
-COST     One load and one compare for a request of an idle gate, about 2 ns.
+COST     One load and one compare for a request of an idle gate.
 SOURCES  None.
 """
 
