@@ -1,4 +1,4 @@
-"""docs/interactions.md against the tests: each promise names a test that exists and is not marked to be skipped."""
+"""docs/interactions.md against the tests: each promise names a test that exists."""
 
 from __future__ import annotations
 
