@@ -385,10 +385,11 @@ def _route(
         max_body_bytes=config.server.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes,
         preserve_host=preserve_host,
         rewrite=_rewrite(route, params),
-        request_edits=_edits(route.request_headers, params),
+        request_edits=_edits(route.request_headers, params, owns=True),
         response_edits=_edits(route.response_headers, params),
         methods=route.methods,
         answers_preflight=any(gate.name == "cors" for gate in gates),
+        owned=[name for gate in gates for name in getattr(gate, "owned", ())],
         header_tests=[
             (name.lower().encode("latin-1"), _test(value)) for name, value in route.headers.items()
         ],
@@ -415,10 +416,10 @@ def _rewrite(route: RouteConfig, params: list[str]) -> Rewrite | None:
     return Rewrite.by_regex(settings.regex or "", settings.to or "")
 
 
-def _edits(config: HeaderEditsConfig | None, params: list[str]) -> HeaderEdits | None:
+def _edits(config: HeaderEditsConfig | None, params: list[str], *, owns: bool = False) -> HeaderEdits | None:
     if config is None or config == HeaderEditsConfig():
         return None
-    return HeaderEdits(config.rename, config.remove, config.set, config.add, params)
+    return HeaderEdits(config.rename, config.remove, config.set, config.add, params, owns)
 
 
 def _test(expected: str, encoding: str = "latin-1") -> Callable[[bytes], bool]:

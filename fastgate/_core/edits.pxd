@@ -18,5 +18,7 @@ cdef class Rewrite:
 
 cdef class HeaderEdits:
     cdef tuple renames, removals, sets, adds
+    cdef bint owns
     cdef int apply(self, RequestContext ctx, Headers headers) except -1
+    cdef int _drop(self, Headers headers, bytes lower) except -1
     cdef int _add(self, Headers headers, bytes name, bytes value) except -1

@@ -21,4 +21,7 @@ class HeaderEdits:
         set: Mapping[str, str] | None = None,
         add: Mapping[str, str] | None = None,
         param_names: Iterable[str] = (),
+        owns: bool = False,
     ) -> None: ...
+    @property
+    def owned(self) -> tuple[bytes, ...]: ...

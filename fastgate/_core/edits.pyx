@@ -150,9 +150,13 @@ cdef class Rewrite:
 
 
 cdef class HeaderEdits:
-    """Edits to a header table, in the order rename, remove, set, add. Values may be templates."""
+    """Edits to a header table, in the order rename, remove, set, add. Values may be templates.
 
-    def __init__(self, rename=None, remove=(), set=None, add=None, param_names=()):
+    owns: the names that are removed or set belong to the gateway: what an upstream could take for them (`X_Tenant` for `X-Tenant`)
+    is removed too. For requests, whose senders are not trusted."""
+
+    def __init__(self, rename=None, remove=(), set=None, add=None, param_names=(), bint owns=False):
+        self.owns = owns
         self.renames = tuple(
             (old.lower().encode("latin-1"), new.encode("latin-1")) for old, new in (rename or {}).items())
         self.removals = tuple(name.lower().encode("latin-1") for name in remove)
@@ -166,12 +170,24 @@ cdef class HeaderEdits:
         for old, new in self.renames:
             headers.rename(old, new)
         for lower in self.removals:
-            headers.drop(PyBytes_AS_STRING(lower), PyBytes_GET_SIZE(lower))
+            self._drop(headers, lower)
         for name, lower, template in self.sets:
-            headers.drop(PyBytes_AS_STRING(lower), PyBytes_GET_SIZE(lower))
+            self._drop(headers, lower)
             self._add(headers, name, template.render(ctx))
         for name, template in self.adds:
             self._add(headers, name, template.render(ctx))
+        return 0
+
+    @property
+    def owned(self):
+        """The lower-case names that no client may say; empty where `owns` is not set."""
+        return (*self.removals, *(lower for _, lower, _ in self.sets)) if self.owns else ()
+
+    cdef int _drop(self, Headers headers, bytes lower) except -1:
+        if self.owns:
+            headers.drop_folded(PyBytes_AS_STRING(lower), PyBytes_GET_SIZE(lower), False)
+        else:
+            headers.drop(PyBytes_AS_STRING(lower), PyBytes_GET_SIZE(lower))
         return 0
 
     cdef int _add(self, Headers headers, bytes name, bytes value) except -1:

@@ -33,7 +33,8 @@ cdef class AuthGate(Plugin):
     cdef tuple places               # (header name, {scheme: hides it}) of the schemes whose credential is one field
     cdef int places_n
     cdef object answered
-    cdef tuple strips               # header names that no client may send, or None
+    cdef tuple strips               # (lower-case name, whether that very spelling may be sent) of fields to drop, or None
+    cdef readonly tuple owned       # lower-case names that no trailer may have
     cdef uint64_t family
     cdef bint forward
     cdef bint waits

@@ -159,8 +159,14 @@ cdef class AuthGate(Plugin):
                 for header in getattr(scheme, "credential_headers", None) or (scheme.credential_header,):
                     places.setdefault(header.lower().encode("latin-1"), {})[scheme.name] = bool(getattr(scheme, "hide", False))
         self.places = tuple(places.items())
-        strips = {name.encode("latin-1") for scheme in self.schemes for name in getattr(scheme, "strips", ())}
-        self.strips = tuple(strips | {name.replace(b"-", b"_") for name in strips}) or None
+        # What only a scheme may say, no client ever says, in whatever spelling; and a credential has one spelling only.
+        strips = {name.encode("latin-1"): False for scheme in self.schemes for name in getattr(scheme, "strips", ())}
+        shown = [header for scheme in self.schemes for header in getattr(scheme, "credential_headers", None) or (scheme.credential_header,)]
+        for header in shown:
+            strips.setdefault(header.lower().encode("latin-1"), True)
+        self.owned = tuple(strips)
+        # A name without a separator has no other spelling.
+        self.strips = tuple((name, alone) for name, alone in strips.items() if not (alone and name.isalnum())) or None
         self.places_n = len(places)
         challenges = dict.fromkeys(scheme.challenge for scheme in self.schemes if scheme.challenge)
         self.challenge_lines = b"".join(b"WWW-Authenticate: " + challenge.encode("latin-1") + b"\r\n" for challenge in challenges)
@@ -172,9 +178,9 @@ cdef class AuthGate(Plugin):
         cdef hash128_t key
         cdef Identity identity
         cdef int place = -1
-        if self.strips is not None:                     # what only a scheme may say, no client ever says
-            for name in self.strips:
-                ctx.headers.drop(PyBytes_AS_STRING(<bytes>name), PyBytes_GET_SIZE(<bytes>name))
+        if self.strips is not None:
+            for name, but_itself in self.strips:
+                ctx.headers.drop_folded(PyBytes_AS_STRING(<bytes>name), PyBytes_GET_SIZE(<bytes>name), but_itself)
         field = self.credential(ctx, &place)
         if field != NULL:
             self.cache.key_of(self.family + <uint64_t>place, field.value, field.value_n, &key)

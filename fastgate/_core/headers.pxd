@@ -35,13 +35,18 @@ cdef enum:
     H_USER_AGENT = 25
     H_X_REAL_IP = 26
     H_REFERER = 27
-    H_CONSUMER = 28          # X-Consumer-*: what only the gateway may say of a request
+    # What only the gateway may say of a request: from here on, and never of a client's.
+    H_FIRST_OWNED = 28
+    H_CONSUMER = 28          # X-Consumer, X-Consumer-*, in any spelling
+    H_ALIAS = 29             # another spelling of a name in this list
+    H_X_FORWARDED_OTHER = 30 # X-Forwarded-Prefix and the like: a trusted proxy may say it
 
 cdef unsigned char[256] TOKEN             # RFC 9110 §5.6.2 tchar
 cdef unsigned char[256] FIELD             # field-vchar, SP, HTAB (RFC 9110 §5.5): everything but the controls
 
 cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil
 cdef bint name_equal(const char* a, const char* lower, Py_ssize_t n) noexcept nogil
+cdef bint names_fold(const char* a, const char* b, Py_ssize_t n) noexcept nogil
 cdef bint name_valid(const char* name, Py_ssize_t n) noexcept nogil
 cdef bint value_valid(const char* value, Py_ssize_t n) noexcept nogil
 cdef bint has_token(const char* value, Py_ssize_t n, const char* lower, Py_ssize_t lower_n) noexcept nogil
@@ -54,6 +59,8 @@ ctypedef struct field_t:
     int id                # H_*
 
 cdef bint trailer_allowed(const field_t* field) except -1
+cdef bint is_owned(tuple owned, const char* name, Py_ssize_t n) except -1
+cdef bytes trailers_announced(const field_t* field, tuple owned)
 
 cdef enum:
     OWN_FIELDS = 16           # more than most messages have
@@ -73,6 +80,7 @@ cdef class Headers:
     cdef bytes find(self, const char* lower, Py_ssize_t n)
     cdef bytes find_known(self, int known)
     cdef void drop(self, const char* lower, Py_ssize_t n) noexcept nogil
+    cdef void drop_folded(self, const char* name, Py_ssize_t n, bint but_itself) noexcept nogil
     cdef bint drop_listed(self, const char* connection, Py_ssize_t n) except -1
     cdef Headers copy(self)
     cdef bytes name_at(self, int i)

@@ -19,12 +19,15 @@ from libc.string cimport memcpy
 __all__ = ["HeadWriter", "Headers"]
 
 cdef unsigned char[256] LOWER
+# Names as CGI, WSGI, PHP and their like see them: every character but letters and digits is one and the same (RFC 3875 §4.1.18).
+cdef unsigned char[256] FOLD
 
 cdef void _fill_tables() noexcept:
     cdef int c
     cdef bytes extra = b"!#$%&'*+-.^_`|~"
     for c in range(256):
         LOWER[c] = c + 32 if 65 <= c <= 90 else c
+        FOLD[c] = LOWER[c] if 48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122 else c"-"
         TOKEN[c] = 48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122
         FIELD[c] = c == 9 or (c >= 32 and c != 127)
     for c in extra:
@@ -80,16 +83,54 @@ cdef bint has_token(const char* value, Py_ssize_t n, const char* lower, Py_ssize
     return False
 
 
-cdef bint consumer_name(const char* name, Py_ssize_t n) noexcept nogil:
-    """True for X-Consumer and X-Consumer-*, also with underscores, which CGI and WSGI take for hyphens."""
-    return (name[1] == c"-" or name[1] == c"_") and name_equal(name + 2, b"consumer", 8) \
-        and (n == 10 or name[10] == c"-" or name[10] == c"_")
+cdef bint names_fold(const char* a, const char* b, Py_ssize_t n) noexcept nogil:
+    """True if the n bytes at a and b are one name to an upstream that folds `-`, `_`, `.` and the like."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        if FOLD[<unsigned char>a[i]] != FOLD[<unsigned char>b[i]]:
+            return False
+    return True
+
+
+cdef inline int owned_id(const char* name, const char* lower, Py_ssize_t n, int known) noexcept nogil:
+    """known if name is the lower-case name, H_ALIAS if it only folds to it, else H_OTHER."""
+    if not names_fold(name, lower, n):
+        return H_OTHER
+    return known if name_equal(name, lower, n) else H_ALIAS
+
+
+cdef int x_header_id(const char* name, Py_ssize_t n) noexcept nogil:
+    """The H_* of a name that begins with `x-`, folded. At least nine characters."""
+    cdef unsigned char third = LOWER[<unsigned char>name[2]]
+    if third == c"c":
+        if n >= 10 and names_fold(name, b"x-consumer", 10) and (n == 10 or FOLD[<unsigned char>name[10]] == c"-"):
+            return H_CONSUMER                           # in any spelling: no client says who a request is from
+    elif third == c"f":
+        if n >= 11 and names_fold(name, b"x-forwarded", 11) and (n == 11 or FOLD[<unsigned char>name[11]] == c"-"):
+            if n == 15 and names_fold(name, b"x-forwarded-for", 15):
+                return owned_id(name, b"x-forwarded-for", 15, H_X_FORWARDED_FOR)
+            if n == 16 and names_fold(name, b"x-forwarded-host", 16):
+                return owned_id(name, b"x-forwarded-host", 16, H_X_FORWARDED_HOST)
+            if n == 16 and names_fold(name, b"x-forwarded-port", 16):
+                return owned_id(name, b"x-forwarded-port", 16, H_X_FORWARDED_PORT)
+            if n == 17 and names_fold(name, b"x-forwarded-proto", 17):
+                return owned_id(name, b"x-forwarded-proto", 17, H_X_FORWARDED_PROTO)
+            return H_X_FORWARDED_OTHER if name_equal(name, b"x-forwarded", 11) and (n == 11 or name[11] == c"-") else H_ALIAS
+    elif third == c"r":
+        if n == 9:
+            return owned_id(name, b"x-real-ip", 9, H_X_REAL_IP)
+        if n == 12:
+            return owned_id(name, b"x-request-id", 12, H_X_REQUEST_ID)
+    return H_OTHER
 
 
 cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil:
-    """The H_* of a field name, H_OTHER for all the names the request path does not look at."""
-    if n >= 10 and (name[2] | 32) == c"c" and (name[0] | 32) == c"x" and consumer_name(name, n):
-        return H_CONSUMER
+    """The H_* of a field name, H_OTHER for all the names the request path does not look at.
+
+    This is the one table of the names that belong to the gateway or to the connection. Another spelling that some upstreams take
+    for such a name (`X_Forwarded_For`, `Content_Length`) is H_ALIAS; requests lose it, wherever it stands."""
+    if n >= 9 and (name[0] | 32) == c"x" and FOLD[<unsigned char>name[1]] == c"-":
+        return x_header_id(name, n)
     if n == 2:
         return H_TE if name_equal(name, b"te", 2) else H_OTHER
     if n == 3:
@@ -109,40 +150,35 @@ cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil:
             return H_REFERER
         return H_TRAILER if name_equal(name, b"trailer", 7) else H_OTHER
     if n == 9:
-        if name_equal(name, b"forwarded", 9):
-            return H_FORWARDED
-        return H_X_REAL_IP if name_equal(name, b"x-real-ip", 9) else H_OTHER
+        return H_FORWARDED if name_equal(name, b"forwarded", 9) else H_OTHER
     if n == 10:
         if name_equal(name, b"connection", 10):
             return H_CONNECTION
         if name_equal(name, b"user-agent", 10):
             return H_USER_AGENT
-        return H_KEEP_ALIVE if name_equal(name, b"keep-alive", 10) else H_OTHER
+        return owned_id(name, b"keep-alive", 10, H_KEEP_ALIVE)
     if n == 12:
-        if name_equal(name, b"content-type", 12):
-            return H_CONTENT_TYPE
-        return H_X_REQUEST_ID if name_equal(name, b"x-request-id", 12) else H_OTHER
+        return H_CONTENT_TYPE if name_equal(name, b"content-type", 12) else H_OTHER
     if n == 14:
-        if name_equal(name, b"content-length", 14):
-            return H_CONTENT_LENGTH
-        return H_HTTP2_SETTINGS if name_equal(name, b"http2-settings", 14) else H_OTHER
-    if n == 15:
-        return H_X_FORWARDED_FOR if name_equal(name, b"x-forwarded-for", 15) else H_OTHER
+        if names_fold(name, b"content-length", 14):
+            return owned_id(name, b"content-length", 14, H_CONTENT_LENGTH)
+        return owned_id(name, b"http2-settings", 14, H_HTTP2_SETTINGS)
     if n == 16:
-        if name_equal(name, b"x-forwarded-host", 16):
-            return H_X_FORWARDED_HOST
-        if name_equal(name, b"x-forwarded-port", 16):
-            return H_X_FORWARDED_PORT
-        return H_PROXY_CONNECTION if name_equal(name, b"proxy-connection", 16) else H_OTHER
+        return owned_id(name, b"proxy-connection", 16, H_PROXY_CONNECTION)
     if n == 17:
-        if name_equal(name, b"transfer-encoding", 17):
-            return H_TRANSFER_ENCODING
-        return H_X_FORWARDED_PROTO if name_equal(name, b"x-forwarded-proto", 17) else H_OTHER
+        return owned_id(name, b"transfer-encoding", 17, H_TRANSFER_ENCODING)
     if n == 18:
-        return H_PROXY_AUTHENTICATE if name_equal(name, b"proxy-authenticate", 18) else H_OTHER
+        return owned_id(name, b"proxy-authenticate", 18, H_PROXY_AUTHENTICATE)
     if n == 19:
-        return H_PROXY_AUTHORIZATION if name_equal(name, b"proxy-authorization", 19) else H_OTHER
+        return owned_id(name, b"proxy-authorization", 19, H_PROXY_AUTHORIZATION)
     return H_OTHER
+
+
+cdef bint never_listed(int known) noexcept nogil:
+    """True for the fields that a Connection field cannot take away: what frames or routes the message, and what only the gateway
+    or a trusted proxy says. A sender that lists them must not make the next hop see another message than we saw."""
+    return known in (H_HOST, H_CONTENT_LENGTH, H_TRANSFER_ENCODING, H_UPGRADE, H_CONNECTION, H_TE, H_VIA) \
+        or H_FORWARDED <= known <= H_X_REQUEST_ID or known == H_X_REAL_IP or known >= H_FIRST_OWNED
 
 
 cdef frozenset NEVER_TRAILERS = frozenset((
@@ -153,8 +189,34 @@ cdef frozenset NEVER_TRAILERS = frozenset((
 
 cdef bint trailer_allowed(const field_t* field) except -1:
     """False for the fields that mean nothing good behind a body: framing, routing, authentication, request modifiers, control data
-    (RFC 9110 §6.5.1)."""
+    (RFC 9110 §6.5.1), and whatever belongs to the gateway."""
     return field.id == H_OTHER and field.name[:field.name_n].lower() not in NEVER_TRAILERS
+
+
+cdef bint is_owned(tuple owned, const char* name, Py_ssize_t n) except -1:
+    """True if the name folds to one of `owned` (None: there are none)."""
+    cdef bytes each
+    if owned is None:
+        return False
+    for each in owned:
+        if PyBytes_GET_SIZE(each) == n and names_fold(name, PyBytes_AS_STRING(each), n):
+            return True
+    return False
+
+
+cdef bytes trailers_announced(const field_t* field, tuple owned):
+    """The value of a Trailer field without the names of fields that will not be passed on."""
+    cdef field_t named
+    cdef bytes name
+    cdef list kept = []
+    for part in field.value[:field.value_n].split(b","):
+        name = (<bytes>part).strip(b" \t")
+        named.name = PyBytes_AS_STRING(name)
+        named.name_n = <int>PyBytes_GET_SIZE(name)
+        named.id = header_id(named.name, named.name_n)
+        if name and trailer_allowed(&named) and not is_owned(owned, named.name, named.name_n):
+            kept.append(name)
+    return b", ".join(kept)
 
 
 cdef bytes _name_bytes(object name):
@@ -282,16 +344,20 @@ cdef class Headers:
             if self.fields[i].name_n == n and name_equal(self.fields[i].name, lower, n):
                 self.fields[i].id = H_DROPPED
 
+    cdef void drop_folded(self, const char* name, Py_ssize_t n, bint but_itself) noexcept nogil:
+        """Drop every field whose name folds to this lower-case one; but_itself: all but those of this very name."""
+        cdef int i
+        for i in range(self.count):
+            if self.fields[i].name_n == n and names_fold(self.fields[i].name, name, n) \
+                    and not (but_itself and name_equal(self.fields[i].name, name, n)):
+                self.fields[i].id = H_DROPPED
+
     cdef bint drop_listed(self, const char* connection, Py_ssize_t n) except -1:
-        """Drop every field that a Connection value names (RFC 9110 §7.6.1), except those that frame or route the message:
-        a sender that lists Host or Content-Length must not make the next hop see another message than we saw."""
+        """Drop every field that a Connection value names (RFC 9110 §7.6.1) but for the `never_listed`."""
         cdef bytes token
-        cdef int known
         for part in connection[:n].split(b","):
             token = (<bytes>part).strip(b" \t").lower()
-            known = header_id(PyBytes_AS_STRING(token), PyBytes_GET_SIZE(token))
-            if token and known not in (H_HOST, H_CONTENT_LENGTH, H_TRANSFER_ENCODING, H_UPGRADE, H_CONNECTION, H_TE,
-                                       H_FORWARDED, H_X_FORWARDED_FOR, H_X_FORWARDED_PROTO, H_X_FORWARDED_HOST):
+            if token and not never_listed(header_id(PyBytes_AS_STRING(token), PyBytes_GET_SIZE(token))):
                 self.drop(PyBytes_AS_STRING(token), PyBytes_GET_SIZE(token))
         return True
 

@@ -9,6 +9,7 @@ class Identity:
     tier: str
     method: str
     by_address: bool
+    shared: bool
     key_id: str | None
     key_bytes: bytes
     scopes: frozenset[str]
@@ -35,4 +36,5 @@ class Identity:
         expires_ns: int = 0,
         record: int = -1,
         version: int = 0,
+        shared: bool = False,
     ) -> None: ...

@@ -22,11 +22,12 @@ cdef class Identity:
     consumer: its name, never empty. method: the scheme's name. key_id: which of the consumer's credentials. limits: what takes the
     place of its tier's limits. expires_ns: CLOCK_REALTIME ns, 0 = never. record, version: the entry of the Directory it was read
     from, -1 when from none; a later version means it is out of date. -2: the Directory
-    had none when its generation was `version`.
+    had none when its generation was `version`. shared: it stands for many people that only the upstream can tell apart
+    (`anonymous`, forward-auth that names nobody): what is private to it is private to none of them.
     """
 
     def __init__(self, str consumer not None, *, str tier="", str method="", str key_id=None, scopes=(), roles=(), metadata=None,
-                 claims=None, limits=None, int64_t expires_ns=0, int64_t record=-1, uint64_t version=0):
+                 claims=None, limits=None, int64_t expires_ns=0, int64_t record=-1, uint64_t version=0, bint shared=False):
         if not consumer:
             raise ValueError("consumer: expected a name, got an empty one")
         self.consumer = consumer
@@ -34,6 +35,7 @@ cdef class Identity:
         self.tier = tier
         self.method = method
         self.by_address = method == "anonymous"
+        self.shared = shared or self.by_address
         self.key_id = key_id
         self.key_bytes = self.consumer_bytes if key_id is None else key_id.encode()
         self.scopes = frozenset(scopes)

@@ -23,6 +23,7 @@ cdef class RoutePlan:
     cdef readonly int64_t between_bytes_ns
     cdef readonly int64_t total_ns
     cdef bytes deadline_header
+    cdef tuple owned                            # lower-case names that no client may say on this route, or None
     cdef readonly bint preserve_host
     cdef readonly Rewrite rewrite
     cdef readonly HeaderEdits request_edits

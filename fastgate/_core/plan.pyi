@@ -33,6 +33,7 @@ class RoutePlan:
         header_tests: Iterable[_Test] = (),
         query_tests: Iterable[_Test] = (),
         answers_preflight: bool = False,
+        owned: Iterable[bytes] = (),
     ) -> None: ...
     @property
     def answers_preflight(self) -> bool: ...

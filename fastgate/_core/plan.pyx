@@ -28,7 +28,7 @@ cdef class RoutePlan:
 
     def __init__(self, str name, *, Pipeline pipeline not None, Counters counters, int slot, source=None, upstream=None,
                  cache=None, timeouts=None, max_body_bytes=0, preserve_host=False, rewrite=None, request_edits=None, response_edits=None,
-                 methods=(), header_tests=(), query_tests=(), answers_preflight=False):
+                 methods=(), header_tests=(), query_tests=(), answers_preflight=False, owned=()):
         self.name = name
         self.name_bytes = name.encode()
         self.name_json = json.dumps(name).encode()
@@ -44,6 +44,12 @@ cdef class RoutePlan:
             self.between_bytes_ns = timeouts.between_bytes_ns
             self.total_ns = timeouts.total_ns
             self.deadline_header = timeouts.deadline_header.encode() if timeouts.deadline_header else None
+        names = set(owned)
+        if request_edits is not None:
+            names.update(request_edits.owned)
+        if self.deadline_header is not None:
+            names.add(self.deadline_header.lower())
+        self.owned = tuple(sorted(names)) or None
         self.preserve_host = preserve_host
         self.rewrite = rewrite
         self.request_edits = request_edits

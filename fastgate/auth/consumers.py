@@ -54,12 +54,13 @@ class Consumers:
         claims: Mapping[str, Any] | None = None,
         expires_ns: int = 0,
         must_exist: bool = False,
+        shared: bool = False,
     ) -> Identity | None:
         """Who this is, with what the credential says added to what is known of the consumer. None when the
         consumer is disabled, or `must_exist` and nobody declared it.
 
         tier: of the credential; else the consumer's, else `default_tier`. scopes: in place of the consumer's.
-        roles: besides them. metadata: over them.
+        roles: besides them. metadata: over them. shared: it stands for many people.
         """
         record, index, version = self._look(name)
         if record is None:
@@ -81,6 +82,7 @@ class Consumers:
             expires_ns=expires_ns,
             record=index,
             version=version,
+            shared=shared,
         )
 
     def _look(self, name: str) -> tuple[ConsumerRecord | None, int, int]:

@@ -112,7 +112,8 @@ class ForwardScheme(Scheme):
         def said(name: str | None) -> str:
             return fetched.headers.get(name, "") if name is not None else ""
 
-        consumer = name_of(said(config.consumer_header)) or config.default_consumer
+        named = name_of(said(config.consumer_header))
+        consumer = named or config.default_consumer
         tier = said(config.tier_header)
         identity = self._resolve(
             consumer,
@@ -121,6 +122,7 @@ class ForwardScheme(Scheme):
             default_tier=config.tier or "",
             scopes=words(said(config.scopes_header)) if config.scopes_header is not None else None,
             roles=words(said(config.roles_header)),
+            shared=not named,
         )
         if identity is None:
             self.count("consumer")

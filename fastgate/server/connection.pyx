@@ -40,15 +40,16 @@ from fastgate._core.context cimport (
 )
 from fastgate._core.headers cimport (
     H_CONNECTION,
-    H_CONSUMER,
     H_CONTENT_LENGTH,
     H_DROPPED,
     H_EXPECT,
+    H_FIRST_OWNED,
     H_HOST,
     H_OTHER,
     H_TRANSFER_ENCODING,
     H_UPGRADE,
     H_X_FORWARDED_FOR,
+    H_X_FORWARDED_OTHER,
     H_X_REQUEST_ID,
     Headers,
     field_t,
@@ -763,8 +764,8 @@ cdef class ClientConnection(AnswerStream):
             if field.id == H_OTHER:
                 continue
             if field.id > H_EXPECT:
-                if field.id == H_CONSUMER:              # only the gateway says who a request is from
-                    field.id = H_DROPPED
+                if field.id >= H_FIRST_OWNED and not (self.trusted and field.id == H_X_FORWARDED_OTHER):
+                    field.id = H_DROPPED                # only the gateway says this of a request
                 continue
             if field.id == H_HOST:
                 if ctx.authority is not None:

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from fastgate._core.context cimport Answer, Reason, RequestContext
 from fastgate._core.counters cimport Counters, route_counts_t, worker_counts_t
-from fastgate._core.headers cimport Headers, HeadWriter
+from fastgate._core.headers cimport Headers, HeadWriter, field_t
 from fastgate._core.pipeline cimport Plugin, ResponseHead
 from fastgate._core.plan cimport Plan, RoutePlan
 from fastgate._core.wheel cimport Timed, TimerWheel
@@ -159,6 +159,7 @@ cdef class Exchange(ResponseSink):
     cdef int _give_up_holding(self) except -1
     cdef int _relay_chunk(self, bytes chunk) except -1
     cdef int _replay(self) except -1
+    cdef bint _is_credential(self, const field_t* field) except -1
     cdef int _flush_upstream(self) except -1
     cdef int _keep(self, bytes chunk) except -1
     cdef int tunnel_received(self, bytes data) except -1

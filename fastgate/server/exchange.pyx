@@ -34,7 +34,7 @@ from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.context cimport M_HEAD, Answer, Reason, RequestContext, method_idempotent, method_number
 from fastgate._core.counters cimport Counters, route_counts_t
-from fastgate._core.headers cimport Headers, HeadWriter, trailer_allowed
+from fastgate._core.headers cimport Headers, HeadWriter, field_t, is_owned, names_fold, trailer_allowed
 from fastgate._core.histogram cimport histogram_record
 from fastgate._core.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Pipeline, Plugin, RequestHead, ResponseHead
 from fastgate._core.plan cimport Plan, RoutePlan
@@ -43,6 +43,7 @@ from fastgate.server.accesslog cimport AccessLog
 from fastgate.server.caching cimport CachedRequest, cache_begin
 from fastgate.server.heads cimport upstream_target, write_request_head
 from fastgate.upstream.connection cimport U_DONE, ResponseSink, UpstreamConnection
+from fastgate.upstream.credential cimport Credential
 from fastgate.upstream.pool cimport A_FULL, A_OPENING, Target, Upstream
 
 from email.utils import formatdate
@@ -560,6 +561,7 @@ cdef class Exchange(ResponseSink):
         cdef tuple hooks = self.route.pipeline.request_chunk
         cdef list pieces = self.pending
         cdef UpstreamConnection up = self.up
+        cdef field_t* field
         cdef int i
         if pieces is not None or ends:
             self.pending = None
@@ -592,8 +594,10 @@ cdef class Exchange(ResponseSink):
                     w.put(b"0\r\n", 3)
                     if self.request_trailers is not None:
                         for i in range(self.request_trailers.count):
-                            if trailer_allowed(&self.request_trailers.fields[i]):
-                                w.parsed_span(&self.request_trailers.fields[i])
+                            field = &self.request_trailers.fields[i]
+                            if trailer_allowed(field) and not is_owned(self.route.owned, field.name, field.name_n) \
+                                    and not self._is_credential(field):
+                                w.parsed_span(field)
                     w.put(b"\r\n", 2)
         self._flush_upstream()
         if self.up is not up:
@@ -606,6 +610,13 @@ cdef class Exchange(ResponseSink):
             self.body_paused = True
             self.client.pause_body()
         return self._rearm()
+
+    cdef bint _is_credential(self, const field_t* field) except -1:
+        """True for a field under the name of the upstream's credential."""
+        cdef Credential credential = self.upstream.credential
+        cdef bytes name = None if credential is None else credential.field_name
+        return name is not None and field.name_n == PyBytes_GET_SIZE(name) \
+            and names_fold(field.name, PyBytes_AS_STRING(name), field.name_n)
 
     cdef int _flush_upstream(self) except -1:
         """Send what is in the writer."""

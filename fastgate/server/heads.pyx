@@ -31,7 +31,8 @@ from fastgate._core.headers cimport (
     Headers,
     HeadWriter,
     has_token,
-    name_equal,
+    names_fold,
+    trailers_announced,
 )
 from fastgate._core.plan cimport RoutePlan
 from fastgate.upstream.credential cimport Credential
@@ -123,6 +124,7 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
     cdef bytes te = None
     cdef Credential credential = target.upstream.credential
     cdef bytes shown = None
+    cdef bytes deadline = route.deadline_header
     if credential is not None:
         shown = credential.field_name
         if credential.parameter is not None:
@@ -146,10 +148,17 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
                 elif known == H_X_REAL_IP and ctx.trusted:
                     w.parsed_span(&fields.fields[i])
                 continue
-            if known == H_TRAILER and not chunked:
+            if known == H_TRAILER:
+                if chunked:
+                    value = trailers_announced(&fields.fields[i], (route.owned or ()) + (() if shown is None else (shown,)))
+                    if value:
+                        w.parsed_field(b"Trailer", value)
                 continue
-        if shown is not None and fields.fields[i].name_n == PyBytes_GET_SIZE(shown) and name_equal(
+        if shown is not None and fields.fields[i].name_n == PyBytes_GET_SIZE(shown) and names_fold(
                 fields.fields[i].name, PyBytes_AS_STRING(shown), fields.fields[i].name_n):
+            continue
+        if deadline is not None and fields.fields[i].name_n == PyBytes_GET_SIZE(deadline) and names_fold(
+                fields.fields[i].name, PyBytes_AS_STRING(deadline), fields.fields[i].name_n):
             continue
         w.parsed_span(&fields.fields[i])
     if credential is not None and credential.line is not None:
