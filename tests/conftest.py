@@ -1,12 +1,29 @@
-"""How hypothesis runs here: no deadlines, for a busy machine is no bug, and the same examples in every run of
-the same tests, so that `make test` says the same twice. HYPOTHESIS_PROFILE=fuzz searches long and at random.
+"""How hypothesis runs here, and the bound on every test.
+
+Hypothesis has no deadlines, for a busy machine is no bug, and takes the same examples in every run of the
+same tests, so that `make test` says the same twice. HYPOTHESIS_PROFILE=fuzz searches long and at random.
+
+A test that hangs fails with its name and with the stack of every thread, and the tests after it run. Set-up,
+call and teardown have HANG_S each. The exception is raised in the main thread by SIGALRM, so it also ends a
+blocking call. Only a hang inside compiled code is left to `faulthandler_timeout` in pyproject.toml, which
+ends the whole run.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
+import tempfile
+from collections.abc import Generator
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+# Above every bound that a wait inside a test may have, and below faulthandler_timeout.
+HANG_S = float(os.environ.get("FASTGATE_HANG_S", "300"))
+AGAIN_S = 30  # for what swallows the first exception
 
 settings.register_profile(
     "default", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -19,3 +36,44 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+class Hangs(SystemExit):
+    """Derived from what asyncio and uvloop let through; other exceptions of a callback end in their log."""
+
+
+def _bounded() -> Generator[None, Any, Any]:
+    stacks: list[str] = []
+
+    def stop(_signal: int, _frame: Any) -> None:
+        if not stacks:
+            with tempfile.TemporaryFile("w+") as file:
+                faulthandler.dump_traceback(file)
+                file.seek(0)
+                stacks.append(file.read())
+        raise Hangs(f"not done after {HANG_S:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, HANG_S, AGAIN_S)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if stacks:  # also when the test caught the exception
+            pytest.fail(f"hangs: not done after {HANG_S:g} s\n{stacks[0]}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, Any, Any]:
+    return (yield from _bounded())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    return (yield from _bounded())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, Any, Any]:
+    return (yield from _bounded())
