@@ -70,18 +70,27 @@ def main() -> None:
     metavar="N",
     help="Write one JSON line with the bound addresses to this descriptor when ready.",
 )
+@click.option(
+    "--dev",
+    is_flag=True,
+    help=(
+        "For development: reload when the config file or a plugin's code changes, and search the config's "
+        "folder for plugins."
+    ),
+)
 def run(
     config: str | None,
     listen: str | None,
     workers: str | None,
     admin_listen: str | None,
     ready_fd: int | None,
+    dev: bool,
 ) -> None:
     """Serve traffic until SIGTERM or SIGINT; SIGHUP reloads the config, SIGUSR1 reopens log files."""
     path = find_config(config)
     given = {"listen": listen, "workers": workers, "admin.listen": admin_listen}
     overrides = {place: value for place, value in given.items() if value is not None}
-    sys.exit(_serve(path, overrides, ready_fd))
+    sys.exit(_serve(path, overrides, ready_fd, dev))
 
 
 @main.command()
@@ -442,7 +451,7 @@ def _first_listener(config: str | None) -> str:
     return f"{'https' if listener.tls else 'http'}://{address._replace(host=host)}"
 
 
-def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None) -> int:
+def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None, dev: bool) -> int:
     from fastgate.server.launch import serve
 
     def control(orders: Any) -> None:
@@ -451,7 +460,7 @@ def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None) -> int:
 
         run_controller(orders)
 
-    return serve(path, overrides, control=control, ready_fd=ready_fd)
+    return serve(path, overrides, control=control, ready_fd=ready_fd, dev=dev)
 
 
 def _fail(message: str, code: int) -> NoReturn:

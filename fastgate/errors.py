@@ -46,6 +46,7 @@ _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     ("client_stalled", 499, "Client stopped reading the answer", CLIENT, False),
     ("plugin_error", 500, "Internal error", GATEWAY, False),
     ("internal_error", 500, "Internal error", GATEWAY, False),
+    ("plugin_response_error", 502, "A plugin failed on the upstream's response", GATEWAY, False),
     ("bad_upstream_response", 502, "Malformed response from upstream", UPSTREAM, True),
     ("upstream_closed", 502, "Upstream closed the connection before answering", UPSTREAM, True),
     ("upstream_truncated", 502, "Upstream response ended early", UPSTREAM, False),

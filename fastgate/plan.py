@@ -32,6 +32,7 @@ from fastgate.config import Config, PluginUse, RouteConfig
 from fastgate.features import access, cors, policy, ratelimit, rbac, security_headers, validation
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.plugin import PluginEnv, Registry
+from fastgate.settings import ConfigError
 from fastgate.state.memory import HostMemory
 from fastgate.upstream.pool import Target, Upstream
 from fastgate.upstream.settings import CredentialConfig, UpstreamConfig
@@ -217,13 +218,7 @@ class _Plugins:
         key = (route, index, use.use, bytes(use.config))
         plugin = self._known.get(key)
         if plugin is None:
-            found = Registry.load(use.use)
-            settings = None if found.Config is None else use.read(found.Config)
-            plugin = found.build(settings, PluginEnv(use.use, route))
-            if not isinstance(plugin, Plugin):
-                raise TypeError(
-                    f"plugin {use.use}: build() returned {type(plugin).__name__}, expected a Plugin"
-                )
+            plugin, settings = _built(use, route, index)
             plugin.name = use.use
             plugin.key = key
             if not getattr(settings, "enforce", True):
@@ -234,6 +229,24 @@ class _Plugins:
             self._taken.add(plugin.place)
         self.used.append(plugin)
         return plugin
+
+
+def _built(use: PluginUse, route: str | None, index: int) -> tuple[Plugin, Any]:
+    """A new plugin and its settings. ConfigError names the plugin and the route when its code fails."""
+    try:
+        found = Registry.load(use.use)
+        settings = None if found.Config is None else use.read(found.Config)
+        plugin = found.build(settings, PluginEnv(use.use, route))
+        if not isinstance(plugin, Plugin):
+            raise TypeError(f"build() returned a {type(plugin).__name__}, expected a Plugin")
+    except ConfigError:
+        raise
+    except Exception as error:
+        where = "every route" if route is None else f"route {route}"
+        path = f"$.plugins[{index}]" if route is None else f"$.routes[{route!r}].plugins[{index}]"
+        problem = f"plugin {use.use} of {where} cannot be built: {type(error).__name__}: {error}"
+        raise ConfigError(path, problem) from error
+    return plugin, settings
 
 
 class _Services:

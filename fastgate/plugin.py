@@ -10,14 +10,23 @@
             ctx.add_response_header("X-Greeting", self.config.greeting)
 
 A plugin is named in the config by the name of its entry point (group `fastgate.plugins`), or by its dotted
-path `package.module:Class`. Its Config Struct is checked as strictly as the rest of the config.
+path `package.module:Class`. Its Config Struct is checked as strictly as the rest of the config, and so is the
+class: a misspelled phase, a wrong signature or an `async def` where none is awaited is an error when the
+config is loaded, not a request that passes unchecked.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple
+from types import FunctionType
+from typing import Any, Final, NamedTuple
 
 from fastgate._core.context import CONTINUE, RESPOND, SUSPEND, Answer, RequestContext
 from fastgate._core.headers import Headers
@@ -34,6 +43,7 @@ __all__ = [
     "Headers",
     "Pipeline",
     "Plugin",
+    "PluginClassError",
     "PluginEnv",
     "Reason",
     "Registry",
@@ -44,6 +54,44 @@ __all__ = [
 ]
 
 GROUP = "fastgate.plugins"
+
+#: What fastgate calls on a plugin, with the arguments after `self`, and whether it awaits the result.
+PHASES: Final[dict[str, tuple[tuple[str, ...], bool]]] = {
+    "decide": (("ctx",), False),
+    "request": (("ctx",), True),
+    "upstream_request": (("ctx", "head"), False),
+    "upstream_response": (("ctx", "head"), False),
+    "response": (("ctx", "head"), False),
+    "request_chunk": (("ctx", "chunk", "last"), False),
+    "response_chunk": (("ctx", "chunk", "last"), False),
+    "log": (("ctx",), False),
+    "start": ((), True),
+    "close": ((), True),
+}
+
+#: Names that other gateways and frameworks give to hooks, and the phase that does the same here.
+FOREIGN: Final[dict[str, str]] = {
+    "access": "decide", "authenticate": "decide", "authorize": "decide", "before": "decide",
+    "check": "decide", "dispatch": "decide", "filter": "decide", "handle": "decide", "intercept": "decide",
+    "process": "decide", "run": "decide", "request_filter": "decide", "request_headers": "decide",
+    "serve": "decide", "request_body": "request_chunk", "request_body_filter": "request_chunk",
+    "upstream_request_filter": "upstream_request", "upstream_peer": "decide", "balancer": "decide",
+    "response_filter": "response", "header_filter": "response", "response_headers": "response",
+    "after": "response", "response_body": "response_chunk", "response_body_filter": "response_chunk",
+    "body_filter": "response_chunk", "logging": "log", "fail_to_proxy": "log", "init": "build",
+    "setup": "start", "startup": "start", "init_worker": "start", "lifespan": "start", "shutdown": "close",
+    "stop": "close", "teardown": "close", "cleanup": "close", "aclose": "close",
+}  # fmt: skip
+_AFFIX: Final = re.compile(r"^(on|before|after|handle|process|do|pre|post)_|_(hook|phase|handler|filter)$")
+"""What other frameworks put before or after the name of a hook."""
+
+
+class PluginClassError(TypeError):
+    """A plugin class that cannot work; `problems` are one sentence each."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 class PluginEnv(NamedTuple):
@@ -62,7 +110,7 @@ class Registry:
         if ":" in name:
             return _checked(name, _by_path(name))
         for entry in entry_points(group=GROUP, name=name):
-            return _checked(name, entry.load())
+            return _checked(name, _imported(entry.value, entry.load))
         known = sorted({entry.name for entry in entry_points(group=GROUP)})
         raise LookupError(
             f"no plugin is called {name!r}; installed: {', '.join(known) or 'none'}; "
@@ -77,10 +125,7 @@ class Registry:
 
 def _by_path(path: str) -> Any:
     module, _, attribute = path.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-    except ImportError as error:
-        raise LookupError(f"cannot import {module!r}: {error}") from error
+    found = _imported(module, lambda: importlib.import_module(module))
     for step in attribute.split("."):
         try:
             found = getattr(found, step)
@@ -89,11 +134,143 @@ def _by_path(path: str) -> Any:
     return found
 
 
+def _imported(module: str, load: Callable[[], Any]) -> Any:
+    """What `load` imports. LookupError tells what its code raised, and in which line."""
+    try:
+        return load()
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SyntaxError):
+            at = f" at {os.path.basename(error.filename or '')}:{error.lineno}"
+            error = SyntaxError(error.msg)  # without the place once more
+        else:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            at = (
+                ""
+                if last.filename.startswith("<frozen")
+                else f" at {os.path.basename(last.filename)}:{last.lineno}"
+            )
+        text = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        hint = ""
+        if (
+            isinstance(error, ModuleNotFoundError)
+            and error.name == module.partition(".")[0].partition(":")[0]
+        ):
+            hint = (
+                "; install it where fastgate is installed, name its folder in PYTHONPATH, or use "
+                "`fastgate run --dev`, which searches the config's folder"
+            )
+        raise LookupError(f"cannot import {module!r}: {text}{at}{hint}") from error
+
+
 def _checked(name: str, found: Any) -> type[Plugin]:
+    if isinstance(found, Plugin):
+        raise TypeError(f"{name!r} is an instance; name its class")
     if not isinstance(found, type) or not issubclass(found, Plugin):
         raise TypeError(f"{name!r} is not a subclass of fastgate.plugin.Plugin")
-    if found.Config is not None and not (
-        isinstance(found.Config, type) and issubclass(found.Config, Settings)
-    ):
-        raise TypeError(f"{name!r}: Config must be a subclass of fastgate.plugin.Settings")
+    problems = tuple(class_problems(found))
+    if problems:
+        raise PluginClassError(problems)
     return found
+
+
+def class_problems(cls: type[Plugin]) -> Iterator[str]:
+    """What is wrong with a plugin class, one sentence each. The compiler has checked compiled ones."""
+    yield from _config_problems(cls)
+    own = _own_attributes(cls)
+    for phase, (arguments, awaited) in PHASES.items():
+        if phase in own:
+            yield from _phase_problems(cls, phase, own[phase], arguments, awaited)
+    build = own.get("build")
+    if build is not None:
+        if not isinstance(build, classmethod):
+            yield "build must be a class method: write @classmethod above it"
+        elif inspect.iscoroutinefunction(build.__func__):
+            yield "build must not be async; what waits belongs into start"
+        else:
+            yield from _signature_problems("build", build.__func__, ("cls", "config", "env"))
+    elif "__init__" in own and list(_signature_problems("__init__", own["__init__"], ("self",))):
+        yield "__init__ takes arguments, but build calls the class without any: override build"
+    yield from _name_problems(cls, own)
+
+
+def _own_attributes(cls: type[Plugin]) -> dict[str, Any]:
+    """What the Python classes below Plugin define, the most derived one's where several do."""
+    own: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if base is not object and "__pyx_vtable__" not in vars(base):
+            for name, value in vars(base).items():
+                own.setdefault(name, value)
+    return own
+
+
+def _config_problems(cls: type[Plugin]) -> Iterator[str]:
+    if cls.Config is None:
+        for name, value in vars(cls).items():
+            if name in ("config", "Settings", "Configuration", "Options") and isinstance(value, type):
+                yield f"{name} is not read: call the class of the settings Config"
+    elif not (isinstance(cls.Config, type) and issubclass(cls.Config, Settings)):
+        yield "Config must be a subclass of fastgate.plugin.Settings"
+
+
+def _phase_problems(
+    cls: type[Plugin], phase: str, value: Any, arguments: tuple[str, ...], awaited: bool
+) -> Iterator[str]:
+    if isinstance(value, staticmethod | classmethod):
+        yield f"{phase} must be a plain method, not a {type(value).__name__}"
+        return
+    if not callable(value):
+        yield f"{phase} is a phase and must be a method, not a {type(value).__name__}: use another name"
+        return
+    inner = inspect.unwrap(value)
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        yield f"{phase} must not `yield`"
+        return
+    is_async = inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(inner)
+    if is_async and not awaited:
+        instead = "; decide what needs no waiting in decide, and return SUSPEND to have `request` awaited"
+        yield f"{phase} must not be async: it is not awaited{instead if phase == 'decide' else ''}"
+    elif awaited and not is_async and isinstance(value, FunctionType):
+        yield f"{phase} must be `async def`: it is awaited"
+    yield from _signature_problems(phase, value, ("self", *arguments))
+
+
+def _signature_problems(name: str, function: Any, arguments: tuple[str, ...]) -> Iterator[str]:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # compiled without a signature
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        yield f"{name} must take ({', '.join(arguments)}), and not ({', '.join(signature.parameters)})"
+
+
+def _name_problems(cls: type[Plugin], own: dict[str, Any]) -> Iterator[str]:
+    """Methods that look like phases and are none: nothing would ever call them."""
+    known = {*PHASES, "build"}
+    methods = [
+        name
+        for name, value in own.items()
+        if not name.startswith("_")
+        and name not in known
+        and isinstance(value, FunctionType | classmethod | staticmethod)
+    ]
+    idle = not any(phase in own for phase in PHASES)
+    found = False
+    for name in methods:
+        bare = _AFFIX.sub("", name.lower())
+        meant = bare if bare in known else ""
+        if not meant and idle:
+            meant = FOREIGN.get(name.lower()) or FOREIGN.get(bare) or ""
+        if not meant:
+            folded = {phase.replace("_", ""): phase for phase in known if len(phase) > 5}
+            close = difflib.get_close_matches(name.lower().replace("_", ""), folded, 1, 0.85)
+            meant = folded[close[0]] if close else ""
+        if meant:
+            found = True
+            if meant == "request" and not inspect.iscoroutinefunction(getattr(cls, name)):
+                meant = "decide"  # the synchronous one
+            yield f"{name} is never called: did you mean {meant}? (begin the name of a helper with _)"
+    compiled = any("__pyx_vtable__" in vars(base) for base in cls.__mro__ if base is not Plugin)
+    if idle and methods and not found and not compiled:
+        yield f"the class has {', '.join(methods)}, but none of the phases {', '.join(PHASES)}"

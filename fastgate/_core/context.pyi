@@ -60,9 +60,11 @@ class RequestContext:
     @property
     def host(self) -> str: ...
     @property
-    def scheme(self) -> str: ...
+    def scheme(self) -> str:
+        """`http` or `https`: the scheme of the client's connection to the gateway."""
     @property
-    def headers(self) -> Headers: ...
+    def headers(self) -> Headers:
+        """The request's header fields. Editing them changes what later plugins see and what goes upstream."""
     @property
     def client_scheme(self) -> str: ...
     @property
@@ -70,13 +72,16 @@ class RequestContext:
     @property
     def host_field(self) -> str: ...
     @property
-    def has_body(self) -> bool: ...
+    def has_body(self) -> bool:
+        """True if the request has a body."""
     @property
-    def content_length(self) -> int: ...
+    def content_length(self) -> int:
+        """Length of the body in bytes; -1 when it is chunked or when there is none."""
     @property
     def client_ip(self) -> str: ...
     @property
-    def client_certificate(self) -> bytes | None: ...
+    def client_certificate(self) -> bytes | None:
+        """The client's certificate (DER), as the TLS handshake verified it; None without one."""
     @property
     def peer_ip(self) -> str: ...
     @property
@@ -84,39 +89,57 @@ class RequestContext:
     @property
     def params(self) -> dict[str, str]: ...
     @property
-    def route(self) -> Any: ...
+    def route(self) -> Any:
+        """The matched route; `ctx.route.name` is its name. None before a route matched."""
     @property
-    def reason(self) -> Reason | None: ...
+    def reason(self) -> Reason | None:
+        """Why the request was refused, a row of the table of reasons; None if it was not."""
     @property
-    def detail(self) -> dict[str, Any] | None: ...
+    def detail(self) -> dict[str, Any] | None:
+        """The details of the refusal that were merged into its JSON body."""
     @property
-    def body(self) -> bytes | None: ...
+    def body(self) -> bytes | None:
+        """The whole request body, in `request` of a plugin that set `request_body_bytes`; else None."""
     @property
-    def status(self) -> int: ...
+    def status(self) -> int:
+        """Status of the response; 0 until it is known, and when the client left without one."""
     @property
-    def upstream_status(self) -> int: ...
+    def upstream_status(self) -> int:
+        """Status of the upstream's response; 0 without one."""
     @property
-    def upstream_address(self) -> bytes | None: ...
+    def upstream_address(self) -> bytes | None:
+        """Address of the target that was asked last, as `host:port`; None if none was."""
     @property
-    def attempts(self) -> int: ...
+    def attempts(self) -> int:
+        """Attempts to reach the upstream so far."""
     @property
-    def bytes_received(self) -> int: ...
+    def bytes_received(self) -> int:
+        """Bytes of the request, head and body. Final in `log`."""
     @property
-    def bytes_sent(self) -> int: ...
+    def bytes_sent(self) -> int:
+        """Bytes of the response, head and body. Final in `log`."""
     @property
-    def now_ns(self) -> int: ...
+    def now_ns(self) -> int:
+        """The worker's clock (monotonic), read once per event: cheaper than reading it again."""
     @property
-    def started_ns(self) -> int: ...
+    def started_ns(self) -> int:
+        """When the request's first byte arrived (monotonic clock)."""
     @property
-    def upstream_started_ns(self) -> int: ...
+    def upstream_started_ns(self) -> int:
+        """When the head was sent upstream; 0 if it was not."""
     @property
-    def first_byte_ns(self) -> int: ...
+    def first_byte_ns(self) -> int:
+        """When the upstream's first byte arrived; 0 if none did."""
     @property
-    def finished_ns(self) -> int: ...
+    def finished_ns(self) -> int:
+        """When the request ended; 0 before `log`."""
     tags: list[str] | None
+    """What policies call the request; a plugin may add to it. They are in the access log."""
     upstream_override: str | None
+    """Name of another upstream of the config to send the request to. Set it in `decide` or `request`."""
     @property
-    def identity(self) -> Identity | None: ...
+    def identity(self) -> Identity | None:
+        """The authenticated client: `consumer`, `tier`, `key_id`, `scopes`, `roles`, `claims`; else None."""
     def replace_query(self, query: str | None, shown: str | None) -> None: ...
     def identify(self, identity: Identity | None) -> None: ...
     def respond(self, status: int, body: bytes | str = b"", headers: _Fields = ()) -> int: ...

@@ -33,7 +33,8 @@ ctypedef struct worker_counts_t:
     uint64_t log_lines_dropped
     uint64_t plugin_errors
     uint64_t loop_ticks
-    uint64_t spare[5]
+    uint64_t loop_stalls
+    uint64_t spare[4]
 
 cdef class Counters:
     cdef readonly object memory

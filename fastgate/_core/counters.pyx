@@ -38,7 +38,7 @@ cdef uint64_t[2] KEY = [0x66617374, 0x67617465]        # not secret: names come 
 
 WORKER_FIELDS = ("connections_open", "connections_total", "connections_refused", "requests_active", "tunnels_open",
                  "upstream_open", "upstream_opened_total", "upstream_waiting", "log_lines_dropped", "plugin_errors",
-                 "loop_ticks")
+                 "loop_ticks", "loop_stalls")
 
 
 cdef class RouteCounts:

@@ -8,7 +8,8 @@ _T = TypeVar("_T")
 class Headers:
     def __init__(self, fields: Iterable[tuple[str | bytes, str | bytes]] = ()) -> None: ...
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Number of fields."""
     @overload
     def get(self, name: str | bytes) -> str | None: ...
     @overload

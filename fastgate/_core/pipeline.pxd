@@ -13,6 +13,14 @@ cdef enum:
     V_RESPOND = 1
     V_SUSPEND = 2
 
+cdef class Plugin
+
+cdef enum:
+    BLOCKED_NS = 100000000      # a synchronous hook that runs longer has blocked its worker: reported
+
+cdef int verdict_of(object returned, RequestContext ctx, str phase) except -1
+cdef int hook_done(Plugin plugin, RequestContext ctx, int64_t began_ns, str phase) except -1
+
 cdef class RequestHead:
     cdef public object method
     cdef public object target
@@ -32,6 +40,8 @@ cdef class Plugin:
     cdef dict __dict__
     cdef public int64_t request_body_bytes
     cdef public int64_t response_body_bytes
+    cdef int64_t blocked                       # calls that blocked the worker since the last line about it
+    cdef int64_t blocked_said_ns
     cdef bint compiled_decide
     cdef bint compiled_finish
     cdef bint compiled_begin

@@ -9,17 +9,24 @@ __all__ = ["Pipeline", "Plugin", "RequestHead", "ResponseHead"]
 class RequestHead:
     def __init__(self, method: str, target: str, headers: Headers, body: bytes | None = None) -> None: ...
     method: str
+    """The method to send. Neither CONNECT, nor a change from or to HEAD."""
     target: str
+    """Path and query to send, after the route's rewrite."""
     @property
-    def headers(self) -> Headers: ...
+    def headers(self) -> Headers:
+        """The header fields to send. The gateway adds its own afterwards: Host, framing, forwarding."""
     body: bytes | None
+    """The whole body where it was buffered (`request_body_bytes`), else None. Replace it with other bytes."""
 
 class ResponseHead:
     def __init__(self, status: int, headers: Headers, body: bytes | None = None) -> None: ...
     status: int
+    """The status, 200 to 599. Not from or to one that has no body (204, 304)."""
     @property
-    def headers(self) -> Headers: ...
+    def headers(self) -> Headers:
+        """The header fields. The gateway adds framing, Date, Connection and X-Request-ID afterwards."""
     body: bytes | None
+    """The whole body where it was held (`response_body_bytes`), else None. Replace it with other bytes."""
 
 class Plugin:
     Config: ClassVar[type | None]

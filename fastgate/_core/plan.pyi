@@ -7,9 +7,13 @@ from fastgate._core.edits import HeaderEdits, Rewrite, Template
 from fastgate._core.pipeline import Pipeline, Plugin
 from fastgate._core.router import Router
 
-__all__ = ["FixedResponse", "Plan", "Redirect", "RoutePlan"]
+__all__ = ["FixedResponse", "Plan", "PluginFailed", "Redirect", "RoutePlan", "plugin_title"]
 
 _Test = tuple[bytes, Callable[[bytes], bool]]
+
+class PluginFailed(Exception): ...
+
+def plugin_title(plugin: Any) -> str: ...
 
 class RoutePlan:
     services: tuple[Any, ...]

@@ -20,7 +20,7 @@ from fastgate._core.router cimport Route, Router, match_t
 
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["FixedResponse", "Plan", "Redirect", "RoutePlan"]
+__all__ = ["FixedResponse", "Plan", "PluginFailed", "Redirect", "RoutePlan", "plugin_title"]
 
 
 cdef class RoutePlan:
@@ -111,6 +111,17 @@ cdef list query_pairs(bytes query):
         name, _, value = part.partition(b"=")
         out.append((unquote_to_bytes(name.replace(b"+", b" ")), unquote_to_bytes(value.replace(b"+", b" "))))
     return out
+
+
+class PluginFailed(Exception):
+    """A plugin's code raised outside of a request; the text names the plugin and its route."""
+
+
+def plugin_title(plugin):
+    """What messages call a plugin of the config, with its route; a shared service by its name."""
+    if not isinstance(plugin, Plugin) or plugin.key is None:
+        return f"service {plugin.name}"
+    return f"plugin {plugin.name} of " + ("every route" if plugin.key[0] is None else f"route {plugin.key[0]}")
 
 
 cdef struct match_state_t:
@@ -225,7 +236,12 @@ cdef class Plan:
     async def start(self):
         """Start the plugins that are new with this plan. When one fails its error is raised; `close` then ends them all."""
         for plugin in self.fresh:
-            await plugin.start()
+            try:
+                await plugin.start()
+            except Exception as error:
+                if not isinstance(plugin, Plugin) or plugin.key is None:
+                    raise
+                raise PluginFailed(f"{plugin_title(plugin)} failed in start: {type(error).__name__}: {error}") from error
 
     async def close(self):
         """Close the plugins: all of a plan that was in force, and of one that never was only those that are new with it."""

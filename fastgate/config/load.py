@@ -26,7 +26,7 @@ from fastgate.config.check_auth import check_auth
 from fastgate.config.root import AdminConfig, Config, PluginUse, RouteConfig
 from fastgate.config.shape import INVALID, Report, Shapes, found_text
 from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Path, Substituted, parse, path_text
-from fastgate.plugin import Registry
+from fastgate.plugin import PluginClassError, Registry
 from fastgate.settings import ConfigError
 from fastgate.upstream.settings import TargetConfig, UpstreamConfig
 
@@ -369,6 +369,10 @@ class _Reading:
             shape = self._plugins(name)
         except ConfigError as error:
             report(path, error.found, error.expected, error.hint)
+            return INVALID
+        except PluginClassError as error:
+            for problem in error.problems:
+                report(path, f"plugin {name}: {problem}", "", "")
             return INVALID
         except (LookupError, ImportError, AttributeError, TypeError, ValueError) as error:
             problem = error.args[0] if error.args else type(error).__name__

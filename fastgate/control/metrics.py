@@ -51,6 +51,10 @@ _COUNTS = {
         "Access log lines dropped because their reader was too slow.",
     ),
     "plugin_errors": ("fastgate_plugin_errors_total", "Exceptions raised by plugins."),
+    "loop_stalls": (
+        "fastgate_worker_stalls_total",
+        "Times a worker did nothing for 200 ms or more: a plugin blocked it, or it got no CPU.",
+    ),
 }
 
 

@@ -12,6 +12,8 @@ import asyncio
 import logging
 import resource
 
+from libc.stdint cimport int64_t
+
 from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.counters cimport Counters
@@ -21,9 +23,13 @@ from fastgate.server.accesslog cimport AccessLog
 from fastgate.server.connection cimport ClientConnection
 from fastgate.server.exchange cimport Plane
 
+from fastgate._core.plan import plugin_title
+
 __all__ = ["DataPlane"]
 
 log = logging.getLogger("fastgate")
+
+cdef int64_t STALL_NS = 200_000_000     # between two ticks of 20 ms: something blocked the worker, or it got no CPU
 
 
 cdef class DataPlane(Plane):
@@ -33,14 +39,24 @@ cdef class DataPlane(Plane):
         if access_log is None:
             access_log = AccessLog("off", "json", memory.counters, slot)
         Plane.__init__(self, loop, memory, slot, access_log)
+        self.turned_ns = monotonic_ns()
         self.ticker = loop.call_later(0.02, self._tick)
 
     def _tick(self):
+        cdef int64_t now_ns = monotonic_ns()
+        cdef bint stalled = now_ns - self.turned_ns >= STALL_NS
+        self.turned_ns = now_ns
+        self.skipped = stalled and not self.skipped     # never twice: a worker that is always late has deadlines too
         self.ticker = self.loop.call_later(0.02, self._tick)
         self.ticks += 1
         atomic_add_relaxed_u64(&self.counts.loop_ticks, 1)
         try:
-            self.wheel.turn(monotonic_ns())
+            if stalled:
+                atomic_add_relaxed_u64(&self.counts.loop_stalls, 1)
+            if not self.skipped:
+                # Timers run before sockets are read. What upstreams and clients sent while the worker was blocked is read first, so
+                # that its own pause is not held against them.
+                self.wheel.turn(now_ns)
             if self.ticks % 10 == 0:
                 self.log.flush()
         except Exception:
@@ -91,7 +107,7 @@ cdef class DataPlane(Plane):
         try:
             await plugin.close()
         except Exception:
-            log.exception("plugin %s failed in close", plugin.name)
+            log.exception("%s failed in close", plugin_title(plugin))
 
     def connection(self, listener):
         """The protocol for a new connection on a listener (its config)."""

@@ -36,7 +36,7 @@ from fastgate._core.context cimport M_HEAD, Answer, Reason, RequestContext, meth
 from fastgate._core.counters cimport Counters, route_counts_t
 from fastgate._core.headers cimport Headers, HeadWriter, field_t, is_owned, names_fold, trailer_allowed
 from fastgate._core.histogram cimport histogram_record
-from fastgate._core.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Pipeline, Plugin, RequestHead, ResponseHead
+from fastgate._core.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Pipeline, Plugin, RequestHead, ResponseHead, hook_done, verdict_of
 from fastgate._core.plan cimport Plan, RoutePlan
 from fastgate._core.wheel cimport Timed, TimerWheel
 from fastgate.server.accesslog cimport AccessLog
@@ -71,6 +71,7 @@ cdef Reason BODY_TIMEOUT = REASONS["body_timeout"]
 cdef Reason CLIENT_CLOSED = REASONS["client_closed"]
 cdef Reason CLIENT_STALLED = REASONS["client_stalled"]
 cdef Reason PLUGIN_ERROR = REASONS["plugin_error"]
+cdef Reason PLUGIN_RESPONSE_ERROR = REASONS["plugin_response_error"]
 cdef Reason PLUGIN_TIMEOUT = REASONS["plugin_timeout"]
 cdef Reason INTERNAL_ERROR = REASONS["internal_error"]
 cdef Reason BAD_RESPONSE = REASONS["bad_upstream_response"]
@@ -276,7 +277,7 @@ cdef class Exchange(ResponseSink):
         if self.state == X_FINISHED:
             return 0
         self.ctx.now_ns = now_ns
-        if self.total_deadline_ns and now_ns >= self.total_deadline_ns:
+        if self.total_deadline_ns and now_ns >= self.total_deadline_ns and reason is not PLUGIN_TIMEOUT:
             reason = TOTAL_TIMEOUT
         elif self.cached is not None and (<CachedRequest>self.cached).waiting:
             return (<CachedRequest>self.cached).wait_over(self)
@@ -325,7 +326,8 @@ cdef class Exchange(ResponseSink):
         if ctx.reason is None:
             return False
         atomic_add_relaxed_u64(&self.counts.shadow, 1)
-        log.info("shadow: plugin %s would have refused request %s with %s", plugin.name, ctx.request_id, ctx.reason.label)
+        log.info("shadow: plugin %s of route %s would have refused request %s with %s", plugin.name, self.route.name, ctx.request_id,
+                 ctx.reason.label)
         ctx.reason = None
         ctx.answer = None
         ctx.detail = None
@@ -368,10 +370,7 @@ cdef class Exchange(ResponseSink):
                 answer = await plugin.request(self.ctx)
                 if self.state != X_SUSPENDED:
                     return
-                if answer is None:
-                    verdict = V_CONTINUE if self.ctx.reason is None and self.ctx.answer is None else V_RESPOND
-                else:
-                    verdict = answer
+                verdict = verdict_of(answer, self.ctx, "request")
                 if verdict == V_SUSPEND:
                     raise TypeError("request() returned SUSPEND; only decide() may")
                 if verdict == V_RESPOND and not plugin.enforce and self._pass_over(plugin):
@@ -436,8 +435,8 @@ cdef class Exchange(ResponseSink):
 
     cdef int _plugin_failed(self, object plugin, str phase) except -1:
         atomic_add_relaxed_u64(&self.plane.counts.plugin_errors, 1)
-        log.error("plugin %s failed in %s on request %s", getattr(plugin, "name", plugin), phase, self.ctx.request_id,
-                  exc_info=True)
+        log.error("plugin %s of route %s failed in %s on request %s", getattr(plugin, "name", plugin),
+                  self.route.name if self.route is not None else "?", phase, self.ctx.request_id, exc_info=True)
         return 0
 
     # forward
@@ -515,6 +514,7 @@ cdef class Exchange(ResponseSink):
         cdef bytes path
         cdef int64_t length = ctx.content_length
         cdef RequestHead head
+        cdef int64_t began_ns
         cdef int method_id = ctx.method_id
         self.up.begin(self, method_id == M_HEAD, ctx.upgrade)
         path = upstream_target(ctx, route)
@@ -528,10 +528,13 @@ cdef class Exchange(ResponseSink):
                 route.request_edits.apply(ctx, fields)
             if route.pipeline.upstream_request:
                 head = RequestHead(method.decode("latin-1"), path.decode("latin-1"), fields, ctx.body)
+                began_ns = monotonic_ns()
                 for plugin in route.pipeline.upstream_request:
                     try:
-                        plugin.upstream_request(ctx, head)
+                        edited_only(plugin.upstream_request(ctx, head), ctx, None, None, "upstream_request")
                         check_head(head, ctx)
+                        hook_done(<Plugin>plugin, ctx, began_ns, "upstream_request")
+                        began_ns = ctx.now_ns
                     except Exception:
                         self._plugin_failed(plugin, "upstream_request")
                         return self._fail(PLUGIN_ERROR)
@@ -643,6 +646,7 @@ cdef class Exchange(ResponseSink):
         """The pieces as the request_chunk hooks make them; None when a hook failed."""
         cdef list out = []
         cdef list todo = pieces if pieces is not None else []
+        cdef int64_t began_ns
         cdef Py_ssize_t i, n = len(todo)
         if ends and n == 0:
             todo = [b""]
@@ -651,7 +655,9 @@ cdef class Exchange(ResponseSink):
             chunk = todo[i]
             for plugin in self.route.pipeline.request_chunk:
                 try:
+                    began_ns = monotonic_ns()
                     chunk = plugin.request_chunk(self.ctx, chunk, ends and i == n - 1)
+                    hook_done(<Plugin>plugin, self.ctx, began_ns, "request_chunk")
                     if not isinstance(chunk, bytes):
                         raise TypeError(f"request_chunk returned {type(chunk).__name__}, expected bytes")
                 except Exception:
@@ -716,17 +722,21 @@ cdef class Exchange(ResponseSink):
         cdef RequestContext ctx = self.ctx
         cdef Pipeline pipeline = self.route.pipeline
         cdef ResponseHead head
+        cdef int64_t began_ns
         for gate in pipeline.answer:
             (<Plugin>gate).c_answer(ctx, fields)
         if pipeline.upstream_response or pipeline.response:
             head = ResponseHead(status, fields, whole)
+            began_ns = monotonic_ns() if pipeline.upstream_response else 0
             for plugin in pipeline.upstream_response:
                 try:
-                    plugin.upstream_response(ctx, head)
+                    edited_only(plugin.upstream_response(ctx, head), ctx, None, None, "upstream_response")
                     check_answer(head, status, whole, ctx)
+                    hook_done(<Plugin>plugin, ctx, began_ns, "upstream_response")
+                    began_ns = ctx.now_ns
                 except Exception:
                     self._plugin_failed(plugin, "upstream_response")
-                    return self._fail(BAD_RESPONSE)
+                    return self._fail(PLUGIN_RESPONSE_ERROR)
             if self.cached is not None:
                 if (<CachedRequest>self.cached).on_answer(self, head.status, phrase, head.headers):
                     return 0
@@ -761,13 +771,21 @@ cdef class Exchange(ResponseSink):
         """Run the response hooks. The answer goes on as it was before a hook that fails."""
         cdef Headers fields
         cdef int status
+        cdef int64_t began_ns
+        cdef Reason reason = self.ctx.reason
+        cdef Answer answer = self.ctx.answer
+        if not self.route.pipeline.response:
+            return 0
+        began_ns = monotonic_ns()
         for plugin in self.route.pipeline.response:
             fields = head.headers.copy()
             status = head.status
             body = head.body
             try:
-                plugin.response(self.ctx, head)
+                edited_only(plugin.response(self.ctx, head), self.ctx, reason, answer, "response")
                 check_answer(head, status, body, self.ctx)
+                hook_done(<Plugin>plugin, self.ctx, began_ns, "response")
+                began_ns = self.ctx.now_ns
             except Exception:
                 self._plugin_failed(plugin, "response")
                 head.headers = fields
@@ -811,9 +829,12 @@ cdef class Exchange(ResponseSink):
 
     cdef bytes _hooked_response_chunk(self, bytes chunk, bint last):
         """The piece as the response_chunk hooks make it; None, and the stream cut, when a hook failed."""
+        cdef int64_t began_ns
         for plugin in self.route.pipeline.response_chunk:
             try:
+                began_ns = monotonic_ns()
                 out = plugin.response_chunk(self.ctx, chunk, last)
+                hook_done(<Plugin>plugin, self.ctx, began_ns, "response_chunk")
                 if not isinstance(out, bytes):
                     raise TypeError(f"response_chunk returned {type(out).__name__}, expected bytes")
                 chunk = out
@@ -855,7 +876,8 @@ cdef class Exchange(ResponseSink):
     cdef int on_read_done(self, int64_t now_ns) except -1:
         if self.state == X_FINISHED:
             return 0
-        self.ctx.now_ns = now_ns
+        if now_ns > self.ctx.now_ns:                    # a hook may have read the clock since
+            self.ctx.now_ns = now_ns
         self.client.flush()
         if self.state == X_FINISHED:
             return 0
@@ -1019,6 +1041,7 @@ cdef class Exchange(ResponseSink):
         cdef RequestContext ctx = self.ctx
         cdef route_counts_t* counts = self.counts
         cdef ClientStream client = self.client
+        cdef int64_t began_ns
         cdef int status_class
         if self.state == X_FINISHED:
             return 0
@@ -1052,7 +1075,9 @@ cdef class Exchange(ResponseSink):
                 (<Plugin>gate).c_finish(ctx)
             for plugin in self.route.pipeline.log:
                 try:
+                    began_ns = monotonic_ns()
                     plugin.log(ctx)
+                    hook_done(<Plugin>plugin, ctx, began_ns, "log")
                 except Exception:
                     self._plugin_failed(plugin, "log")
         self.plane.log.record(ctx)
@@ -1095,6 +1120,20 @@ cdef class Exchange(ResponseSink):
                 return self._arm(self.body_timeout_ns, CLIENT_STALLED)
             return self._arm(route.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
         return 0
+
+
+cdef int edited_only(object returned, RequestContext ctx, Reason reason, Answer answer, str phase) except -1:
+    """TypeError when a hook that edits in place returned something, or refused: what was meant is not done, so it must not pass.
+    reason and answer are what they were."""
+    if ctx.reason is not reason or ctx.answer is not answer:
+        ctx.reason = reason
+        ctx.answer = answer
+        raise TypeError(f"{phase} called ctx.refuse or ctx.respond; only decide and request may")
+    if returned is not None:
+        if hasattr(returned, "close"):                  # a coroutine that nobody will await
+            returned.close()
+        raise TypeError(f"{phase} returned a {type(returned).__name__}; expected None: it edits head in place")
+    return 0
 
 
 cdef int check_head(RequestHead head, RequestContext ctx) except -1:

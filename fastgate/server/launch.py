@@ -6,8 +6,11 @@ supervisor, and which changes the running workers cannot take.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import msgspec
 
 from fastgate._core.shm import SharedMemory
 from fastgate.config import Config, InvalidConfig, encode, load
+from fastgate.plugin import Registry
 from fastgate.server.loader import Topology, problem_of
 from fastgate.server.supervisor import Supervisor
 from fastgate.server.worker import WorkerOrders, run_worker
@@ -23,6 +27,9 @@ from fastgate.state.host import HostTable
 from fastgate.state.memory import HostMemory, Sizes
 
 __all__ = ["serve", "topology_of"]
+
+CODE_FILES = 1000
+"""Files of plugin code that are looked at: a bound, not a plan."""
 
 SEATS_MOST = 4096
 """Live workers of all generations: four times the largest `workers` a config takes."""
@@ -35,21 +42,28 @@ def serve(
     control: Callable[[ControllerOrders], None] | None,
     ready_fd: int | None = None,
     on_ready: Callable[[list[str], str | None], None] | None = None,
+    dev: bool = False,
 ) -> int:
     """Serves the config in this file until a signal ends it; returns the exit status.
 
     `overrides` are those of fastgate.config.load. `control` is the controller's main function, handed in
     because the rooms of the data plane do not know the control plane. When every worker accepts, one line of
     JSON goes to `ready_fd` ({"listen": [...], "admin": ..., "pid": ...}) and `on_ready` is called with the
-    bound addresses.
+    bound addresses. `dev` watches the config file and the code of plugins, and searches the config's folder
+    for plugins.
     """
+    if dev:
+        sys.path.insert(0, str(path.resolve().parent))
+        # Compiled files are found by a time in whole seconds: an edit within one would not be seen.
+        sys.dont_write_bytecode = True
+        overrides = {**overrides, "watch_config": "true"}
 
     def read_config() -> tuple[Topology, bytes] | list[Problem]:
         try:
             config = load(path, overrides=overrides)
         except InvalidConfig as invalid:
             return [problem_of(error) for error in invalid.errors]
-        return topology_of(config), encode(config)
+        return topology_of(config, watch_code=dev), encode(config)
 
     def work(orders: WorkerOrders) -> None:
         from fastgate.server.runtime import GatewayRuntime
@@ -74,8 +88,9 @@ def serve(
     return supervisor.run()
 
 
-def topology_of(config: Config) -> Topology:
-    """What the supervisor has to know of this config."""
+def topology_of(config: Config, *, watch_code: bool = False) -> Topology:
+    """What the supervisor has to know of this config. `watch_code`: files of plugin code are watched too."""
+    code = plugin_code(config)
     workers = config.workers or len(os.sched_getaffinity(0))
     return Topology(
         listen=[listener.address for listener in config.listen],
@@ -84,8 +99,8 @@ def topology_of(config: Config) -> Topology:
         drain_timeout_ns=config.server.drain_timeout_ns,
         watch=config.watch_config,
         # What is fixed when a worker starts to listen: the sockets, their TLS and PROXY protocol, and how
-        # many share them.
-        generation_key=msgspec.msgpack.encode((workers, config.listen)),
+        # many share them, and the code of plugins, which a process imports once.
+        generation_key=msgspec.msgpack.encode((workers, config.listen, code)),
         sizes=Sizes(
             len(config.routes),
             config.memory.limiter_keys,
@@ -94,4 +109,32 @@ def topology_of(config: Config) -> Topology:
             config.memory.directory_bytes,
             nonces=config.memory.nonces,
         ),
+        sources=sorted(code) if watch_code else [],
     )
+
+
+def plugin_code(config: Config) -> dict[str, str]:
+    """The files that the config's plugins were imported from, each with a digest: the modules of their
+    packages, and what else of the operator's own code they imported. Other installed packages are left out:
+    they are many, and change with an upgrade only.
+    """
+    names = {use.use for use in config.plugins}
+    names |= {use.use for route in config.each_route() for use in route.plugins}
+    packages = {Registry.load(name).__module__.partition(".")[0] for name in names}
+    if not packages:
+        return {}
+    installed = tuple(
+        f"{sysconfig.get_path(kind)}{os.sep}" for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+    )
+    files: dict[str, str] = {}
+    for name, module in sorted(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        package = name.partition(".")[0]
+        if not isinstance(file, str) or package == "fastgate" or len(files) == CODE_FILES:
+            continue
+        if package in packages or not file.startswith(installed):
+            try:
+                files[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            except OSError:
+                files[file] = "gone"
+    return files

@@ -36,6 +36,7 @@ class Topology(msgspec.Struct, frozen=True):
     watch: bool
     generation_key: bytes
     sizes: Sizes = Sizes()
+    sources: list[str] = []  # files of plugin code to watch with the config file
 
 
 class Loaded(msgspec.Struct, tag=True, frozen=True):

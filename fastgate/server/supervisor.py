@@ -165,6 +165,13 @@ class Supervisor:
         if config is not None and config.topology.watch and self._look() != self._seen:
             self._settle(self._look())
 
+    def _watch(self, config: LoadedConfig) -> None:
+        """Watches the config file and the sources this config names."""
+        sources = [Path(name) for name in config.topology.sources]
+        if self._watched[1:] != sources:
+            self._watched[1:] = sources
+            self._seen = self._look()
+
     def _look(self) -> list[tuple[int, int, int] | None]:
         return [_fingerprint(path) for path in self._watched]
 
@@ -249,6 +256,7 @@ class Supervisor:
         assert self.generation is not None
         self.generation.config.close()
         self.generation.config = self.controller.config = config
+        self._watch(config)
         self.table.config_version = config.version
 
     def adopt_generation(self, generation: Generation) -> None:
@@ -256,6 +264,7 @@ class Supervisor:
         old = self.generation
         self.generation = generation
         self.controller.config = generation.config
+        self._watch(generation.config)
         self.table.config_version = generation.config.version
         self.table.workers_wanted = generation.slots
         self.listeners.replace(generation.listeners)

@@ -10,7 +10,7 @@ import pytest
 
 from fastgate.config.schema import json_schema, keys, sections
 from fastgate.config.source import parse
-from fastgate.docs import config_manual
+from fastgate.docs import config_manual, plugin_reference
 from fastgate.settings import Duration, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +87,7 @@ def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
 
 def test_the_manual_in_the_tree_is_the_generated_one() -> None:
     assert (ROOT / "docs" / "config.md").read_text() == config_manual(), "run: make docs"
+    assert (ROOT / "docs" / "plugin-reference.md").read_text() == plugin_reference(), "run: make docs"
 
 
 def test_every_key_is_explained() -> None:

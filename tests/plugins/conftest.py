@@ -133,6 +133,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
                 route("/two-chunks", use("Chunker", "K", record), use("Chunker", "M", record)),
                 route("/small", use("Logger", "L", record), max_body="10B"),
                 route("/gone", use("Logger", "L", record), use("Responder", "R", record), upstream="gone"),
+                route("/block", use("Decider", "A", record), use("Upstreamer", "U", record),
+                      use("Logger", "L", record), timeouts={"first_byte": "1s", "between_bytes": "1s"}),
+                route("/patience", use("Waiter", "W", record), use("Logger", "L", record),
+                      timeouts={"total": "300ms"}),
                 route("/slow", use("Logger", "L", record), timeouts={"first_byte": "100ms"}),
             ],
         }  # fmt: skip

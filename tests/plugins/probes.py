@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from typing import Any, Self
 
 from fastgate.plugin import (
@@ -81,6 +82,17 @@ def verdict(plugin: Probe, ctx: RequestContext, action: str, argument: str) -> A
             return int(argument)
         case "text":
             return "no verdict"
+        case "value":
+            return {"false": False, "true": True, "float": 0.0, "list": [], "empty": "", "class": Probe}[
+                argument
+            ]
+        case "coroutine":
+            return asyncio.sleep(0)
+        case "overrule":  # a refusal, and then the last line of the method
+            ctx.refuse(REASONS["forbidden"])
+            return CONTINUE
+        case "block":
+            time.sleep(float(argument))
         case "add":
             ctx.add_response_header("X-Added-By", label)
         case "inject":
@@ -122,7 +134,7 @@ class Waiter(Probe):
 
 
 class Upstreamer(Probe):
-    def upstream_request(self, ctx: RequestContext, head: RequestHead) -> None:
+    def upstream_request(self, ctx: RequestContext, head: RequestHead) -> Any:
         self.note("upstream_request", ctx, head.method, head.target, head.body is not None)
         action, argument = self.told(ctx, "upstream_request")
         match action:
@@ -146,21 +158,42 @@ class Upstreamer(Probe):
                     head.headers.set(name, value)
             case "body":
                 head.body = argument.encode()
+            case _:
+                return misused(ctx, action, argument)
+        return None
 
-    def upstream_response(self, ctx: RequestContext, head: ResponseHead) -> None:
+    def upstream_response(self, ctx: RequestContext, head: ResponseHead) -> Any:
         self.note("upstream_response", ctx, head.status)
-        edit(self, head, *self.told(ctx, "upstream_response"))
+        action, argument = self.told(ctx, "upstream_response")
+        edit(self, head, action, argument)
+        return misused(ctx, action, argument)
+
+
+def misused(ctx: RequestContext, action: str, argument: str) -> Any:
+    """What is no business of a hook that edits in place."""
+    match action:
+        case "refuse":
+            return ctx.refuse(REASONS["forbidden"])
+        case "forget":
+            ctx.refuse(REASONS["forbidden"])
+        case "false":
+            return False
+        case "block":
+            time.sleep(float(argument))
+    return None
 
 
 class Responder(Probe):
-    def response(self, ctx: RequestContext, head: ResponseHead) -> None:
+    def response(self, ctx: RequestContext, head: ResponseHead) -> Any:
         self.note("response", ctx, head.status, head.headers.get("Content-Type"))
         for value in ctx.headers.get_all(f"X-{self.config.label}"):
             if value == "response=half":  # of an edit, and then it fails
                 edit(self, head, "edit", "")
                 head.status = 299
                 raise RuntimeError(f"{self.config.label} was told to fail in response")
-        edit(self, head, *self.told(ctx, "response"))
+        action, argument = self.told(ctx, "response")
+        edit(self, head, action, argument)
+        return misused(ctx, action, argument)
 
 
 def edit(plugin: Probe, head: ResponseHead, action: str, argument: str) -> None:

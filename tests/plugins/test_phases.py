@@ -66,18 +66,26 @@ def test_the_connection_lives_on_after_a_plugin_failed(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("where", ["X-A: decide", "X-D: request"])
-@pytest.mark.parametrize("action", ["number:7", "number:-1", "text", "answerless"])
+@pytest.mark.parametrize(
+    "action",
+    [
+        "number:7", "number:-1", "text", "answerless", "coroutine", "value:false", "value:true",
+        "value:float", "value:list", "value:empty", "value:class",
+    ],
+)  # fmt: skip
 def test_what_is_no_verdict_is_the_plugins_error(rig: Rig, where: str, action: str) -> None:
     response = rig.ask("/order", f"{where}={action}")
 
     assert response.status == 500
     assert rig.upstream.requests == []
     assert rig.noted(4, "log")[3][2]["reason"] == "plugin_error"
+    rig.complaint("plugin tests.plugins.probes:", " of route /order failed in ")
 
 
 @pytest.mark.parametrize("where", ["X-A: decide", "X-D: request"])
-def test_a_refusal_that_is_not_returned_refuses_all_the_same(rig: Rig, where: str) -> None:
-    assert rig.ask("/order", f"{where}=forget").status == 403
+@pytest.mark.parametrize("action", ["forget", "overrule"])
+def test_a_refusal_that_is_not_returned_refuses_all_the_same(rig: Rig, where: str, action: str) -> None:
+    assert rig.ask("/order", f"{where}={action}").status == 403
     assert rig.upstream.requests == []
 
 
@@ -85,9 +93,9 @@ def test_request_may_not_suspend(rig: Rig) -> None:
     assert rig.ask("/order", "X-B: request=suspend").status == 500
 
 
-def test_decide_may_suspend_a_plugin_without_request(rig: Rig) -> None:
-    assert rig.ask("/order", "X-A: decide=suspend").status == 200
-    assert walked(rig) == ALL
+def test_a_plugin_without_request_that_suspends_has_failed(rig: Rig) -> None:
+    assert rig.ask("/order", "X-A: decide=suspend").status == 500
+    assert rig.upstream.requests == []
 
 
 def test_a_plugin_that_cancels_itself_has_failed(rig: Rig) -> None:
@@ -214,6 +222,46 @@ def test_what_cannot_be_sent_is_the_plugins_error(rig: Rig, action: str) -> None
         rig.complaint("plugin tests.plugins.probes:Upstreamer", "failed in upstream_request")
 
 
+@pytest.mark.parametrize("action", ["refuse", "forget", "false"])
+def test_a_hook_that_edits_may_not_decide(rig: Rig, action: str) -> None:
+    assert rig.ask("/up/a", f"X-U: upstream_request={action}").status == 500
+    assert rig.upstream.requests == []
+    assert rig.logged()["reason"] == "plugin_error"
+
+    rig.record.write_text("")
+    assert rig.ask("/up/a", f"X-U: upstream_response={action}").status == 502
+    assert rig.logged()["reason"] == "plugin_response_error"
+
+    rig.record.write_text("")
+    assert rig.ask("/up/a", f"X-R: response={action}").status == 200
+    assert rig.logged()["reason"] is None
+    rig.complaint("plugin tests.plugins.probes:Responder of route /up", "failed in response")
+
+
+@pytest.mark.parametrize("where", ["A: decide", "U: upstream_request", "U: upstream_response"])
+def test_a_plugin_that_blocks_is_named_and_the_upstream_is_not_blamed(rig: Rig, where: str) -> None:
+    def script(peer: Peer) -> None:  # answers while the worker sleeps
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha")
+        peer.send(b"lf")
+
+    rig.upstream.script = script
+    with Client(rig.gateway.port) as other:
+        other.send(request("/block"))
+        response = rig.ask("/block", f"X-{where}=block:1.5")  # the upstream may take 1 s
+        assert other.read_response().status == 200
+
+    assert response.status == 200
+    phase = where.partition(": ")[2]
+    rig.complaint("of route /block blocked its worker for", f"in {phase}")
+
+
+def test_a_total_that_a_plugin_used_up_is_told_as_the_plugins(rig: Rig) -> None:
+    assert rig.ask("/patience", "X-W: request=wait").status == 504
+    rig.noted(1, "cancelled")
+    assert rig.logged()["reason"] == "plugin_timeout"
+
+
 def test_framing_and_forwarding_are_not_a_plugins_business(rig: Rig) -> None:
     assert rig.ask("/up/a", "X-U: upstream_request=hostile", method="POST", body=b"four").body == b"four"
 
@@ -266,7 +314,8 @@ def test_a_failing_upstream_response_is_a_bad_gateway(rig: Rig, action: str) -> 
     response = rig.ask("/up/a", f"X-U: upstream_response={action}")
 
     assert response.status == 502
-    assert json.loads(response.body)["error"] == "Malformed response from upstream"
+    assert json.loads(response.body)["error"] == "A plugin failed on the upstream's response"
+    assert rig.logged()["reason"] == "plugin_response_error"
     rig.complaint("plugin tests.plugins.probes:Upstreamer", "failed in upstream_response")
 
 
