@@ -62,12 +62,14 @@ Builder = Callable[[Any, FeatureEnv], Plugin | None]
 FEATURES: tuple[tuple[str, Builder], ...] = (
     ("cors", cors.build),
     ("security_headers", security_headers.build),
+    ("access", access.build_root),
     ("access", access.build),
     ("auth", auth.build),
     ("auth", auth.build_digest),
     ("rbac", rbac.build),
     ("policies", policy.build),
     ("limits", ratelimit.build),
+    ("limits", ratelimit.build_watched),
     ("validation", validation.build),  # reads bodies: only of those who may come, and within their limits
 )
 """Attribute of RouteConfig and who makes a plugin of it, in the order in which a request meets them. What a

@@ -50,7 +50,8 @@ ctypedef struct tight_t:
 
 # What one request holds until it is over.
 ctypedef struct hold_t:
-    hold_t* next            # in the list of free ones
+    hold_t* next            # in the list of free ones, or of the same request for another gate
+    void* gate
     int n
     void* rules[MOST_RULES] # owned references
     hash128_t keys[MOST_RULES]
@@ -151,4 +152,5 @@ cdef class LimitGate(Plugin):
     cdef int tell(self, RequestContext ctx, void** rules, int n, const tight_t* tight, int64_t retry_s) except -1
     cdef int refuse_banned(self, RequestContext ctx, int64_t left_ns) except -1
     cdef void client_hash(self, RequestContext ctx, hash128_t* out) noexcept
+    cdef hold_t* hold_of(self, RequestContext ctx, bint take) noexcept
     cdef void let_go(self, hold_t* hold) noexcept

@@ -131,5 +131,5 @@ class CostedLimitGate(LimitGate): ...
 
 class AccessGate(Plugin):
     def __init__(
-        self, denied: Iterable[CidrSet], allowed: Iterable[CidrSet], why: Reason, metrics: MetricTable
+        self, denied: CidrSet | None, allowed: CidrSet | None, why: Reason, metrics: MetricTable
     ) -> None: ...

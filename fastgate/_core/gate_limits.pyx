@@ -996,6 +996,8 @@ cdef class LimitGate(Plugin):
             if hold == NULL:
                 raise MemoryError
             hold.n = n
+            hold.gate = <void*>self
+            hold.next = <hold_t*>ctx.limits_hold
             hold.reserved = amounts[COST]
             hold.reported = -1
             hold.taken_ns = now_ns
@@ -1010,16 +1012,16 @@ cdef class LimitGate(Plugin):
         return V_CONTINUE
 
     cdef int c_finish(self, RequestContext ctx) except -1:
-        cdef hold_t* hold = <hold_t*>ctx.limits_hold
+        cdef hold_t* hold
         cdef int64_t now_ns
         cdef int64_t amounts[2]
         cdef LimitRule rule
         cdef int i
         if self.health is not None:
             self.health.learn(ctx, ctx.finished_ns)
+        hold = self.hold_of(ctx, True)
         if hold == NULL:
             return 0
-        ctx.limits_hold = NULL
         if self.settles:
             # Nothing came of it, and not by the client's doing: nothing to pay.
             amounts[COST] = hold.reserved
@@ -1033,6 +1035,20 @@ cdef class LimitGate(Plugin):
                     rule.give_back(&hold.keys[i], amounts, hold.taken_ns, now_ns)
         self.let_go(hold)
         return 0
+
+    cdef hold_t* hold_of(self, RequestContext ctx, bint take) noexcept:
+        """What this gate holds of the request, or NULL; take: it is no longer the request's. A route has two gates at most."""
+        cdef hold_t* before = NULL
+        cdef hold_t* hold = <hold_t*>ctx.limits_hold
+        while hold != NULL and hold.gate != <void*>self:
+            before = hold
+            hold = hold.next
+        if take and hold != NULL:
+            if before == NULL:
+                ctx.limits_hold = <void*>hold.next
+            else:
+                before.next = hold.next
+        return hold
 
     cdef void let_go(self, hold_t* hold) noexcept:
         global FREE_HOLDS
@@ -1142,7 +1158,7 @@ cdef class CostedLimitGate(LimitGate):
     """The same on routes whose upstream says what a request has cost."""
 
     def upstream_response(self, RequestContext ctx, ResponseHead head):
-        cdef hold_t* hold = <hold_t*>ctx.limits_hold
+        cdef hold_t* hold = self.hold_of(ctx, False)
         cdef bytes value
         if hold == NULL:
             return
@@ -1184,39 +1200,30 @@ cdef int64_t parse_cost(bytes text) noexcept:
 # --- allow and deny lists
 
 cdef class AccessGate(Plugin):
-    """The compiled gate behind `access:`: who is in `deny` is refused, and with an `allow` list who is not in that.
+    """The compiled gate behind `access:` of the root or of a route: addresses in `denied` are refused, and with an `allowed` list those
+    that are not in it. Either may be None.
 
-    An address that is none (a Unix socket) is in no list. Pairs of root and route are asked both.
+    An address that is none (a Unix socket) is in no list.
     """
 
-    cdef tuple denied
-    cdef tuple allowed
+    cdef CidrSet denied
+    cdef CidrSet allowed
     cdef Reason why
     cdef Metric count
 
-    def __init__(self, denied, allowed, Reason why not None, metrics):
+    def __init__(self, CidrSet denied, CidrSet allowed, Reason why not None, metrics):
         self.compiled_decide = True
         self.name = "access"
-        self.denied = tuple(denied)
-        self.allowed = tuple(allowed)
+        self.denied = denied
+        self.allowed = allowed
         self.why = why
         self.count = metrics.counter("fastgate_access_denied_total")
-        for each in self.denied + self.allowed:
-            if not isinstance(each, CidrSet):
-                raise TypeError(f"access: expected a CidrSet, got {each!r}")
 
     cdef int c_decide(self, RequestContext ctx) except -1:
         cdef const char* text = PyBytes_AS_STRING(ctx.client)
         cdef Py_ssize_t n = PyBytes_GET_SIZE(ctx.client)
-        cdef Py_ssize_t i
-        cdef bint passes = True
-        for i in range(PyTuple_GET_SIZE(self.denied)):
-            if (<CidrSet>PyTuple_GET_ITEM(self.denied, i)).contains_text(text, n) == 1:
-                passes = False
-        for i in range(PyTuple_GET_SIZE(self.allowed)):
-            if (<CidrSet>PyTuple_GET_ITEM(self.allowed, i)).contains_text(text, n) != 1:
-                passes = False
-        if passes:
+        if (self.denied is None or self.denied.contains_text(text, n) != 1) \
+                and (self.allowed is None or self.allowed.contains_text(text, n) == 1):
             return V_CONTINUE
         metric_add(self.count, 1)
         return refusing(ctx, self.why)

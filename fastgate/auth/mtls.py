@@ -2,7 +2,9 @@
 
 A certificate is read once per connection. What it says is looked up first in what the config lists
 (`auth.mtls.certificates` and `certificate` of the consumers), then as the name of a consumer; both in the
-order of `identify_by`. One that has run out since the handshake is refused, on connections that live long.
+order of `identify_by`. A consumer with listed certificates is reached by them only: another certificate that
+bears its name is refused. A subject with several common names has none, since which of them was meant is
+anybody's guess. A certificate that has run out since the handshake is refused, on connections that live long.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ class MtlsScheme(Scheme):
         for owner, texts in consumers.items():
             for text in texts:
                 self._owners.setdefault(certificate_key(text), owner)
+        self._pinned = frozenset(self._owners.values())
         self._seen: OrderedDict[bytes, _Seen | None] = OrderedDict()
 
     def verify(self, ctx: RequestContext) -> Any:
@@ -100,6 +103,8 @@ class MtlsScheme(Scheme):
 
     def _by_name(self, seen: _Seen) -> Any:
         names = [name for _, name in seen.keys if name]
+        if not self._pinned.isdisjoint(names):
+            return None
         for name in names:
             identity = self._identity(name, seen, must_exist=True)
             if identity is not None:
@@ -141,7 +146,7 @@ class MtlsScheme(Scheme):
         of: dict[str, list[tuple[str, str]]] = {
             "fingerprint": [(f"sha256:{fingerprint}", "")],
             "subject": [(certificate.subject.rfc4514_string(), "")],
-            "common_name": [(f"cn:{one.value!s}", name_of(one.value)) for one in common],
+            "common_name": [(f"cn:{one.value!s}", name_of(one.value)) for one in common if len(common) == 1],
             "san_dns": [
                 (f"dns:{one.lower()}", name_of(one.lower()))
                 for one in names.get_values_for_type(x509.DNSName)

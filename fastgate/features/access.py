@@ -1,7 +1,8 @@
 """Allow and deny lists by the client's address, for a route and for the whole gateway.
 
 The address is the one that limits and logs go by: the peer's, or what trusted proxies say it is. The gate is
-compiled (`_core/gate_limits.AccessGate`): two binary searches.
+compiled (`_core/gate_limits.AccessGate`): two binary searches. The root and the route have a gate each, so
+that shadow mode of one does not weaken the other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fastgate._core.gate_limits import AccessGate
 from fastgate.errors import REASONS
 from fastgate.settings import Settings
 
-__all__ = ["AccessConfig", "build"]
+__all__ = ["AccessConfig", "build", "build_root"]
 
 
 class AccessConfig(Settings, frozen=True, kw_only=True):
@@ -43,14 +44,24 @@ class AccessConfig(Settings, frozen=True, kw_only=True):
     ] = True
 
 
+def build_root(_settings: AccessConfig | None, env: Any) -> AccessGate | None:
+    """The gate of the root's lists, which a route's `enforce: false` does not touch."""
+    return _gate(env.config.access, env)
+
+
 def build(settings: AccessConfig | None, env: Any) -> AccessGate | None:
-    """The gate of a route, or None where every address may come."""
-    both = [lists for lists in (env.config.access, settings) if lists is not None]
-    denied = [CidrSet(lists.deny) for lists in both if lists.deny]
-    allowed = [CidrSet(lists.allow) for lists in both if lists.allow]
-    if not denied and not allowed:
+    """The gate of a route's own lists, or None where it has none."""
+    return _gate(settings, env)
+
+
+def _gate(lists: AccessConfig | None, env: Any) -> AccessGate | None:
+    if lists is None or not (lists.deny or lists.allow):
         return None
-    gate = AccessGate(denied, allowed, REASONS["address_denied"], env.around.memory.metrics)
-    # One gate, one word: the root's lists are only watched where everything here is.
-    gate.enforce = all(lists.enforce for lists in both) if settings is None else settings.enforce
+    gate = AccessGate(
+        CidrSet(lists.deny) if lists.deny else None,
+        CidrSet(lists.allow) if lists.allow else None,
+        REASONS["address_denied"],
+        env.around.memory.metrics,
+    )
+    gate.enforce = lists.enforce
     return gate

@@ -48,6 +48,7 @@ __all__ = [
     "amounts_of",
     "amounts_problems",
     "build",
+    "build_watched",
     "problems",
     "tiers_of",
 ]
@@ -526,35 +527,57 @@ class _Tiers:
         return self._make(amounts, tier.algorithm)
 
 
-def _penalty_box(penalty: PenaltyConfig, table: LimiterTable) -> PenaltyBox:
+def _penalty_box(penalty: PenaltyConfig, table: LimiterTable, enforced: bool) -> PenaltyBox:
+    """A ban in shadow mode must not become one of those that are enforced."""
     return PenaltyBox(
         penalty.strikes,
         penalty.within_ns / 1e9,
         [ban / 1e9 for ban in penalty.bans_ns],
         penalty.forget_ns / 1e9,
         table=table,
-        scope=f"penalty by {penalty.by}",
+        scope=f"penalty by {penalty.by}" + ("" if enforced else ", watched"),
     )
 
 
 def build(settings: LimitsConfig | None, env: Any) -> LimitGate | None:
-    """The gate of a route, or None where nothing is limited."""
+    """The gate of the limits that a route enforces, or None where there are none."""
+    return _build(settings, env, enforced=True)
+
+
+def build_watched(settings: LimitsConfig | None, env: Any) -> LimitGate | None:
+    """The gate of those in shadow mode. Root and route say each for their own limits whether they are."""
+    return _build(settings, env, enforced=False)
+
+
+def _build(settings: LimitsConfig | None, env: Any, *, enforced: bool) -> LimitGate | None:
     root: LimitsConfig | None = env.config.limits
     own = settings or root or LimitsConfig()
     memory = env.around.memory
     table = memory.limits
     inflight = env.service("limits.inflight", None, lambda: memory.inflight.for_seat(env.around.slot))
-    with_tier = own.tier and env.route.auth is not None
+    from_route = settings is not None and settings.enforce == enforced
+    from_root = root is not None and own.inherit and root.enforce == enforced
+    # Tiers are the gateway's, as the root's limits are.
+    has_tier = own.tier and env.route.auth is not None
+    with_tier = has_tier and (root is None or root.enforce) == enforced
     name = env.route.name
     rules: list[LimitRule] = []
-    if settings is not None:
-        rules += _section_rules(settings, "route", f"route:{name}", name, with_tier, table, inflight)
-    if root is not None and own.inherit:
-        both = with_tier or bool(rules)
+    if settings is not None and from_route:
+        rules += _section_rules(settings, "route", f"route:{name}", name, has_tier, table, inflight)
+    if root is not None and from_root:
+        has_own = settings is not None and any(not _is_empty(rule) for _, rule in _rules_of(settings))
+        both = has_tier or has_own
         rules += _section_rules(root, "gateway", "root", name, both, table, inflight)
-    penalty = own.penalty or (root.penalty if root is not None and own.inherit else None)
+    penalty = None
+    if settings is not None and from_route:
+        penalty = settings.penalty
+    if penalty is None and root is not None and from_root:
+        penalty = root.penalty
     if not rules and not with_tier and penalty is None:
         return None
+    # What the section that counts for this route says beside its limits belongs to the gate of that section.
+    is_own = own.enforce == enforced
+    alone = own.enforce is False and not (own.inherit and root is not None and root.enforce)
     metrics = memory.metrics
     tiers = None
     if with_tier:
@@ -566,7 +589,7 @@ def build(settings: LimitsConfig | None, env: Any) -> LimitGate | None:
             (defined, when_full),
             lambda: _Tiers(defined, when_full, table, inflight, unknown).book(),
         )
-    adaptive = own.adaptive
+    adaptive = own.adaptive if is_own else None
     health = usual = None
     if adaptive is not None:
         health = Health(
@@ -582,12 +605,12 @@ def build(settings: LimitsConfig | None, env: Any) -> LimitGate | None:
         tiers,
         metrics=metrics,
         reasons=REASONS,
-        box=None if penalty is None else _penalty_box(penalty, table),
+        box=None if penalty is None else _penalty_box(penalty, table, enforced),
         box_by="ip" if penalty is None else penalty.by,
         health=health,
         usual=usual,
-        tells=own.headers,
-        warn_at=own.warn_at,
+        tells=own.headers and (enforced or (alone and not has_tier)),
+        warn_at=own.warn_at if is_own else None,
         when_full=own.when_full,
         cost=cost.fixed,
         reserve=cost.reserve,
@@ -595,7 +618,7 @@ def build(settings: LimitsConfig | None, env: Any) -> LimitGate | None:
         response_unit=cost.response_unit_bytes,
         cost_header=cost.header,
     )
-    gate.enforce = own.enforce
+    gate.enforce = enforced
     return gate
 
 

@@ -261,6 +261,7 @@ def test_a_client_certificate_is_its_consumer(tmp_path: Path) -> None:
                     "tier": "premium",
                 },
                 "by-subject": {"certificate": "CN=somebody"},
+                "unlisted": {},
             },
             "routes": [route(upstream, "mtls")],
         }
@@ -271,12 +272,17 @@ def test_a_client_certificate_is_its_consumer(tmp_path: Path) -> None:
             assert ask(gateway, tls=client_context(authority, None)).status == 401
             assert ask(gateway, tls=client_context(authority, "somebody")).status == 200
             # a name in the certificate that is a consumer's name
-            assert ask(gateway, tls=client_context(authority, "shop")).status == 200
+            assert ask(gateway, tls=client_context(authority, "unlisted")).status == 200
+            # but not of one with certificates of its own
+            assert ask(gateway, tls=client_context(authority, "shop")).status == 401
+            assert ask(gateway, tls=client_context(authority, "any", ("shop",))).status == 401
+            assert ask(gateway, tls=client_context(authority, "money")).status == 401
+            assert ask(gateway, tls=client_context(authority, "unlisted", ("shop",))).status == 401
     assert [one.get("x-consumer-id") for one in upstream.requests] == [
         b"shop",
         b"money",
         b"by-subject",
-        b"shop",
+        b"unlisted",
     ]
 
 
