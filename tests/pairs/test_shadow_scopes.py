@@ -137,7 +137,7 @@ def test_an_allow_in_shadow_mode_opens_nothing() -> None:
 
 def test_validation_in_shadow_mode_leaves_the_bound_of_the_server_in_force() -> None:
     config = {
-        "server": {"max_body": 10},
+        "server": {"max_body": "10B"},
         "routes": [
             {
                 "path": "/*",
