@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fastgate.server.loader import LoadedConfig
@@ -21,7 +21,7 @@ from fastgate.server.process import fork_child
 from fastgate.server.reactor import Reactor, Timer
 from fastgate.server.sockets import Listener
 from fastgate.server.worker import WorkerOrders
-from fastgate.state.channel import Channel, ChannelClosed, Commit, Drain, Lend, Message, Return
+from fastgate.state.channel import Channel, ChannelClosed, Drain, Lend, Message, Return
 from fastgate.state.host import DRAINING, READY, STARTING, HostTable, Seat
 from fastgate.state.journal import Journal
 
@@ -70,17 +70,19 @@ class Worker:
     """One worker process."""
 
     __slots__ = (
+        "building",
         "channel",
         "forked_ns",
         "generation",
+        "is_reaped",
         "kill_timer",
         "pid",
         "ready_ns",
         "replaces",
         "seat",
+        "serving",
         "slot",
         "state",
-        "version",
         "wants_out",
     )
 
@@ -90,20 +92,22 @@ class Worker:
         self.seat = seat
         self.slot = slot
         self.generation = generation
-        self.version = generation.config.version
+        self.building = generation.config.version
+        self.serving = 0
         self.state = STARTING
         self.forked_ns = time.monotonic_ns()
         self.ready_ns = 0
         self.kill_timer: Timer | None = None
         self.replaces: Worker | None = None
         self.wants_out = False
+        self.is_reaped = False
 
     def __repr__(self) -> str:
         return f"Worker(pid={self.pid}, slot={self.slot}, generation={self.generation.number})"
 
     def kill(self) -> None:
-        # Not yet waited for, so the pid cannot be somebody else's.
-        os.kill(self.pid, signal.SIGKILL)
+        if not self.is_reaped:  # otherwise the pid may be another process's
+            os.kill(self.pid, signal.SIGKILL)
 
 
 class Crew:
@@ -174,24 +178,29 @@ class Crew:
                 received = worker.channel.receive()
             except ChannelClosed:
                 self._close_channel(worker)
+                if worker.state != DRAINING:
+                    worker.kill()  # it has died; one that lives on could never be told anything again
                 return
             if received is None:
                 return
             self._on_message(worker, received[0])
 
-    def commit(self, worker: Worker) -> None:
-        worker.version = worker.generation.config.version
-        self.tell(worker, Commit(worker.version))
+    def members(self, generation: Generation) -> Iterator[Worker]:
+        """The living workers of this generation that do not drain, also those that are being replaced."""
+        return (
+            worker
+            for worker in self.workers.values()
+            if worker.generation is generation and worker.state != DRAINING
+        )
 
     def tell(self, worker: Worker, message: Message, fd: int | None = None) -> None:
         """Sends; a worker that does not read is killed, which its death handler then treats like any other
-        death.
+        death. One that is gone already gets nothing.
         """
-        if not worker.channel.send(message, fd) and worker.pid in self.workers:
+        if self.workers.get(worker.pid) is worker and not worker.channel.send(message, fd):
             worker.kill()
 
     def ready(self, worker: Worker, version: int) -> None:
-        worker.version = version
         worker.seat.config_version = version
         worker.ready_ns = worker.ready_ns or time.monotonic_ns()
         if worker.state != DRAINING:
@@ -232,9 +241,10 @@ class Crew:
         worker = self.workers.get(pid)
         if worker is None:
             return None
+        worker.is_reaped = True
+        del self.workers[pid]  # first: its last words must not lead to anything for a process that is gone
         self.read(worker)
         self._close_channel(worker)
-        del self.workers[pid]
         self._clear(worker.seat)
         worker.seat.vacate()
         if worker.kill_timer is not None:

@@ -11,15 +11,32 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import signal
+import time
 from collections.abc import Callable
 
 import msgspec
 
+from fastgate.server.process import fork_child
+from fastgate.server.reactor import Reactor
 from fastgate.settings import ConfigError
-from fastgate.state.channel import MAX_PROBLEMS, Problem
+from fastgate.state.channel import Problem, bounded
 from fastgate.state.memory import Sizes
 
-__all__ = ["Answer", "Loaded", "LoadedConfig", "Refused", "Topology", "load_into", "open_memfd", "problem_of"]
+__all__ = [
+    "Answer",
+    "Loaded",
+    "LoadedConfig",
+    "Loader",
+    "Refused",
+    "Topology",
+    "load_into",
+    "open_memfd",
+    "problem_of",
+]
+
+NICE = 10
+"""Parsing takes CPU time only when no request wants it, except at the start."""
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
@@ -85,7 +102,7 @@ def load_into(
     found = read()
     answer: Answer
     if isinstance(found, list):
-        answer = Refused(problems=found[:MAX_PROBLEMS], total=len(found))
+        answer = Refused(problems=bounded(found), total=len(found))
     else:
         topology, blob = found
         with open(blob_fd, "wb", closefd=False) as file:
@@ -94,6 +111,87 @@ def load_into(
         answer = Loaded(topology=topology, size=len(blob), digest=hashlib.sha256(blob).hexdigest()[:12])
     with open(answer_fd, "wb") as pipe:
         pipe.write(msgspec.msgpack.encode(answer))
+
+
+class Loader:
+    """The child that reads the config, as the supervisor sees it. One at a time."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        read: Callable[[], tuple[Topology, bytes] | list[Problem]],
+        on_loaded: Callable[[Callable[[int], LoadedConfig]], None],
+        on_refused: Callable[[list[Problem], int], None],
+    ) -> None:
+        self._reactor = reactor
+        self._read = read
+        self._on_loaded = on_loaded
+        self._on_refused = on_refused
+        self._pid = 0
+        self._blob_fd = -1
+        self._answer_fd = -1
+        self._answer = b""
+
+    def start(self, *, nice: int) -> None:
+        """Forks; ends in `on_loaded`, with what makes a config of a version, or in `on_refused`. OSError."""
+        self.stop()
+        self._answer = b""
+        self._blob_fd = open_memfd()
+        self._answer_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(write_fd, True)
+        blob_fd, read = self._blob_fd, self._read
+        self._reactor.watch(self._answer_fd, self._receive)
+        try:
+            self._pid = fork_child(
+                "fastgate-load", [blob_fd, write_fd], lambda: load_into(blob_fd, write_fd, read), nice=nice
+            )
+        finally:
+            os.close(write_fd)
+
+    def stop(self) -> None:
+        """Ends the child if there is one, and forgets what it said; idempotent."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            self._pid = 0
+        self._close_answer()
+        if self._blob_fd >= 0:
+            os.close(self._blob_fd)
+            self._blob_fd = -1
+
+    def gone(self, pid: int) -> None:
+        """A child was waited for: its number may soon be another process's. What it said is still in the
+        pipe.
+        """
+        if pid == self._pid:
+            self._pid = 0
+
+    def _receive(self) -> None:
+        data = os.read(self._answer_fd, 1 << 16)
+        if data:
+            self._answer += data
+            return
+        self._close_answer()
+        self._pid = 0
+        try:
+            answer = _decode_answer(self._answer)
+        except msgspec.DecodeError:  # nothing, or the beginning of a response
+            text = "the loader died while it read the config; see the log above"
+            self._on_refused([Problem(text=text)], 1)
+            return
+        if isinstance(answer, Refused):
+            self._on_refused(answer.problems, answer.total)
+            return
+        fd, self._blob_fd = self._blob_fd, -1
+        self._on_loaded(lambda version: LoadedConfig(version, answer, fd, time.time_ns()))
+
+    def _close_answer(self) -> None:
+        if self._answer_fd >= 0:
+            self._reactor.unwatch(self._answer_fd)
+            os.close(self._answer_fd)
+            self._answer_fd = -1
+
+
+_decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 
 def problem_of(error: ConfigError) -> Problem:

@@ -1,359 +1,492 @@
-"""One reload, from the wish to the answer. The first start is a reload from nothing.
+"""How a config comes into effect: one state machine for every reload, and for workers that missed one.
 
-    LOADING ──good──► PREPARING ──all prepared──► COMMITTING ──all serve it──► applied
-       │ bad              │ one cannot, or dies
-       └──────────────────┴──► refused: everything stays as it was, and the asker learns why
+    IDLE ──asked──► LOADING ──loaded──► PREPARING ──prepared──► COMMITTING ──in effect──► IDLE  (applied)
+                       │               ▲   │  │
+                       │     try again │   │  │ no room
+                       │               └ WAITING
+                       └──refused──┴───────┴──► IDLE  (refused: everything stays as it was)
+    any state ──stopped──► STOPPED
 
-LOADING     a loader child parses and checks (loader.py).
-PREPARING   hot (same listeners, workers and compiled settings): every worker builds the new plan beside its
-old one. Otherwise a new generation: sockets are bound, workers forked, and they build the plan; nobody
-accepts yet. COMMITTING  from here on there is no way back. Workers swap the plan, or start to accept; then
-the old generation drains. A worker that dies now is replaced like any other, with the new config.
+LOADING     A child process parses and checks the file.
+WAITING     An address or a seat is still held by a draining generation.
+PREPARING   Hot (same listeners, worker count and compiled settings): every serving worker builds the new plan
+            next to its old one. Otherwise a new generation of workers builds it; none of them accepts yet.
+COMMITTING  There is no way back. Workers swap the plan, or start to accept.
+
+Each attempt that reaches PREPARING has a version of its own, and no version is used twice. A worker's
+response counts only if it carries the version that the worker was last told to build; anything else is late
+and is ignored. `Member.building` and `Member.serving` hold what was told and what was reported.
+
+A death never fails a reload by itself: the remaining workers decide, and a replacement starts from the newest
+committed version. A commit needs proof, though: at least one worker has built the plan. When workers keep
+dying while they build it and none succeeds, the config is refused.
+
+This module does no I/O and imports neither the supervisor nor the crew. What it may do is handed in as
+`Effects`; tests/server/test_reload_machine.py drives it through random orders of events.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import signal
-import socket
-import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
+from enum import Enum
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-import msgspec
+from fastgate.state.channel import Abort, Commit, Message, Prepare, Problem
 
-from fastgate.server.crew import Generation, NoSeat, Worker
-from fastgate.server.loader import Answer, Loaded, LoadedConfig, Refused, load_into, open_memfd
-from fastgate.server.process import fork_child
-from fastgate.server.reactor import Timer
-from fastgate.server.sockets import Listener
-from fastgate.state.channel import Abort, Prepare, Problem, ReloadResult
-from fastgate.state.host import DRAINING, READY
-
-if TYPE_CHECKING:
-    from fastgate.server.supervisor import Supervisor
-
-__all__ = ["Reload"]
+__all__ = [
+    "TRANSITIONS",
+    "CannotStage",
+    "Effects",
+    "Member",
+    "NoRoomYet",
+    "Outcome",
+    "Phase",
+    "Reload",
+    "Versioned",
+]
 
 LIMIT_NS = 60_000_000_000
-"""For loading, and again for preparing: far above what 100 000 routes take, short enough to be told that a
-plugin hangs.
+"""For loading, and again for preparing: far above what 100 000 routes take, short enough to report a plugin
+that hangs.
 """
 
 COMMIT_LIMIT_NS = 10_000_000_000
-"""A committed worker that does not report by then is hung; the reload ends without it."""
-
-LOADER_NICE = 10
-"""Parsing takes CPU time only when no request wants it, except at the start."""
+"""A committed worker that has not reported by then is replaced; the reload ends without it."""
 
 RETRY_NS, RETRY_LIMIT_NS = 50_000_000, 3_000_000_000
-"""An address that a draining generation is about to leave, or a seat that is about to be free, is waited for
-this long.
-"""
+"""How often and how long an address or seat that a draining generation is about to release is tried again."""
 
-_decode_answer = msgspec.msgpack.Decoder(Answer).decode
+MOST_ASKERS = 1000
+"""Requests for a reload that can wait for the next one; each is a call of the admin API."""
+
+_STOPPING = "the gateway is stopping"
 
 
-class Reload:
-    """A reload under way. `request_ids` are the controller's askers; `done` is called once, at the end."""
+class Phase(Enum):
+    IDLE = "idle"
+    LOADING = "loading"
+    WAITING = "waiting"
+    PREPARING = "preparing"
+    COMMITTING = "committing"
+    STOPPED = "stopped"
+
+
+TRANSITIONS: Final[dict[tuple[Phase, str], Phase]] = {
+    (Phase.IDLE, "asked"): Phase.LOADING,
+    (Phase.LOADING, "loaded"): Phase.PREPARING,
+    (Phase.LOADING, "refused"): Phase.IDLE,
+    (Phase.PREPARING, "no room"): Phase.WAITING,
+    (Phase.PREPARING, "refused"): Phase.IDLE,
+    (Phase.PREPARING, "prepared"): Phase.COMMITTING,
+    (Phase.WAITING, "try again"): Phase.PREPARING,
+    (Phase.WAITING, "refused"): Phase.IDLE,
+    (Phase.COMMITTING, "in effect"): Phase.IDLE,
+    **{(phase, "stopped"): Phase.STOPPED for phase in Phase},
+}
+
+
+class NoRoomYet(Exception):
+    """Staging failed for a reason that may go away when a draining generation ends. `problem` says which."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.text)
+        self.problem = problem
+
+
+class CannotStage(Exception):
+    """Staging failed, and trying again would not help."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.text)
+        self.problem = problem
+
+
+class Versioned(Protocol):
+    """A checked config. `size` is that of its encoded form."""
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Member(Protocol):
+    """A worker process. Only the machine writes these two after the worker is forked."""
+
+    building: int
+    """The version it was last told to build; 0 after an abort."""
+    serving: int
+    """The version it last reported to serve; 0 before the first."""
+
+
+C = TypeVar("C", bound=Versioned)
+W = TypeVar("W", bound=Member)
+
+
+class Outcome(Generic[C]):
+    """How a reload ended. `config` is the new one when it was applied."""
+
+    __slots__ = ("applied", "askers", "config", "duration_ns", "kind", "problems", "total", "version")
 
     def __init__(
-        self, supervisor: Supervisor, request_ids: Sequence[int], done: Callable[[ReloadResult], None]
+        self,
+        askers: Sequence[int],
+        kind: str,
+        version: int,
+        duration_ns: int,
+        config: C | None = None,
+        problems: Sequence[Problem] = (),
+        total: int = 0,
     ) -> None:
-        self._s = supervisor
-        self.request_ids = list(request_ids)
-        self._done = done
-        self._started_ns = time.monotonic_ns()
-        self._timer: Timer | None = None
-        self._blob_fd = -1
-        self._answer_fd = -1
-        self._answer = b""
-        self._loader_pid = 0
-        self.config: LoadedConfig | None = None
+        self.askers = list(askers)
+        self.kind = kind
+        self.version = version
+        self.duration_ns = duration_ns
+        self.config = config
+        self.applied = config is not None
+        self.problems = list(problems)
+        self.total = total
+
+
+class Effects(Protocol[C, W]):
+    """What the machine may do. Nothing here raises unless it says so."""
+
+    def now_ns(self) -> int: ...
+
+    def after(self, delay_ns: int, call: Callable[[], None]) -> Any:
+        """A timer with `cancel()`."""
+
+    def load(self) -> None:
+        """Starts the loader, which ends in `Reload.loaded` or `Reload.not_loaded`. OSError."""
+
+    def stop_loading(self) -> None:
+        """Ends the loader if it still runs; idempotent."""
+
+    def stage(self, config: C) -> tuple[str, Sequence[W]]:
+        """Opens what the config needs. `("hot", members)` when the running workers can take it and one of
+        them serves, else the kind and the new workers, forked with this config. NoRoomYet or CannotStage
+        leave nothing behind."""
+
+    def restaff(self, dead: W) -> W:
+        """Forks another worker into the slot of a staged one that died. CannotStage."""
+
+    def unstage(self) -> None:
+        """Takes back what `stage` did."""
+
+    def may_get_room(self) -> bool:
+        """True while something drains."""
+
+    def members(self) -> Collection[W]:
+        """The living workers of the generation in use that do not drain."""
+
+    def slots(self) -> int:
+        """How many workers the generation in use, or the staged one, has."""
+
+    def send(self, worker: W, message: Message, config: C | None = None) -> None:
+        """Sends, with the config's descriptor. To a worker that is gone: does nothing; its death follows."""
+
+    def adopt(self, config: C) -> None:
+        """From now on this config is the one in use, and what workers are forked with."""
+
+    def is_in_effect(self) -> bool:
+        """True when every slot of the generation in use has a worker that serves the config in use."""
+
+    def replace(self, worker: W) -> None:
+        """Forks a worker with the config in use; when it serves, this one drains."""
+
+    def discard(self, worker: W, problem: Problem) -> None:
+        """Ends a worker that never served and cannot build the config in use; it is tried again later."""
+
+    def turn_away(self, askers: Sequence[int], problem: Problem) -> None:
+        """Tells askers that there is no reload for them."""
+
+    def report(self, outcome: Outcome[C]) -> None:
+        """Tells the askers and the log. A refusal of the very first config ends the gateway."""
+
+
+class Reload(Generic[C, W]):
+    """The machine. The supervisor tells it what happened; it answers with effects."""
+
+    def __init__(self, effects: Effects[C, W]) -> None:
+        self._do = effects
+        self.phase = Phase.IDLE
+        self.config: C | None = None
+        """The config in use."""
+        self._newest = 0  # the last version that was given to an attempt
+        self._askers: list[int] = []
+        self._next: list[int] | None = None  # askers of a reload that starts when this one ends
+        self._started_ns = 0
+        self._retry_until_ns = 0
+        self._timer: Any = None
+        self._forget_attempt()
+
+    def _forget_attempt(self) -> None:
+        self._attempt: C | None = None  # the config that is being brought into effect
         self._kind = "load"
-        self._is_committing = False
-        self._waiting: set[Worker] = set()
-        self._generation: Generation | None = None
-        self._bound: list[tuple[Listener, list[socket.socket]]] = []
-        self._admin: Listener | None = None
+        self._waiting: set[W] = set()  # told to build it, no response yet
+        self._prepared: set[W] = set()
+        self._is_proven = False
+        self._deaths = 0
 
-    def start(self) -> None:
-        try:
-            self._fork_loader()
-        except OSError as error:
-            self._refuse([Problem(text=f"cannot fork the loader: {error}")], total=1)
+    @property
+    def version(self) -> int:
+        """The version in use; 0 before the first."""
+        return self.config.version if self.config is not None else 0
 
-    def _fork_loader(self) -> None:
-        self._blob_fd = open_memfd()
-        self._answer_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(write_fd, True)
-        blob_fd, read = self._blob_fd, self._s.read_config
-        self._s.reactor.watch(self._answer_fd, self._read_answer)
-        try:
-            self._loader_pid = fork_child(
-                "fastgate-load",
-                [blob_fd, write_fd],
-                lambda: load_into(blob_fd, write_fd, read),
-                nice=LOADER_NICE if self._s.generation is not None else 0,
-            )
-        finally:
-            os.close(write_fd)
-        self._limit(LIMIT_NS, self._loading_took_too_long)
-
-    def cancel(self) -> None:
-        """Gives up because the gateway stops."""
-        self._refuse([Problem(text="the gateway is stopping")], total=1)
-
-    def loader_gone(self, pid: int) -> None:
-        """The loader was waited for: its number may soon be somebody else's. What it said is still in the
-        pipe.
-        """
-        if pid == self._loader_pid:
-            self._loader_pid = 0
-
-    def owns(self, worker: Worker) -> bool:
-        """True for workers of the generation that is not in use yet."""
+    def stages(self, worker: W) -> bool:
+        """True for workers of a generation that is not in use yet."""
         return (
-            self._generation is not None and worker.generation is self._generation and not self._is_committing
+            self.phase is Phase.PREPARING
+            and self._kind != "hot"
+            and (worker in self._waiting or worker in self._prepared)
         )
+
+    # ---- what is asked for
+
+    def ask(self, askers: Sequence[int]) -> None:
+        """Starts a reload, or has one start after this: a change since then must not be missed."""
+        if self.phase is Phase.STOPPED:
+            self._do.turn_away(askers, Problem(text=_STOPPING))
+        elif self.phase is Phase.IDLE:
+            self._begin(askers)
+        elif len(self._next or ()) + len(askers) > MOST_ASKERS:
+            problem = Problem(text=f"{MOST_ASKERS} requests wait for the next reload already")
+            self._do.turn_away(askers, problem)
+        else:
+            self._next = [*(self._next or ()), *askers]
+
+    def stop(self) -> None:
+        """Ends whatever is in progress, because the gateway stops; idempotent."""
+        later, self._next = self._next, None
+        if self.phase is Phase.COMMITTING:
+            self._finish()
+        elif self.phase is not Phase.IDLE and self.phase is not Phase.STOPPED:
+            self._refuse([Problem(text=_STOPPING)])
+        self._move("stopped")
+        if later:
+            self._do.turn_away(later, Problem(text=_STOPPING))
+
+    def _begin(self, askers: Sequence[int]) -> None:
+        self._move("asked")
+        self._forget_attempt()
+        self._askers = list(askers)
+        self._started_ns = self._do.now_ns()
+        self._limit(LIMIT_NS, self._loading_took_too_long)
+        try:
+            self._do.load()
+        except OSError as error:
+            self._refuse([Problem(text=f"cannot fork the loader: {error}")])
 
     # ---- LOADING
 
-    def _read_answer(self) -> None:
-        data = os.read(self._answer_fd, 1 << 16)
-        if data:
-            self._answer += data
+    def loaded(self, keep: Callable[[int], C]) -> None:
+        """The loader found the config good; `keep(version)` makes it that version."""
+        if self.phase is not Phase.LOADING:
             return
-        self._close_answer()
-        self._loader_pid = 0
-        if not self._answer:
-            self._refuse(
-                [Problem(text="the loader died while it read the config; see the log above")], total=1
-            )
-            return
-        answer = _decode_answer(self._answer)
-        if isinstance(answer, Refused):
-            self._refuse(answer.problems, answer.total)
-            return
-        self._load(answer)
-
-    def _load(self, answer: Loaded) -> None:
-        current = self._s.generation
-        version = current.config.version + 1 if current is not None else 1
-        self.config = LoadedConfig(version, answer, self._blob_fd, time.time_ns())
-        self._blob_fd = -1
-        topology = answer.topology
-        if current is not None and current.config.topology.generation_key == topology.generation_key:
-            self._kind = "hot"
-        else:
-            self._kind = "generation" if current is not None else "start"
+        self._newest += 1
+        self._attempt = keep(self._newest)
+        self._retry_until_ns = self._do.now_ns() + RETRY_LIMIT_NS
         self._limit(LIMIT_NS, self._preparing_took_too_long)
-        self._prepare(time.monotonic_ns() + RETRY_LIMIT_NS)
+        self._move("loaded")
+        self._stage()
+
+    def not_loaded(self, problems: Sequence[Problem], total: int) -> None:
+        if self.phase is Phase.LOADING:
+            self._refuse(problems, total)
 
     def _loading_took_too_long(self) -> None:
-        self._refuse([Problem(text=f"reading the config took longer than {LIMIT_NS // 10**9} s")], total=1)
+        self._refuse([Problem(text=f"reading the config took longer than {LIMIT_NS // 10**9} s")])
 
     # ---- PREPARING
 
-    def _prepare(self, retry_until_ns: int) -> None:
-        assert self.config is not None
-        topology = self.config.topology
-        current = self._s.generation
+    def _stage(self) -> None:
+        assert self._attempt is not None
         try:
-            self._open_admin(topology.admin_listen)
-            if self._kind == "hot":
-                assert current is not None
-                self._prepare_hot(current)
+            self._kind, workers = self._do.stage(self._attempt)
+        except NoRoomYet as wait:
+            self._move("no room")
+            if self._do.may_get_room() and self._do.now_ns() < self._retry_until_ns:
+                self._do.after(RETRY_NS, self._try_again(self._attempt))
             else:
-                self._prepare_generation(topology.listen, topology.workers)
-        except NoSeat:
-            self._retry(retry_until_ns, "too many workers are still draining")
-        except ValueError as error:
-            self._refuse([Problem(text=str(error), path="$.listen")], total=1)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                self._retry(retry_until_ns, error.strerror or str(error))
-            else:
-                self._refuse([Problem(text=error.strerror or str(error), path="$.listen")], total=1)
-
-    def _retry(self, until_ns: int, reason: str) -> None:
-        self._undo()
-        may_change = any(worker.state == DRAINING for worker in self._s.crew.workers.values())
-        if may_change and time.monotonic_ns() < until_ns:
-            self._s.reactor.after(
-                RETRY_NS, lambda: self._prepare(until_ns) if self._s.reload is self else None
-            )
-        else:
-            self._refuse([Problem(text=reason, path="$.listen")], total=1)
-
-    def _open_admin(self, address: str | None) -> None:
-        in_use = self._s.controller.listener
-        if address == (in_use.address if in_use else None):
-            self._admin = in_use
+                self._refuse([wait.problem])
             return
-        self._admin = None
-        if address is not None:
-            self._admin = Listener(address)
-            self._open(self._admin, 1)
-
-    def _open(self, listener: Listener, slots: int) -> None:
-        try:
-            self._bound.append((listener, listener.grow(slots)))
-        except OSError as error:
-            raise OSError(
-                error.errno, f"cannot listen on {listener.address}: {os.strerror(error.errno or 0).lower()}"
-            ) from error
-
-    def _prepare_hot(self, current: Generation) -> None:
-        assert self.config is not None
-        self._waiting = {worker for worker in current.workers.values() if worker.state == READY}
-        for worker in list(self._waiting):
-            self._s.crew.tell(worker, Prepare(self.config.version, self.config.size), self.config.fd)
+        except CannotStage as failure:
+            self._refuse([failure.problem])
+            return
+        if self._kind == "hot":
+            for worker in workers:
+                if worker.serving:
+                    self._tell(worker)
+        else:
+            self._waiting = set(workers)
         self._proceed()
 
-    def _prepare_generation(self, addresses: Sequence[str], workers: int) -> None:
-        assert self.config is not None
-        if not self._s.table.seats:
-            self._s.map_memory(workers, self.config.topology.sizes)
-        limit = len(self._s.table.seats) // 2
-        if workers > limit:
-            raise ValueError(f"workers: at most {limit} without a restart, got {workers}")
-        listeners = self._s.listeners.resolve(addresses)
-        for listener in listeners:
-            self._open(listener, workers)
-        number = self._s.table.generation + 1
-        self._s.table.generation = number
-        self._generation = Generation(number, self.config, listeners, workers)
-        for slot in range(workers):
-            worker = self._s.crew.spawn(self._generation, slot)
-            self._generation.workers[slot] = worker
-            self._waiting.add(worker)
+    def _try_again(self, attempt: C) -> Callable[[], None]:
+        def call() -> None:
+            if self.phase is Phase.WAITING and self._attempt is attempt:
+                self._move("try again")
+                self._stage()
 
-    def worker_prepared(self, worker: Worker, version: int, problems: list[Problem]) -> bool:
-        """False if this answer is not to this reload."""
-        if self.config is None or version != self.config.version or worker not in self._waiting:
-            return False
-        if problems:
-            self._refuse(problems, total=len(problems))
-            return True
+        return call
+
+    def _tell(self, worker: W) -> None:
+        """Has a serving worker build the plan of this attempt."""
+        assert self._attempt is not None
+        worker.building = self._attempt.version
+        self._waiting.add(worker)
+        self._do.send(worker, Prepare(self._attempt.version, self._attempt.size), self._attempt)
+
+    def _bring_up_to_date(self, worker: W) -> None:
+        """Has a worker that missed a commit build the plan of the config in use."""
+        assert self.config is not None
+        worker.building = self.config.version
+        self._do.send(worker, Prepare(self.config.version, self.config.size), self.config)
+
+    def prepared(self, worker: W, version: int, problems: Sequence[Problem]) -> None:
+        """A worker has built the plan of this version, or cannot."""
+        if version != worker.building:
+            return  # of an attempt that is over: it counts for nothing
+        if worker in self._waiting:
+            if problems:
+                self._refuse(problems)
+                return
+            self._waiting.discard(worker)
+            self._prepared.add(worker)
+            self._is_proven = True
+            self._proceed()
+        elif worker not in self._do.members():
+            return  # of a generation that is about to drain
+        elif version != self.version:
+            self._bring_up_to_date(worker)  # forked before the last commit
+        elif not problems:
+            self._do.send(worker, Commit(version))
+        # It was good for the others: a file or a service that the plan needs is gone since.
+        elif worker.serving:
+            self._do.replace(worker)
+        elif self.phase is Phase.PREPARING and self._kind == "hot":
+            self._tell(worker)  # perhaps this attempt is the remedy
+        else:
+            self._do.discard(worker, problems[0])
+
+    def gone(self, worker: W, how: str) -> None:
+        """A worker died. Its slot in the generation in use is the supervisor's to fill."""
+        is_staged = self.stages(worker)
+        was_building = worker in self._waiting
         self._waiting.discard(worker)
+        self._prepared.discard(worker)
+        if self.phase is Phase.PREPARING and (is_staged or was_building):
+            self._deaths += 1
+            is_needed = is_staged or not self._is_proven
+            if is_needed and self._deaths > self._do.slots():
+                self._refuse([Problem(text=f"a worker ended while it built the plan ({how})")])
+                return
+            if is_staged:
+                try:
+                    self._waiting.add(self._do.restaff(worker))
+                except CannotStage as failure:
+                    self._refuse([failure.problem])
+                    return
         self._proceed()
-        return True
 
     def _preparing_took_too_long(self) -> None:
-        self._refuse([Problem(text=f"building the plan took longer than {LIMIT_NS // 10**9} s")], total=1)
+        self._refuse([Problem(text=f"building the plan took longer than {LIMIT_NS // 10**9} s")])
 
     # ---- COMMITTING
 
     def _proceed(self) -> None:
-        if self._is_committing:
-            if not self._waiting and self._every_slot_accepts():
+        if self.phase is Phase.COMMITTING:
+            if self._do.is_in_effect():
                 self._finish()
-            return
-        if self._waiting:
-            return
-        assert self.config is not None
-        self._is_committing = True
-        self._limit(COMMIT_LIMIT_NS, self._finish)
-        if self._generation is None:
-            generation = self._s.generation
-            assert generation is not None
-            self._s.adopt_config(self.config)
-            members = [worker for worker in generation.workers.values() if worker.state == READY]
-        else:
-            self._s.adopt_generation(self._generation)
-            members = list(self._generation.workers.values())
-        self._waiting = set(members)
-        for worker in members:
-            self._s.crew.commit(worker)
+        elif self.phase is Phase.PREPARING and not self._waiting and self._is_proven:
+            self._commit()
+
+    def _commit(self) -> None:
+        assert self._attempt is not None
+        self._move("prepared")
+        self._limit(COMMIT_LIMIT_NS, self._committing_took_too_long)
+        self.config = self._attempt
+        self._do.adopt(self.config)
+        for worker in self._prepared:
+            self._do.send(worker, Commit(self.config.version))
         self._proceed()
 
-    def _every_slot_accepts(self) -> bool:
-        """True for a hot reload; a new generation may have lost a worker since, and then waits for its
-        replacement.
-        """
-        generation = self._generation
-        if generation is None:
-            return True
-        ready = [worker for worker in generation.workers.values() if worker.state == READY]
-        return len(ready) == generation.slots
+    def ready(self, worker: W, version: int) -> None:
+        """A worker serves this version."""
+        worker.serving = version
+        if worker not in self._do.members():
+            return
+        if self.phase is Phase.PREPARING and self._kind == "hot":
+            self._tell(worker)
+        elif version != self.version:
+            self._bring_up_to_date(worker)
+        self._proceed()
 
-    def worker_ready(self, worker: Worker) -> None:
-        if self._is_committing:
-            self._waiting.discard(worker)
-            self._proceed()
-
-    def worker_gone(self, worker: Worker, status: str) -> None:
-        """A worker died. Before the commit a new generation fails with it; otherwise the others decide."""
-        if self.owns(worker):
-            self._refuse([Problem(text=f"a new worker ended while it built the plan ({status})")], total=1)
-        elif worker in self._waiting:
-            self._waiting.discard(worker)
-            self._proceed()
+    def _committing_took_too_long(self) -> None:
+        """Replaces what still serves another version, so that the result is true for every worker."""
+        for worker in list(self._do.members()):
+            if worker.serving and worker.serving != self.version:
+                self._do.replace(worker)
+        self._finish()
 
     def _finish(self) -> None:
-        assert self.config is not None
+        config, askers, kind = self.config, self._askers, self._kind
         self._cancel_timer()
-        self._s.adopt_admin(self._admin)
-        self._done(self._result(applied=True, version=self.config.version, problems=[], total=0))
+        self._move("in effect")
+        self._forget_attempt()
+        self._end(Outcome(askers, kind, self.version, self._do.now_ns() - self._started_ns, config))
 
     # ---- refused
 
-    def _refuse(self, problems: Sequence[Problem], total: int) -> None:
+    def _refuse(self, problems: Sequence[Problem], total: int | None = None) -> None:
+        """Ends the attempt. Every worker that serves goes on serving what it serves."""
+        attempt, askers, kind = self._attempt, self._askers, self._kind
+        told = self._waiting | self._prepared
         self._cancel_timer()
-        if self._loader_pid:
-            os.kill(self._loader_pid, signal.SIGKILL)
-            self._loader_pid = 0
-        self._close_answer()
-        if self._blob_fd >= 0:
-            os.close(self._blob_fd)
-            self._blob_fd = -1
-        current = self._s.generation
-        if self.config is not None and not self._is_committing:
-            if self._generation is None and current is not None:
-                for worker in current.workers.values():
-                    if worker.state == READY:
-                        self._s.crew.tell(worker, Abort(self.config.version))
-            self._undo()
-            self.config.close()
-        version = current.config.version if current is not None else 0
-        self._done(self._result(applied=False, version=version, problems=problems, total=total))
-
-    def _undo(self) -> None:
-        """Takes back what preparing did: workers that never accepted, sockets that never listened."""
-        if self._generation is not None:
-            for worker in self._generation.workers.values():
-                worker.kill()
-            self._generation = None
-        for listener, sockets in self._bound:
-            listener.forget(sockets)
-        self._bound = []
-        self._waiting = set()
-
-    def _result(
-        self, *, applied: bool, version: int, problems: Sequence[Problem], total: int
-    ) -> ReloadResult:
-        return ReloadResult(
-            id=0,
-            applied=applied,
-            version=version,
-            kind=self._kind,
-            duration_ns=time.monotonic_ns() - self._started_ns,
-            problems=list(problems),
-            problems_total=total,
+        self._move("refused")
+        self._forget_attempt()
+        self._do.stop_loading()
+        if attempt is not None:
+            self._do.unstage()
+            for worker in told if kind == "hot" else ():
+                worker.building = 0
+                if worker.serving:
+                    self._do.send(worker, Abort(attempt.version))
+                else:
+                    self._do.discard(worker, problems[0])
+            attempt.close()
+        for worker in list(self._do.members()):
+            if worker.serving and self.version not in (worker.serving, worker.building):
+                self._bring_up_to_date(worker)
+        self._end(
+            Outcome(
+                askers,
+                kind,
+                self.version,
+                self._do.now_ns() - self._started_ns,
+                problems=problems,
+                total=len(problems) if total is None else total,
+            )
         )
+
+    def _end(self, outcome: Outcome[C]) -> None:
+        self._do.report(outcome)
+        again, self._next = self._next, None
+        if again is not None and self.version:
+            self._begin(again)
+
+    # ----
+
+    def _move(self, event: str) -> None:
+        self.phase = TRANSITIONS[self.phase, event]
 
     def _limit(self, limit_ns: int, call: Callable[[], None]) -> None:
         self._cancel_timer()
-        self._timer = self._s.reactor.after(limit_ns, call)
+        self._timer = self._do.after(limit_ns, call)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-
-    def _close_answer(self) -> None:
-        if self._answer_fd >= 0:
-            self._s.reactor.unwatch(self._answer_fd)
-            os.close(self._answer_fd)
-            self._answer_fd = -1
+            self._timer = None

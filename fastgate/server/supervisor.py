@@ -20,18 +20,18 @@ from typing import Any
 
 from fastgate.server.controller import Controller
 from fastgate.server.crew import Crew, Generation, NoSeat, Worker
-from fastgate.server.loader import LoadedConfig, Topology
+from fastgate.server.loader import NICE as LOADER_NICE
+from fastgate.server.loader import LoadedConfig, Loader, Topology
 from fastgate.server.process import exit_text, name_process
-from fastgate.server.reactor import Reactor
-from fastgate.server.reload import Reload
+from fastgate.server.reactor import Reactor, Timer
+from fastgate.server.reload import Outcome, Reload
 from fastgate.server.service_manager import tell_service_manager
-from fastgate.server.sockets import Listener, Listeners, refuse_new
+from fastgate.server.sockets import Listeners, refuse_new
+from fastgate.server.staging import Staging
 from fastgate.server.worker import WorkerOrders
 from fastgate.state.channel import (
-    Commit,
     ControllerOrders,
     Message,
-    Prepare,
     Prepared,
     Problem,
     Ready,
@@ -39,8 +39,9 @@ from fastgate.state.channel import (
     ReloadResult,
     ReopenLogs,
     Retire,
+    bounded,
 )
-from fastgate.state.host import DRAINING, READY, SERVING, STOPPING, HostTable
+from fastgate.state.host import DRAINING, READY, SERVING, STARTING_UP, STOPPING, HostTable
 from fastgate.state.journal import Journal
 
 __all__ = ["Supervisor"]
@@ -87,15 +88,16 @@ class Supervisor:
         `work` in each worker, `control` in the controller: each in its own process. `warm_up` runs once here,
         while the first config is being read.
         """
-        self.read_config = read_config
         self.journal = Journal("supervisor")
         self.reactor = Reactor(self._failed)
         self.table = HostTable(memory, 0)
         self.listeners = Listeners()
         self.generation: Generation | None = None
-        self.reload: Reload | None = None
+        self.reload: Reload[LoadedConfig, Worker] = Reload(self)
+        self.loader = Loader(self.reactor, read_config, self.reload.loaded, self.reload.not_loaded)
         self.crew = Crew(self.reactor, self.table, self.journal, work, self._heard, hang_limit_ns)
         self.controller = Controller(self.reactor, self.table, self.journal, control, self._asked)
+        self._staging = Staging(self.crew, self.table, self.listeners, self.map_memory)
         self._memory = memory
         self._map_host = map_host
         self._watched = list(watched)
@@ -103,7 +105,6 @@ class Supervisor:
         self._ready_fd = ready_fd
         self._on_ready = on_ready
         self._warm_up = warm_up
-        self._reload_again: list[int] | None = None
         self._status = 0
 
     def run(self) -> int:
@@ -117,7 +118,7 @@ class Supervisor:
             (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1), self._signalled
         )
         self.reactor.after(TICK_NS, self._tick)
-        self._begin_reload([])
+        self.request_reload([])
         if self._warm_up is not None:
             self._warm_up()
         gc.collect()
@@ -186,40 +187,97 @@ class Supervisor:
 
         self.reactor.after(SETTLE_NS, check)
 
-    # ---- reloads
+    # ---- reloads: what the machine in reload.py may do
 
     def request_reload(self, ids: list[int]) -> None:
-        """Starts a reload, or has one start after that under way: what changed since it read the file must
-        not be missed.
-        """
-        if self.table.phase == STOPPING:
-            for request_id in ids:
-                problem = Problem(text="the gateway is stopping")
-                self.controller.tell(ReloadResult(request_id, False, 0, "load", 0, [problem], 1))
-        elif self.reload is not None:
-            self._reload_again = (self._reload_again or []) + ids
-        else:
-            self._begin_reload(ids)
+        """Starts a reload, or has one start after the current one."""
+        self.reload.ask(ids)
 
-    def _begin_reload(self, ids: list[int]) -> None:
+    def now_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def after(self, delay_ns: int, call: Callable[[], None]) -> Timer:
+        return self.reactor.after(delay_ns, call)
+
+    def load(self) -> None:
         self._seen = self._look()
-        self.reload = Reload(self, ids, self._reload_ended)
         if self.generation is not None:
             tell_service_manager(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        self.reload.start()
+        self.loader.start(nice=LOADER_NICE if self.generation is not None else 0)
 
-    def _reload_ended(self, result: ReloadResult) -> None:
-        assert self.reload is not None
-        ids = self.reload.request_ids
-        config = self.reload.config
-        self.reload = None
-        self.controller.last_reload = result
-        is_start = result.kind == "start" or self.generation is None
-        if result.applied:
-            assert config is not None
+    def stop_loading(self) -> None:
+        self.loader.stop()
+
+    def stage(self, config: LoadedConfig) -> tuple[str, Sequence[Worker]]:
+        return self._staging.stage(config, self.generation, self.controller.listener)
+
+    def restaff(self, dead: Worker) -> Worker:
+        return self._staging.restaff(dead)
+
+    def unstage(self) -> None:
+        self._staging.undo()
+
+    def may_get_room(self) -> bool:
+        return any(worker.state == DRAINING for worker in self.crew.workers.values())
+
+    def members(self) -> list[Worker]:
+        return list(self.crew.members(self.generation)) if self.generation is not None else []
+
+    def slots(self) -> int:
+        generation = self._staging.generation or self.generation
+        return generation.slots if generation is not None else 1
+
+    def send(self, worker: Worker, message: Message, config: LoadedConfig | None = None) -> None:
+        self.crew.tell(worker, message, config.fd if config is not None else None)
+
+    def adopt(self, config: LoadedConfig) -> None:
+        """From now on this is the config, also for workers forked later."""
+        staged = self._staging.release()
+        self.controller.config = config
+        self._watch(config)
+        self.table.config_version = config.version
+        if staged is None:
+            assert self.generation is not None
+            self.generation.config.close()
+            self.generation.config = config
+            return
+        old, self.generation = self.generation, staged
+        self.table.workers_wanted = staged.slots
+        self.listeners.replace(staged.listeners)
+        if old is not None:
+            self._retire_generation(old)
+
+    def is_in_effect(self) -> bool:
+        generation = self.generation
+        assert generation is not None
+        members = [worker for worker in self.crew.members(generation) if worker.state == READY]
+        return all(worker.serving == generation.config.version for worker in members) and all(
+            slot in generation.workers and generation.workers[slot].state == READY
+            for slot in range(generation.slots)
+        )
+
+    def replace(self, worker: Worker) -> None:
+        self._retire(worker)
+
+    def discard(self, worker: Worker, problem: Problem) -> None:
+        # That it dies young paces the retries.
+        self.journal.error("worker cannot build the plan", worker=worker.pid, problem=str(problem))
+        worker.kill()
+
+    def turn_away(self, askers: Sequence[int], problem: Problem) -> None:
+        for request_id in askers:
+            self.controller.tell(ReloadResult(request_id, False, 0, "load", 0, [problem], 1))
+
+    def report(self, outcome: Outcome[LoadedConfig]) -> None:
+        is_start = self.table.phase == STARTING_UP
+        is_stopping = self.table.phase == STOPPING
+        if outcome.config is not None:
+            config = outcome.config
+            if not is_stopping:
+                self.controller.listen(self._staging.admin)
             self.journal.info(
-                "config in use", version=result.version, kind=result.kind,
-                routes=config.topology.sizes.routes, took_ms=result.duration_ns // 1_000_000,
+                "config in use", version=outcome.version, kind=outcome.kind,
+                routes=config.topology.sizes.routes, took_ms=outcome.duration_ns // 1_000_000,
             )  # fmt: skip
             self.controller.tell_config(config)
             if is_start:
@@ -229,51 +287,30 @@ class Supervisor:
         else:
             if not is_start:
                 self.table.reloads_refused += 1
-            if self.table.phase != STOPPING:
-                for problem in result.problems:
+            if not is_stopping:
+                for problem in outcome.problems:
                     self.journal.error("config refused", problem=str(problem))
         self.table.last_reload_realtime_ns = time.time_ns()
         if self.table.phase != STOPPING and self.generation is not None:
             tell_service_manager("READY=1")
-        for request_id in ids or [0]:
-            self.controller.tell(ReloadResult(request_id, *_fields_after_id(result)))
-        if self.generation is None:
+        for request_id in outcome.askers or [0]:
+            self.controller.last_reload = ReloadResult(
+                request_id,
+                outcome.applied,
+                outcome.version,
+                outcome.kind,
+                outcome.duration_ns,
+                bounded(outcome.problems),
+                outcome.total,
+            )
+            self.controller.tell(self.controller.last_reload)
+        if self.generation is None and not is_stopping:
             self._status = 1
-            if self.table.phase != STOPPING:
-                self.reactor.stop()
-            return
-        again, self._reload_again = self._reload_again, None
-        if again is not None:
-            self.request_reload(again)
-        self._bring_up_to_date()
+            self.reactor.stop()
 
     def _asked(self, message: Message) -> None:
         if isinstance(message, ReloadRequest):
             self.request_reload([message.id])
-
-    def adopt_config(self, config: LoadedConfig) -> None:
-        """A hot reload was prepared by all: from now on this is the config, also for workers forked later."""
-        assert self.generation is not None
-        self.generation.config.close()
-        self.generation.config = self.controller.config = config
-        self._watch(config)
-        self.table.config_version = config.version
-
-    def adopt_generation(self, generation: Generation) -> None:
-        """A new generation is prepared: it takes over; the old one drains once all of the new one accept."""
-        old = self.generation
-        self.generation = generation
-        self.controller.config = generation.config
-        self._watch(generation.config)
-        self.table.config_version = generation.config.version
-        self.table.workers_wanted = generation.slots
-        self.listeners.replace(generation.listeners)
-        if old is not None:
-            self._retire_generation(old)
-
-    def adopt_admin(self, admin: Listener | None) -> None:
-        """Serves the admin listener of the new config, which may be the same, another or none."""
-        self.controller.listen(admin)
 
     def _retire_generation(self, old: Generation) -> None:
         """Drains `old` when the generation in use accepts in every slot; until then both accept."""
@@ -294,58 +331,22 @@ class Supervisor:
             old.listeners[index].close()
         old.config.close()
 
-    def _bring_up_to_date(self) -> None:
-        """Gives the config in use to workers that missed the last reload, because they were being forked
-        meanwhile.
-        """
-        generation = self.generation
-        if generation is None or self.reload is not None or self.table.phase == STOPPING:
-            return
-        for worker in generation.workers.values():
-            if worker.state == READY:
-                self._bring_up_to_date_one(worker, worker.version)
-
-    def _bring_up_to_date_one(self, worker: Worker, version: int) -> bool:
-        """True if this worker of the generation in use had an older config than that, and was sent the newer
-        one.
-        """
-        config = worker.generation.config
-        if worker.generation is not self.generation or self.reload is not None or version == config.version:
-            return False
-        worker.version = config.version
-        self.crew.tell(worker, Prepare(config.version, config.size), config.fd)
-        return True
-
     # ---- workers
 
     def _heard(self, worker: Worker, message: Message) -> None:
         match message:
             case Prepared():
-                self._worker_prepared(worker, message)
+                self.reload.prepared(worker, message.version, message.problems)
             case Ready():
                 self.crew.ready(worker, message.version)
                 if worker.replaces is not None:
                     self.crew.drain(worker.replaces, self._drain_limit_ns(), [])
                     worker.replaces = None
-                if self.reload is not None:
-                    self.reload.worker_ready(worker)
-                self._bring_up_to_date()
+                self.reload.ready(worker, message.version)
             case Retire():
                 self._retire(worker)
             case _:
                 self.journal.warning("unexpected message", worker=worker.pid, message=type(message).__name__)
-
-    def _worker_prepared(self, worker: Worker, message: Prepared) -> None:
-        if self.reload is not None and self.reload.worker_prepared(worker, message.version, message.problems):
-            return
-        if message.problems:
-            # It was good for the others: a file or a service that the plan needs is gone since. That the
-            # worker dies young paces the retries.
-            problem = str(message.problems[0])
-            self.journal.error("worker cannot build the plan", worker=worker.pid, problem=problem)
-            worker.kill()
-        elif not self._bring_up_to_date_one(worker, message.version):
-            self.crew.tell(worker, Commit(message.version))
 
     def _retire(self, worker: Worker) -> None:
         generation = self.generation
@@ -383,8 +384,8 @@ class Supervisor:
                 self.controller.gone(status)
             elif (worker := self.crew.reaped(pid)) is not None:
                 self._worker_gone(worker, status)
-            elif self.reload is not None:
-                self.reload.loader_gone(pid)
+            else:
+                self.loader.gone(pid)
         if self.table.phase == STOPPING:
             self._stop_further()
 
@@ -393,11 +394,10 @@ class Supervisor:
         if worker.state == DRAINING:
             self.journal.info("worker drained", worker=worker.pid, slot=worker.slot, status=how)
             return
-        if self.reload is not None:
-            expected = self.reload.owns(worker)
-            self.reload.worker_gone(worker, how)
-            if expected:
-                return
+        is_staged = self.reload.stages(worker)
+        self.reload.gone(worker, how)
+        if is_staged:
+            return
         generation = worker.generation
         if self.table.phase == STOPPING or generation is not self.generation:
             return
@@ -443,8 +443,7 @@ class Supervisor:
         limit_ns = self._drain_limit_ns()
         self.journal.info("stopping", reason=why, drain_limit_ms=limit_ns // 1_000_000)
         tell_service_manager("STOPPING=1")
-        if self.reload is not None:
-            self.reload.cancel()
+        self.reload.stop()
         for listener in self.listeners:
             refuse_new(listener.sockets)
         for worker in list(self.crew.workers.values()):
@@ -469,17 +468,6 @@ class Supervisor:
             worker.kill()
         self.controller.kill()
         self._stop_further()
-
-
-def _fields_after_id(result: ReloadResult) -> tuple[bool, int, str, int, list[Problem], int]:
-    return (
-        result.applied,
-        result.version,
-        result.kind,
-        result.duration_ns,
-        result.problems,
-        result.problems_total,
-    )
 
 
 def _fingerprint(path: Path) -> tuple[int, int, int] | None:

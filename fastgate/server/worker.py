@@ -2,8 +2,8 @@
 
 Born by fork with everything imported that the supervisor had imported; makes its own loop, freezes the config
 into a plan, waits for the supervisor's word, listens. After that it only follows messages: another plan
-(prepared first, used on commit, so that all workers take it or none), drain, reopened logs. It writes a
-heartbeat that the supervisor can see stop.
+(prepared first, used on commit, so that all workers take it or none; given up when it is no longer wanted),
+drain, reopened logs. It writes a heartbeat that the supervisor can see stop.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from fastgate.server.sockets import BACKLOG, has_waiting
 from fastgate.server.tls import TlsContexts
 from fastgate.settings import ConfigError
 from fastgate.state.channel import (
-    MAX_PROBLEMS,
     Abort,
     Channel,
     ChannelClosed,
@@ -47,6 +46,7 @@ from fastgate.state.channel import (
     ReopenLogs,
     Retire,
     Return,
+    bounded,
 )
 from fastgate.state.host import Seat
 from fastgate.state.journal import Journal, JournalHandler
@@ -64,6 +64,12 @@ DRAIN_POLL_S = 0.02
 
 CERTIFICATES_S = 5.0
 """How often certificate files are looked at (one stat each)."""
+
+CANCEL_LIMIT_S = 2.0
+"""How long the building of a plan may take to end when the plan is no longer wanted."""
+
+CLOSE_LIMIT_S = 10.0
+"""How long the plugins of a plan that is not used may take to close."""
 
 SCAN_RELOADS = 64
 """Every so many plans everything is scanned for garbage; the requests of that moment wait for it."""
@@ -176,7 +182,9 @@ class _Worker:
         self._servers: list[_Door] = []
         self._lent: dict[int, list[_Door]] = {}  # by the slot it stands in for
         self._tls: dict[int, TlsContexts] = {}  # by listener index
-        self._inbox: asyncio.Queue[tuple[Message, int | None] | None] = asyncio.Queue()
+        self._building: asyncio.Task[None] | None = None
+        self._wanted = 0  # the version to build; a plan of another one is not kept
+        self._inbox: asyncio.Queue[tuple[Message, int | None] | BaseException | None] = asyncio.Queue()
         self._installed = 0
         self._beat_due_ns = 0
 
@@ -185,21 +193,26 @@ class _Worker:
         self._loop.add_reader(self._channel.fileno(), self._read)
         self._loop.add_signal_handler(signal.SIGTERM, self._say, Retire())
         self._loop.add_signal_handler(signal.SIGUSR1, self._plane.reopen_logs)
-        await self._prepare(self._orders.version, self._orders.config_fd, self._orders.config_size)
+        self._build(self._orders.version, self._orders.config_fd, self._orders.config_size)
         while True:
             received = await self._inbox.get()
             if received is None:
                 return  # the supervisor is gone, and the kernel is about to say so too
+            if isinstance(received, BaseException):
+                raise received
             message, fd = received
             match message:
                 case Prepare():
                     assert fd is not None
-                    await self._prepare(message.version, fd, message.size)
+                    await self._abort()
+                    self._build(message.version, fd, message.size)
                 case Commit():
                     await self._commit(message.version)
                 case Abort():
-                    await self._abort()
+                    if message.version == self._wanted:
+                        await self._abort()
                 case Drain():
+                    await self._abort()
                     await self._drain(message.limit_ns, message.closing)
                     return
                 case Lend():
@@ -235,35 +248,46 @@ class _Worker:
         self._beat_due_ns = now_ns + int(HEARTBEAT_S * 1e9)
         self._loop.call_later(HEARTBEAT_S, self._beat)
 
-    async def _prepare(self, version: int, fd: int, size: int) -> None:
+    def _build(self, version: int, fd: int, size: int) -> None:
+        """Starts to build the plan of this config. As a task: this worker must hear that it is no longer
+        wanted even when a plugin hangs in `start`.
+        """
+        self._wanted = version
+        blob = read_config(fd, size)
+        self._building = self._loop.create_task(self._prepare(version, blob))
+        self._building.add_done_callback(self._built)
+
+    def _built(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._inbox.put_nowait(error)
+
+    async def _prepare(self, version: int, blob: bytes) -> None:
         """Builds the plan of this config beside the one in use, and says whether it stands."""
-        await self._abort()
         # What freeze makes is there to stay; the collector would scan it again and again while it grows.
         gc.disable()
         problems: list[Problem] = []
         plan = None
         try:
-            config = self._runtime.decode(read_config(fd, size))
+            config = self._runtime.decode(blob)
             self._prepare_tls(config)
             plan = await self._runtime.freeze(config, self._plane, self._plan)
             await plan.start()
-        except ConfigError as error:
-            problems = [problem_of(error)]
-        except ExceptionGroup as group:
-            found, rest = group.split(ConfigError)
-            if rest is not None or found is None:
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                gc.enable()
+                await self._close_unused(plan)
                 raise
-            problems = [problem_of(error) for error in found.exceptions if isinstance(error, ConfigError)]
-        except Exception as error:
-            # A plugin's build or start failed: the config names it, so the config is what is refused.
-            problems = [Problem(text=f"the plan cannot be built: {error!r}")]
-        if problems:
+            # A plugin's build or start failed, with whatever it raised: the config names it, so the config is
+            # what is refused, and this worker goes on with the one it has.
+            problems = _problems_of(error)
+        if problems or version != self._wanted:
             gc.enable()
-            if plan is not None:
-                await plan.close()
+            await self._close_unused(plan)
         else:
             self._next = version, config, plan
-        self._say(Prepared(version, problems[:MAX_PROBLEMS]))
+        if version == self._wanted:
+            self._say(Prepared(version, bounded(problems)))
 
     def _prepare_tls(self, config: Any) -> None:
         """Reads the certificates, or those that have changed. CertificateError."""
@@ -301,11 +325,26 @@ class _Worker:
         self._say(Ready(version))
 
     async def _abort(self) -> None:
+        """Gives up the plan that is being built or was built and not committed."""
+        self._wanted = 0
+        building, self._building = self._building, None
+        if building is not None and not building.done():
+            building.cancel()
+            await asyncio.wait([building], timeout=CANCEL_LIMIT_S)
         if self._next is not None:
             _version, _config, plan = self._next
             self._next = None
             gc.enable()
-            await plan.close()
+            await self._close_unused(plan)
+
+    async def _close_unused(self, plan: Any) -> None:
+        if plan is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_LIMIT_S):
+                await plan.close()
+        except Exception as error:
+            self._journal.warning("a plan that is not used did not close", problem=repr(error))
 
     async def _listen(self) -> None:
         for index, listening in self._orders.sockets:
@@ -367,7 +406,6 @@ class _Worker:
             )
             self._plane.abort()
             await asyncio.sleep(0)
-        await self._abort()
         if self._plan is not None:
             await self._plan.close()
         self._plane.close()
@@ -381,6 +419,15 @@ class _Worker:
             has_waiting(sockets) and time.monotonic_ns() < deadline_ns
         ):
             await asyncio.sleep(DRAIN_POLL_S)
+
+
+def _problems_of(error: BaseException) -> list[Problem]:
+    """Why a plan cannot be built: every ConfigError on its own, anything else as what a plugin raised."""
+    if isinstance(error, ConfigError):
+        return [problem_of(error)]
+    if isinstance(error, BaseExceptionGroup):
+        return [problem for inner in error.exceptions for problem in _problems_of(inner)]
+    return [Problem(text=f"the plan cannot be built: {error!r}")]
 
 
 def _factory(plane: Plane, listener: Any) -> Callable[[], asyncio.BaseProtocol]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
     "Retire",
     "Return",
     "Stop",
+    "bounded",
 ]
 
 _MESSAGE_BYTES = 160 * 1024
@@ -61,6 +63,25 @@ class Problem(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return self.text
+
+
+def bounded(problems: Sequence[Problem]) -> list[Problem]:
+    """The first MAX_PROBLEMS of them, each cut to what fits into a message and can be encoded: what a plugin
+    raises may be of any length, and may hold lone surrogates."""
+    return [
+        msgspec.structs.replace(
+            problem, **{name: _cut(getattr(problem, name), limit) for name, limit in _FIELD_BYTES.items()}
+        )
+        for problem in problems[:MAX_PROBLEMS]
+    ]
+
+
+_FIELD_BYTES = {"text": 1200, "path": 300, "found": 500, "expected": 300, "hint": 400, "where": 300}
+
+
+def _cut(text: str, limit: int) -> str:
+    data = text.encode("utf-8", "backslashreplace")
+    return data.decode() if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "…"
 
 
 class Prepare(msgspec.Struct, tag=True, frozen=True):
@@ -219,13 +240,15 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, message: Message, fd: int | None = None) -> bool:
-        """False if the message could not be handed over: the other side is gone or does not read."""
+        """False if the message could not be handed over: the other side is gone or does not read, or this end
+        is closed. Never raises OSError: whoever sends to several processes must get to the last of them.
+        """
         try:
             if fd is None:
                 self._socket.send(_encode(message))
             else:
                 socket.send_fds(self._socket, [_encode(message)], [fd])
-        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+        except OSError:
             return False
         return True
 
@@ -237,13 +260,16 @@ class Channel:
             data, fds, _flags, _address = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
         except BlockingIOError:
             return None
-        except ConnectionResetError:
+        except OSError:
             raise ChannelClosed from None
-        if not data:
-            raise ChannelClosed
         for fd in fds[1:]:
             os.close(fd)
-        return _decode(data), fds[0] if fds else None
+        try:
+            return _decode(data), fds[0] if fds else None
+        except msgspec.DecodeError:  # the end, or nothing that this version says
+            for fd in fds[:1]:
+                os.close(fd)
+            raise ChannelClosed from None
 
     def close(self) -> None:
         self._socket.close()

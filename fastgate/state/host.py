@@ -21,6 +21,7 @@ __all__ = [
     "READY",
     "SERVING",
     "STARTING",
+    "STARTING_UP",
     "STOPPING",
     "WORKER_STATES",
     "HostTable",
@@ -30,8 +31,8 @@ __all__ = [
 EMPTY, STARTING, READY, DRAINING = range(4)
 WORKER_STATES = ("empty", "starting", "ready", "draining")
 
-SERVING, STOPPING = 1, 2
-"""Phases of the whole gateway (header word `phase`; 0 until the first worker accepts)."""
+STARTING_UP, SERVING, STOPPING = range(3)
+"""Phases of the whole gateway (header word `phase`): the second begins when every worker accepts."""
 
 _HEADER_WORDS = 32
 _SEAT_WORDS = 16
