@@ -65,11 +65,16 @@ class Generation:
         self.lent: dict[int, Worker] = {}  # slot without a worker → who accepts in its place
         self.deaths: dict[int, int] = {}  # slot → how often in a row its worker died young
 
+    def is_complete(self) -> bool:
+        """True while a worker accepts in every slot."""
+        return all(slot in self.workers and self.workers[slot].state == READY for slot in range(self.slots))
+
 
 class Worker:
     """One worker process."""
 
     __slots__ = (
+        "accepts",
         "building",
         "channel",
         "forked_ns",
@@ -94,6 +99,7 @@ class Worker:
         self.generation = generation
         self.building = generation.config.version
         self.serving = 0
+        self.accepts = False
         self.state = STARTING
         self.forked_ns = time.monotonic_ns()
         self.ready_ns = 0
@@ -202,6 +208,7 @@ class Crew:
 
     def ready(self, worker: Worker, version: int) -> None:
         worker.seat.config_version = version
+        worker.accepts = True
         worker.ready_ns = worker.ready_ns or time.monotonic_ns()
         if worker.state != DRAINING:
             worker.state = worker.seat.state = READY

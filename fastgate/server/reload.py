@@ -322,7 +322,7 @@ class Reload(Generic[C, W]):
                     self._tell(worker)
         else:
             self._waiting = set(workers)
-        self._proceed()
+        self.progress()
 
     def _try_again(self, attempt: C) -> Callable[[], None]:
         def call() -> None:
@@ -356,7 +356,7 @@ class Reload(Generic[C, W]):
             self._waiting.discard(worker)
             self._prepared.add(worker)
             self._is_proven = True
-            self._proceed()
+            self.progress()
         elif worker not in self._do.members():
             return  # of a generation that is about to drain
         elif version != self.version:
@@ -389,14 +389,15 @@ class Reload(Generic[C, W]):
                 except CannotStage as failure:
                     self._refuse([failure.problem])
                     return
-        self._proceed()
+        self.progress()
 
     def _preparing_took_too_long(self) -> None:
         self._refuse([Problem(text=f"building the plan took longer than {LIMIT_NS // 10**9} s")])
 
     # ---- COMMITTING
 
-    def _proceed(self) -> None:
+    def progress(self) -> None:
+        """Looks whether the attempt can go on; called whenever something changed that it may wait for."""
         if self.phase is Phase.COMMITTING:
             if self._do.is_in_effect():
                 self._finish()
@@ -411,7 +412,7 @@ class Reload(Generic[C, W]):
         self._do.adopt(self.config)
         for worker in self._prepared:
             self._do.send(worker, Commit(self.config.version))
-        self._proceed()
+        self.progress()
 
     def ready(self, worker: W, version: int) -> None:
         """A worker serves this version."""
@@ -422,7 +423,7 @@ class Reload(Generic[C, W]):
             self._tell(worker)
         elif version != self.version:
             self._bring_up_to_date(worker)
-        self._proceed()
+        self.progress()
 
     def _committing_took_too_long(self) -> None:
         """Replaces what still serves another version, so that the result is true for every worker."""

@@ -30,6 +30,7 @@ from fastgate.server.sockets import Listeners, refuse_new
 from fastgate.server.staging import Staging
 from fastgate.server.worker import WorkerOrders
 from fastgate.state.channel import (
+    Closed,
     ControllerOrders,
     Message,
     Prepared,
@@ -41,7 +42,7 @@ from fastgate.state.channel import (
     Retire,
     bounded,
 )
-from fastgate.state.host import DRAINING, READY, SERVING, STARTING_UP, STOPPING, HostTable
+from fastgate.state.host import DRAINING, SERVING, STARTING_UP, STOPPING, HostTable
 from fastgate.state.journal import Journal
 
 __all__ = ["Supervisor"]
@@ -97,6 +98,7 @@ class Supervisor:
         self.loader = Loader(self.reactor, read_config, self.reload.loaded, self.reload.not_loaded)
         self.crew = Crew(self.reactor, self.table, self.journal, work, self._heard, hang_limit_ns)
         self.controller = Controller(self.reactor, self.table, self.journal, control, self._asked)
+        self._old: list[Generation] = []  # to be drained when the generation in use is complete
         self._staging = Staging(self.crew, self.table, self.listeners, self.map_memory)
         self._memory = memory
         self._map_host = map_host
@@ -245,15 +247,15 @@ class Supervisor:
         self.table.workers_wanted = staged.slots
         self.listeners.replace(staged.listeners)
         if old is not None:
-            self._retire_generation(old)
+            self._old.append(old)
 
     def is_in_effect(self) -> bool:
         generation = self.generation
         assert generation is not None
-        members = [worker for worker in self.crew.members(generation) if worker.state == READY]
-        return all(worker.serving == generation.config.version for worker in members) and all(
-            slot in generation.workers and generation.workers[slot].state == READY
-            for slot in range(generation.slots)
+        return generation.is_complete() and all(
+            worker.serving == generation.config.version
+            for worker in self.crew.workers.values()
+            if worker.accepts
         )
 
     def replace(self, worker: Worker) -> None:
@@ -312,14 +314,13 @@ class Supervisor:
         if isinstance(message, ReloadRequest):
             self.request_reload([message.id])
 
+    def _retire_old_generations(self) -> None:
+        """Drains what came before the generation in use, once that accepts in every slot."""
+        if self.generation is not None and self.generation.is_complete():
+            while self._old:
+                self._retire_generation(self._old.pop())
+
     def _retire_generation(self, old: Generation) -> None:
-        """Drains `old` when the generation in use accepts in every slot; until then both accept."""
-        generation = self.generation
-        assert generation is not None
-        serving = [worker for worker in generation.workers.values() if worker.state == READY]
-        if len(serving) < generation.slots and self.table.phase != STOPPING:
-            self.reactor.after(20_000_000, lambda: self._retire_generation(old))
-            return
         kept = list(self.listeners)
         closing = [index for index, listener in enumerate(old.listeners) if listener not in kept]
         limit_ns = old.config.topology.drain_timeout_ns
@@ -342,7 +343,11 @@ class Supervisor:
                 if worker.replaces is not None:
                     self.crew.drain(worker.replaces, self._drain_limit_ns(), [])
                     worker.replaces = None
+                self._retire_old_generations()
                 self.reload.ready(worker, message.version)
+            case Closed():
+                worker.accepts = False
+                self.reload.progress()
             case Retire():
                 self._retire(worker)
             case _:

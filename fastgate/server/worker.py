@@ -35,6 +35,7 @@ from fastgate.state.channel import (
     Abort,
     Channel,
     ChannelClosed,
+    Closed,
     Commit,
     Drain,
     Lend,
@@ -386,6 +387,7 @@ class _Worker:
         for index, _socket, server in self._servers:
             if index not in closing:
                 server.close()  # another worker accepts from the same queue
+        self._say(Closed())
         await self._empty_queues(
             [sock for index, sock, _server in self._servers if index in closing], deadline_ns
         )

@@ -23,6 +23,7 @@ __all__ = [
     "Abort",
     "Channel",
     "ChannelClosed",
+    "Closed",
     "Commit",
     "ConfigInstalled",
     "ControllerOrders",
@@ -124,6 +125,10 @@ class Drain(msgspec.Struct, tag=True, frozen=True):
     closing: list[int] = []
 
 
+class Closed(msgspec.Struct, tag=True, frozen=True):
+    """From a worker that drains: it accepts nothing more from listeners that others serve."""
+
+
 class Retire(msgspec.Struct, tag=True, frozen=True):
     """From a worker that got SIGTERM itself: let another take this slot, then drain me."""
 
@@ -187,6 +192,7 @@ Message = (
     | Abort
     | Ready
     | Drain
+    | Closed
     | Retire
     | Lend
     | Return
