@@ -71,7 +71,8 @@ cdef class LimitRule:
     cdef slot_t slots[6]
     cdef int count
     cdef int64_t concurrent             # 0: any number
-    cdef bint may_evict
+    cdef int how                        # what a new key may take of a full table: TABLE_FAIR or TABLE_EVICT
+    cdef uint64_t mark                  # of its entries, without a source
     cdef int64_t keep_ns
     cdef int64_t wall_ns                # what turns the monotonic clock into the one fixed windows are cut by
     cdef int parts[6]
@@ -84,8 +85,8 @@ cdef class LimitRule:
     cdef readonly bytes policy          # items of RateLimit-Policy
     cdef void key_of(self, RequestContext ctx, hash128_t* out)
     cdef void combine(self, hash128_t* out, const hash128_t* part, bint first) noexcept nogil
-    cdef int take(self, const hash128_t* key, const int64_t* amounts, int64_t now_ns, bint commit, int64_t factor,
-                  const int64_t* usual, int number, tight_t* tight) noexcept nogil
+    cdef int take(self, RequestContext ctx, const hash128_t* key, const int64_t* amounts, int64_t now_ns, bint commit, int64_t factor,
+                  const int64_t* usual, int number, tight_t* tight) noexcept
     cdef void give_back(self, const hash128_t* key, const int64_t* amounts, int64_t taken_ns, int64_t now_ns) noexcept nogil
     cdef int add_part(self, int kind) except -1
     cdef int fill(self, dict amounts, str algorithm) except -1
@@ -145,6 +146,7 @@ cdef class LimitGate(Plugin):
     cdef bint settles
     cdef list refused                   # Metric, by LIMIT_TYPES
     cdef Metric full
+    cdef int64_t told_full_ns
     cdef Metric warned
     cdef Metric bans
     cdef int64_t cost_of(self, RequestContext ctx, bint known, int64_t reported) noexcept
@@ -153,4 +155,5 @@ cdef class LimitGate(Plugin):
     cdef int refuse_banned(self, RequestContext ctx, int64_t left_ns) except -1
     cdef void client_hash(self, RequestContext ctx, hash128_t* out) noexcept
     cdef hold_t* hold_of(self, RequestContext ctx, bint take) noexcept
+    cdef int tell_full(self, LimitRule rule, int64_t now_ns) except -1
     cdef void let_go(self, hold_t* hold) noexcept

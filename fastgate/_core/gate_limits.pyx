@@ -32,7 +32,7 @@ from libc.string cimport memcpy, memset
 from fastgate._core.cidr cimport CidrSet, address_parse
 from fastgate._core.clock cimport monotonic_ns, realtime_ns
 from fastgate._core.context cimport Reason, RequestContext
-from fastgate._core.hashing cimport hash128, hash128_t
+from fastgate._core.hashing cimport hash128, hash128_t, siphash13
 from fastgate._core.headers cimport Headers, field_t
 from fastgate._core.identity cimport Identity
 from fastgate._core.inflight cimport InflightTable
@@ -44,7 +44,8 @@ from fastgate._core.metric cimport Metric, metric_add
 from fastgate._core.penalty cimport PenaltyBox
 from fastgate._core.pipeline cimport V_CONTINUE, V_RESPOND, Plugin, ResponseHead
 from fastgate._core.table cimport (
-    STATE_WORDS, TABLE_FULL, TABLE_STORED, LimiterTable, cursor_t, table_find, table_forget, table_ready, table_store,
+    STATE_WORDS, TABLE_EVICT, TABLE_FAIR, TABLE_FULL, TABLE_STORED, LimiterTable, cursor_t, rule_mark, source_mark, table_find,
+    table_forget, table_ready, table_store,
 )
 
 __all__ = ["AccessGate", "COST_UNIT", "CostedLimitGate", "Health", "LIMIT_TYPES", "LimitGate", "LimitRule", "RECORD_WORDS", "TierBook", "Usual",
@@ -69,6 +70,9 @@ cdef enum:
     REFUSED = 0
     NO_PLACE = -1
     ONE = 65536             # a factor of 1
+    # Networks that share one source's part of the table: what a customer of a provider is given at most.
+    SOURCE_V4_BITS = 24
+    SOURCE_V6_BITS = 48
     LINES = 2048            # header lines of one answer; more rules than fit are not told of
 
 cdef int[6] WORDS = [0, 1, 3, 5, 7, 9]
@@ -195,6 +199,18 @@ cdef int pack_client(const char* text, Py_ssize_t n, int v4_bits, int v6_bits, u
     return length
 
 
+cdef uint64_t source_hash(RequestContext ctx, const uint64_t* key) noexcept:
+    """Who brought the keys of this request, hashed: its consumer, or the network of its address."""
+    cdef unsigned char packed[16]
+    cdef bytes name
+    cdef int n
+    if ctx.identity is not None and not ctx.identity.by_address:
+        name = ctx.identity.consumer_bytes
+        return siphash13(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), key)
+    n = pack_client(PyBytes_AS_STRING(ctx.client), PyBytes_GET_SIZE(ctx.client), SOURCE_V4_BITS, SOURCE_V6_BITS, packed)
+    return siphash13(packed, n, key)
+
+
 def client_key(str client not None, int v4_bits=32, int v6_bits=64):
     """What a client's address is counted under: its network, packed. For PenaltyBox and LimitRule.read by hand."""
     cdef unsigned char packed[16]
@@ -208,11 +224,12 @@ cdef int64_t wall_offset(LimiterTable table) except? -1:
     cdef cursor_t c
     c.low = 0x66617374676174
     c.high = 0x77616c6c
+    c.mark = rule_mark(0)
     table.ready()
     while not table_find(&table.handle, &c):
         c.state[0] = realtime_ns() - monotonic_ns()
         # Idle as late as a record can say, so that it is never given away.
-        if table_store(&table.handle, &c, LATEST_NS, monotonic_ns(), True) == TABLE_FULL:
+        if table_store(&table.handle, &c, LATEST_NS, monotonic_ns(), TABLE_EVICT) == TABLE_FULL:
             return 0
     return c.state[0]
 
@@ -238,7 +255,7 @@ cdef class LimitRule:
         self.by = tuple(by)
         self.v4_bits = v4_bits
         self.v6_bits = v6_bits
-        self.may_evict = when_full == "evict"
+        self.how = TABLE_EVICT if when_full == "evict" else TABLE_FAIR
         self.wall_ns = wall_offset(table)
         self.keep_ns = <int64_t>(keep_s * 1e9)
         if not 1 <= len(self.by) <= MOST_PARTS:
@@ -247,6 +264,7 @@ cdef class LimitRule:
         hash128(PyBytes_AS_STRING(named), len(named), table.secret, &derived)
         self.key[0] = derived.low
         self.key[1] = derived.high
+        self.mark = rule_mark(derived.low)
         headers = []
         constants = []
         for each in self.by:
@@ -416,10 +434,10 @@ cdef class LimitRule:
             raise ValueError(f"key: expected one part for each of {self.by!r}")
         return 0
 
-    cdef int take(self, const hash128_t* key, const int64_t* amounts, int64_t now_ns, bint commit, int64_t factor,
-                  const int64_t* usual, int number, tight_t* tight) noexcept nogil:
+    cdef int take(self, RequestContext ctx, const hash128_t* key, const int64_t* amounts, int64_t now_ns, bint commit, int64_t factor,
+                  const int64_t* usual, int number, tight_t* tight) noexcept:
         """TAKEN if every limit granted (and, with commit, was debited), REFUSED, or NO_PLACE. tight: made tighter where this
-        rule is the tightest so far."""
+        rule is the tightest so far. ctx: who brings the key; None: unknown."""
         cdef cursor_t c
         cdef outcome_t outcome
         cdef limit_t scaled
@@ -437,7 +455,10 @@ cdef class LimitRule:
         c.low = key.low
         c.high = key.high
         while True:
-            table_find(&self.table.handle, &c)
+            if not table_find(&self.table.handle, &c):
+                c.mark = self.mark
+                if ctx is not None:
+                    c.mark |= source_mark(source_hash(ctx, self.key))
             allowed = True
             idle_at_ns = 0
             mine.slot = -1
@@ -470,7 +491,7 @@ cdef class LimitRule:
                 break
             c.state[W_REQUESTS] += amounts[REQUESTS]
             c.state[W_SPENT] += amounts[COST]
-            stored = table_store(&self.table.handle, &c, max(idle_at_ns, now_ns + self.keep_ns), now_ns, self.may_evict)
+            stored = table_store(&self.table.handle, &c, max(idle_at_ns, now_ns + self.keep_ns), now_ns, self.how)
             if stored == TABLE_STORED:
                 break
             if stored == TABLE_FULL:
@@ -500,6 +521,7 @@ cdef class LimitRule:
             return
         c.low = key.low
         c.high = key.high
+        c.mark = self.mark
         while True:
             if not table_find(&self.table.handle, &c) and amounts[REQUESTS] >= 0 and amounts[COST] >= 0:
                 return                          # idle, and given to another key: nothing left to give back to
@@ -515,7 +537,7 @@ cdef class LimitRule:
                 idle_at_ns = max(idle_at_ns, at_ns)
             c.state[W_REQUESTS] = max(c.state[W_REQUESTS] - amounts[REQUESTS], 0)
             c.state[W_SPENT] = max(c.state[W_SPENT] - amounts[COST], 0)
-            stored = table_store(&self.table.handle, &c, max(idle_at_ns, now_ns + self.keep_ns), now_ns, self.may_evict)
+            stored = table_store(&self.table.handle, &c, max(idle_at_ns, now_ns + self.keep_ns), now_ns, self.how)
             if stored == TABLE_STORED or stored == TABLE_FULL:
                 return
 
@@ -531,7 +553,7 @@ cdef class LimitRule:
         amounts[COST] = round(cost * COST_UNIT)
         memset(&tight, 0, sizeof(tight))
         tight.rule = -1
-        said = self.take(&key, amounts, now, commit, <int64_t>(factor * ONE), NULL, 0, &tight)
+        said = self.take(None, &key, amounts, now, commit, <int64_t>(factor * ONE), NULL, 0, &tight)
         if said == NO_PLACE:
             return False, "full", 0, 0, 0
         if tight.rule < 0:
@@ -562,6 +584,7 @@ cdef class LimitRule:
         self.table.ready()
         c.low = key.low
         c.high = key.high
+        c.mark = self.mark
         table_find(&self.table.handle, &c)
         limits = []
         for i in range(self.count):
@@ -590,6 +613,7 @@ cdef class LimitRule:
         self.table.ready()
         c.low = key.low
         c.high = key.high
+        c.mark = self.mark
         return table_forget(&self.table.handle, &c)
 
     def __repr__(self):
@@ -651,6 +675,7 @@ cdef class Health:
         self.looked_ns = now_ns
         c.low = self.key.low
         c.high = self.key.high
+        c.mark = rule_mark(self.key.low)
         while True:
             if not table_find(&self.table.handle, &c):
                 c.state[0] = ONE
@@ -666,7 +691,7 @@ cdef class Health:
                 c.state[1] = now_ns
                 c.state[2] = c.state[3] = 0
             c.state[0] = factor
-            stored = table_store(&self.table.handle, &c, now_ns + 10 * MINUTE_NS, now_ns, False)
+            stored = table_store(&self.table.handle, &c, now_ns + 10 * MINUTE_NS, now_ns, TABLE_FAIR)
             if stored == TABLE_STORED:
                 self.now_factor = factor
                 self.pending = self.pending_bad = 0
@@ -723,16 +748,16 @@ cdef class Usual:
             n = pack_client(PyBytes_AS_STRING(ctx.client), PyBytes_GET_SIZE(ctx.client), 32, 64, packed)
             hash128(packed, n, self.key, &key)
             key.low ^= ANONYMOUS
-        return usual_note(self.table, &key, now_ns) * self.multiple >> 10
+        return usual_note(self.table, &key, rule_mark(self.key[0]) | source_mark(source_hash(ctx, self.key)), now_ns) * self.multiple >> 10
 
     def see(self, bytes client not None, int64_t now_ns):
         """Counts one request of this key; what it may send a minute now. For tests."""
         cdef hash128_t key
         hash128(PyBytes_AS_STRING(client), PyBytes_GET_SIZE(client), self.key, &key)
-        return (usual_note(self.table, &key, now_ns) * self.multiple >> 10) / 1024
+        return (usual_note(self.table, &key, rule_mark(self.key[0]), now_ns) * self.multiple >> 10) / 1024
 
 
-cdef int64_t usual_note(LimiterTable table, const hash128_t* key, int64_t now_ns) noexcept:
+cdef int64_t usual_note(LimiterTable table, const hash128_t* key, uint64_t mark, int64_t now_ns) noexcept:
     """Record: [minute] [requests in it] [mean, in 1/1024]. The mean after this request was counted."""
     cdef cursor_t c
     cdef int64_t minute = now_ns // MINUTE_NS
@@ -741,6 +766,7 @@ cdef int64_t usual_note(LimiterTable table, const hash128_t* key, int64_t now_ns
         return 0
     c.low = key.low
     c.high = key.high
+    c.mark = mark
     while True:
         table_find(&table.handle, &c)
         if c.state[0] != minute:
@@ -748,7 +774,7 @@ cdef int64_t usual_note(LimiterTable table, const hash128_t* key, int64_t now_ns
             c.state[0] = minute
             c.state[1] = 0
         c.state[1] += 1
-        stored = table_store(&table.handle, &c, now_ns + 7 * DAY_NS, now_ns, False)
+        stored = table_store(&table.handle, &c, now_ns + 7 * DAY_NS, now_ns, TABLE_FAIR)
         if stored == TABLE_STORED or stored == TABLE_FULL:
             return c.state[2]
 
@@ -927,21 +953,22 @@ cdef class LimitGate(Plugin):
             if rule.concurrent != 0:
                 rule.inflight.c_prefetch(&keys[i])
             entries[i] = -1
-            said = rule.take(&keys[i], amounts, now_ns, True, factor, usual_at, i, &tight)
+            said = rule.take(ctx, &keys[i], amounts, now_ns, True, factor, usual_at, i, &tight)
             if said == TAKEN:
                 continue
+            if said == NO_PLACE:
+                self.tell_full(rule, now_ns)
+                if self.passes_full:
+                    continue                    # this rule does not count it; the others do
             for j in range(i):
                 (<LimitRule>rules[j]).give_back(&keys[j], amounts, now_ns, now_ns)
             if said == NO_PLACE:
-                metric_add(self.full, 1)
-                if self.passes_full:
-                    return V_CONTINUE
                 return refusing(ctx, LIMITS_FULL)
             # The tightest answers: the one that makes the client wait longest.
             for j in range(i + 1, n):
                 rule = <LimitRule>rules[j]
                 rule.key_of(ctx, &keys[j])
-                rule.take(&keys[j], amounts, now_ns, False, factor, usual_at, j, &tight)
+                rule.take(ctx, &keys[j], amounts, now_ns, False, factor, usual_at, j, &tight)
             refused = True
             break
         # Requests at once
@@ -953,7 +980,7 @@ cdef class LimitGate(Plugin):
                 limit = rule.concurrent
                 if factor != ONE:
                     limit = max(<int64_t>(<double>limit * <double>factor / <double>ONE), 1)
-                entries[i] = rule.inflight.c_acquire(&keys[i], limit, &in_use)
+                entries[i] = rule.inflight.c_acquire(&keys[i], rule.mark, limit, &in_use)
                 if entries[i] >= 0:
                     holds = True
                     if tight.rule < 0:          # it comes back by itself: of interest only where nothing else is told
@@ -965,8 +992,8 @@ cdef class LimitGate(Plugin):
                         tight.reset_ns = 0
                     continue
                 if in_use < 0:
-                    metric_add(self.full, 1)
-                    if self.passes_full or rule.may_evict:
+                    self.tell_full(rule, now_ns)
+                    if self.passes_full or rule.how == TABLE_EVICT:
                         continue
                 for j in range(i):
                     if entries[j] >= 0:
@@ -986,7 +1013,7 @@ cdef class LimitGate(Plugin):
                 break
         if refused:
             if self.box is not None:
-                in_use = self.box.strike_hashed(&client, now_ns)
+                in_use = self.box.strike_hashed(&client, source_hash(ctx, self.box.key), now_ns)
                 if in_use > 0:
                     metric_add(self.bans, 1)
                     log.warning("limits: %s is banned for %d s", ctx.client_ip, in_use // 1_000_000_000)
@@ -1010,6 +1037,14 @@ cdef class LimitGate(Plugin):
         if tight.rule >= 0 and (self.tells or tight.left <= self.warn_left):
             self.tell(ctx, rules, n, &tight, -1)
         return V_CONTINUE
+
+    cdef int tell_full(self, LimitRule rule, int64_t now_ns) except -1:
+        """Counts a request that found no room to be counted, and logs it once a minute."""
+        metric_add(self.full, 1)
+        if now_ns - self.told_full_ns >= MINUTE_NS or self.told_full_ns == 0:
+            self.told_full_ns = now_ns
+            log.warning("limits: no room to count a new key: rule %s (by %s), see memory.limiter_keys and when_full", rule.scope, rule.by)
+        return 0
 
     cdef int c_finish(self, RequestContext ctx) except -1:
         cdef hold_t* hold

@@ -33,9 +33,10 @@ cdef class InflightTable:
     cdef readonly Py_ssize_t capacity
     cdef object keep
     # The entry (>= 0) that holds one more of key for this seat, or -1: `limit` are in use, or there is no place (in_use says which:
-    # -1 for no place). Give the entry to c_release exactly once.
+    # -1 for no place). Give the entry to c_release exactly once. rule: whose key it is (bits of RULE_MASK); no rule takes all places
+    # of a bucket. 0: takes no part in that.
     cdef int lay_out(self) except -1
-    cdef int64_t c_acquire(self, const hash128_t* key, int64_t limit, int64_t* in_use) noexcept nogil
+    cdef int64_t c_acquire(self, const hash128_t* key, uint64_t rule, int64_t limit, int64_t* in_use) noexcept nogil
     # Fetches what c_acquire of this key reads first.
     cdef void c_prefetch(self, const hash128_t* key) noexcept nogil
     cdef void c_release(self, int64_t entry) noexcept nogil

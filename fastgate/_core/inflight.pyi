@@ -6,6 +6,7 @@ __all__ = ["InflightTable"]
 
 class _Statistics(TypedDict):
     full: int
+    over_share: int
     busy: int
     cleared: int
 

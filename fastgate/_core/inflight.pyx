@@ -5,10 +5,12 @@ WHAT        acquire(key, limit) counts one more of the key and says where, or re
 STATE       header 16 words | buckets, one cache line each | entries, 16 to a bucket, whole cache lines
 
               bucket   lock | 16 tags of 16 bits (0 = never used)
-              entry    version | hash low | hash high | one 16-bit lane for each seat
+              entry    version | hash low | hash high 38, rule 10, hash 16 | one 16-bit lane for each seat
 
             What a key has under way is the sum of its lanes; there is no second count that could disagree with it. An entry
             whose lanes are all 0 says nothing and is taken over by a new key of its bucket when no unused one is left.
+            The last two free entries of a bucket are for rules with fewer than six under way in it, so that a flood of
+            keys of one rule leaves room for the others.
 WHO WRITES  a lane: the process in that seat only, so nothing it held needs another's help to be found. acquire writes its lane
             first and sums then, both sequentially consistent: of those that would together go above the limit, the one that
             wrote last sees all others and steps back. So more than `limit` never hold at once; two that meet over the last
@@ -49,6 +51,7 @@ cdef extern from *:
     #define inflight_pause() ((void)0)
     #define inflight_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #endif
+    #define INFLIGHT_RULE (UINT64_C(0x3ff) << 16)
     #define INFLIGHT_EVEN UINT64_C(0x0000ffff0000ffff)
     static inline uint16_t lane_load(const uint16_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
     static inline void lane_store(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
@@ -58,6 +61,7 @@ cdef extern from *:
     void inflight_pause() noexcept nogil
     void inflight_fence() noexcept nogil
     const uint64_t INFLIGHT_EVEN
+    const uint64_t INFLIGHT_RULE
     void inflight_prefetch(const void* p) noexcept nogil
     int sched_yield() noexcept nogil
     uint16_t lane_load(const uint16_t* p) noexcept nogil
@@ -70,6 +74,9 @@ cdef enum:
     HEADER_WORDS = 16
     HEAD_BYTES = 24             # version and key, before the lanes
     BUCKET = 16
+    RESERVE = 2                 # entries of a bucket that a rule with FEW in it leaves to others
+    FEW = 6
+    RULE_SHIFT = 2              # from bits 14 to 23, as in a mark of table.pyx, to bits 16 to 25: the tag lies below
     LARGEST_CAPACITY = 8_000_000
     LARGEST_SEATS = 4096        # 1024 workers, four generations
     LANE_MOST = 65_535
@@ -85,6 +92,7 @@ cdef enum:
     AT_FULL = 8                 # counters
     AT_BUSY = 9
     AT_CLEARED = 10
+    AT_OVER_SHARE = 11
 
 
 # --- one entry
@@ -128,7 +136,7 @@ cdef int64_t find(inflight_t* t, const hash128_t* key, uint64_t bucket, uint64_t
         version[0] = atomic_load_u64(&place.version)
         # Whoever goes on looks at the version again, after it has written its lane.
         if version[0] & 3 == 0 and atomic_load_relaxed_u64(&place.low) == key.low \
-                and atomic_load_relaxed_u64(&place.high) == key.high:
+                and (atomic_load_relaxed_u64(&place.high) ^ key.high) & ~INFLIGHT_RULE == 0:
             return bucket * BUCKET + i
     return -1
 
@@ -147,7 +155,24 @@ cdef bint lock(inflight_t* t, bucket_t* b) noexcept nogil:
     return False
 
 
-cdef int64_t insert(inflight_t* t, const hash128_t* key, uint64_t bucket, uint64_t* version) noexcept nogil:
+cdef bint is_crowded(inflight_t* t, uint64_t bucket, uint64_t rule) noexcept nogil:
+    """True if the free entries left are for rules that have fewer under way in this bucket."""
+    cdef place_t* place
+    cdef int i
+    cdef int free = 0
+    cdef int own = 0
+    for i in range(BUCKET):
+        place = place_at(t, bucket * BUCKET + i)
+        if lanes_sum(t, place) == 0:
+            free += 1
+            if free > RESERVE:
+                return False
+        else:
+            own += (atomic_load_relaxed_u64(&place.high) ^ rule) & INFLIGHT_RULE == 0
+    return own >= FEW
+
+
+cdef int64_t insert(inflight_t* t, const hash128_t* key, uint64_t rule, uint64_t bucket, uint64_t* version) noexcept nogil:
     """Brings the key into its bucket. Its entry and version, -1 when all entries are in use, -2 when the bucket stayed locked."""
     cdef bucket_t* b = &t.buckets[bucket]
     cdef place_t* place
@@ -157,7 +182,9 @@ cdef int64_t insert(inflight_t* t, const hash128_t* key, uint64_t bucket, uint64
         atomic_add_relaxed(&t.header[AT_BUSY], 1)
         return -2
     entry = find(t, key, bucket, version)
-    if entry < 0:
+    if entry < 0 and rule != 0 and is_crowded(t, bucket, rule):
+        atomic_add_relaxed(&t.header[AT_OVER_SHARE], 1)
+    elif entry < 0:
         for unused in range(1, -1, -1):         # first those never used, then idle ones
             for i in range(BUCKET):
                 if (b.tags[i] == 0) != unused:
@@ -174,7 +201,7 @@ cdef int64_t insert(inflight_t* t, const hash128_t* key, uint64_t bucket, uint64
                 atomic_store_u64(&place.version, version[0] + 2)
                 atomic_fence()
                 atomic_store_u64(&place.low, key.low)
-                atomic_store_u64(&place.high, key.high)
+                atomic_store_u64(&place.high, (key.high & ~INFLIGHT_RULE) | rule)
                 lane_store(&b.tags[i], tag_of(key))
                 version[0] += 4
                 atomic_store_u64(&place.version, version[0])
@@ -284,7 +311,7 @@ cdef class InflightTable:
             raise ValueError(f"shared: expected a table of {t.bucket_count} buckets and {t.seats} seats, "
                              f"it holds one of {t.header[AT_BUCKETS]} and {t.header[AT_SEATS]}, or something else")
 
-    cdef int64_t c_acquire(self, const hash128_t* key, int64_t limit, int64_t* in_use) noexcept nogil:
+    cdef int64_t c_acquire(self, const hash128_t* key, uint64_t rule, int64_t limit, int64_t* in_use) noexcept nogil:
         cdef inflight_t* t = &self.handle
         cdef uint64_t bucket = inflight_scale(key.low, t.bucket_count)
         cdef uint64_t version = 0
@@ -299,7 +326,7 @@ cdef class InflightTable:
         while True:
             entry = find(t, key, bucket, &version)
             if entry < 0:
-                entry = insert(t, key, bucket, &version)
+                entry = insert(t, key, rule << RULE_SHIFT, bucket, &version)
                 if entry < 0:
                     return -1
             place = place_at(t, entry)
@@ -358,7 +385,7 @@ cdef class InflightTable:
         if self.handle.seat < 0:
             raise ValueError("seat: this handle has none; use for_seat()")
         key_argument(key, self.secret, &hashed)
-        entry = self.c_acquire(&hashed, most, &in_use)
+        entry = self.c_acquire(&hashed, 0, most, &in_use)
         return None if entry < 0 else entry
 
     def release(self, entry):
@@ -403,9 +430,10 @@ cdef class InflightTable:
         return self.handle.seat
 
     def statistics(self):
-        """Counts since the table was made: full (no entry was free), busy (a bucket stayed locked), cleared (left by dead processes)."""
+        """Counts since the table was made: full (no entry for a new key), over_share (of those: the free ones were kept for other
+        rules), busy (a bucket stayed locked), cleared (left by dead processes)."""
         cdef inflight_t* t = &self.handle
-        return {"full": t.header[AT_FULL], "busy": t.header[AT_BUSY], "cleared": t.header[AT_CLEARED]}
+        return {"full": t.header[AT_FULL], "over_share": t.header[AT_OVER_SHARE], "busy": t.header[AT_BUSY], "cleared": t.header[AT_CLEARED]}
 
     @staticmethod
     def size(capacity, seats):

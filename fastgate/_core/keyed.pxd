@@ -25,7 +25,8 @@ cdef class KeyedLimiter:
     cdef limit_t specs[16]
     cdef int count
     cdef uint64_t key[2]        # hashes this limiter's keys; two limiters of one table have different ones
-    cdef bint may_evict
+    cdef int how                # TABLE_KEEP, TABLE_FAIR, TABLE_EVICT
+    cdef uint64_t mark          # of its entries, without a source
     cdef readonly LimiterTable table
     cdef readonly tuple limits
     cdef readonly str scope
@@ -33,9 +34,11 @@ cdef class KeyedLimiter:
     cdef void hash_key(self, const void* data, size_t n, hash128_t* out) noexcept nogil
     cdef bint take_hashed(self, const hash128_t* key, const int64_t* amounts, int64_t now_ns, bint commit,
                           verdict_t* verdict) noexcept nogil
+    cdef bint take_marked(self, const hash128_t* key, uint64_t mark, const int64_t* amounts, int64_t now_ns, bint commit,
+                          verdict_t* verdict) noexcept nogil
     cdef bint adjust_hashed(self, const hash128_t* key, const int64_t* amounts, int64_t taken_ns, int64_t now_ns) noexcept nogil
     cdef void store_healed(self, cursor_t* c, int64_t now_ns) noexcept nogil
-    cdef Decision decision(self, key, amount, now_ns, bint commit)
+    cdef Decision decision(self, key, amount, now_ns, bint commit, source)
     cdef int read_amounts(self, object amount, int64_t* amounts) except -1
 
 

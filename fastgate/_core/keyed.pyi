@@ -22,7 +22,11 @@ class KeyedLimiter:
         when_full: str = "refuse",
     ) -> KeyedLimiter: ...
     def take(
-        self, key: str | bytes, amount: int | Sequence[int] = 1, now_ns: int | None = None
+        self,
+        key: str | bytes,
+        amount: int | Sequence[int] = 1,
+        now_ns: int | None = None,
+        source: str | bytes | None = None,
     ) -> Decision: ...
     def peek(
         self, key: str | bytes, amount: int | Sequence[int] = 1, now_ns: int | None = None

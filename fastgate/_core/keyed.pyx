@@ -28,8 +28,8 @@ from fastgate._core.limits cimport (
 )
 from fastgate._core.shm cimport SharedMemory
 from fastgate._core.table cimport (
-    TABLE_FULL, TABLE_STORED, LimiterTable, cursor_t, key_argument, table_find, table_forget, table_ready,
-    table_store,
+    TABLE_FULL, TABLE_KEEP, TABLE_STORED, LimiterTable, cursor_t, how_argument, key_argument, rule_mark, source_mark, table_find,
+    table_forget, table_ready, table_store,
 )
 
 __all__ = ["KeyedLimiter", "Reservation", "live_objects"]
@@ -42,7 +42,8 @@ cdef class KeyedLimiter:
     shared: SharedMemory of KeyedLimiter.size(limits, capacity) bytes. table: a LimiterTable to live in instead, with other
     limiters. scope: a name; limiters of one table with the same scope and the same kinds, windows and rates are the same
     limiter. when_full: "refuse" a new key that finds no idle entry (default: a flood of keys cannot make a limit forget; the
-    Decision says limit -1) or "evict" the entry nearest to idle. Both are counted in statistics().
+    Decision says limit -1), "share" (displace the least used entry of a limiter or source that has taken more than its share, else
+    refuse) or "evict" (also the least used entry of this limiter). All are counted in statistics().
     A key is str or bytes; "a" and b"a" are the same key. Other errors: see Limit and LimiterTable.
     """
 
@@ -64,10 +65,9 @@ cdef class KeyedLimiter:
             words += limit_state_words(&limit.spec)
         if not isinstance(scope, str):
             raise TypeError(f"scope: expected str, got {scope!r}")
-        if when_full not in ("refuse", "evict"):
-            raise ValueError(f"when_full: expected 'refuse' or 'evict', got {when_full!r}")
+        self.how = how_argument(when_full)
         self.scope = scope
-        self.may_evict = when_full == "evict"
+        lives_with_others = table is not None
         if table is None:
             if capacity is None:
                 raise TypeError("capacity: expected an int, or table")
@@ -81,6 +81,7 @@ cdef class KeyedLimiter:
         hash128(PyBytes_AS_STRING(name), len(name), table.secret, &derived)
         self.key[0] = derived.low
         self.key[1] = derived.high
+        self.mark = rule_mark(derived.low) if lives_with_others else 0
 
     # --- for C callers
 
@@ -90,6 +91,10 @@ cdef class KeyedLimiter:
     cdef bint take_hashed(self, const hash128_t* key, const int64_t* amounts, int64_t now_ns, bint commit,
                           verdict_t* verdict) noexcept nogil:
         """True if every limit granted its amount at now_ns (and, with commit, was debited); verdict tells the tightest."""
+        return self.take_marked(key, self.mark, amounts, now_ns, commit, verdict)
+
+    cdef bint take_marked(self, const hash128_t* key, uint64_t mark, const int64_t* amounts, int64_t now_ns, bint commit,
+                          verdict_t* verdict) noexcept nogil:
         cdef cursor_t c
         cdef outcome_t outcome
         cdef int64_t* state
@@ -99,6 +104,7 @@ cdef class KeyedLimiter:
         cdef bint changed
         c.low = key.low
         c.high = key.high
+        c.mark = mark
         if not table_ready(&self.table.handle):
             verdict.allowed = False
             verdict.limit = NO_PLACE
@@ -137,7 +143,7 @@ cdef class KeyedLimiter:
                 if commit and changed:
                     self.store_healed(&c, now_ns)
                 return verdict.allowed
-            stored = table_store(&self.table.handle, &c, idle_at_ns, now_ns, self.may_evict)
+            stored = table_store(&self.table.handle, &c, idle_at_ns, now_ns, self.how)
             if stored == TABLE_STORED:
                 return True
             if stored == TABLE_FULL:
@@ -156,13 +162,14 @@ cdef class KeyedLimiter:
         cdef int i
         fresh.low = c.low
         fresh.high = c.high
+        fresh.mark = c.mark
         if not table_find(&self.table.handle, &fresh):
             return
         for i in range(self.count):
             limit_take(&self.specs[i], state, 0, now_ns, &outcome)
             idle_at_ns = max(idle_at_ns, limit_idle_at_ns(&self.specs[i], state, now_ns))
             state += limit_state_words(&self.specs[i])
-        table_store(&self.table.handle, &fresh, idle_at_ns, now_ns, False)
+        table_store(&self.table.handle, &fresh, idle_at_ns, now_ns, TABLE_KEEP)
 
     cdef bint adjust_hashed(self, const hash128_t* key, const int64_t* amounts, int64_t taken_ns, int64_t now_ns) noexcept nogil:
         """Charges the positive and refunds the negative amounts, in one step; False if the table had no place."""
@@ -172,6 +179,7 @@ cdef class KeyedLimiter:
         cdef int i, stored
         c.low = key.low
         c.high = key.high
+        c.mark = self.mark
         if not table_ready(&self.table.handle):
             return False
         while True:
@@ -185,7 +193,7 @@ cdef class KeyedLimiter:
                     limit_refund(&self.specs[i], state, -amounts[i], taken_ns, now_ns)
                 idle_at_ns = max(idle_at_ns, limit_idle_at_ns(&self.specs[i], state, now_ns))
                 state += limit_state_words(&self.specs[i])
-            stored = table_store(&self.table.handle, &c, idle_at_ns, now_ns, self.may_evict)
+            stored = table_store(&self.table.handle, &c, idle_at_ns, now_ns, self.how)
             if stored == TABLE_STORED:
                 return True
             if stored == TABLE_FULL:
@@ -212,19 +220,21 @@ cdef class KeyedLimiter:
             raise ValueError("amount: expected at least one above 0, got all 0")
         return 0
 
-    def take(self, key, amount=1, now_ns=None):
+    def take(self, key, amount=1, now_ns=None, source=None):
         """The Decision; if allowed, `amount` was taken from every limit of the key, else nothing was.
 
-        amount: one int for all limits, or a tuple with one per limit (0 = this limit does not count it).
+        amount: one int for all limits, or a tuple with one per limit (0 = this limit does not count it). source: who brought the
+        key, str or bytes; new keys of one source cannot take the room that those of others need (table.pyx, Shares).
         """
-        return self.decision(key, amount, now_ns, True)
+        return self.decision(key, amount, now_ns, True, source)
 
     def peek(self, key, amount=1, now_ns=None):
         """The Decision that take() would return; nothing is taken and no entry is made."""
-        return self.decision(key, amount, now_ns, False)
+        return self.decision(key, amount, now_ns, False, None)
 
-    cdef Decision decision(self, key, amount, now_ns, bint commit):
-        cdef hash128_t hashed
+    cdef Decision decision(self, key, amount, now_ns, bint commit, source):
+        cdef hash128_t hashed, brought
+        cdef uint64_t mark = self.mark
         cdef int64_t amounts[MOST_LIMITS]
         cdef int64_t now
         cdef verdict_t verdict
@@ -232,7 +242,11 @@ cdef class KeyedLimiter:
         self.read_amounts(amount, amounts)
         now = now_argument(now_ns)
         self.table.ready()
-        self.take_hashed(&hashed, amounts, now, commit, &verdict)
+        if source is not None:
+            key_argument(source, self.key, &brought)
+            # Where nothing is displaced a source's share is one of the table, as if it were a rule of its own.
+            mark = rule_mark(brought.low) if self.how == TABLE_KEEP else mark | source_mark(brought.low)
+        self.take_marked(&hashed, mark, amounts, now, commit, &verdict)
         return new_decision(verdict.allowed, verdict.limit, verdict.remaining, verdict.retry_after_ns, verdict.reset_ns)
 
     def reserve(self, key, amount=1, now_ns=None):
@@ -280,10 +294,11 @@ cdef class KeyedLimiter:
         self.table.ready()
         c.low = hashed.low
         c.high = hashed.high
+        c.mark = 0
         return table_forget(&self.table.handle, &c)
 
     def statistics(self):
-        """The table's counts: entries, inserted, reused, evicted, refused, recovered."""
+        """The table's counts: see LimiterTable.statistics."""
         return self.table.statistics()
 
     @staticmethod

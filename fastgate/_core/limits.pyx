@@ -35,7 +35,7 @@ from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.debug cimport debug_live_add, debug_live_count
 from fastgate._core.shm cimport SharedMemory
 from fastgate._core.table cimport (
-    TABLE_STORED, LimiterTable, cursor_t, table_find, table_store,
+    TABLE_KEEP, TABLE_STORED, LimiterTable, cursor_t, table_find, table_store,
 )
 
 from fractions import Fraction
@@ -377,6 +377,7 @@ cdef class Limit:
         cdef bint allowed
         if self.word == NULL:
             c.low = c.high = 1
+            c.mark = 0
             while True:
                 table_find(&self.table.handle, &c)
                 allowed = limit_take(&self.spec, c.state, amount, now_ns, outcome)
@@ -384,7 +385,7 @@ cdef class Limit:
                     reset_ns[0] = limit_reset_ns(&self.spec, c.state, now_ns)
                 if not commit or not (allowed or outcome.changed):
                     return allowed
-                if table_store(&self.table.handle, &c, LATEST_NS, now_ns, False) == TABLE_STORED:
+                if table_store(&self.table.handle, &c, LATEST_NS, now_ns, TABLE_KEEP) == TABLE_STORED:
                     return allowed
         if self.spec.kind == BUCKET:
             old = atomic_load(self.word)
@@ -412,9 +413,10 @@ cdef class Limit:
         while True:
             if self.word == NULL:
                 c.low = c.high = 1
+                c.mark = 0
                 table_find(&self.table.handle, &c)
                 done = self.adjust_state(c.state, amount, taken_ns, now_ns)
-                if table_store(&self.table.handle, &c, LATEST_NS, now_ns, False) == TABLE_STORED:
+                if table_store(&self.table.handle, &c, LATEST_NS, now_ns, TABLE_KEEP) == TABLE_STORED:
                     return done
             elif self.spec.kind == BUCKET:
                 old = atomic_load(self.word)

@@ -17,8 +17,8 @@ from fastgate._core.hashing cimport hash128, hash128_t
 from fastgate._core.limits cimport now_argument
 from fastgate._core.shm cimport SharedMemory
 from fastgate._core.table cimport (
-    TABLE_FULL, TABLE_RETRY, TABLE_STORED, LimiterTable, cursor_t, key_argument, table_find, table_forget, table_ready,
-    table_store,
+    TABLE_FULL, TABLE_KEEP, TABLE_RETRY, TABLE_STORED, LimiterTable, cursor_t, how_argument, key_argument, rule_mark, source_mark,
+    table_find, table_forget, table_ready, table_store,
 )
 
 __all__ = ["PenaltyBox"]
@@ -59,9 +59,8 @@ cdef class PenaltyBox:
             self.steps += 1
         if not isinstance(scope, str):
             raise TypeError(f"scope: expected str, got {scope!r}")
-        if when_full not in ("refuse", "evict"):
-            raise ValueError(f"when_full: expected 'refuse' or 'evict', got {when_full!r}")
-        self.may_evict = when_full == "evict"
+        self.how = how_argument(when_full)
+        lives_with_others = table is not None
         if table is None:
             if capacity is None:
                 raise TypeError("capacity: expected an int, or table")
@@ -73,6 +72,7 @@ cdef class PenaltyBox:
         hash128(PyBytes_AS_STRING(name), len(name), table.secret, &derived)
         self.key[0] = derived.low
         self.key[1] = derived.high
+        self.mark = rule_mark(derived.low) if lives_with_others else 0
 
     cdef int64_t ban_left(self, const cursor_t* c, int64_t now_ns) noexcept nogil:
         cdef int64_t left = c.state[UNTIL] - now_ns
@@ -85,22 +85,24 @@ cdef class PenaltyBox:
         cdef cursor_t c
         c.low = key.low
         c.high = key.high
+        c.mark = self.mark
         if not table_ready(&self.table.handle) or not table_find(&self.table.handle, &c):
             return 0
         if c.state[UNTIL] - now_ns > self.bans_ns[self.steps - 1] and not c.state[COUNTS] & BY_HAND:
             # The clock was set back: without this the ban would last until it has caught up.
             c.state[UNTIL] = now_ns + self.bans_ns[self.steps - 1]
             c.state[LAST] = c.state[UNTIL]
-            table_store(&self.table.handle, &c, c.state[LAST] + self.forget_ns, now_ns, False)
+            table_store(&self.table.handle, &c, c.state[LAST] + self.forget_ns, now_ns, TABLE_KEEP)
         return self.ban_left(&c, now_ns)
 
-    cdef int64_t strike_hashed(self, const hash128_t* key, int64_t now_ns) noexcept nogil:
-        """Counts one violation; nanoseconds the key is banned for now, 0 if it is not."""
+    cdef int64_t strike_hashed(self, const hash128_t* key, uint64_t source, int64_t now_ns) noexcept nogil:
+        """Counts one violation; nanoseconds the key is banned for now, 0 if it is not. source: the hash of who brought the key, 0: unknown."""
         cdef cursor_t c
         cdef int64_t strikes, step, idle_at_ns
         cdef int stored
         c.low = key.low
         c.high = key.high
+        c.mark = self.mark | source_mark(source)
         if not table_ready(&self.table.handle):
             return 0
         while True:
@@ -122,7 +124,7 @@ cdef class PenaltyBox:
             c.state[COUNTS] = strikes << 32 | step
             # Before its first ban a key is forgotten with its strikes; after one, with its step.
             idle_at_ns = c.state[LAST] + self.forget_ns if step != 0 else c.state[FIRST] + self.within_ns
-            stored = table_store(&self.table.handle, &c, idle_at_ns, now_ns, self.may_evict)
+            stored = table_store(&self.table.handle, &c, idle_at_ns, now_ns, self.how)
             if stored == TABLE_STORED:
                 return self.ban_left(&c, now_ns)
             if stored == TABLE_FULL:
@@ -135,7 +137,7 @@ cdef class PenaltyBox:
         key_argument(key, self.key, &hashed)
         now = now_argument(now_ns)
         self.table.ready()
-        return self.strike_hashed(&hashed, now)
+        return self.strike_hashed(&hashed, 0, now)
 
     def banned(self, key, now_ns=None):
         """Nanoseconds the key is still banned for; 0 if it is not."""
@@ -158,11 +160,12 @@ cdef class PenaltyBox:
         self.table.ready()
         c.low = hashed.low
         c.high = hashed.high
+        c.mark = self.mark
         while True:
             table_find(&self.table.handle, &c)
             c.state[UNTIL] = c.state[LAST] = now + length
             c.state[COUNTS] = max(c.state[COUNTS] & 0x7fffffff, 1) | BY_HAND
-            stored = table_store(&self.table.handle, &c, c.state[LAST] + self.forget_ns, now, self.may_evict)
+            stored = table_store(&self.table.handle, &c, c.state[LAST] + self.forget_ns, now, self.how)
             if stored != TABLE_RETRY:
                 return stored == TABLE_STORED
 
@@ -174,10 +177,11 @@ cdef class PenaltyBox:
         self.table.ready()
         c.low = hashed.low
         c.high = hashed.high
+        c.mark = self.mark
         return table_forget(&self.table.handle, &c)
 
     def statistics(self):
-        """The table's counts: entries, inserted, reused, evicted, refused, recovered."""
+        """The table's counts: see LimiterTable.statistics."""
         return self.table.statistics()
 
     @staticmethod

@@ -4,13 +4,17 @@ from fastgate._core.shm import SharedMemory
 
 __all__ = ["LimiterTable", "live_objects"]
 
-class _Statistics(TypedDict):
-    entries: int
+class _Counts(TypedDict):
     inserted: int
     reused: int
     evicted: int
     refused: int
     recovered: int
+    displaced: int
+    over_share: int
+
+class _Statistics(_Counts):
+    entries: int
 
 class LimiterTable:
     capacity: int
@@ -21,6 +25,7 @@ class LimiterTable:
     ) -> LimiterTable: ...
     @staticmethod
     def size(capacity: int, state_words: int = 5, processes: int = 256) -> int: ...
+    def counts(self) -> _Counts: ...
     def statistics(self) -> _Statistics: ...
     def audit(self) -> list[str]: ...
 

@@ -5,7 +5,8 @@ WHAT        Entries of a few words of state under a keyed 128-bit hash; millions
 STATE       header 32 words | owners 8 words each | index 1 word per slot, 8 slots to a bucket | records
 
               index word   version 31 | pending 1 | tag 8 | record 24        tag 0 = empty; record 0 = the slot's first, slot + 1
-              record       hash low | hash high | owner 10, idle-at 54 | state ...      whole cache lines
+              record       hash low | hash high 40, mark 24 | owner 10, idle-at 54 | state ...      whole cache lines
+              mark         rule 10 | source 10 | uses 4         whose key it is, who brought it, how often it was written (at most 15)
 
             A record is never changed where others read it. Every handle owns one spare record; it copies the current record,
             changes the copy in its spare, and swings the index word from the old record to the spare with one CAS. The old
@@ -18,9 +19,24 @@ STATE       header 32 words | owners 8 words each | index 1 word per slot, 8 slo
             taken off (a CAS that fails if a rival removed us). So a key is never live twice.
 
             Zero bytes are a valid empty table. An entry past its idle-at equals an absent one: a new key takes its slot, and
-            no sweeper runs. A new key that finds 16 busy slots is refused, or evicts the entry nearest to idle; counted.
+            no sweeper runs. A new key that finds 16 busy slots is refused, or takes the place of another; counted.
             With 1.75 slots per key of capacity, two choices and 8 per bucket it does not happen below capacity (none in
             a million keys, simulated and tested).
+
+            Shares. Many rules live in one table, and whoever can invent keys of one of them must not take the room of the
+            others. Nobody counts a rule's entries; every insertion looks at the 16 slots its key may have instead:
+            * The last RESERVE of them are for rules that have fewer than FEW entries there. So one rule fills at most 7/8 of the
+              table (3 in 100 000 keys of a rule that has a table at capacity to itself are refused for it).
+            * FAIR: a rule with fewer than FEW there that finds none free displaces an entry of a rule with more than FEW; where
+              many rules are there, one with fewer than CROWDED_FEW from the largest with more than CROWDED_MANY, and one with none from the largest
+              with more than two. Within a rule the first two hold for sources, too (the network or the consumer that brought
+              the key). Chosen is the entry with the largest
+              crowd / uses: the crowd is how many there have its rule and source, so a flood is a large crowd of entries used
+              once. Each displacing evens the numbers out, so it ends until entries become idle: it cannot be repeated to make
+              one key forget again and again. (Only the last step, with five rules flooded at once, goes on for one in
+              thirty new keys.)
+            * KEEP: nothing that is not idle is ever given away (nonces). EVICT: as FAIR, and otherwise an entry of the own rule.
+            Rule 0 takes no part: a table with one user.
 WHO WRITES  index words: CAS only. A record: its owner only, before the swing. An owner line: its process only. The spare of a
             process that died is found again by whoever takes its place: if it died between swing and bookkeeping, the
             head it meant to write tells (table_recover).
@@ -61,6 +77,8 @@ cdef extern from *:
     #define TABLE_PENDING (UINT64_C(1) << 32)
     #define TABLE_VERSION (UINT64_C(1) << 33)
     #define TABLE_IDLE ((INT64_C(1) << 54) - 1)
+    #define TABLE_MARK UINT64_C(0xffffff)
+    #define TABLE_FOREVER (INT64_C(1) << 52)        /* idle-at of LATEST_NS */
     static inline uint64_t table_scale(uint64_t hash, uint64_t n) { return (uint64_t)(((unsigned __int128)hash * n) >> 64); }
     static inline void table_prefetch(const void *p) { __builtin_prefetch(p, 1); }
     static inline void table_read_fence(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
@@ -70,6 +88,8 @@ cdef extern from *:
     const uint64_t TABLE_PENDING
     const uint64_t TABLE_VERSION
     const int64_t TABLE_IDLE
+    const uint64_t TABLE_MARK
+    const int64_t TABLE_FOREVER
     uint64_t table_scale(uint64_t hash, uint64_t n) noexcept nogil
     void table_prefetch(const void* p) noexcept nogil
     void table_read_fence() noexcept nogil
@@ -80,10 +100,16 @@ cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
 cdef enum:
-    LAYOUT = 1              # raised with every change of what lies in the memory
+    LAYOUT = 2              # raised with every change of what lies in the memory
     HEADER_WORDS = 32
     RECORD_WORDS = 3        # before the state
     BUCKET = 8              # slots: one cache line of index words
+    CHOICES = 2 * BUCKET    # slots that a key may have
+    RESERVE = 2             # of them for rules with few entries there
+    FEW = 6                 # entries of a rule there that are nobody else's: three eighths
+    CROWDED_FEW = 2         # where many rules are: one with fewer may displace ...
+    CROWDED_MANY = 4        # ... from one with more
+    MOST_USES = 15
     LARGEST_OWNERS = 1000   # the record names its owner in 10 bits
     LARGEST_CAPACITY = 9_000_000        # 1.75 slots each, counted in 24 bits
     # words of the header
@@ -99,6 +125,8 @@ cdef enum:
     AT_EVICTED = 10
     AT_REFUSED = 11
     AT_RECOVERED = 12
+    AT_DISPLACED = 13       # made room for a rule or a source with few entries
+    AT_OVER_SHARE = 14      # of the refused: there was room, kept for others
 
 
 # --- one slot
@@ -147,7 +175,7 @@ cdef void write_spare(table_t* t, const cursor_t* c, int64_t idle_at_ns) noexcep
     cdef int64_t* record = record_at(t, t.owners[t.owner].spare)
     cdef uint64_t i
     atomic_store_relaxed(record, <int64_t>c.low)
-    atomic_store_relaxed(record + 1, <int64_t>c.high)
+    atomic_store_relaxed(record + 1, <int64_t>((c.high & ~TABLE_MARK) | (c.mark + (c.mark & MOST_USES != MOST_USES))))
     atomic_store_relaxed(record + 2, (<int64_t>(t.owner + 1) << 54) | ((idle_at_ns >> 10) + 1))
     for i in range(t.words - RECORD_WORDS):
         atomic_store_relaxed(record + RECORD_WORDS + i, c.state[i])
@@ -157,7 +185,7 @@ cdef int holds(table_t* t, uint64_t slot, uint64_t head, const cursor_t* c) noex
     """1 if the slot holds the cursor's key, 0 if another, -1 if the slot changed meanwhile."""
     cdef int64_t* record = record_at(t, record_of(head, slot))
     cdef bint same = (atomic_load_relaxed(record) == <int64_t>c.low
-                      and atomic_load_relaxed(record + 1) == <int64_t>c.high)
+                      and (<uint64_t>atomic_load_relaxed(record + 1) ^ c.high) <= TABLE_MARK)
     table_read_fence()
     return -1 if atomic_load_u64(&t.index[slot]) != head else same
 
@@ -172,8 +200,9 @@ cdef inline void both_buckets(table_t* t, const cursor_t* c, uint64_t* first) no
 # --- one key
 
 cdef bint table_find(table_t* t, cursor_t* c) noexcept nogil:
-    """True and c.head, c.slot, c.state are the entry's; or False, c.head 0 and c.state zeros."""
+    """True and c.head, c.slot, c.mark, c.state are the entry's; or False, c.head 0 and c.state zeros."""
     cdef uint64_t first[2]
+    cdef uint64_t high
     cdef uint64_t tag = tag_bits(c.low)
     cdef uint64_t slot, head, i
     cdef int side
@@ -189,7 +218,8 @@ cdef bint table_find(table_t* t, cursor_t* c) noexcept nogil:
                 slot += 1
                 continue
             record = record_at(t, record_of(head, slot))
-            if atomic_load_relaxed(record) == <int64_t>c.low and atomic_load_relaxed(record + 1) == <int64_t>c.high:
+            high = <uint64_t>atomic_load_relaxed(record + 1)
+            if atomic_load_relaxed(record) == <int64_t>c.low and high ^ c.high <= TABLE_MARK:
                 for i in range(t.words - RECORD_WORDS):
                     c.state[i] = atomic_load_relaxed(record + RECORD_WORDS + i)
                 table_read_fence()
@@ -197,6 +227,7 @@ cdef bint table_find(table_t* t, cursor_t* c) noexcept nogil:
                     continue            # rewritten while we read: read this slot again
                 c.slot = slot
                 c.head = head
+                c.mark = high & TABLE_MARK
                 return True
             table_read_fence()
             if atomic_load_u64(&t.index[slot]) == head:
@@ -206,41 +237,136 @@ cdef bint table_find(table_t* t, cursor_t* c) noexcept nogil:
     return False
 
 
-cdef int table_store(table_t* t, cursor_t* c, int64_t idle_at_ns, int64_t now_ns, bint may_evict) noexcept nogil:
+cdef int table_store(table_t* t, cursor_t* c, int64_t idle_at_ns, int64_t now_ns, int how) noexcept nogil:
     """TABLE_STORED if c.state is now the entry's, in one step; TABLE_RETRY or TABLE_FULL and nothing changed.
 
-    idle_at_ns: from when on the entry says no more than an absent one. After a TABLE_FULL c.idle_at_ns is the earliest such
-    time among the slots the key could have had.
+    idle_at_ns: from when on the entry says no more than an absent one; LATEST_NS: it is never given away. how: what a new key may
+    take when it finds no room: TABLE_KEEP nothing, TABLE_FAIR from a rule or source with many entries there, TABLE_EVICT
+    from its own rule, too. After a TABLE_FULL c.idle_at_ns is the earliest time at which there may be room.
     """
     cdef uint64_t new
     if c.head == 0:
-        return insert(t, c, idle_at_ns, now_ns, may_evict)
+        return insert(t, c, idle_at_ns, now_ns, how)
     write_spare(t, c, idle_at_ns)
     new = next_version(c.head) | tag_of(c.head) | t.owners[t.owner].spare
     return TABLE_STORED if swing(t, c.slot, c.head, new) else TABLE_RETRY
 
 
-cdef int insert(table_t* t, cursor_t* c, int64_t idle_at_ns, int64_t now_ns, bint may_evict) noexcept nogil:
+# What an insertion sees of the slots that its key may have.
+ctypedef struct survey_t:
+    uint64_t slots[16]
+    uint64_t heads[16]
+    uint64_t marks[16]
+    int64_t idle_at[16]     # as in the record
+    int rule_n[16]          # of busy entries: how many have the same rule; filled in by count_crowds
+    int source_n[16]        # and the same source
+    int busy                # entries before this index are busy; the slots behind are empty or idle
+    int n
+
+
+cdef inline int crowd(const survey_t* s, uint64_t mark, uint64_t mask) noexcept nogil:
+    """How many busy entries have the same rule (RULE_MASK), or the same rule and source (SOURCE_MASK)."""
+    cdef int i
+    cdef int found = 0
+    for i in range(s.busy):
+        found += (s.marks[i] ^ mark) & mask == 0
+    return found
+
+
+cdef void count_crowds(survey_t* s) noexcept nogil:
+    cdef int i
+    for i in range(s.busy):
+        s.rule_n[i] = crowd(s, s.marks[i], RULE_MASK)
+        s.source_n[i] = crowd(s, s.marks[i], SOURCE_MASK)
+
+
+cdef int dispensable(const survey_t* s, uint64_t mark, uint64_t mask, const int* number_of, int few) noexcept nogil:
+    """The busy entry with the largest crowd / uses, of those the one that is idle first; -1 if there is none.
+
+    Only entries that agree with mark in the bits of mask, and whose number_of is above few; below FEW only those with the largest.
+    """
+    cdef int i, number, uses
+    cdef int least = few + 1
+    if few != 0 and few < FEW:
+        for i in range(s.busy):
+            if (s.marks[i] ^ mark) & mask == 0 and s.idle_at[i] < TABLE_FOREVER:
+                least = max(least, number_of[i])
+    cdef int best = -1
+    cdef int best_number = 0
+    cdef int best_uses = 1
+    for i in range(s.busy):
+        if (s.marks[i] ^ mark) & mask != 0 or s.idle_at[i] >= TABLE_FOREVER:
+            continue
+        if number_of[i] < least:
+            continue
+        number = s.source_n[i]
+        uses = <int>(s.marks[i] & MOST_USES)
+        if best < 0 or number * best_uses > best_number * uses \
+                or (number * best_uses == best_number * uses and s.idle_at[i] < s.idle_at[best]):
+            best = i
+            best_number = number
+            best_uses = uses
+    return best
+
+
+cdef bint survey(table_t* t, const uint64_t* first, int64_t now_ns, survey_t* s) noexcept nogil:
+    """False if a slot changed meanwhile."""
+    cdef uint64_t slot, head, mark
+    cdef int64_t idle_at
+    cdef int64_t* record
+    cdef int side
+    cdef int behind = CHOICES
+    s.busy = 0
+    for side in range(2):
+        for slot in range(first[side], first[side] + BUCKET):
+            head = atomic_load_u64(&t.index[slot])
+            mark = 0
+            idle_at = 0
+            if tag_of(head) != 0:
+                record = record_at(t, record_of(head, slot))
+                mark = <uint64_t>atomic_load_relaxed(record + 1) & TABLE_MARK
+                idle_at = atomic_load_relaxed(record + 2) & TABLE_IDLE
+                table_read_fence()
+                if atomic_load_u64(&t.index[slot]) != head:
+                    return False
+            if idle_at > now_ns >> 10:
+                put_seen(s, s.busy, slot, head, mark, idle_at)
+                s.busy += 1
+            else:
+                behind -= 1
+                put_seen(s, behind, slot, head, mark, idle_at)
+    return True
+
+
+cdef inline void put_seen(survey_t* s, int i, uint64_t slot, uint64_t head, uint64_t mark, int64_t idle_at) noexcept nogil:
+    s.slots[i] = slot
+    s.heads[i] = head
+    s.marks[i] = mark
+    s.idle_at[i] = idle_at
+
+
+cdef int insert(table_t* t, cursor_t* c, int64_t idle_at_ns, int64_t now_ns, int how) noexcept nogil:
     cdef uint64_t first[2]
     cdef uint64_t tag = tag_bits(c.low)
     cdef uint64_t slot, head, mine, i
     cdef uint64_t place = 0
     cdef uint64_t old = 0
+    cdef survey_t seen
     cdef int empty[2]
-    cdef int side, same
+    cdef int side, same, own, brought, chosen
     cdef int counter = AT_INSERTED
-    cdef int64_t idle_at
     cdef int64_t soonest = TABLE_IDLE
-    cdef bint found = False
+    cdef bint is_small, found = False
     both_buckets(t, c, first)
 
-    # Where: an empty slot, in the first bucket while it has a few, so that most finds read one bucket; else an idle entry; else, if allowed, the entry nearest to idle.
+    # Where: an empty slot, in the first bucket while it has a few, so that most finds read one bucket; else an idle entry; else
+    # what `how` allows. Only where room is short are the records looked at.
     empty[0] = empty[1] = 0
     for side in range(2):
         for slot in range(first[side], first[side] + BUCKET):
             if tag_of(atomic_load_u64(&t.index[slot])) == 0:
                 empty[side] += 1
-    if empty[0] + empty[1] != 0:
+    if empty[0] + empty[1] > (0 if c.mark & RULE_MASK == 0 else RESERVE):
         side = 0 if empty[0] >= min(empty[1], 4) else 1
         for slot in range(first[side], first[side] + BUCKET):
             head = atomic_load_u64(&t.index[slot])
@@ -250,23 +376,48 @@ cdef int insert(table_t* t, cursor_t* c, int64_t idle_at_ns, int64_t now_ns, bin
         if not found:
             return TABLE_RETRY
     else:
-        for side in range(2):
-            for slot in range(first[side], first[side] + BUCKET):
-                head = atomic_load_u64(&t.index[slot])
-                idle_at = atomic_load_relaxed(record_at(t, record_of(head, slot)) + 2) & TABLE_IDLE
-                table_read_fence()
-                if atomic_load_u64(&t.index[slot]) != head:
-                    return TABLE_RETRY
-                if idle_at < soonest:
-                    place, old, soonest = slot, head, idle_at
-        if soonest <= now_ns >> 10:
-            counter = AT_REUSED
-        elif may_evict:
-            counter = AT_EVICTED
-        else:
+        if not survey(t, first, now_ns, &seen):
+            return TABLE_RETRY
+        own = crowd(&seen, c.mark, RULE_MASK)
+        is_small = own < FEW or c.mark & RULE_MASK == 0
+        chosen = -1
+        if CHOICES - seen.busy > (0 if is_small else RESERVE):
+            chosen = seen.busy
+            for side in range(seen.busy, CHOICES):      # the one idle for longest; an empty slot has 0
+                if seen.idle_at[side] < seen.idle_at[chosen]:
+                    chosen = side
+            if tag_of(seen.heads[chosen]) != 0:
+                counter = AT_REUSED
+        elif how != TABLE_KEEP:
+            counter = AT_DISPLACED
+            count_crowds(&seen)
+            brought = crowd(&seen, c.mark, SOURCE_MASK)
+            if own < FEW:
+                chosen = dispensable(&seen, 0, 0, seen.rule_n, FEW)
+            if chosen < 0 and brought < FEW:
+                chosen = dispensable(&seen, c.mark, RULE_MASK, seen.source_n, FEW)
+            if chosen < 0 and own < CROWDED_FEW:
+                chosen = dispensable(&seen, 0, 0, seen.rule_n, CROWDED_MANY)
+            if chosen < 0 and brought < CROWDED_FEW:
+                chosen = dispensable(&seen, c.mark, RULE_MASK, seen.source_n, CROWDED_MANY)
+            if chosen < 0 and own == 0:
+                chosen = dispensable(&seen, 0, 0, seen.rule_n, CROWDED_MANY // 2)
+            if chosen < 0 and how == TABLE_EVICT:
+                counter = AT_EVICTED
+                chosen = dispensable(&seen, c.mark, RULE_MASK, seen.rule_n, 0)
+                if chosen < 0:
+                    chosen = dispensable(&seen, 0, 0, seen.rule_n, 0)
+        if chosen < 0:
+            for side in range(seen.busy):
+                if is_small or (seen.marks[side] ^ c.mark) & RULE_MASK == 0:
+                    soonest = min(soonest, seen.idle_at[side])
             atomic_add_relaxed_u64(&t.header[AT_REFUSED], 1)
+            if seen.busy < CHOICES:
+                atomic_add_relaxed_u64(&t.header[AT_OVER_SHARE], 1)
             c.idle_at_ns = soonest << 10
             return TABLE_FULL
+        place = seen.slots[chosen]
+        old = seen.heads[chosen]
 
     # Put it there, not yet valid.
     write_spare(t, c, idle_at_ns)
@@ -404,6 +555,16 @@ cdef int key_argument(object key, const uint64_t* secret, hash128_t* out) except
     return 0
 
 
+cdef int how_argument(object when_full) except -1:
+    if when_full == "refuse":
+        return TABLE_KEEP
+    if when_full == "share":
+        return TABLE_FAIR
+    if when_full == "evict":
+        return TABLE_EVICT
+    raise ValueError(f"when_full: expected 'refuse', 'share' or 'evict', got {when_full!r}")
+
+
 cdef uint64_t boot_name() except? 0:
     """A number that stands for this boot of the host; 1 if it cannot be told."""
     cdef bytes text
@@ -525,25 +686,30 @@ cdef class LimiterTable:
         t.slots = ((keys * 7 // 4 + BUCKET - 1) // BUCKET + 1) * BUCKET
         return table_bytes(&t)
 
-    def statistics(self):
-        """Counts since the table was made: inserted, reused, evicted, refused (no place), recovered; and entries now.
-
-        `entries` walks the whole index (1 ms per million slots) and includes idle entries.
+    def counts(self):
+        """Counts since the table was made: inserted, reused, evicted, displaced (for a rule or source with few entries), refused (no
+        place), over_share (of those refused: there was room, kept for other rules), recovered.
         """
+        cdef table_t* t = &self.handle
+        return {
+            "inserted": t.header[AT_INSERTED],
+            "reused": t.header[AT_REUSED],
+            "evicted": t.header[AT_EVICTED],
+            "refused": t.header[AT_REFUSED],
+            "recovered": t.header[AT_RECOVERED],
+            "displaced": t.header[AT_DISPLACED],
+            "over_share": t.header[AT_OVER_SHARE],
+        }
+
+    def statistics(self):
+        """counts(), and `entries`: how many there are now, idle ones included. Walks the whole index (1 ms per million slots)."""
         cdef table_t* t = &self.handle
         cdef uint64_t slot
         cdef uint64_t entries = 0
         with nogil:
             for slot in range(t.slots):
                 entries += tag_of(atomic_load_u64(&t.index[slot])) != 0
-        return {
-            "entries": entries,
-            "inserted": t.header[AT_INSERTED],
-            "reused": t.header[AT_REUSED],
-            "evicted": t.header[AT_EVICTED],
-            "refused": t.header[AT_REFUSED],
-            "recovered": t.header[AT_RECOVERED],
-        }
+        return {"entries": entries, **self.counts()}
 
     def audit(self):
         """What is wrong with the table, as a list of sentences; empty if all is well. Only while nobody else uses it.
@@ -569,7 +735,7 @@ cdef class LimiterTable:
                 found.append(f"record {record} is in slot {slot} and is {seen[record]}")
             seen[record] = f"in slot {slot}"
             if tag_of(head) and not head & TABLE_PENDING:
-                key = (record_at(t, record)[0], record_at(t, record)[1])
+                key = (record_at(t, record)[0], record_at(t, record)[1] >> 24)
                 if key in keys:
                     found.append(f"key {key} is live twice")
                 keys.add(key)

@@ -4,8 +4,9 @@ A nonce is a key of a limiter in shared memory that grants one use per window: t
 takes it with one compare-and-swap, so a replay is refused whichever worker it reaches, with one worker or
 sixteen, across reloads and dead workers. The window is longer than a signature stays valid, so a nonce is
 forgotten only when its signature has expired by itself. A nonce is recorded after its signature has
-verified, so nobody without a key can fill the table. A full table refuses new signatures (the gate answers
-503) and counts it: to let them pass would be to let replays pass.
+verified, so nobody without a key can fill the table, and each key id has a share of it, so that no
+consumer can fill it for the others. A full table refuses new signatures (the gate answers 503) and counts
+it: to let them pass would be to let replays pass.
 
 After a restart of the whole gateway the table is empty.
 """
@@ -42,7 +43,7 @@ class NonceWindow:
 
     def first_use(self, key_id: str, nonce: str, now_ns: int | None = None) -> bool:
         """True once per window and pair, whoever asks. Unavailable when the table has no place."""
-        decision = self._limiter.take(f"{len(key_id)}:{key_id}{nonce}".encode(), 1, now_ns)
+        decision = self._limiter.take(f"{len(key_id)}:{key_id}{nonce}".encode(), 1, now_ns, source=key_id)
         if decision.allowed:
             return True
         if decision.limit < 0:

@@ -335,9 +335,9 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
             ge=1024,
             le=9_000_000,
             description=(
-                "Keys that limits can count at once, about 240 bytes each. An idle key makes room by "
-                "itself; when none is "
-                "idle a new key is refused and counted."
+                "Keys that limits can count at once, about 240 bytes each. An idle key makes room for a new "
+                "one. A rule can fill 7/8 of the table, and no network or consumer can take the room of the "
+                "others; see limits.md."
             ),
         ),
     ] = 1_000_000

@@ -102,6 +102,7 @@ def exposition(view: View) -> bytes:
     _workers(out, view)
     _supervision(out, view)
     _processes(out, view)
+    _tables(out, view)
     _features(out, view)
     out.append("")
     return "\n".join(out).encode()
@@ -263,6 +264,21 @@ def _processes(out: list[str], view: View) -> None:
         _family(out, name, kind, text, ((labels, getattr(figure, field)) for labels, figure in figures))
     lag = [(f'slot="{seat.slot}",pid="{seat.pid}"', seat.loop_lag_ns / 1e9) for seat in view.table.occupied()]
     _family(out, "fastgate_loop_lag_seconds", "gauge", "How late a worker's last heartbeat was.", lag)
+
+
+def _tables(out: list[str], view: View) -> None:
+    """What became of new keys in the shared tables that clients can fill."""
+    found = [
+        (f'table="{name}",event="{event}"', count)
+        for name, table in (("limits", view.memory.limits), ("nonces", view.memory.nonces))
+        for event, count in table.counts().items()
+        if event != "recovered"
+    ]
+    in_flight = view.memory.inflight.statistics()
+    found += [(f'table="in_flight",event="{event}"', in_flight[event]) for event in ("full", "over_share")]
+    _family(
+        out, "fastgate_table_keys_total", "counter", "New keys in shared tables, by what happened.", found
+    )  # fmt: skip
 
 
 def _features(out: list[str], view: View) -> None:

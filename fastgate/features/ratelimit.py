@@ -302,9 +302,10 @@ class LimitsConfig(RuleConfig, frozen=True, kw_only=True):
         Literal["deny", "allow", "evict"],
         Meta(
             description=(
-                "When there is no room to count a new key (`memory.limiter_keys`): `deny` answers 503, so "
-                "that a flood of keys cannot undo limits; `allow` lets it pass uncounted; `evict` forgets "
-                "the key nearest to idle. Counted in `fastgate_limits_full_total`."
+                "What to do with a new key that finds no room (`memory.limiter_keys`). No rule can take the "
+                "room of the others: this happens to a rule that has filled its share. `deny` (default) "
+                "responds 503; `allow` does not count the request in this rule; `evict` forgets the least "
+                "used key of the same rule. `deny` and `allow` are counted in `fastgate_limits_full_total`."
             )
         ),
     ] = "deny"
@@ -536,6 +537,7 @@ def _penalty_box(penalty: PenaltyConfig, table: LimiterTable, enforced: bool) ->
         penalty.forget_ns / 1e9,
         table=table,
         scope=f"penalty by {penalty.by}" + ("" if enforced else ", watched"),
+        when_full="share",
     )
 
 
@@ -702,7 +704,14 @@ class LimitDesk:
 
     def _box(self, by: str) -> PenaltyBox:
         # The longest ban bounds what a box believes: as long as any config may say.
-        return PenaltyBox(1_000_000, 1, [30 * DAY / 1e9], table=self._memory.limits, scope=f"penalty by {by}")
+        return PenaltyBox(
+            1_000_000,
+            1,
+            [30 * DAY / 1e9],
+            table=self._memory.limits,
+            scope=f"penalty by {by}",
+            when_full="evict",  # what an operator says goes before what clients filled the table with
+        )
 
     def _rules(
         self,

@@ -365,6 +365,87 @@ def test_a_flood_of_keys_meets_what_was_chosen(when_full: str, expected: set[int
         assert (full > 0) is (when_full != "evict")
 
 
+FLOODED = {"per_day": 5, "by": {"header": "X-Key"}}
+
+
+def flood(client: Client, target: str, keys: int, fields: Callable[[int], str]) -> dict[int, int]:
+    """Requests with invented keys on one connection, pipelined; how often each status came."""
+    seen: dict[int, int] = {}
+    for start in range(0, keys, 50):
+        client.send(b"".join(request(target, "GET", fields(number)) for number in range(start, start + 50)))
+        for _ in range(50):
+            status = client.read_response().status
+            seen[status] = seen.get(status, 0) + 1
+    return seen
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("when_full", ["deny", "evict"])
+@pytest.mark.parametrize(
+    "other", [{"per_minute": 5, "by": "ip"}, {"per_day": 5, "by": {"header": "X-Tenant"}}]
+)
+def test_a_flood_of_keys_leaves_the_clients_of_other_routes_alone(
+    other: dict[str, Any], when_full: str, workers: int
+) -> None:
+    config = {
+        "trusted_proxies": ["127.0.0.1"],
+        "memory": {"limiter_keys": 2000},
+        "routes": [
+            {"path": "/flooded", "respond": "ok", "limits": {**FLOODED, "when_full": when_full}},
+            {"path": "/other", "respond": "ok", "limits": other},
+        ],
+    }
+
+    def who(number: int) -> tuple[str, str]:
+        address = FORWARDED.format(f"10.0.{number // 250}.{number % 250}")
+        return address, f"X-Tenant: tenant {number}"
+
+    with Gateway(config, workers=workers) as served, Client(served.port) as client:
+        early = [get(served.port, "/other", *who(number)).status for number in range(50)]
+        flood(client, "/flooded", 10_000, lambda number: f"X-Key: invented {number}")
+
+        late = [get(served.port, "/other", *who(number)).status for number in range(50, 250)]
+        exact = [statuses(served.port, 5, *who(number), target="/other") for number in range(50)]
+        figures = scrape(served.admin)
+
+    assert early == [200] * 50
+    assert late.count(200) >= 198
+    assert exact == [[200] * 4 + [429]] * 50
+    full = value(figures, "fastgate_limits_full_total")
+    assert (full > 5000) is (when_full == "deny")
+    refused = value(figures, "fastgate_table_keys_total", table="limits", event="refused")
+    assert refused == full
+    assert value(figures, "fastgate_table_keys_total", table="limits", event="displaced") > 0
+
+
+def test_a_network_that_floods_a_rule_leaves_the_others_in_the_same_rule_alone() -> None:
+    routes = [{"path": "/*", "respond": "ok", "limits": {"per_day": 3, "by": "ip"}}]
+    config = {"trusted_proxies": ["127.0.0.1"], "memory": {"limiter_keys": 2000}, "routes": routes}
+    with Gateway(config) as served, Client(served.port) as client:
+        spread = flood(client, "/", 10_000, lambda number: FORWARDED.format(f"2001:db8:1:{number:x}::1"))
+        others = [get(served.port, "/", FORWARDED.format(f"192.0.{n}.1")).status for n in range(150)]
+        again = [get(served.port, "/", FORWARDED.format(f"192.0.{n}.1")).status for n in range(150)]
+
+    assert spread[503] > 5000
+    assert others.count(200) >= 147
+    assert again.count(200) >= 147
+
+
+def test_a_full_rule_that_allows_does_not_switch_the_other_rules_off() -> None:
+    limits = {
+        "when_full": "allow",
+        "rules": [FLOODED, {"by": "gateway", "per_day": 6000, "name": "whole"}],
+    }
+    routes = [{"path": "/*", "respond": "ok", "limits": limits}]
+    with (
+        Gateway({"memory": {"limiter_keys": 1024}, "routes": routes}) as served,
+        Client(served.port) as client,
+    ):
+        seen = flood(client, "/", 8000, lambda number: f"X-Key: invented {number}")
+
+    assert seen == {200: 6000, 429: 2000}
+
+
 def test_the_fields_are_structured_fields() -> None:
     limits = {
         "per_minute": 5,
