@@ -4,7 +4,8 @@ from fastgate._core.shm import SharedMemory
 
 __all__ = ["LimiterTable", "live_objects"]
 
-class _Counts(TypedDict):
+class _Statistics(TypedDict):
+    entries: int
     inserted: int
     reused: int
     evicted: int
@@ -12,9 +13,6 @@ class _Counts(TypedDict):
     recovered: int
     displaced: int
     over_share: int
-
-class _Statistics(_Counts):
-    entries: int
 
 class LimiterTable:
     capacity: int
@@ -25,7 +23,7 @@ class LimiterTable:
     ) -> LimiterTable: ...
     @staticmethod
     def size(capacity: int, state_words: int = 5, processes: int = 256) -> int: ...
-    def counts(self) -> _Counts: ...
+    def counts(self) -> dict[str, int]: ...
     def statistics(self) -> _Statistics: ...
     def audit(self) -> list[str]: ...
 
