@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -28,7 +28,7 @@ from fastgate._core.router import Router
 from fastgate._core.wheel import TimerWheel
 from fastgate.auth import build as auth
 from fastgate.caching import build as caching
-from fastgate.config import Config, PluginUse, RouteConfig
+from fastgate.config import Changes, Config, PluginUse, RouteConfig
 from fastgate.features import access, cors, policy, ratelimit, rbac, security_headers, validation
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.plugin import PluginEnv, Registry
@@ -121,13 +121,20 @@ def freeze_now(config: Config, around: Surroundings) -> Plan:
 
 
 def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Iterator[Plan | None]:
-    services = _Services(previous)
+    before: Mapping[str, str] = getattr(previous.config, "files", {}) if previous is not None else {}
+    changes = Changes(before, getattr(config, "files", {}))
+    services = _Services(previous, changes)
     upstreams: dict[str, Upstream] = {}
     for name, settings in config.upstreams.items():
         known = previous.upstreams.get(name) if previous is not None else None
-        upstreams[name] = (
-            known if known is not None and known.config == settings else _upstream(name, settings, around)
-        )
+        if (
+            known is not None
+            and known.config == settings
+            and not changes.concern(msgspec.msgpack.encode(settings))
+        ):
+            upstreams[name] = known
+        else:
+            upstreams[name] = _upstream(name, settings, around)
         if settings.credentials is not None:
             keeper = services.get(
                 "credentials",
@@ -137,9 +144,9 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
             upstreams[name].credential = keeper.credential
         yield None
     services.settle()
-    plugins = _Plugins(previous)
+    plugins = _Plugins(previous, changes)
     shared = [plugins.get(None, index, use) for index, use in enumerate(config.plugins)]
-    kept = _kept_routes(previous, shared, config)
+    kept = _kept_routes(previous, shared, config, changes)
     routes: list[RoutePlan] = []
     router = Router()
     for raw, route in zip(config.routes, config.each_route(), strict=True):
@@ -188,9 +195,13 @@ _ROUTE_DEFAULTS = tuple(
 """The root sections that a route's plan may depend on."""
 
 
-def _kept_routes(previous: Plan | None, shared: list[Plugin], config: Config) -> dict[bytes, RoutePlan]:
+def _kept_routes(
+    previous: Plan | None, shared: list[Plugin], config: Config, changes: Changes
+) -> dict[bytes, RoutePlan]:
     """The routes of the plan in force that may be taken over if their own lines have not changed."""
-    if previous is None:
+    if previous is None or changes.concern(
+        msgspec.msgpack.encode([getattr(config, name) for name in _ROUTE_DEFAULTS])
+    ):
         return {}
     before = previous.config
     same = (
@@ -199,20 +210,25 @@ def _kept_routes(previous: Plan | None, shared: list[Plugin], config: Config) ->
         and all(plugin in previous.plugins for plugin in shared)
         and before.plugins == config.plugins
     )
-    return {route.source: route for route in previous.routes} if same else {}
+    if not same:
+        return {}
+    return {route.source: route for route in previous.routes if not changes.concern(route.source)}
 
 
 class _Plugins:
     """The plugins of a plan: those of the plan in force where nothing about them changed, new ones else."""
 
-    def __init__(self, previous: Plan | None) -> None:
-        self._known: dict[tuple[Any, ...], Plugin] = {
-            plugin.key: plugin
+    def __init__(self, previous: Plan | None, changes: Changes) -> None:
+        known = [
+            plugin
             for plugin in (previous.plugins if previous is not None else ())
             if isinstance(plugin, Plugin)
+        ]
+        self._known: dict[tuple[Any, ...], Plugin] = {
+            plugin.key: plugin for plugin in known if not changes.concern(plugin.key[3])
         }
         # A plugin keeps its place while requests that know it are under way; a new one takes a free place.
-        self._taken = {plugin.place for plugin in self._known.values()}
+        self._taken = {plugin.place for plugin in known}
         self.used: list[Plugin] = []
         self.fresh: list[Plugin] = []
 
@@ -256,11 +272,11 @@ class _Services:
     same.
     """
 
-    def __init__(self, previous: Plan | None) -> None:
+    def __init__(self, previous: Plan | None, changes: Changes) -> None:
         self._known = {
             service.key: service
             for service in (previous.plugins if previous is not None else ())
-            if isinstance(service, Service)
+            if isinstance(service, Service) and not changes.concern(service.key[1])
         }
         self._noted: list[Service] = []
         self.used: list[Service] = []

@@ -21,6 +21,7 @@ import msgspec
 __all__ = [
     "ConfigError",
     "Duration",
+    "FileName",
     "RootedPath",
     "Settings",
     "Size",
@@ -81,6 +82,8 @@ Size = Annotated[int, msgspec.Meta(extra={"unit": "size"})]
 
 #: A string that says something.
 Text = Annotated[str, msgspec.Meta(min_length=1)]
+#: The name of a file. A relative one is relative to the folder of the config file.
+FileName = Annotated[str, msgspec.Meta(min_length=1, extra={"file": True})]
 #: A URL path, or the beginning of one.
 RootedPath = Annotated[str, msgspec.Meta(pattern="^/")]
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import re
 import time
@@ -29,6 +28,7 @@ from jwt.exceptions import PyJWTError
 
 from fastgate.auth.settings import JwksConfig, JwtIssuerConfig
 from fastgate.auth.strict_json import strict_json
+from fastgate.state.files import stamp_of
 from fastgate.upstream.fetch import Fetched, Fetcher, FetchError, check_url
 
 __all__ = [
@@ -218,7 +218,7 @@ class FileKeys:
     def __init__(self, path: str, read: Callable[[bytes], KeySet]) -> None:
         self._path = path
         self._read = read
-        self._stamp = self._look()
+        self._stamp = stamp_of(path)
         self.keys: KeySet | None = read(Path(path).read_bytes())
         self._task: asyncio.Task[None] | None = None
 
@@ -236,17 +236,10 @@ class FileKeys:
         if self._task is not None:
             self._task.cancel()
 
-    def _look(self) -> tuple[int, int, int] | None:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
-
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(FILE_LOOK_S)
-            stamp = self._look()
+            stamp = stamp_of(self._path)
             if stamp is None or stamp == self._stamp:
                 continue
             self._stamp = stamp

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from fastgate.settings import DAY, HOUR, MINUTE, SECOND, Duration, Settings, Size, Text
+from fastgate.settings import DAY, HOUR, MINUTE, SECOND, Duration, FileName, Settings, Size, Text
 from fastgate.upstream.settings import UpstreamTlsConfig
 
 __all__ = [
@@ -148,9 +148,10 @@ class JwtIssuerConfig(Settings, frozen=True, kw_only=True):
         ),
     ] = None
     public_key: Annotated[
-        Text | None, Meta(description=("File with a public key or certificate (PEM): RSA, EC or Ed25519."))
+        FileName | None,
+        Meta(description=("File with a public key or certificate (PEM): RSA, EC or Ed25519.")),
     ] = None
-    jwks_file: Annotated[Text | None, Meta(description="File with a JSON Web Key Set (RFC 7517).")] = None
+    jwks_file: Annotated[FileName | None, Meta(description="File with a JSON Web Key Set (RFC 7517).")] = None
     jwks_url: Annotated[
         Text | None, Meta(description=("URL of a JSON Web Key Set. Only public keys are taken from it."))
     ] = None
@@ -555,7 +556,7 @@ class SignatureKeyConfig(Settings, frozen=True, kw_only=True):
     public_key: Annotated[
         Text | None, Meta(description="The public key, or a certificate with it (PEM).")
     ] = None
-    public_key_file: Annotated[Text | None, Meta(description="File with the public key (PEM).")] = None
+    public_key_file: Annotated[FileName | None, Meta(description="File with the public key (PEM).")] = None
 
 
 class SignaturesConfig(Settings, frozen=True, kw_only=True):

@@ -488,9 +488,14 @@ class RedisStoreConfig(Settings, frozen=True, kw_only=True):
             ),
         ),
     ] = ""
-    ca_file: Annotated[str, Meta(description="Certificates that may sign that of a `rediss://` server.")] = ""
-    certificate_file: Annotated[str, Meta(description="The certificate to show to it.")] = ""
-    key_file: Annotated[str, Meta(description="The key of that certificate.")] = ""
+    ca_file: Annotated[
+        str,
+        Meta(extra={"file": True}, description="Certificates that may sign that of a `rediss://` server."),
+    ] = ""
+    certificate_file: Annotated[
+        str, Meta(extra={"file": True}, description="The certificate to show to it.")
+    ] = ""
+    key_file: Annotated[str, Meta(extra={"file": True}, description="The key of that certificate.")] = ""
 
 
 class CacheStoreConfig(Settings, frozen=True, kw_only=True):

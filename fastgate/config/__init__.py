@@ -1,5 +1,6 @@
 """The config: a file in, a checked `Config` or every error at once out."""
 
+from fastgate.config.files import Changes
 from fastgate.config.load import InvalidConfig, check, decode, encode, load, load_admin
 from fastgate.config.root import (
     AccessLogConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "Address",
     "AdminConfig",
     "CertificateConfig",
+    "Changes",
     "Config",
     "ConfigError",
     "InvalidConfig",

@@ -23,6 +23,7 @@ from msgspec import inspect
 from fastgate.config.check import RouteCheck, check_root, check_upstream
 from fastgate.config.check_access import check_access, check_credentials, with_credentials
 from fastgate.config.check_auth import check_auth
+from fastgate.config.files import named_files
 from fastgate.config.root import AdminConfig, Config, PluginUse, RouteConfig
 from fastgate.config.shape import INVALID, Report, Shapes, found_text
 from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Path, Substituted, parse, path_text
@@ -30,7 +31,7 @@ from fastgate.plugin import PluginClassError, Registry
 from fastgate.settings import ConfigError
 from fastgate.upstream.settings import TargetConfig, UpstreamConfig
 
-__all__ = ["InvalidConfig", "check", "decode", "encode", "load", "load_admin"]
+__all__ = ["CheckedConfig", "InvalidConfig", "check", "decode", "encode", "load", "load_admin"]
 
 ENVIRONMENT_PREFIX: Final = "FASTGATE__"
 
@@ -136,14 +137,24 @@ def check(
         )
 
 
+class CheckedConfig(Config, frozen=True, kw_only=True):
+    """A config as it travels between processes: with what the files that it names held when it was read."""
+
+    files: dict[str, str] = msgspec.field(default_factory=dict)
+    """Digest by file name. Equal configs with different digests are different configs."""
+
+
 def encode(config: Config) -> bytes:
-    """The config as msgpack, for another process of this same version. Defaults are left out."""
-    return msgspec.msgpack.encode(config)
+    """The config as msgpack, for another process of this same version, with the digests of the files it
+    names. Defaults are left out.
+    """
+    fields = {name: getattr(config, name) for name in Config.__struct_fields__}
+    return msgspec.msgpack.encode(CheckedConfig(**fields, files=named_files(config)))
 
 
-def decode(blob: bytes | bytearray | memoryview) -> Config:
+def decode(blob: bytes | bytearray | memoryview) -> CheckedConfig:
     """What `encode` made. The routes stay encoded: `config.each_route()` decodes them one by one."""
-    return msgspec.msgpack.decode(blob, type=Config)
+    return msgspec.msgpack.decode(blob, type=CheckedConfig)
 
 
 def registered(name: str) -> type | None:

@@ -27,7 +27,7 @@ from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConf
 from fastgate.features.security_headers import SecurityHeadersConfig
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.features.validation import ValidationConfig
-from fastgate.settings import HOUR, SECOND, Duration, Settings, Size, Text
+from fastgate.settings import HOUR, SECOND, Duration, FileName, Settings, Size, Text
 from fastgate.upstream.settings import CredentialConfig, TimeoutOverrides, UpstreamConfig
 
 __all__ = [
@@ -78,10 +78,8 @@ class PluginUse(Settings, frozen=True, kw_only=True):
 class CertificateConfig(Settings, frozen=True, kw_only=True):
     """A certificate and its key. Changed files are taken up without a restart."""
 
-    certificate: Annotated[
-        str, Meta(min_length=1, description="File with the certificate chain, leaf first (PEM).")
-    ]
-    key: Annotated[str, Meta(min_length=1, description="File with the private key (PEM, not encrypted).")]
+    certificate: Annotated[FileName, Meta(description="File with the certificate chain, leaf first (PEM).")]
+    key: Annotated[FileName, Meta(description="File with the private key (PEM, not encrypted).")]
 
 
 class TlsConfig(Settings, frozen=True, kw_only=True):
@@ -103,7 +101,7 @@ class TlsConfig(Settings, frozen=True, kw_only=True):
         Meta(description="Oldest TLS version accepted. Older ones are broken (RFC 8996)."),
     ] = "1.2"
     client_ca: Annotated[
-        Text | None,
+        FileName | None,
         Meta(description="File with the CA certificates (PEM) that client certificates must be signed by."),
     ] = None
     client_certificate: Annotated[

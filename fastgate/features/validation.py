@@ -21,7 +21,7 @@ from fastgate._core.context import CONTINUE, SUSPEND, RequestContext
 from fastgate._core.json_scan import duplicate_key, too_deep
 from fastgate._core.pipeline import Plugin
 from fastgate.errors import REASONS, Reason
-from fastgate.settings import Settings, Size, Text
+from fastgate.settings import FileName, Settings, Size, Text
 
 __all__ = ["JsonConfig", "Validation", "ValidationConfig", "build", "compile_schema", "json_fault"]
 
@@ -80,7 +80,7 @@ class ValidationConfig(Settings, frozen=True, kw_only=True):
         dict[str, Any] | None, Meta(description="JSON Schema that the body must match; else 422.")
     ] = None
     schema_file: Annotated[
-        Text | None, Meta(description="File with the schema (JSON), in place of `schema`.")
+        FileName | None, Meta(description="File with the schema (JSON), in place of `schema`.")
     ] = None
     formats: Annotated[
         bool, Meta(description="Whether `format` in a schema is checked (`email`, `date-time`, `uuid`…).")

@@ -42,6 +42,7 @@ from fastgate.state.channel import (
     Retire,
     bounded,
 )
+from fastgate.state.files import Stamp, stamp_of
 from fastgate.state.host import DRAINING, SERVING, STARTING_UP, STOPPING, HostTable
 from fastgate.state.journal import Journal
 
@@ -175,10 +176,10 @@ class Supervisor:
             self._watched[1:] = sources
             self._seen = self._look()
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
-        return [_fingerprint(path) for path in self._watched]
+    def _look(self) -> list[Stamp | None]:
+        return [stamp_of(path) for path in self._watched]
 
-    def _settle(self, before: list[tuple[int, int, int] | None]) -> None:
+    def _settle(self, before: list[Stamp | None]) -> None:
         def check() -> None:
             now = self._look()
             if now != before:
@@ -473,11 +474,3 @@ class Supervisor:
             worker.kill()
         self.controller.kill()
         self._stop_further()
-
-
-def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size

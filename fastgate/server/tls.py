@@ -15,11 +15,11 @@ contexts are therefore built by one function.
 
 from __future__ import annotations
 
-import os
 import ssl
 
 from fastgate.certificates import CertificateError, certificate_names, load_authorities, load_pair
 from fastgate.config import TlsConfig
+from fastgate.state.files import Stamp, stamp_of
 
 __all__ = ["TlsContexts"]
 
@@ -34,8 +34,6 @@ CLIENT_CERTIFICATES = {
     "required": ssl.CERT_REQUIRED,
 }
 
-Signature = tuple[tuple[int, int, int] | None, ...]
-
 
 class TlsContexts:
     """The certificates of one listener. One per worker; handshakes and `reload` run on the worker's loop."""
@@ -46,15 +44,15 @@ class TlsContexts:
         self._files = [path for pair in config.certificates for path in (pair.certificate, pair.key)]
         if config.client_ca is not None:
             self._files.append(config.client_ca)
-        self._signature = self._stat()
+        self._seen = self._stamps()
         self._table = _Table(config)
         self.context = _context(config, 0)
         # The type of the callback in typeshed wants SSLSocket; on an event loop it is an SSLObject.
         self.context.sni_callback = self._choose
 
     def changed(self) -> bool:
-        """True if a file is not the one last loaded or last found wrong, going by inode, size and time."""
-        return self._stat() != self._signature
+        """True if a file is not the one last loaded or last found wrong, going by inode, size and times."""
+        return self._stamps() != self._seen
 
     def reload(self) -> None:
         """Reads every file again; new handshakes get the result, open connections keep what they have.
@@ -62,7 +60,7 @@ class TlsContexts:
         CertificateError when one cannot be used: everything stays as it was, and `changed` is False until a
         file changes once more, so that a half-replaced pair is reported once and taken up when it is whole.
         """
-        self._signature = self._stat()  # before reading: a change meanwhile is seen next time
+        self._seen = self._stamps()  # before reading: a change meanwhile is seen next time
         self._table = _Table(self._config)
 
     def names(self) -> tuple[str, ...]:
@@ -72,16 +70,8 @@ class TlsContexts:
     def _choose(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
         connection.context = self._table.find(name)
 
-    def _stat(self) -> Signature:
-        signature: list[tuple[int, int, int] | None] = []
-        for path in self._files:
-            try:
-                found = os.stat(path)
-            except OSError:
-                signature.append(None)
-            else:
-                signature.append((found.st_ino, found.st_size, found.st_mtime_ns))
-        return tuple(signature)
+    def _stamps(self) -> list[Stamp | None]:
+        return [stamp_of(path) for path in self._files]
 
 
 class _Table:

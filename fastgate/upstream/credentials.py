@@ -26,6 +26,7 @@ from urllib.parse import quote_plus, urlencode
 
 import msgspec
 
+from fastgate.state.files import stamp_of
 from fastgate.state.records import secret_digest
 from fastgate.upstream.credential import Credential
 from fastgate.upstream.fetch import Fetcher, FetchError, check_url
@@ -180,9 +181,8 @@ class Keeper:
                 raise SourceError("the variable is not set")
             return self._changed(value.strip(), value)
         if source.file:
-            found = os.stat(source.file)
-            mark = (found.st_mtime_ns, found.st_size, found.st_ino)
-            if mark == self._seen:
+            mark = stamp_of(source.file)
+            if mark is not None and mark == self._seen:
                 return None
             with open(source.file, "rb") as file:
                 data = file.read(LONGEST_BYTES + 1)

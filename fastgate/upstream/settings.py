@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from msgspec import Meta, field
 
-from fastgate.settings import MINUTE, SECOND, Duration, Settings, Text
+from fastgate.settings import MINUTE, SECOND, Duration, FileName, Settings, Text
 
 __all__ = [
     "CredentialConfig",
@@ -84,7 +84,7 @@ class TargetConfig(Settings, frozen=True, kw_only=True):
             description=(
                 "`http://host:port`, `https://host:port` or `unix:/path/to/socket`. Ports default to 80 "
                 "and 443. No path: use the route's `rewrite`, so that one target can serve several routes."
-            )
+            ),
         ),
     ]
     weight: Annotated[
@@ -182,7 +182,7 @@ class UpstreamTlsConfig(Settings, frozen=True, kw_only=True):
         ),
     ] = True
     server_name: Annotated[
-        Text | None,
+        FileName | None,
         Meta(
             description=(
                 "Name sent as SNI and checked in the certificate. Default: the host of the target's URL."
@@ -190,14 +190,14 @@ class UpstreamTlsConfig(Settings, frozen=True, kw_only=True):
         ),
     ] = None
     ca: Annotated[
-        Text | None,
+        FileName | None,
         Meta(description="File with the CA certificates to trust (PEM). Default: the system's."),
     ] = None
     certificate: Annotated[
-        Text | None, Meta(description="File with our client certificate chain (PEM), for mutual TLS.")
+        FileName | None, Meta(description="File with our client certificate chain (PEM), for mutual TLS.")
     ] = None
     key: Annotated[
-        Text | None, Meta(description="File with the key of `certificate` (PEM). Needed with it.")
+        FileName | None, Meta(description="File with the key of `certificate` (PEM). Needed with it.")
     ] = None
 
 
@@ -294,7 +294,7 @@ class SecretSource(Settings, frozen=True, kw_only=True):
         Meta(description="An environment variable of the gateway. It changes with a restart only."),
     ] = None
     file: Annotated[
-        Text | None,
+        FileName | None,
         Meta(description="A file with nothing else in it; looked at every second, read when it changed."),
     ] = None
     command: Annotated[
