@@ -64,6 +64,10 @@ Anchors and merge keys (`<<`) work. Inside `{ }` and `[ ]`, quote values that co
 
 **Lists of one** may be written without the list where a key takes "… or a list". Where a mapping has one main
 key, its value may stand alone: `listen: 127.0.0.1:8080` is short for `listen: {address: 127.0.0.1:8080}`.
+More short forms: `listen: 8080` (every interface), `admin: 9901` (loopback), `store: file.db`, `cache: 60s`,
+`cors: true`, `security_headers: true`, `access_log: false`, `respond: 204`.
+
+**File names** that are relative are relative to the folder of the config file.
 
 **Templates**: in `rewrite.path`, `redirect.to` and header values, `{name}` is a parameter of the route's
 path, or one of `{client_ip}`, `{host}`, `{method}`, `{path}`, `{query}`, `{request_id}`, `{route}`,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -74,9 +74,13 @@ class CacheKeyConfig(Settings, frozen=True, kw_only=True):
 
 
 class CacheConfig(Settings, frozen=True, kw_only=True):
-    """Answers of this route are cached as HTTP says (RFC 9111), with these settings."""
+    """Answers of this route are cached as HTTP says (RFC 9111), with these settings. A bare duration is short
+    for `{ttl: …}`; `true` takes the defaults, `false` is `{enabled: false}`.
+    """
 
     example: ClassVar[str] = "{ttl: 60s}"
+    shorthand: ClassVar[str] = "ttl"
+    short: ClassVar[dict[type, Any]] = {bool: lambda on: {} if on else {"enabled": False}}
 
     enabled: Annotated[bool, Meta(description="`false` switches the cache of this route off.")] = True
     enforce: Annotated[

@@ -129,12 +129,12 @@ def check(
     """The config in this text (`yaml`, `toml` or `json`), or None and every error in it.
 
     `environ` is the process's own when not given. `plugins` finds the Struct of a plugin; by default the
-    plugin registry does.
+    plugin registry does. Names of files are relative to the folder of `name`.
     """
     with _collector_paused():
-        return _Reading(os.environ if environ is None else environ, plugins or registered).run(
-            text, form, name, overrides or {}
-        )
+        environ = os.environ if environ is None else environ
+        reading = _Reading(environ, plugins or registered, os.path.dirname(name))
+        return reading.run(text, form, name, overrides or {})
 
 
 class CheckedConfig(Config, frozen=True, kw_only=True):
@@ -179,13 +179,13 @@ def _collector_paused() -> Iterator[None]:
 class _Reading:
     """One pass over one config."""
 
-    def __init__(self, environ: Mapping[str, str], plugins: PluginShapes) -> None:
+    def __init__(self, environ: Mapping[str, str], plugins: PluginShapes, folder: str) -> None:
         self._environ = environ
         self._plugins = plugins
-        self._shapes = Shapes({PluginUse: self._read_plugin})
+        self._shapes = Shapes({PluginUse: self._read_plugin}, folder)
         unread = msgspec.Raw(b"\xc0")
         self._root_shapes = Shapes(
-            {PluginUse: self._read_plugin, RouteConfig: lambda value, path, report: unread}
+            {PluginUse: self._read_plugin, RouteConfig: lambda value, path, report: unread}, folder
         )
         self._plugin_shapes: dict[str, Any] = {}
         self._document: Document | None = None
@@ -320,9 +320,9 @@ class _Reading:
             return None
         found = tree["routes"]
         if type(found) is not list or not found:
-            self._report(
-                ("routes",), "an empty list" if found == [] else found_text(found), "a list of routes", ""
-            )
+            hint = "write - path: /* for each route" if isinstance(found, dict) else ""
+            shown = "an empty list" if found == [] else found_text(found)
+            self._report(("routes",), shown, "a list of routes", hint)
             return None
         reader = self._shapes.struct(RouteConfig)
         admin = tree.get("admin")

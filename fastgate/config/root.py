@@ -154,9 +154,12 @@ def parse_address(text: str) -> Address:
 
 
 class ListenerConfig(Settings, frozen=True, kw_only=True):
-    """Where clients connect. A bare string is short for `{address: …}`."""
+    """Where clients connect. A bare string is short for `{address: …}`, a bare number is a port on every
+    interface: `8080` is `{address: ":8080"}`.
+    """
 
     shorthand: ClassVar[str] = "address"
+    short: ClassVar[dict[type, Any]] = {int: lambda port: {"address": f":{port}"}}
 
     address: Annotated[
         str,
@@ -292,9 +295,15 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
 
 
 class AdminConfig(Settings, frozen=True, kw_only=True):
-    """The controller's listener: health, metrics, status, reload."""
+    """The controller's listener: health, metrics, status, reload. A bare string is short for `{listen: …}`, a
+    bare number is a port on the loopback address, `false` is `off`.
+    """
 
     shorthand: ClassVar[str] = "listen"
+    short: ClassVar[dict[type, Any]] = {
+        int: lambda port: {"listen": f"127.0.0.1:{port}"},
+        bool: lambda on: {} if on else {"listen": "off"},
+    }
 
     listen: Annotated[
         str,
@@ -364,10 +373,14 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
 
 
 class StoreConfig(Settings, frozen=True, kw_only=True):
-    """Where API keys, consumers and what else is made at run time are kept."""
+    """Where API keys, consumers and what else is made at run time are kept. A bare string is short for
+    `{path: …}`.
+    """
+
+    shorthand: ClassVar[str] = "path"
 
     path: Annotated[
-        Text | None,
+        FileName | None,
         Meta(
             description=(
                 "A SQLite file, made when something is stored first. `.lock` and, for secrets, `.key` lie "
@@ -390,14 +403,16 @@ class StoreConfig(Settings, frozen=True, kw_only=True):
 
 
 class AccessLogConfig(Settings, frozen=True, kw_only=True):
-    """One line per request. A bare string is short for `{output: …}`."""
+    """One line per request. A bare string is short for `{output: …}`; `true` is `stdout`, `false` `off`."""
 
     shorthand: ClassVar[str] = "output"
+    short: ClassVar[dict[type, Any]] = {bool: lambda on: {"output": "stdout" if on else "off"}}
 
     output: Annotated[
         str,
         Meta(
             min_length=1,
+            extra={"file": ("stdout", "off")},
             description=(
                 "`stdout`, `off`, or a file's path. A file is opened anew on SIGUSR1, so that logrotate "
                 "can move it away."
@@ -421,7 +436,6 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     elsewhere: ClassVar[dict[str, str]] = {
         "tier": "a consumer has a tier; limits: {tier: false} leaves it out",
         "consumers": "write scopes, roles or policies; consumers stand at the root",
-        "proxy_pass": "write upstream",
         **{name: f"write auth: [{name}]" for name in AuthConfig.__struct_fields__},
     }
 
@@ -488,7 +502,10 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     ] = msgspec.field(default_factory=dict)
     upstream: Annotated[
         Text | None,
-        Meta(description="Name of an entry of `upstreams`, or a URL, which makes one with default settings."),
+        Meta(
+            extra={"number": "http://127.0.0.1:{}"},
+            description="Name of an entry of `upstreams`, or a URL, which makes one with default settings.",
+        ),
     ] = None
     rewrite: Annotated[RewriteConfig | None, Meta(description="Changes the path that goes upstream.")] = None
     redirect: Annotated[RedirectConfig | None, Meta(description="Answers with a redirect.")] = None

@@ -8,17 +8,24 @@ single value may be `${NAME}`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import inspect
 
 from fastgate.config.root import Config, PluginUse
-from fastgate.settings import DURATION_PATTERN, SIZE_PATTERN, duration_text, size_text
+from fastgate.settings import DURATION_PATTERN, duration_text, size_text
 
 __all__ = ["Key", "json_schema", "keys", "sections"]
 
+_KINDS: Final[dict[type, str]] = {int: "integer", bool: "boolean", str: "string"}
+#: As the reader takes them: spaces around, sizes in any case.
+_UNIT_PATTERNS: Final = {
+    "duration": rf"^\s*(0|{DURATION_PATTERN.strip('^$')})\s*$",
+    "size": r"^\s*(0|[0-9]+(\.[0-9]+)? ?([bB]|[kKmMgGtT][iI]?[bB]))\s*$",
+}
 _VARIABLE: Final = {"type": "string", "pattern": r"\$\{[A-Za-z_]", "description": "from the environment"}
 
 
@@ -254,10 +261,11 @@ def _schema(
 ) -> dict[str, Any]:
     extra = {**_facts(info)[0], **(extra or {})}
     members = _members(info)
-    if len(members) > 1:
-        return {"anyOf": [_schema(member, definitions) for member in members]}
-    if members[0] is not info:
-        return _schema(members[0], definitions, extra)
+    if len(members) > 1 or members[0] is not info:
+        # What a union says of its values (a unit, words) holds for its only member, not for one of several.
+        below = extra if len(members) == 1 else None
+        shapes = [_schema(member, definitions, below) for member in members]
+        return {"anyOf": shapes + ([{"type": "null"}] if _optional(info) else [])}
     bare = _bare(info)
     if isinstance(bare, inspect.StructType) or (isinstance(bare, inspect.RawType) and "shape" in extra):
         return _reference(bare.cls if isinstance(bare, inspect.StructType) else extra["shape"], definitions)
@@ -266,7 +274,8 @@ def _schema(
         array: dict[str, Any] = {"type": "array", "items": item}
         if bare.min_length:
             array["minItems"] = bare.min_length
-        return {"anyOf": [item, array]} if extra.get("one_or_many") else array
+        variable = {"$ref": "#/$defs/Variable"}  # a list as JSON
+        return {"anyOf": [item, array] if extra.get("one_or_many") else [array, variable]}
     if isinstance(bare, inspect.DictType):
         return {"type": "object", "additionalProperties": _schema(bare.value_type, definitions)}
     if isinstance(bare, inspect.StrType):
@@ -275,7 +284,7 @@ def _schema(
             text["pattern"] = bare.pattern
         if bare.min_length:
             text["minLength"] = bare.min_length
-        return text
+        return {"anyOf": [text, {"$ref": "#/$defs/Variable"}]} if len(text) > 1 else text
     if isinstance(bare, inspect.AnyType):
         return {}
     return {"anyOf": [*_scalar(bare, extra), {"$ref": "#/$defs/Variable"}]}
@@ -283,13 +292,13 @@ def _schema(
 
 def _scalar(bare: inspect.Type, extra: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if isinstance(bare, inspect.LiteralType):
-        yield {"enum": list(bare.values)}
+        yield {"enum": [*bare.values, *_numbers_of(bare.values)]}
     elif isinstance(bare, inspect.BoolType):
         yield {"type": "boolean"}
     elif "choices" in extra:
         yield {"enum": list(extra["choices"])}
     elif "unit" in extra:
-        yield {"type": "string", "pattern": DURATION_PATTERN if extra["unit"] == "duration" else SIZE_PATTERN}
+        yield {"type": "string", "pattern": _UNIT_PATTERNS[extra["unit"]]}
         yield {"const": 0}
     elif isinstance(bare, inspect.IntType | inspect.FloatType):
         number: dict[str, Any] = {"type": "integer" if isinstance(bare, inspect.IntType) else "number"}
@@ -308,6 +317,23 @@ def _reference(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
     if name not in definitions and cls is not PluginUse:
         definitions[name] = {}  # taken, before the fields are visited: a Struct may contain itself
         definitions[name] = _object(cls, definitions)
-    reference = {"$ref": f"#/$defs/{name}"}
+    options: list[dict[str, Any]] = [{"$ref": f"#/$defs/{name}"}]
     shorthand = getattr(cls, "shorthand", None)
-    return reference if shorthand is None else {"anyOf": [{"type": "string"}, reference]}
+    for field in msgspec.structs.fields(cls):
+        if field.encode_name == shorthand:
+            options.insert(0, _schema(inspect.type_info(field.type), definitions))
+    for kind in getattr(cls, "short", {}):
+        options += [{"type": _KINDS[kind]}] + ([{"$ref": "#/$defs/Variable"}] if kind is not str else [])
+    return options[0] if len(options) == 1 else {"anyOf": options}
+
+
+def _optional(info: inspect.Type) -> bool:
+    bare = _bare(info)
+    return isinstance(bare, inspect.UnionType) and any(isinstance(t, inspect.NoneType) for t in bare.types)
+
+
+def _numbers_of(words: Iterable[Any]) -> Iterator[float]:
+    """The numbers that YAML makes of words without quotes: `min_version: 1.2`."""
+    for word in words:
+        if isinstance(word, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", word):
+            yield float(word) if "." in word else int(word)

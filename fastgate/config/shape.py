@@ -6,6 +6,7 @@ only for types without a reader here (dates, UUIDs), one field at a time. What a
 form, beyond its types:
 
 * `shorthand: ClassVar[str]`            a bare value stands for the mapping with this one key
+* `short: ClassVar[dict[type, …]]`      a bare value of this type stands for what the function makes of it
 * `example: ClassVar[str]`              what the mapping may look like, told to who wrote something else
 * `elsewhere: ClassVar[dict[str, str]]` what to write in place of keys that one may look for here
 * `Meta(extra={"unit": "duration"})`    `30s` in the file, ns in the Struct; `"size"`: `10MB`, bytes
@@ -13,70 +14,26 @@ form, beyond its types:
 * `Meta(extra={"words": {"auto": 0}})`  words that stand for a number
 * `Meta(extra={"choices": (301, 302)})` the only numbers allowed
 * `Meta(extra={"shape": SomeStruct})`   on a Raw: what is in it, read as this Struct
+* `Meta(extra={"file": True})`          a file name, relative to the config; a tuple: words that are none
+* `Meta(extra={"number": "a:{}"})`      on text: what one who wrote a bare number meant
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 from msgspec import inspect
 
+from fastgate.config import scalars
+from fastgate.config.foreign import foreign_hint
+from fastgate.config.scalars import INVALID, Reader, Report, found_text, nearest
 from fastgate.config.source import Path, Substituted
-from fastgate.settings import (
-    MAX_DURATION_NS,
-    MAX_SIZE_BYTES,
-    duration_text,
-    parse_duration,
-    parse_size,
-    size_text,
-)
 
 __all__ = ["INVALID", "Reader", "Report", "Shapes", "found_text", "nearest"]
-
-#: What a reader returns after it has reported why.
-INVALID: Final[Any] = object()
-
-#: report(path, found, expected, hint)
-Report = Callable[[Path, str, str, str], None]
-Reader = Callable[[Any, Path, Report], Any]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean x?` for the closest known name, else the list of them when it is short, else ""."""
-    names = sorted(known)
-    folded = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), folded, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {folded[close[0]]}?"
-    inside = [candidate for candidate in names if len(candidate) > 3 and candidate.lower() in name.lower()]
-    if inside:
-        return f"did you mean {max(inside, key=len)}?"
-    return f"known: {', '.join(names)}" if names and len(names) <= 24 else ""
-
-
-def found_text(value: Any) -> str:
-    """A value as messages show it: short, in quotes when it is text, and never the content of an environment
-    variable.
-    """
-    if isinstance(value, Substituted):
-        return json.dumps(value.template, ensure_ascii=False)
-    if isinstance(value, str):
-        shown = value if len(value) <= 80 else value[:77] + "..."
-        return json.dumps(shown, ensure_ascii=False)
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return f"the number {value}"
-    if isinstance(value, dict):
-        return "a mapping"
-    return "a list" if isinstance(value, list | tuple) else str(value)
 
 
 class _NoReader(Exception):
@@ -84,10 +41,13 @@ class _NoReader(Exception):
 
 
 class Shapes:
-    """Readers by Struct class. `special` overrides the reader of a class."""
+    """Readers by Struct class. `special` overrides the reader of a class; names of files are relative to
+    `folder`.
+    """
 
-    def __init__(self, special: dict[type, Reader] | None = None) -> None:
+    def __init__(self, special: dict[type, Reader] | None = None, folder: str = "") -> None:
         self._structs: dict[type, Reader] = dict(special or {})
+        self._folder = folder
 
     def struct(self, cls: type) -> Reader:
         """The reader of this Struct class."""
@@ -116,16 +76,19 @@ class Shapes:
         shorthand = getattr(cls, "shorthand", None)
         mapping = f"a mapping such as {cls.example}" if hasattr(cls, "example") else "a mapping"
         elsewhere: dict[str, str] = getattr(cls, "elsewhere", {})
+        short: Mapping[type, Callable[[Any], dict[str, Any]]] = getattr(cls, "short", {})
         strict = bool(cls.__struct_config__.forbid_unknown_fields)  # type: ignore[attr-defined]
 
         def read(value: Any, path: Path, report: Report) -> Any:
+            if type(value) is not dict:
+                value = _from_short(value, short)
             if type(value) is not dict:
                 if shorthand is None or value is None or (type(value) is list and not takes_list):
                     wanted = mapping if shorthand is None else f"a mapping, or its `{shorthand}` alone"
                     report(path, found_text(value), wanted, "")
                     return INVALID
                 name, reader = fields[shorthand]
-                inner = reader(value, path, report)
+                inner = reader(value, path, _without_quotes(report, f"a mapping, or its `{shorthand}` alone"))
                 missing = [key for key, _ in required if key != shorthand]
                 if missing:
                     report(path, found_text(value), f"a mapping with {' and '.join(missing)}", "")
@@ -137,7 +100,11 @@ class Shapes:
                 entry = fields.get(key)
                 if entry is None:
                     if strict and key != tag_field:
-                        hint = elsewhere.get(key) or nearest(str(key), fields)
+                        hint = (
+                            elsewhere.get(key)
+                            or foreign_hint(cls.__name__, str(key), fields)
+                            or nearest(str(key), fields)
+                        )
                         report((*path, key), "unknown key", "", hint)
                         good = False
                     continue
@@ -171,19 +138,19 @@ class Shapes:
         if isinstance(info, inspect.DictType):
             return self._mapping(info)
         if isinstance(info, inspect.IntType):
-            return _unit(info, extra["unit"]) if "unit" in extra else _number(info, extra)
+            return scalars.unit(info, extra["unit"]) if "unit" in extra else scalars.number(info, extra)
         if isinstance(info, inspect.FloatType):
-            return _number(info, extra)
+            return scalars.number(info, extra)
         if isinstance(info, inspect.StrType):
-            return _text(info)
+            return scalars.text(info, extra, self._folder)
         if isinstance(info, inspect.BoolType):
-            return _boolean
+            return scalars.boolean
         if isinstance(info, inspect.LiteralType):
-            return _literal(info.values)
+            return scalars.literal(info.values)
         if isinstance(info, inspect.NoneType):
-            return _nothing
+            return scalars.nothing
         if isinstance(info, inspect.AnyType):
-            return _anything
+            return scalars.anything
         raise _NoReader
 
     def _union(self, info: inspect.UnionType, extra: dict[str, Any]) -> Reader:
@@ -255,7 +222,7 @@ class Shapes:
                     result = item(value, path, report)
                     return INVALID if result is INVALID else build([result])
                 else:
-                    report(path, found_text(value), "a list", "")
+                    report(path, found_text(value), "a list", _as_list(value))
                     return INVALID
             results = []
             good = True
@@ -282,7 +249,7 @@ class Shapes:
 
         def read(value: Any, path: Path, report: Report) -> Any:
             if type(value) is not dict:
-                report(path, found_text(value), "a mapping", "")
+                report(path, found_text(value), "a mapping", _as_mapping(value))
                 return INVALID
             results = {}
             good = True
@@ -301,6 +268,47 @@ class Shapes:
             return results if good else INVALID
 
         return read
+
+
+def _from_short(value: Any, short: Mapping[type, Callable[[Any], dict[str, Any]]]) -> Any:
+    """The mapping that a bare value stands for; the value itself when it stands for none. A number or switch
+    may come from the environment, where everything is text.
+    """
+    kind: type = type(value)
+    if isinstance(value, str):
+        kind = str
+        if bool in short and value in ("true", "false") and isinstance(value, Substituted):
+            return short[bool](value == "true")
+        if int in short and isinstance(value, Substituted) and value.isdecimal() and len(value) < 10:
+            return short[int](int(value))
+    return short[kind](value) if kind in short else value
+
+
+def _without_quotes(report: Report, wanted: str) -> Report:
+    """For a value that stands for a whole mapping: quotes round a number would not make it the right one."""
+
+    def told(path: Path, found: str, expected: str, hint: str) -> None:
+        if expected == "text":
+            expected = wanted
+        if hint.startswith("put it in quotes"):
+            hint = ""
+        report(path, found, expected, hint)
+
+    return told
+
+
+def _as_list(value: Any) -> str:
+    """How a mapping of named entries is written as a list."""
+    if type(value) is dict and value and all(isinstance(item, dict) for item in value.values()):
+        return f"write a list: [{{name: {next(iter(value))}, …}}]"
+    return ""
+
+
+def _as_mapping(value: Any) -> str:
+    """How a list of entries with names is written as a mapping."""
+    if type(value) is list and value and isinstance(value[0], dict) and isinstance(value[0].get("name"), str):
+        return f"the names are the keys: {value[0]['name']}: {{…}}"
+    return ""
 
 
 def _construct(cls: type, arguments: dict[str, Any], path: Path, report: Report) -> Any:
@@ -399,188 +407,3 @@ def _accepts(info: inspect.Type) -> Callable[[Any], bool]:
     if kind in ((int,), (int, float)):
         return lambda value: isinstance(value, kind) and not isinstance(value, bool)
     return lambda value: isinstance(value, kind)
-
-
-def _text(info: inspect.StrType) -> Reader:
-    least, most = info.min_length or 0, info.max_length
-    pattern = re.compile(info.pattern) if info.pattern else None
-    rooted = info.pattern == "^/"
-
-    def read(value: Any, path: Path, report: Report) -> Any:
-        if not isinstance(value, str):
-            hint = ""
-            if type(value) in (int, float, bool):
-                hint = f'put it in quotes: "{found_text(value).removeprefix("the number ")}"'
-            report(path, found_text(value), "text", hint)
-            return INVALID
-        if len(value) < least:
-            wanted = "text that is not empty" if least == 1 else f"at least {least} characters"
-            report(path, f"{len(value)} characters" if value else '""', wanted, "")
-            return INVALID
-        if most is not None and len(value) > most:
-            report(path, f"{len(value)} characters", f"at most {most}", "")
-            return INVALID
-        if pattern is not None and not pattern.search(value):
-            report(
-                path,
-                found_text(value),
-                "a path that begins with /" if rooted else f"text like {pattern.pattern}",
-                "",
-            )
-            return INVALID
-        return value if type(value) is str else str(value)
-
-    return read
-
-
-def _number(info: inspect.IntType | inspect.FloatType, extra: dict[str, Any]) -> Reader:
-    whole = isinstance(info, inspect.IntType)
-    words: dict[str, int] = extra.get("words", {})
-    choices: tuple[int, ...] = extra.get("choices", ())
-    least, most, above, below = info.ge, info.le, info.gt, info.lt
-    bounds = _bounds(least, most, above, below, str)
-    wanted = f"{'a whole number' if whole else 'a number'}{bounds}"
-    if words:
-        wanted = f"{wanted} or {' or '.join(words)}"
-    if choices:
-        wanted = f"one of {', '.join(map(str, choices))}"
-
-    def read(value: Any, path: Path, report: Report) -> Any:
-        number = value
-        if isinstance(value, str):
-            if value in words:
-                return words[value]
-            if isinstance(value, Substituted):
-                try:
-                    number = int(value) if whole else float(value)
-                except ValueError:
-                    number = None
-        kind = type(number)
-        if kind is float and whole and number.is_integer():
-            number = int(number)
-        elif kind is not int and (whole or kind is not float):
-            hint = nearest(value, words) if words and type(value) is str else ""
-            if type(value) is str and value.isdigit():
-                hint = "write it without quotes"
-            hint = hint if hint.startswith(("did", "write")) else ""
-            report(path, found_text(value), wanted, hint)
-            return INVALID
-        if (
-            (least is not None and number < least)
-            or (most is not None and number > most)
-            or (above is not None and number <= above)
-            or (below is not None and number >= below)
-            or (choices and number not in choices)
-            or number != number
-        ):
-            report(path, found_text(value).removeprefix("the number "), wanted, "")
-            return INVALID
-        return number if whole else float(number)
-
-    return read
-
-
-def _bounds(
-    least: float | None,
-    most: float | None,
-    above: float | None,
-    below: float | None,
-    show: Callable[[Any], str],
-) -> str:
-    if least is not None and most is not None:
-        return f" from {show(least)} to {show(most)}"
-    parts = []
-    if least is not None:
-        parts.append(f"at least {show(least)}")
-    if above is not None:
-        parts.append(f"above {show(above)}")
-    if most is not None:
-        parts.append(f"at most {show(most)}")
-    if below is not None:
-        parts.append(f"below {show(below)}")
-    return f" {' and '.join(parts)}" if parts else ""
-
-
-def _unit(info: inspect.IntType, unit: str) -> Reader:
-    parse, show, kind, highest, example = {
-        "duration": (parse_duration, duration_text, "a duration", MAX_DURATION_NS, "30s, 100ms, 5m or 1h30m"),
-        "size": (parse_size, size_text, "a size", MAX_SIZE_BYTES, "512B, 64KB, 10MB or 1GiB"),
-    }[unit]
-    least = 0 if info.ge is None else int(info.ge)
-    most = highest if info.le is None else int(info.le)
-    suffix = "s" if unit == "duration" else "B"
-    known: dict[str, int] = {}  # the same few texts come back on every route
-
-    def read(value: Any, path: Path, report: Report) -> Any:
-        if type(value) is str and value in known:
-            return known[value]
-        number: int | None = 0 if type(value) is int and value == 0 else None
-        if isinstance(value, str):
-            try:
-                number = parse(value.strip())
-            except ValueError:
-                number = None
-        if number is None:
-            digits = (
-                str(value).strip()
-                if isinstance(value, str | int | float) and not isinstance(value, bool)
-                else ""
-            )
-            hint = f"add the unit: {digits}{suffix}" if re.fullmatch(r"[0-9]+", digits) else ""
-            if unit == "size" and re.fullmatch(r"[0-9]+ ?[kKmMgGtT]", digits):
-                hint = f"write {digits.upper()}B ({digits[-1].upper()}iB counts in 1024)"
-            report(path, found_text(value), f"{kind} such as {example}", hint)
-            return INVALID
-        if number < least or number > most:
-            report(path, found_text(value), f"{kind}{_bounds(least, most, None, None, show)}", "")
-            return INVALID
-        if type(value) is str and len(known) < 1000:
-            known[value] = number
-        return number
-
-    return read
-
-
-def _boolean(value: Any, path: Path, report: Report) -> Any:
-    if isinstance(value, Substituted) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if type(value) is bool:
-        return value
-    said = str(value).lower() if isinstance(value, str) else ""
-    hint = (
-        "write true"
-        if said in ("yes", "on", "true")
-        else "write false"
-        if said in ("no", "off", "false")
-        else ""
-    )
-    report(path, found_text(value), "true or false", hint)
-    return INVALID
-
-
-def _literal(values: Iterable[Any]) -> Reader:
-    words = tuple(values)
-    wanted = f"one of {', '.join(map(str, words))}"
-
-    def read(value: Any, path: Path, report: Report) -> Any:
-        for word in words:
-            if value == word and (type(word) is not bool or type(value) is bool):
-                return word
-            if isinstance(value, int | float | Substituted) and str(value) == word:  # min_version: 1.2
-                return word
-        hint = nearest(value, map(str, words)) if isinstance(value, str) else ""
-        report(path, found_text(value), wanted, hint if hint.startswith("did") else "")
-        return INVALID
-
-    return read
-
-
-def _nothing(value: Any, path: Path, report: Report) -> Any:
-    if value is not None:
-        report(path, found_text(value), "nothing", "")
-        return INVALID
-    return None
-
-
-def _anything(value: Any, path: Path, report: Report) -> Any:
-    return value

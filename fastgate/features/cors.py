@@ -29,10 +29,15 @@ _ORIGIN = re.compile(
 
 
 class CorsConfig(Settings, frozen=True, kw_only=True):
-    """Which other origins' scripts may use a route. A list of origins is short for `{origins: […]}`."""
+    """Which other origins' scripts may use a route. A list of origins is short for `{origins: […]}`,
+    `true` for every origin; `false` switches it off."""
 
     shorthand: ClassVar[str] = "origins"
+    short: ClassVar[dict[type, Any]] = {bool: lambda on: {"origins": "*", "enabled": on}}
 
+    enabled: Annotated[bool, Meta(description="`false` switches the root's `cors` off for this route.")] = (
+        True
+    )
     origins: Annotated[
         tuple[str, ...],
         Meta(
@@ -135,7 +140,7 @@ def read_origin(text: str) -> str | Wildcard | re.Pattern[bytes]:
 def build(settings: CorsConfig | None, env: Any) -> CorsGate | None:
     """The gate of a route; None where the config says nothing of CORS."""
     settings = settings if settings is not None else env.config.cors
-    if settings is None:
+    if settings is None or not settings.enabled:
         return None
     read = [read_origin(origin) for origin in settings.origins if origin != "*"]
     methods = settings.methods or env.route.methods or _METHODS

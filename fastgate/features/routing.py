@@ -89,11 +89,12 @@ class RedirectConfig(Settings, frozen=True, kw_only=True):
 
 
 class RespondConfig(Settings, frozen=True, kw_only=True):
-    """Answers by itself with fixed bytes, built once. A bare string is short for `{body: …}`. At most one of
-    `body` and `json`.
+    """Answers by itself with fixed bytes, built once. A bare string is short for `{body: …}`, a bare number
+    for `{status: …}`. At most one of `body` and `json`.
     """
 
     shorthand: ClassVar[str] = "body"
+    short: ClassVar[dict[type, Any]] = {int: lambda status: {"status": status}}
 
     status: Annotated[int, Meta(ge=200, le=599, description="Status of the answer.")] = 200
     headers: Annotated[

@@ -95,9 +95,11 @@ class HstsConfig(Settings, frozen=True, kw_only=True):
 
 
 class SecurityHeadersConfig(Settings, frozen=True, kw_only=True):
-    """Header fields that make browsers strict. A name of a preset is short for `{preset: …}`."""
+    """Header fields that make browsers strict. A name of a preset is short for `{preset: …}`;
+    `true` is `basic`, `false` is `none`."""
 
     shorthand: ClassVar[str] = "preset"
+    short: ClassVar[dict[type, Any]] = {bool: lambda on: {"preset": "basic" if on else "none"}}
 
     preset: Annotated[
         Literal["none", "basic", "strict", "api"],

@@ -81,6 +81,7 @@ class TargetConfig(Settings, frozen=True, kw_only=True):
     url: Annotated[
         str,
         Meta(
+            extra={"number": "http://127.0.0.1:{}"},
             description=(
                 "`http://host:port`, `https://host:port` or `unix:/path/to/socket`. Ports default to 80 "
                 "and 443. No path: use the route's `rewrite`, so that one target can serve several routes."

@@ -1,0 +1,273 @@
+"""Readers of single values: text, file names, numbers, durations, sizes, words. Each takes a value of the
+file and its path, and returns what the Struct holds, or INVALID after it has reported why.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from msgspec import inspect
+
+from fastgate.config.source import Path, Substituted
+from fastgate.settings import (
+    MAX_DURATION_NS,
+    MAX_SIZE_BYTES,
+    duration_text,
+    parse_duration,
+    parse_size,
+    size_text,
+)
+
+__all__ = [
+    "INVALID",
+    "Reader",
+    "Report",
+    "anything",
+    "boolean",
+    "found_text",
+    "literal",
+    "nearest",
+    "nothing",
+    "number",
+    "text",
+    "unit",
+]
+
+#: What a reader returns after it has reported why.
+INVALID: Final[Any] = object()
+
+#: report(path, found, expected, hint)
+Report = Callable[[Path, str, str, str], None]
+Reader = Callable[[Any, Path, Report], Any]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean x?` for the closest known name, else the list of them when it is short, else ""."""
+    names = sorted(known)
+    folded = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), folded, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {folded[close[0]]}?"
+    inside = [candidate for candidate in names if len(candidate) > 3 and candidate.lower() in name.lower()]
+    if inside:
+        return f"did you mean {max(inside, key=len)}?"
+    return f"known: {', '.join(names)}" if names and len(names) <= 24 else ""
+
+
+def found_text(value: Any) -> str:
+    """A value as messages show it: short, in quotes when it is text, and never the content of an environment
+    variable.
+    """
+    if isinstance(value, Substituted):
+        return json.dumps(value.template, ensure_ascii=False)
+    if isinstance(value, str):
+        shown = value if len(value) <= 80 else value[:77] + "..."
+        return json.dumps(shown, ensure_ascii=False)
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, dict):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else str(value)
+
+
+def text(info: inspect.StrType, extra: dict[str, Any], folder: str) -> Reader:
+    number_means = extra.get("number", "")
+    file = bool(extra.get("file")) and folder != ""
+    words = extra["file"] if isinstance(extra.get("file"), tuple) else ()
+    least, most = info.min_length or 0, info.max_length
+    pattern = re.compile(info.pattern) if info.pattern else None
+    rooted = info.pattern == "^/"
+
+    def read(value: Any, path: Path, report: Report) -> Any:
+        if not isinstance(value, str):
+            hint = ""
+            if type(value) in (int, float):
+                quoted = found_text(value).removeprefix("the number ")
+                if number_means:
+                    hint = f"write {number_means.format(quoted)}"
+                elif pattern is None or pattern.search(quoted):
+                    hint = f'put it in quotes: "{quoted}"'
+            report(path, found_text(value), "text", hint)
+            return INVALID
+        if len(value) < least:
+            wanted = "text that is not empty" if least == 1 else f"at least {least} characters"
+            report(path, f"{len(value)} characters" if value else '""', wanted, "")
+            return INVALID
+        if most is not None and len(value) > most:
+            report(path, f"{len(value)} characters", f"at most {most}", "")
+            return INVALID
+        if pattern is not None and not pattern.search(value):
+            report(
+                path,
+                found_text(value),
+                "a path that begins with /" if rooted else f"text like {pattern.pattern}",
+                "",
+            )
+            return INVALID
+        if file and value and value not in words and not os.path.isabs(value):
+            return os.path.join(folder, value)
+        return value if type(value) is str else str(value)
+
+    return read
+
+
+def number(info: inspect.IntType | inspect.FloatType, extra: dict[str, Any]) -> Reader:
+    whole = isinstance(info, inspect.IntType)
+    words: dict[str, int] = extra.get("words", {})
+    choices: tuple[int, ...] = extra.get("choices", ())
+    least, most, above, below = info.ge, info.le, info.gt, info.lt
+    bounds = _bounds(least, most, above, below, str)
+    wanted = f"{'a whole number' if whole else 'a number'}{bounds}"
+    if words:
+        wanted = f"{wanted} or {' or '.join(words)}"
+    if choices:
+        wanted = f"one of {', '.join(map(str, choices))}"
+
+    def read(value: Any, path: Path, report: Report) -> Any:
+        number = value
+        if isinstance(value, str):
+            if value in words:
+                return words[value]
+            if isinstance(value, Substituted):
+                try:
+                    number = int(value) if whole else float(value)
+                except ValueError:
+                    number = None
+        kind = type(number)
+        if kind is float and whole and number.is_integer():
+            number = int(number)
+        elif kind is not int and (whole or kind is not float):
+            hint = nearest(value, words) if words and type(value) is str else ""
+            if type(value) is str and value.isdigit():
+                hint = "write it without quotes"
+            hint = hint if hint.startswith(("did", "write")) else ""
+            report(path, found_text(value), wanted, hint)
+            return INVALID
+        if (
+            (least is not None and number < least)
+            or (most is not None and number > most)
+            or (above is not None and number <= above)
+            or (below is not None and number >= below)
+            or (choices and number not in choices)
+            or number != number
+        ):
+            report(path, found_text(value).removeprefix("the number "), wanted, "")
+            return INVALID
+        return number if whole else float(number)
+
+    return read
+
+
+def _bounds(
+    least: float | None,
+    most: float | None,
+    above: float | None,
+    below: float | None,
+    show: Callable[[Any], str],
+) -> str:
+    if least is not None and most is not None:
+        return f" from {show(least)} to {show(most)}"
+    parts = []
+    if least is not None:
+        parts.append(f"at least {show(least)}")
+    if above is not None:
+        parts.append(f"above {show(above)}")
+    if most is not None:
+        parts.append(f"at most {show(most)}")
+    if below is not None:
+        parts.append(f"below {show(below)}")
+    return f" {' and '.join(parts)}" if parts else ""
+
+
+def unit(info: inspect.IntType, kind_of_unit: str) -> Reader:
+    parse, show, kind, highest, example = {
+        "duration": (parse_duration, duration_text, "a duration", MAX_DURATION_NS, "30s, 100ms, 5m or 1h30m"),
+        "size": (parse_size, size_text, "a size", MAX_SIZE_BYTES, "512B, 64KB, 10MB or 1GiB"),
+    }[kind_of_unit]
+    least = 0 if info.ge is None else int(info.ge)
+    most = highest if info.le is None else int(info.le)
+    suffix = "s" if kind_of_unit == "duration" else "B"
+    known: dict[str, int] = {}  # the same few texts come back on every route
+
+    def read(value: Any, path: Path, report: Report) -> Any:
+        if type(value) is str and value in known:
+            return known[value]
+        number: int | None = 0 if type(value) is int and value == 0 else None
+        if isinstance(value, str):
+            try:
+                number = parse(value.strip())
+            except ValueError:
+                number = None
+        if number is None:
+            digits = (
+                str(value).strip()
+                if isinstance(value, str | int | float) and not isinstance(value, bool)
+                else ""
+            )
+            hint = f"add the unit: {digits}{suffix}" if re.fullmatch(r"[0-9]+", digits) else ""
+            if kind_of_unit == "size" and re.fullmatch(r"[0-9]+ ?[kKmMgGtT]", digits):
+                hint = f"write {digits.upper()}B ({digits[-1].upper()}iB counts in 1024)"
+            report(path, found_text(value), f"{kind} such as {example}", hint)
+            return INVALID
+        if number < least or number > most:
+            report(path, found_text(value), f"{kind}{_bounds(least, most, None, None, show)}", "")
+            return INVALID
+        if type(value) is str and len(known) < 1000:
+            known[value] = number
+        return number
+
+    return read
+
+
+def boolean(value: Any, path: Path, report: Report) -> Any:
+    if isinstance(value, Substituted) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if type(value) is bool:
+        return value
+    said = str(value).lower() if isinstance(value, str) else ""
+    hint = (
+        "write true"
+        if said in ("yes", "on", "true")
+        else "write false"
+        if said in ("no", "off", "false")
+        else ""
+    )
+    report(path, found_text(value), "true or false", hint)
+    return INVALID
+
+
+def literal(values: Iterable[Any]) -> Reader:
+    words = tuple(values)
+    wanted = f"one of {', '.join(map(str, words))}"
+
+    def read(value: Any, path: Path, report: Report) -> Any:
+        for word in words:
+            if value == word and (type(word) is not bool or type(value) is bool):
+                return word
+            if isinstance(value, int | float | Substituted) and str(value) == word:  # min_version: 1.2
+                return word
+        hint = nearest(value, map(str, words)) if isinstance(value, str) else ""
+        report(path, found_text(value), wanted, hint if hint.startswith("did") else "")
+        return INVALID
+
+    return read
+
+
+def nothing(value: Any, path: Path, report: Report) -> Any:
+    if value is not None:
+        report(path, found_text(value), "nothing", "")
+        return INVALID
+    return None
+
+
+def anything(value: Any, path: Path, report: Report) -> Any:
+    return value
