@@ -179,6 +179,22 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
         trusted,
         around.counters,
         around.slot,
+        {
+            listener.redirect: _https_redirect(listener.redirect, around)
+            for listener in config.listen
+            if listener.redirect
+        },
+    )
+
+
+def _https_redirect(port: int, around: Surroundings) -> RoutePlan:
+    """The route of a listener that redirects to https."""
+    location = Template("https://{host}" + (f":{port}" if port != 443 else "") + "{path}", [])
+    return RoutePlan(
+        "(https redirect)",
+        pipeline=Pipeline([Redirect(location, 308, True)]),
+        counters=around.counters,
+        slot=around.slot,
     )
 
 

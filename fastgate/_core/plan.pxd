@@ -51,7 +51,9 @@ cdef class Plan:
     cdef route_counts_t* unmatched
     cdef object _counters
     cdef readonly bint has_preflights           # any route answers_preflight
+    cdef readonly dict redirects                # port: the RoutePlan that redirects to https there
     cdef RoutePlan match(self, RequestContext ctx)
+    cdef RoutePlan match_redirect(self, RequestContext ctx, int port)
     cdef RoutePlan match_preflight(self, RequestContext ctx)
     cdef bytes allowed(self, RequestContext ctx)
 

@@ -157,7 +157,8 @@ cdef bint collect(void* arg, Route route) noexcept:
 cdef class Plan:
     """All routes of a config, frozen."""
 
-    def __init__(self, Router router not None, routes, upstreams, config, plugins, fresh, trusted, Counters counters, int slot):
+    def __init__(self, Router router not None, routes, upstreams, config, plugins, fresh, trusted, Counters counters, int slot,
+                 redirects=None):
         self.router = router
         self.routes = list(routes)
         self.upstreams = dict(upstreams)
@@ -165,6 +166,7 @@ cdef class Plan:
         self.plugins = tuple(plugins)
         self.fresh = tuple(fresh)
         self.trusted = trusted
+        self.redirects = dict(redirects or {})
         self.has_preflights = any((<RoutePlan>route).answers_preflight for route in self.routes)
         if counters is not None:
             self._counters = counters
@@ -197,6 +199,21 @@ cdef class Plan:
             ctx.param_size[i] = found.params[i].length
         ctx.route = route.value
         return <RoutePlan>route.value
+
+    cdef RoutePlan match_redirect(self, RequestContext ctx, int port):
+        """The route of a request on a listener that redirects to https: that of its path when the client came over https to a
+        trusted proxy, else the redirect."""
+        cdef RoutePlan redirect
+        if ctx.c_secure():
+            return self.match(ctx)
+        if PyBytes_GET_SIZE(ctx.host_bytes) == 0:       # HTTP/1.0 without Host: there is nowhere to redirect to
+            return None
+        redirect = self.redirects.get(port)
+        if redirect is None:                            # never: a change of listeners starts new workers
+            raise RuntimeError(f"no redirect to port {port}")
+        ctx.params_n = 0
+        ctx.route = redirect
+        return redirect
 
     cdef RoutePlan match_preflight(self, RequestContext ctx):
         """The route that a browser asks for with a CORS preflight: the one that would take the method it wants to use, if that

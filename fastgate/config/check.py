@@ -373,6 +373,8 @@ def _check_listener(listener: ListenerConfig, path: Path, report: Report) -> Non
     tls = listener.tls
     if tls is None:
         return
+    if listener.redirect:
+        report((*path, "redirect"), "a setting without effect", "", "this listener serves https itself")
     for index, pair in enumerate(tls.certificates):
         _try_certificate(
             lambda pair=pair: load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair.certificate, pair.key),  # type: ignore[misc]

@@ -17,7 +17,7 @@ _RETRIES = "there is no such setting: a target that refuses the connection is pa
 _HEALTH = "there are no health checks to set: a target that refuses the connection is passed over"
 _LIMITS = "write limits: {per_minute: 100}"
 _ACCESS = "write access: {allow: [10.0.0.0/8], deny: […]}"
-_TLS = "write tls at an entry of listen: {address: ':443', tls: {certificates: {certificate: FILE, key: FILE}}}"
+_TLS = "write tls at an entry of listen: {address: ':443', tls: {certificates: …}}"
 _PAIR = "write certificates: {certificate: FILE, key: FILE}"
 _TOTAL = "write timeouts: {total: 30s}"
 _TARGETS = "write targets: [http://host:port, …]"
@@ -27,7 +27,7 @@ _ADDRESS = "write address: host:port, or ':port' for every interface"
 _SET_REQUEST = "write request_headers: {set: {Name: value}}"
 _SET_RESPONSE = "write response_headers: {set: {Name: value}}"
 _STRIP = "write rewrite: {strip_prefix: /prefix}"
-_AI = "write an entry of upstreams for each provider, with its URL in targets and its key in credentials"
+_AI = "write upstreams at the root: an entry for each provider, with its URL and credentials"
 _NO_UPGRADE = "leave it out: upgrades such as WebSocket pass by themselves"
 
 

@@ -180,6 +180,20 @@ class ListenerConfig(Settings, frozen=True, kw_only=True):
             )
         ),
     ] = False
+    redirect: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65535,
+            extra={"words": {"off": 0, "https": 443}},
+            description=(
+                "`https` answers every request that the client sent over plain HTTP with 308 to the same "
+                "URL with https; a number is the port to redirect to, when it is not 443. What a trusted "
+                "proxy says in `X-Forwarded-Proto` counts, so that behind a load balancer that ends TLS "
+                "only plain requests are redirected. Decided before any route."
+            ),
+        ),
+    ] = 0
     backlog: Annotated[
         int, Meta(ge=1, le=65535, description="Connections the kernel holds until a worker accepts them.")
     ] = 4096

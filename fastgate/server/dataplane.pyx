@@ -115,6 +115,7 @@ cdef class DataPlane(Plane):
         connection.plane = self
         connection.scheme = "https" if listener.tls is not None else "http"
         connection.takes_proxy_header = listener.proxy_protocol
+        connection.redirect_port = listener.redirect
         return connection
 
     @property

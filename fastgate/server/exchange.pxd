@@ -51,6 +51,7 @@ cdef class Plane:
 cdef class ClientStream(Timed):
     # The few verbs an exchange needs of a client, whatever the wire version
     cdef bint client_writable
+    cdef int redirect_port                      # its listener redirects plain HTTP to https at this port; 0 = it does not
     cdef int respond_head(self, Exchange exchange, int status, bytes phrase, Headers fields, int64_t length) except -1
     cdef int respond_chunk(self, Exchange exchange, bytes chunk) except -1
     cdef int respond_end(self, Exchange exchange, Headers trailers) except -1

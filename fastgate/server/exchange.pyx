@@ -191,7 +191,7 @@ cdef class Exchange(ResponseSink):
         self.told_length = -1
         atomic_add_relaxed_u64(&self.plane.counts.requests_active, 1)
         self.counts = self.plan.unmatched               # also for what fails before a route is found
-        route = self.plan.match(ctx)
+        route = self.plan.match(ctx) if self.client.redirect_port == 0 else self.plan.match_redirect(ctx, self.client.redirect_port)
         self.route = route
         if route is None:
             allow = self.plan.allowed(ctx)

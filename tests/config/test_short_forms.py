@@ -128,7 +128,7 @@ def test_a_hint_names_keys_that_are_there(struct: str) -> None:
         ("location: /", "$.location: unknown key (write routes"),
         ("proxy_pass: x", "$.proxy_pass: unknown key (write upstream at a route"),
         ("entryPoints: {}", "$.entryPoints: unknown key (write listen"),
-        ("model_list: []", "write an entry of upstreams for each provider"),
+        ("model_list: []", "write upstreams at the root: an entry for each provider"),
         ("worker_processes: 4", "write workers"),
         ("port: 80", "write listen"),
         ("tls: {}", "write tls at an entry of listen"),
