@@ -89,6 +89,10 @@ class Tenant(Plugin):
         head.headers.remove("Authorization")
         head.headers.set("X-Tenant", ctx.recall(self, "nobody"))
 
+    def cache_key(self, ctx: RequestContext) -> str:
+        """On a route that caches: what the edits above depend on, so that tenants share no response."""
+        return str(ctx.recall(self, "nobody"))
+
     def upstream_response(self, ctx: RequestContext, head: ResponseHead) -> None:
         """What came from upstream, before anything else sees it."""
         head.headers.remove("X-Powered-By")

@@ -427,7 +427,7 @@ def _route(
         slot=around.slot,
         source=source,
         upstream=upstream,
-        cache=caching.build(route.cache, env) if upstream is not None else None,
+        cache=caching.build(route.cache, env, gates, params) if upstream is not None else None,
         timeouts=timeouts,
         max_body_bytes=config.server.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes,
         preserve_host=preserve_host,

@@ -93,7 +93,7 @@ cdef enum:
     PURGE_SWEEP = 64
     KEY_MAX = 65535
     TEXT_MAX = 1024                             # of tags, prefixes and patterns
-    TAGS_MAX = 64
+    TAGS_MAX = 255                              # a byte counts them
     MAX_BYTES_MIN = 65536                       # 13 % of it is the empty index
 
 cdef int64_t NEVER = INT64_MAX
@@ -259,7 +259,7 @@ cdef class Cache:
         ttl_s        1e-9 to 1e9 seconds, or math.inf; None = the cache's own.
         cost         how many times dearer than usual this value is to make again, 0 to 1e12. Each doubling above 1, three
                      at most, spares it one eviction.
-        tags         up to 64 str or bytes of up to 1 024 bytes each, for purge_tag().
+        tags         up to 255 str or bytes of up to 1 024 bytes each, for purge_tag().
         size_bytes   what to charge for the value, 0 to 2**47; needed when it is not bytes.
 
         Refused: an entry larger than half of max_bytes, or one for which more than 4 096 others would have to go at once.

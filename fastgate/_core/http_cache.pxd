@@ -41,14 +41,18 @@ cdef class Rules:
     cdef tuple key_headers                  # lower case names
     cdef tuple key_cookies
     cdef tuple targeted                     # lower case names
-    cdef bint extra                         # the key has parts behind the URL
+    cdef bint extra                         # the key has fields or cookies in it
+    cdef bytes route                        # the route's part of the key; b"" where nobody told it apart
+    cdef frozenset secrets                  # lower case names
+    cdef frozenset never_vary               # lower case names
     cdef char[48] status_head               # "Cache-Status: fastgate; hit; ttl="
     cdef int status_n                       # 0: no Cache-Status
     cdef bytes status_name
 
     cdef RequestRules c_read(self, int method_id, bytes method, Headers headers, bint has_body)
     cdef bytes c_url(self, bint secure, bytes authority, bytes path, bytes query)
-    cdef bytes c_key(self, RequestRules request, bint secure, bytes authority, bytes path, bytes query, bytes consumer, bytes body)
+    cdef bytes c_key(self, RequestRules request, bint secure, bytes authority, bytes path, bytes query, bytes consumer, bint shared,
+                     bytes shown, bytes body)
     cdef Decision c_store(self, RequestRules request, int status, bytes reason, Headers headers, int64_t request_ns,
                           int64_t response_ns)
     cdef bytes query_part(self, bytes query)
@@ -80,8 +84,9 @@ cdef class RequestRules:
     cdef int if_range
     cdef int authorization
     cdef Headers headers
+    cdef Headers sent                       # the fields as they go upstream, where the key has some that differ; else None
     cdef readonly bytes key                 # set by c_key
-    cdef readonly bytes url_key
+    cdef Py_ssize_t url_n                   # how much of it is the URL
 
 cdef class Decision:
     cdef readonly bint storable
@@ -148,7 +153,9 @@ cdef class StoredResponse:
 
 cdef class Vary:
     cdef readonly tuple names               # lower case, sorted
-    cdef list recent                        # the secondary keys it has let in, oldest first
+    cdef dict recent                        # the secondary keys it has let in, oldest first
+    cdef int written                        # whether the gateway writes one of them on this route: 1, 0, -1 = not looked at yet
+    cdef int charged                        # what a worker's memory was told it takes
 
     cdef bytes c_key(self, bytes primary, Headers headers)
 

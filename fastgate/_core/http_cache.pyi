@@ -21,6 +21,8 @@ __all__ = [
     "identity_key",
     "judge",
     "merge_vary",
+    "url_pattern",
+    "url_tag",
 ]
 
 MISS: Final[int]
@@ -43,6 +45,8 @@ class _Identity(Protocol):
     @property
     def roles(self) -> Iterable[str]: ...
 
+def url_pattern(pattern: bytes) -> bytes: ...
+def url_tag(url: bytes) -> bytes: ...
 def identity_key(identity: _Identity | None) -> bytes | None: ...
 
 class Rules:
@@ -90,7 +94,13 @@ class Rules:
         client_control: bool = True,
         enforce: bool = True,
         status_name: str = "fastgate",
+        route: bytes = b"",
+        shown: Iterable[str] = (),
+        secrets: Iterable[str] = (),
+        never_vary: Iterable[str] = (),
     ) -> None: ...
+    @property
+    def query_form(self) -> tuple[int, frozenset[bytes]]: ...
     def read_request(self, method: str, headers: _Fields = (), has_body: bool = False) -> RequestRules: ...
     def url_key(
         self, secure: bool, authority: bytes, path: bytes, query: bytes | None = None
@@ -104,6 +114,9 @@ class Rules:
         query: bytes | None = None,
         consumer: bytes | None = None,
         body: bytes | None = None,
+        *,
+        shared: bool = False,
+        shown: bytes | None = None,
     ) -> bytes | None: ...
     def store(
         self,
@@ -158,7 +171,8 @@ class RequestRules:
     simple: Final[bool]
     why: Final[str | None]
     key: Final[bytes | None]
-    url_key: Final[bytes | None]
+    @property
+    def url_key(self) -> bytes | None: ...
 
 class Decision:
     storable: Final[bool]
@@ -206,7 +220,9 @@ class Vary:
     names: Final[tuple[bytes, ...]]
     def __init__(self, names: Iterable[bytes] = ()) -> None: ...
     def key(self, primary: bytes, headers: _Fields) -> bytes: ...
-    def admit(self, key: bytes, limit: int) -> bytes | None: ...
+    def admit(self, key: bytes, limit: int) -> list[bytes]: ...
+    @property
+    def size(self) -> int: ...
     def to_bytes(self) -> bytes: ...
     @staticmethod
     def from_bytes(data: bytes) -> Vary | None: ...

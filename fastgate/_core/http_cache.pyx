@@ -60,11 +60,14 @@ from fastgate._core.headers cimport (
     H_OTHER,
     H_TRAILER,
     H_X_REQUEST_ID,
+    MAX_FIELDS,
     Headers,
     HeadWriter,
     field_t,
     header_id,
     name_equal,
+    name_valid,
+    value_valid,
 )
 from fastgate._core.identity cimport Identity
 from fastgate._core.http_fields cimport (
@@ -109,6 +112,8 @@ __all__ = [
     "identity_key",
     "judge",
     "merge_vary",
+    "url_pattern",
+    "url_tag",
 ]
 
 MISS = CACHE_MISS
@@ -140,9 +145,11 @@ cdef enum:
     QUERY_ALL = 0
     QUERY_NONE = 1
     QUERY_LISTED = 2
-    MAX_TAGS = 128                  # the L1 cache holds up to 255 per entry
+    MAX_TAGS = 128                  # of the origin
+    MOST_TAGS = 255                 # with the route's and the URL's: what every tier holds for one response
     MAX_TAG = 1024
     MAX_NAMES = 32                  # of fields that the answers of one URL vary by
+    MAX_NAME = 256
     MAX_RANGES = 16                 # more is an attack on the sender (RFC 9110 §17.15)
 
 # RFC 9110 §15.1: cacheable when they say nothing about it.
@@ -152,10 +159,11 @@ cdef frozenset UNDERSTOOD = frozenset((200, 203, 204, 300, 301, 302, 303, 307, 3
                                        412, 413, 414, 415, 416, 417, 421, 422, 426, 428, 429, 431, 451, 500, 501, 502, 503, 504, 505,
                                        511))
 # Request fields by which some frameworks take another path, method or host than the one in the key. Unless one is in the key, a
-# request that carries it does not touch the cache.
+# request that carries it does not touch the cache. (X-Forwarded-* goes upstream for trusted proxies alone, and is in their keys.)
 cdef frozenset OVERRIDES = frozenset((b"x-original-url", b"x-rewrite-url", b"x-override-url", b"x-http-method-override",
-                                      b"x-http-method", b"x-method-override", b"x-forwarded-scheme", b"x-forwarded-prefix",
-                                      b"x-forwarded-server", b"x-original-host", b"x-host", b"x-forwarded-path"))
+                                      b"x-http-method", b"x-method-override", b"x-original-host", b"x-host"))
+# What differs with every request, or is asked by the cache itself in place of the client.
+cdef frozenset NEVER_VARY = frozenset((b"x-request-id", *REPLACED_FIELDS))
 # Methods without effects (RFC 9110 §9.2.1, RFC 4918, 3253, 5323, and QUERY).
 cdef frozenset SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PROPFIND", b"REPORT", b"SEARCH", b"QUERY"))
 # Fields of a 304 that do not replace the stored ones, since the stored body depends on them (RFC 9111 §3.2).
@@ -195,11 +203,12 @@ def identity_key(identity):
     return (<Identity?>identity).cache_key()
 
 
-cdef bytes url_of(bint secure, bytes authority, bytes path, bytes part):
-    """scheme://authority/path?query in one go, the authority in lower case."""
+cdef bytes url_of(bint secure, bytes authority, bytes path, bytes part, bytes route, bytes consumer):
+    """scheme://authority/path?query, the authority in lower case, then the route's part and the consumer's (or None), in one go."""
     cdef Py_ssize_t scheme_n = 8 if secure else 7
     cdef Py_ssize_t authority_n = PyBytes_GET_SIZE(authority), path_n = PyBytes_GET_SIZE(path), part_n = PyBytes_GET_SIZE(part)
-    cdef bytes out = PyBytes_FromStringAndSize(NULL, scheme_n + authority_n + path_n + part_n)
+    cdef Py_ssize_t route_n = PyBytes_GET_SIZE(route), consumer_n = 0 if consumer is None else 10 + PyBytes_GET_SIZE(consumer)
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, scheme_n + authority_n + path_n + part_n + route_n + consumer_n)
     cdef char* p = PyBytes_AS_STRING(out)
     cdef const char* a = PyBytes_AS_STRING(authority)
     cdef Py_ssize_t i
@@ -209,19 +218,33 @@ cdef bytes url_of(bint secure, bytes authority, bytes path, bytes part):
         p[i] = a[i] + 32 if 65 <= a[i] <= 90 else a[i]
     p += authority_n
     memcpy(p, PyBytes_AS_STRING(path), path_n)
-    memcpy(p + path_n, PyBytes_AS_STRING(part), part_n)
+    p += path_n
+    memcpy(p, PyBytes_AS_STRING(part), part_n)
+    p += part_n
+    memcpy(p, PyBytes_AS_STRING(route), route_n)
+    if consumer is not None:
+        p += route_n
+        memcpy(p, b"\0consumer ", 10)
+        memcpy(p + 10, PyBytes_AS_STRING(consumer), consumer_n - 10)
     return out
 
 
-cdef bytes joined(bytes a, bytes b, bytes c):
-    """a + b + c in one go."""
-    cdef Py_ssize_t an = PyBytes_GET_SIZE(a), bn = PyBytes_GET_SIZE(b), cn = PyBytes_GET_SIZE(c)
-    cdef bytes out = PyBytes_FromStringAndSize(NULL, an + bn + cn)
-    cdef char* p = PyBytes_AS_STRING(out)
-    memcpy(p, PyBytes_AS_STRING(a), an)
-    memcpy(p + an, PyBytes_AS_STRING(b), bn)
-    memcpy(p + an + bn, PyBytes_AS_STRING(c), cn)
-    return out
+cdef bytes counted(bytes value):
+    """A part of a key with its length before it, so that no value can look like the parts behind it."""
+    return b"%d:" % len(value) + value
+
+
+def url_pattern(bytes pattern not None):
+    r"""The pattern over keys for one over URLs, which stand at the beginning of keys. ValueError: a lone `\` at its end."""
+    if (len(pattern) - len(pattern.rstrip(b"\\"))) & 1:
+        raise ValueError(f"pattern: expected no lone \\ at the end, got {pattern!r}")
+    return pattern + b"\0*"
+
+
+def url_tag(bytes url not None):
+    """The tag that every response of this URL carries, by which all of them are purged: whichever route, consumer or variant they
+    are for. Of one length, so that a long URL can be purged, and with a NUL, so that no origin's tag is equal to it."""
+    return b"\0url " + hashlib.blake2b(url, digest_size=16).digest()
 
 
 cdef class Rules:
@@ -232,20 +255,27 @@ cdef class Rules:
     private      "never", "consumer" or "share"
     set_cookie   "never", "strip" or "store"
     share_private  the second word on what would share one client's answer with another
+    route        what tells this route's responses from those of other routes for the same URL
+    shown        names of fields that are in the key without being settings: the route chose by them, or the gateway sets them
+    secrets      names of fields that are in the key like those of `shown`, but as a digest
+    never_vary   names of fields that differ with every request, or that the cache replaces: what varies by them is not stored
     """
 
     def __init__(self, *, ttl_ns=0, respect="origin", methods=("GET", "HEAD"), statuses=(200, 203, 204, 300, 301, 308, 404, 410),
                  query="all", headers=(), cookies=(), consumer="auto", body=False, tags=(), min_size=0, max_size=16_000_000,
                  stale_while_revalidate_ns=0, stale_if_error_ns=0, heuristic_max_ns=86_400_000_000_000, private="never",
                  set_cookie="never", share_private=False, max_variants=64, max_vary=8, targeted=("CDN-Cache-Control",),
-                 client_control=True, enforce=True, status_name="fastgate"):
+                 client_control=True, enforce=True, status_name="fastgate", bytes route=b"", shown=(), secrets=(), never_vary=()):
         self.ttl_ns = ttl_ns
         self.override = respect == "override"
         self.caches_post = "POST" in methods and body
         self.statuses = frozenset(statuses)
         self.query = QUERY_ALL if query == "all" else QUERY_NONE if query == "none" else QUERY_LISTED
+        self.route = b"\0route " + route if route else b""
+        self.never_vary = NEVER_VARY.union(name.encode().lower() for name in never_vary)
         self.query_names = frozenset(name.encode().lower() for name in query) if self.query == QUERY_LISTED else frozenset()
-        self.key_headers = tuple(sorted(name.encode().lower() for name in headers))
+        self.key_headers = tuple(sorted({name.encode().lower() for name in (*headers, *shown, *secrets)}))
+        self.secrets = frozenset(name.encode().lower() for name in secrets)
         self.key_cookies = tuple(sorted(name.encode() for name in cookies))
         self.consumer = {"auto": CONSUMER_AUTO, "private": CONSUMER_PRIVATE, "shared": CONSUMER_SHARED}[consumer]
         self.wants_consumer = self.consumer != CONSUMER_SHARED
@@ -286,10 +316,7 @@ cdef class Rules:
         cdef field_t* f
         cdef int i, n
         cdef bint overridden = False, direct = False, pragma = False, foreign = False
-        cdef bytes lower
         r.headers = headers
-        r.if_none_match = r.if_modified_since = r.range = r.if_range = r.authorization = -1
-        r.max_age_ns = r.max_stale_ns = r.sie_ns = -1
         r.cacheable = True
         if method_id == M_HEAD:
             r.head = True
@@ -388,7 +415,7 @@ cdef class Rules:
         cdef bytes lower
         if f.name[0] != c"X" and f.name[0] != c"x":
             return False
-        lower = (<bytes>f.name[:f.name_n]).lower().replace(b"_", b"-")
+        lower = (<bytes>f.name[:f.name_n]).lower().replace(b"_", b"-").replace(b".", b"-")
         return lower in OVERRIDES and lower not in self.key_headers
 
     def read_request(self, str method not None, headers=(), bint has_body=False):
@@ -426,57 +453,59 @@ cdef class Rules:
         return b"?" + b"&".join(kept) if kept else b""
 
     cdef bytes c_url(self, bint secure, bytes authority, bytes path, bytes query):
-        """The key's URL part, which all answers for this URL share, whoever asks; None as for query_part."""
+        """The key's URL part, which all responses for this URL share, whoever asks; None as for query_part."""
         cdef bytes part = self.query_part(query)
         if part is None:
             return None
-        return url_of(secure, authority, path, part)
+        return url_of(secure, authority, path, part, b"", None)
 
-    cdef bytes c_key(self, RequestRules request, bint secure, bytes authority, bytes path, bytes query, bytes consumer, bytes body):
-        """The primary key; sets request.key and request.url_key. None: not cacheable, request.why says why.
+    cdef bytes c_key(self, RequestRules request, bint secure, bytes authority, bytes path, bytes query, bytes consumer, bint shared,
+                     bytes shown, bytes body):
+        """The primary key; sets request.key and request.url_n. None: not cacheable, request.why says why.
 
-        authority: as the client sent it, with its port, since origins build links from it. path: normalised, as it goes upstream.
+        authority: as it was decided for the request, with its port, since origins build links from it. path: normalised, as it goes
+        upstream. consumer: `identity_key` of who asks, or None. shared: many have this identity, so that nothing under its key is
+        private. shown: what else of the request the upstream is shown and may go by, or None.
         """
-        cdef bytes url = self.c_url(secure, authority, path, query)
+        cdef bytes part = self.query_part(query)
         cdef list parts
         cdef bytes value, raw
-        if url is None:
+        cdef Headers sent = request.headers if request.sent is None else request.sent
+        if part is None:
             self.bypass(request, "cloaked")
             return None
-        request.url_key = url
         if consumer is not None and self.consumer == CONSUMER_SHARED:
             consumer = None
-        if consumer is None:
-            if self.consumer == CONSUMER_PRIVATE:
-                self.bypass(request, "anonymous")
-                return None
-            if not self.extra and not request.post:
-                request.key = url
-                return url
-        if consumer is not None and not self.extra and not request.post and request.authorization < 0:
-            request.keyed_private = True
-            request.key = joined(url, b"\0consumer ", consumer)
+        if self.consumer == CONSUMER_PRIVATE and (consumer is None or shared):
+            self.bypass(request, "anonymous")
+            return None
+        request.keyed_private = consumer is not None and not shared
+        request.url_n = (8 if secure else 7) + PyBytes_GET_SIZE(authority) + PyBytes_GET_SIZE(path) + PyBytes_GET_SIZE(part)
+        request.key = url_of(secure, authority, path, part, self.route, consumer)
+        if not self.extra and shown is None and not request.post and (consumer is None or request.authorization < 0):
             return request.key
-        parts = [url]
+        # What follows has its length before it. The parts before it have not, and need none: a URL holds no NUL, and the route's part
+        # and an identity's have each one length.
+        parts = [request.key]
         if request.post:
             if body is None:
                 self.bypass(request, "body")
                 return None
-            parts.append(b"\0POST " + body)
-        if consumer is not None:
-            request.keyed_private = True
-            parts.append(b"\0consumer " + consumer)
-            if request.authorization >= 0:
-                raw = request.headers.value_at(request.authorization)
-                parts.append(b"\0authorization " + hashlib.blake2b(raw, digest_size=16).digest())
+            parts.append(b"\0POST " + counted(body))
+        if consumer is not None and request.authorization >= 0:
+            raw = request.headers.value_at(request.authorization)
+            parts.append(b"\0authorization " + counted(hashlib.blake2b(raw, digest_size=16).digest()))
+        if shown is not None:
+            parts.append(b"\0shown " + counted(shown))
         for name in self.key_headers:
-            value = combined(request.headers, <bytes>name, len(name))
+            value = combined(sent, <bytes>name, len(name))
             parts.append(b"\0header " + name)
-            if value is not None:
-                parts.append(b":" + normalised(<bytes>name, len(name), value))
+            if value is not None and name in self.secrets:
+                parts.append(b"#" + counted(hashlib.blake2b(value, digest_size=16).digest()))
+            elif value is not None:
+                parts.append(b":" + counted(normalised(<bytes>name, len(name), value)))
         if self.key_cookies:
-            value = combined(request.headers, b"cookie", 6)
-            parts.append(cookies_part(self.key_cookies, value))
+            parts.append(b"\0cookies " + counted(cookies_part(self.key_cookies, sent)))
         request.key = b"".join(parts)
         return request.key
 
@@ -484,10 +513,17 @@ cdef class Rules:
         """The URL part of a key."""
         return self.c_url(secure, authority, path, query)
 
+    @property
+    def query_form(self):
+        """What this route takes of a query: routes with equal ones have equal URL parts."""
+        return self.query, self.query_names
+
     def key(self, RequestRules request not None, bint secure, bytes authority not None, bytes path not None, query=None, consumer=None,
-            body=None):
+            body=None, *, bint shared=False, shown=None):
         """The primary key of a request, or None."""
-        return self.c_key(request, secure, authority, path, query, consumer, body)
+        if request.headers is None:
+            raise ValueError("request: expected one that read_request made")
+        return self.c_key(request, secure, authority, path, query, consumer, shared, shown, body)
 
     # --- the answer ---
 
@@ -549,7 +585,8 @@ cdef class Rules:
                 expires = apparent if expiries == 1 or apparent < expires else expires
             elif n == 3 and name_equal(f.name, b"age", 3):
                 ages += 1
-                age = seconds_read(f.value, f.value_n)
+                if ages == 1:
+                    age = age_read(f.value, f.value_n)
             elif n == 4:
                 if name_equal(f.name, b"etag", 4):
                     d.etag = f.value[:f.value_n] if 0 < f.value_n <= 1024 else None
@@ -584,9 +621,9 @@ cdef class Rules:
             why = "not_understood"
         elif cc.flags & CC_NO_STORE and not self.override and not cc.flags & CC_MUST_UNDERSTAND:
             why = "no_store"
-        elif cc.flags & CC_PRIVATE and self.private != PRIVATE_SHARE and not (self.private == PRIVATE_CONSUMER
-                                                                              and request.keyed_private):
-            why = "private"
+        elif cc.flags & CC_PRIVATE and self.private != PRIVATE_SHARE and not (
+                self.private == PRIVATE_CONSUMER and request.keyed_private and (not request.cookies or self.key_cookies)):
+            why = "private"                         # a cookie may say more of who it is than the key does
         elif cookie and self.cookies_set == COOKIES_NEVER and b"set-cookie" not in listed:
             why = "set_cookie"
         elif star:
@@ -596,8 +633,12 @@ cdef class Rules:
         elif request.authorized and not request.keyed_private and not public and self.consumer != CONSUMER_SHARED \
                 and b"authorization" not in self.key_headers:
             why = "authorization"
-        elif tags is not None and len(tags) > MAX_TAGS:
+        elif tags is not None and (len(tags) > MAX_TAGS or len(tags) + len(self.tags) >= MOST_TAGS):
             why = "tags"
+        elif vary is not None and not self.never_vary.isdisjoint(vary):
+            why = "vary_unique"                     # no two requests are alike
+        elif vary is not None and not are_tokens(vary):
+            why = "vary_malformed"
         # How old is it? (RFC 9111 §4.2.3)
         if dates != 1 or d.date_s == NO_DATE:
             d.date_s = now_s
@@ -637,10 +678,6 @@ cdef class Rules:
                 lifetime = 0
                 if not why and status not in HEURISTIC_STATUSES and not cc.flags & CC_PUBLIC:
                     why = "no_freshness"
-        if ages and (ages > 1 or age == SECONDS_INVALID):
-            # Another cache had it, nobody knows how long. RFC 9111 §5.1 would ignore such a field; calling it stale is the safe side.
-            if lifetime > age_ns:
-                age_ns = lifetime
         if cc.flags & CC_NO_CACHE:
             d.flags |= STORED_NO_CACHE
         if cc.flags & CC_IMMUTABLE:
@@ -676,8 +713,8 @@ cdef class Rules:
             vary.sort()
             d.vary = tuple(vary)
         d.tags = self.tags if tags is None else self.tags + tuple(tags)
-        if request.url_key is not None and (vary or request.key is not request.url_key):
-            d.tags += (request.url_key,)
+        if request.key is not None:
+            d.tags += (url_tag(request.key[:request.url_n]),)
         if cookie and self.cookies_set == COOKIES_STRIP:
             listed.append(b"set-cookie")
         d.head = head_of(status, reason, headers, listed, d.date_s if dates != 1 or not request_date_valid(headers, now_s) else NO_DATE)
@@ -701,6 +738,8 @@ cdef class Rules:
         """
         cdef Headers fresh = headers_of(headers)
         cdef field_t* f = fresh.find_field(b"etag", 4)
+        if not stored.head:
+            raise ValueError("stored: expected one that a Decision or from_bytes made")
         if f != NULL and stored.etag is not None and f.value[:f.value_n] != stored.etag and not (
                 weak(f.value[:f.value_n]) and weak(stored.etag)):
             return None
@@ -727,7 +766,7 @@ cdef class Rules:
 
     def invalidated(self, RequestRules request not None, int status, headers, bint secure, bytes authority not None,
                     bytes path not None, query=None):
-        """The URL keys that an answer to this request invalidates (RFC 9111 §4.4): none unless the method is unsafe and the answer
+        """The URL keys that a response to this request invalidates (RFC 9111 §4.4): none unless the method is unsafe and the response
         is no error; the target, and what Location and Content-Location name on the same origin."""
         cdef list out = []
         cdef Headers table = headers_of(headers)
@@ -774,6 +813,24 @@ cdef class Rules:
         return line + b"\r\n"
 
 
+cdef int64_t age_read(const char* p, Py_ssize_t n) noexcept:
+    """The seconds in an Age field (RFC 9111 §5.1): of several members the first counts; SECONDS_INVALID is to be ignored."""
+    cdef const char* comma = <const char*>memchr(p, c",", n)
+    if comma != NULL:
+        n = comma - p
+    while n and (p[n - 1] == c" " or p[n - 1] == c"\t"):
+        n -= 1
+    return seconds_read(p, n)
+
+
+cdef bint are_tokens(names) except -1:
+    """True if each is a field name (RFC 9110 §5.1) of a length that can be kept."""
+    for name in names:
+        if not 0 < len(name) <= MAX_NAME or not name_valid(<bytes>name, len(name)):
+            return False
+    return True
+
+
 cdef Decision refused(Decision d, str why):
     d.storable = False
     d.why = why
@@ -814,19 +871,44 @@ cdef bytes parameter_name(bytes raw):
     return raw.partition(b"[")[0].strip(b" \t\0").lower()
 
 
-cdef bytes cookies_part(tuple names, bytes value):
-    """The chosen cookies, in the order of the settings; a cookie that is given twice counts with each of its values."""
-    cdef list out = []
-    cdef dict found = {}
-    if value is not None:
-        for pair in value.replace(b",", b";").split(b";"):
-            name, equals, content = (<bytes>pair).strip(b" \t").partition(b"=")
-            if equals:
-                found.setdefault(name.strip(b" \t"), []).append(content.strip(b" \t"))
-    for name in names:
-        out.append(b"\0cookie " + name)
-        for content in found.get(name, ()):
-            out.append(b"=" + content)
+cdef bytes cookie_name(bytes pair):
+    """The name of a cookie as the most generous origin could read it: PHP unescapes it, cuts it at a bracket and takes a dot or a space
+    for an underscore."""
+    from urllib.parse import unquote_to_bytes
+
+    cdef bytes raw = pair.partition(b"=")[0]
+    if b"%" in raw or b"+" in raw:
+        raw = unquote_to_bytes(raw.replace(b"+", b" "))
+    return raw.partition(b"[")[0].strip(b" \t\r\n\v\f\0").replace(b" ", b"_").replace(b".", b"_").lower()
+
+
+cdef bytes cookies_part(tuple names, Headers headers):
+    """The chosen cookies, in the order of the settings; one that is given twice counts with each of its values.
+
+    Lines join with `; ` and split at `;` only (RFC 6265 §5.4). Some origins also split at commas, unescape names, or let a quoted value
+    reach beyond a `;`: a pair that could be a chosen cookie to any of them counts as it stands, and so does what lies in open quotes.
+    """
+    cdef dict wanted = {cookie_name(<bytes>name): [] for name in names}
+    cdef list pairs = [], out = []
+    cdef bytes part
+    cdef set read
+    cdef int i
+    for i in range(headers.count):
+        if headers.fields[i].id != H_DROPPED and field_is(&headers.fields[i], b"cookie", 6):
+            pairs.extend(headers.value_at(i).split(b";"))
+    for i in range(len(pairs)):
+        part = (<bytes>pairs[i]).strip(b" \t")
+        read = {cookie_name(<bytes>each) for each in part.split(b",")} if b"," in part else {cookie_name(part)}
+        for name in read:
+            if name in wanted:
+                (<list>wanted[name]).append(part)
+        if part.count(b'"') & 1:
+            out = [b";".join(pairs[i:])]
+            break
+    for found in wanted.values():
+        out.append(b"%d;" % len(found))
+        for part in found:
+            out.append(counted(part))
     return b"".join(out)
 
 
@@ -839,7 +921,8 @@ cdef bytes head_of(int status, bytes reason, Headers headers, list listed, int64
     w.put(b"HTTP/1.1 ", 9)
     w.put_decimal(status)
     w.put(b" ", 1)
-    w.put_bytes(reason)
+    if reason.isascii() and reason.decode("ascii").isprintable():
+        w.put_bytes(reason)
     w.put(b"\r\n", 2)
     if date_s != NO_DATE:
         w.parsed_field(b"Date", date_text(date_s))
@@ -861,6 +944,15 @@ cdef bytes head_of(int status, bytes reason, Headers headers, list listed, int64
 @cython.freelist(64)
 cdef class RequestRules:
     """What one request says to a cache. Made by `Rules.read_request`."""
+
+    def __cinit__(self):
+        self.if_none_match = self.if_modified_since = self.range = self.if_range = self.authorization = -1
+        self.max_age_ns = self.max_stale_ns = self.sie_ns = -1
+
+    @property
+    def url_key(self):
+        """The URL part of the key."""
+        return None if self.key is None else self.key[:self.url_n]
 
     def __repr__(self):
         return f"RequestRules(cacheable={self.cacheable}, plain={self.plain}, simple={self.simple}, why={self.why!r})"
@@ -917,6 +1009,11 @@ cdef class Decision:
 
 cdef class StoredResponse:
     """One stored answer. Immutable; `to_bytes` and `from_bytes` take it to disk and back."""
+
+    def __cinit__(self):
+        self.head = self.body = b""
+        self.tags = self.vary = ()
+        self.date_s = self.modified_s = NO_DATE
 
     cdef int c_judge(self, RequestRules r, int64_t now_ns) noexcept:
         cdef int64_t age, left
@@ -1045,6 +1142,9 @@ cdef class StoredResponse:
         cdef const char* stop
         cdef const char* colon
         out.raw = self.head
+        if p == end:                                # made by hand
+            return out
+        # Written by head_of, or read by stored_from, which has looked at every line.
         p = <const char*>memchr(p, c"\n", end - p) + 1
         while p < end:
             stop = <const char*>memchr(p, c"\r", end - p)
@@ -1146,8 +1246,8 @@ cdef class StoredResponse:
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self.body), total = 0, start, end
         cdef list ranges = []
         cdef bint any_syntax = False
-        if value[:6].lower() != b"bytes=" or len(value) > 1024:
-            return None
+        if value[:6].lower() != b"bytes=" or len(value) > 1024 or size == 0:
+            return None                             # of nothing there is no part, and a 416 would be an error where the whole is none
         for part in value[6:].split(b","):
             part = (<bytes>part).strip(b" \t")
             if not part:
@@ -1159,7 +1259,7 @@ cdef class StoredResponse:
                 return None
             any_syntax = True
             if not first:
-                if int(last) == 0 or size == 0:
+                if int(last) == 0:
                     continue
                 start = size - int(last) if int(last) < size else 0
                 end = size
@@ -1299,34 +1399,93 @@ cdef tuple texts(const char** at, const char* end, int count):
     return tuple(out)
 
 
+cdef bint head_whole(const char* p, const char* end, int status, Py_ssize_t body_n, bint* modified) noexcept:
+    """True for a head as `head_of` and `c_finish` write it: a status line of that status, then lines of a name, `: ` and a value, among
+    them one Date and the body's length, and none of the connection. modified: a Last-Modified is among them."""
+    cdef const char* stop
+    cdef const char* colon
+    cdef int known, count = 0, dates = 0, lengths = 0
+    modified[0] = False
+    stop = <const char*>memchr(p, c"\r", end - p)
+    if stop == NULL or stop + 1 == end or stop[1] != c"\n" or stop - p < 13 or memcmp(p, b"HTTP/1.1 ", 9) != 0 or p[12] != c" ":
+        return False
+    if (p[9] - 48) * 100 + (p[10] - 48) * 10 + (p[11] - 48) != status or not value_valid(p + 13, stop - p - 13):
+        return False
+    p = stop + 2
+    while p < end:
+        stop = <const char*>memchr(p, c"\r", end - p)
+        if stop == NULL or stop + 1 == end or stop[1] != c"\n":
+            return False
+        colon = <const char*>memchr(p, c":", stop - p)
+        if colon == NULL or not name_valid(p, colon - p) or colon + 1 == stop or colon[1] != c" " \
+                or not value_valid(colon + 2, stop - colon - 2):
+            return False
+        known = header_id(p, colon - p)
+        count += 1
+        if count > MAX_FIELDS or (known != H_OTHER and known <= H_LAST_HOP_BY_HOP):
+            return False
+        if known == H_DATE:
+            dates += 1
+        elif known == H_CONTENT_LENGTH:
+            lengths += 1
+            if seconds_read(colon + 2, stop - colon - 2) != body_n:
+                return False
+        elif known == H_OTHER and colon - p == 13 and name_equal(p, b"last-modified", 13):
+            modified[0] = True
+        p = stop + 2
+    return dates == 1 and (lengths == 1 if status != 204 else lengths == 0 and body_n == 0)
+
+
+cdef bint time_whole(int64_t ns) noexcept nogil:
+    """A time that can be added to and subtracted from."""
+    return -FOR_EVER <= ns <= FOR_EVER
+
+
 cdef StoredResponse stored_from(const char* p, Py_ssize_t n):
-    """The answer in a record, or None. The bytes are copied: p may be a map that changes later."""
+    """The response in a record, or None. The bytes are copied: p may be a map that changes later.
+
+    A checksum finds damage; whoever can write to the store can write that, too. So all that later code relies on is looked at here,
+    once: lengths, names, every line of the head, times.
+    """
     cdef record_t r
     cdef StoredResponse s
     cdef const char* at
     cdef const char* end = p + n
+    cdef bint modified
+    cdef int i
     if n < <Py_ssize_t>sizeof(record_t):
         return None
     memcpy(&r, p, sizeof(record_t))
     if memcmp(r.magic, b"FGC1", 4) != 0 or r.checksum != siphash13(p + 12, n - 12, CHECK_KEY):
         return None
+    if not 200 <= r.status <= 999 or r.status == 206 or r.status == 304 or r.tags > MOST_TAGS or r.vary > MAX_NAMES:
+        return None
     at = p + sizeof(record_t)
     s = StoredResponse.__new__(StoredResponse)
     s.tags = texts(&at, end, r.tags)
     s.vary = texts(&at, end, r.vary) if s.tags is not None else None
-    if s.vary is None:
+    if s.vary is None or not are_tokens(s.vary):
         return None
+    for tag in s.tags:
+        if len(tag) > MAX_TAG:
+            return None
     if r.etag_n != NOTHING:
-        if end - at < r.etag_n:
+        if r.etag_n > 1024 or end - at < <Py_ssize_t>r.etag_n or not value_valid(at, r.etag_n):
             return None
         s.etag = at[:r.etag_n]
         at += r.etag_n
     if <uint64_t>(end - at) < r.head_n or <uint64_t>(end - at) - r.head_n != r.body_n:
         return None
+    if not head_whole(at, at + r.head_n, r.status, r.body_n, &modified) or (r.times[6] != NO_DATE and not modified):
+        return None
+    for i in range(5):
+        if not time_whole(r.times[i]):
+            return None
+    for i in range(5, 7):
+        if r.times[i] != NO_DATE and not time_whole(r.times[i]):
+            return None
     s.head = at[:r.head_n]
     s.body = PyBytes_FromStringAndSize(at + r.head_n, r.body_n)
-    if r.head_n < 17 or memcmp(PyBytes_AS_STRING(s.head), b"HTTP/1.1 ", 9) != 0 or not s.head.endswith(b"\r\n"):
-        return None
     s.status = r.status
     s.flags = r.flags
     s.born_ns = r.times[0]
@@ -1361,17 +1520,18 @@ cdef class Vary:
 
     def __init__(self, names=()):
         self.names = tuple(sorted({bytes(name).lower() for name in names}))
-        self.recent = []
+        self.recent = {}
+        self.written = -1
 
     cdef bytes c_key(self, bytes primary, Headers headers):
-        """The key of the variant that these request fields select (RFC 9111 §4.1)."""
+        """The key of the variant that these fields select (RFC 9111 §4.1): those that went upstream, or would."""
         cdef list parts = []
         cdef bytes value, out
         for name in self.names:
             value = combined(headers, <bytes>name, len(name))
             parts.append(b"\0" + name)
             if value is not None:
-                parts.append(b":" + normalised(<bytes>name, len(name), value))
+                parts.append(b":" + counted(normalised(<bytes>name, len(name), value)))
         out = b"".join(parts)
         if len(out) > 160:
             out = hashlib.blake2b(out, digest_size=32).digest()
@@ -1382,11 +1542,23 @@ cdef class Vary:
         return self.c_key(primary, headers_of(headers))
 
     def admit(self, bytes key not None, int limit):
-        """Note a variant that is stored; the key of the oldest one when there are more than limit, to be removed, else None."""
-        if key in self.recent:
-            self.recent.remove(key)
-        self.recent.append(key)
-        return self.recent.pop(0) if len(self.recent) > limit else None
+        """Note a variant that is stored; the keys of the oldest ones beyond limit, to be removed."""
+        cdef list out = []
+        self.recent.pop(key, None)
+        self.recent[key] = None
+        while len(self.recent) > limit:
+            oldest = next(iter(self.recent))
+            del self.recent[oldest]
+            out.append(oldest)
+        return out
+
+    @property
+    def size(self):
+        """Bytes it holds, near enough for a budget; grows in steps, so that it need not be charged anew with each variant."""
+        cdef Py_ssize_t n = 1
+        while n < len(self.recent):
+            n *= 2
+        return 512 + n * (160 + (len(next(iter(self.recent))) if self.recent else 0))
 
     def to_bytes(self):
         """As a record: the names only."""
@@ -1394,8 +1566,11 @@ cdef class Vary:
 
     @staticmethod
     def from_bytes(bytes data not None):
-        """The Vary in a record, or None."""
-        return Vary(data[4:].split(b",")) if data[:4] == b"FGV1" and len(data) > 4 else None
+        """The Vary in a record, or None when it is none that was stored."""
+        if data[:4] != b"FGV1" or not 4 < len(data) <= 4 + MAX_NAMES * (MAX_NAME + 1):
+            return None
+        names = data[4:].split(b",")
+        return Vary(names) if len(names) <= MAX_NAMES and are_tokens(names) else None
 
     def __repr__(self):
         return f"Vary({', '.join(name.decode('latin-1') for name in self.names)})"

@@ -30,10 +30,19 @@ cdef int two_digits(const char* p) noexcept nogil:
     return a * 10 + b if 0 <= a <= 9 and 0 <= b <= 9 else -1
 
 
+cdef inline bint same_letters(const char* p, const char* lower, int n) noexcept nogil:
+    cdef int i
+    for i in range(n):
+        if (p[i] | 32) != lower[i] or p[i] < 65:
+            return False
+    return True
+
+
 cdef int month_read(const char* p) noexcept nogil:
+    """Dates of other case are read too (RFC 9111 §4.2)."""
     cdef int i
     for i in range(12):
-        if memcmp(p, MONTHS + 3 * i, 3) == 0:
+        if (p[0] | 32) == (MONTHS[3 * i] | 32) and same_letters(p + 1, MONTHS + 3 * i + 1, 2):
             return i + 1
     return -1
 
@@ -65,7 +74,7 @@ cdef int64_t date_read(const char* p, Py_ssize_t n, int64_t now_s) noexcept nogi
     cdef int year, high, low
     cdef const char* at
     if n == 29 and p[3] == c"," and p[4] == c" " and p[7] == c" " and p[11] == c" " and p[16] == c" " and p[25] == c" ":
-        if memcmp(p + 26, b"GMT", 3) != 0:
+        if not same_letters(p + 26, b"gmt", 3):
             return NO_DATE
         high = two_digits(p + 12)
         low = two_digits(p + 14)
@@ -79,7 +88,7 @@ cdef int64_t date_read(const char* p, Py_ssize_t n, int64_t now_s) noexcept nogi
         return moment(high * 100 + low, month_read(p + 4), year, p + 11)
     at = <const char*>memchr(p, c",", n)                                                         # RFC 850
     if at != NULL and n - (at - p) == 24 and at[1] == c" " and at[4] == c"-" and at[8] == c"-" and at[11] == c" ":
-        if memcmp(at + 20, b" GMT", 4) != 0 or two_digits(at + 9) < 0:
+        if at[20] != c" " or not same_letters(at + 21, b"gmt", 3) or two_digits(at + 9) < 0:
             return NO_DATE
         year = 2000 + two_digits(at + 9)
         if days_from_civil(year, 1, 1) * 86400 > now_s + 50 * <int64_t>31556952:

@@ -9,6 +9,8 @@ COST     300 bytes; about 400 ns to make.
 
 from libc.stdint cimport int64_t, uint64_t
 
+import hashlib
+
 from urllib.parse import quote
 
 __all__ = ["Identity"]
@@ -52,10 +54,15 @@ cdef class Identity:
         self.upstream_lines = "".join(f"X-Consumer-{name}: {quote(value, safe=VISIBLE)}\r\n" for name, value in lines if value).encode()
 
     cdef bytes cache_key(self):
-        """What tells this identity's private answers from others': consumer, tier, scopes and roles. Made once."""
+        """What tells answers to this identity from those to others: all that the upstream is told of it. Made once, of one length."""
+        cdef bytes part
         if self.cache_key_made is None:
-            parts = [self.consumer, self.tier, *sorted(self.scopes), "", *sorted(self.roles)]
-            self.cache_key_made = "\x1f".join(parts).encode()
+            made = hashlib.blake2b(digest_size=16)
+            for text in (self.consumer, self.tier, self.key_id or "", self.method, *sorted(self.scopes), None, *sorted(self.roles)):
+                # With the length before each, so that no name can look like two.
+                part = b"" if text is None else text.encode("utf-8", "surrogatepass")
+                made.update(b"-" if text is None else b"%d:" % len(part) + part)
+            self.cache_key_made = made.hexdigest().encode()
         return self.cache_key_made
 
     def __repr__(self):

@@ -110,6 +110,12 @@ cdef class Plugin:
     def upstream_request(self, RequestContext ctx, RequestHead head):
         """Sync, once per attempt: edit what goes upstream."""
 
+    def cache_key(self, RequestContext ctx):
+        """Sync, for a plugin with `upstream_request` or `request_chunk` on a route that caches: what its edits depend on, as str or
+        bytes, which becomes part of the key; "" when they are the same for every request, or do not matter to the response. None: the
+        request does not touch the cache, as when this is not overridden."""
+        return None
+
     def upstream_response(self, RequestContext ctx, ResponseHead head):
         """Sync: edit what came from upstream."""
 

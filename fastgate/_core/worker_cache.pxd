@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t
 
 from fastgate._core.cache cimport Cache
+from fastgate._core.edits cimport Template
 from fastgate._core.epochs cimport Epochs
 from fastgate._core.hashing cimport hash128_t
 from fastgate._core.headers cimport Headers
@@ -41,6 +42,8 @@ cdef class WorkerCache:
     cdef readonly object tiers
     cdef int64_t seen
     cdef dict fills
+    cdef readonly dict forms                    # Rules by their query_form: how the routes take a URL's query
+    cdef Metric evicted_variants
     cdef readonly int source                    # FROM_* of the last find
     cdef readonly int background                # revalidations under way that no client waits for
     cdef Metric purged_fills
@@ -49,12 +52,21 @@ cdef class WorkerCache:
     cdef StoredResponse newer(self, bytes key, StoredResponse held, int64_t now_ns, int64_t realtime_now_ns)
     cdef int put(self, bytes key, object value, tuple tags, int lives, int64_t keep_until_ns, int64_t began, int64_t now_ns,
                  int64_t realtime_now_ns) except -1
+    cdef int hold(self, bytes key, Vary vary, int64_t expires_ns, int64_t now_ns) except -1
+    cdef int admit(self, bytes primary, Vary vary, bytes key, int limit, int64_t keep_until_ns, int64_t now_ns,
+                   int64_t realtime_now_ns) except -1
     cdef Fill lead(self, bytes key, object leader, int64_t now_ns)
     cdef int done(self, Fill fill, bint alone, int64_t now_ns) except -1
 
 cdef class RouteCache:
     cdef readonly Rules rules
     cdef readonly WorkerCache store
+    cdef readonly bint guarded
+    cdef readonly Template places
+    cdef readonly tuple plugins
+    cdef readonly frozenset written
+    cdef readonly bint sends
+    cdef readonly bint plain                    # its keys need nothing of places, plugins and fields that are written
     cdef readonly bint coalesce
     cdef readonly int64_t wait_ns
     cdef readonly object strategy

@@ -1,8 +1,11 @@
+from collections.abc import Iterable
 from typing import Any
 
 from fastgate._core.cache import Cache
+from fastgate._core.edits import Template
 from fastgate._core.epochs import Epochs
 from fastgate._core.http_cache import Rules
+from fastgate._core.pipeline import Plugin
 
 __all__ = ["RESULTS", "Fill", "RouteCache", "WorkerCache"]
 
@@ -24,6 +27,8 @@ class WorkerCache:
     def source(self) -> int: ...
     @property
     def background(self) -> int: ...
+    @property
+    def forms(self) -> dict[tuple[int, frozenset[bytes]], Rules]: ...
     def purge_applied(self) -> None: ...
 
 class RouteCache:
@@ -39,7 +44,24 @@ class RouteCache:
         strategy: Any = None,
         purge_header: str | None = None,
         predict: Any = None,
+        guarded: bool = False,
+        places: Template | None = None,
+        plugins: Iterable[Plugin] = (),
+        written: Iterable[bytes] = (),
+        sends: bool = False,
     ) -> None: ...
+    @property
+    def guarded(self) -> bool: ...
+    @property
+    def places(self) -> Template | None: ...
+    @property
+    def plugins(self) -> tuple[Plugin, ...]: ...
+    @property
+    def written(self) -> frozenset[bytes]: ...
+    @property
+    def sends(self) -> bool: ...
+    @property
+    def plain(self) -> bool: ...
     @property
     def rules(self) -> Rules: ...
     @property

@@ -15,6 +15,7 @@ from libc.stdint cimport INT64_MAX, int64_t
 
 from fastgate._core.cache cimport Cache
 from fastgate._core.epochs cimport FILL_ALONE, FILL_BUSY, Epochs
+from fastgate._core.edits cimport Template
 from fastgate._core.hashing cimport hash128_t
 from fastgate._core.http_cache cimport Rules, StoredResponse, Vary, stored_from
 from fastgate._core.metric cimport Metric, metric_add
@@ -24,7 +25,6 @@ __all__ = ["RESULTS", "Fill", "RouteCache", "WorkerCache"]
 RESULTS = ("hit", "stale", "revalidated", "miss", "expired", "bypass", "coalesced", "stale_on_error", "only_if_cached")
 
 cdef int64_t FILL_AGE_NS = 30_000_000_000       # a leader that says nothing for so long is given up
-cdef int VARY_BYTES = 512
 
 
 cdef class Fill:
@@ -55,8 +55,10 @@ cdef class WorkerCache:
         self.epochs = epochs
         self.tiers = tiers
         self.fills = {}
+        self.forms = {}
         self.seen = epochs.c_sequence()
         self.purged_fills = counter("fastgate_cache_fills_purged_total")
+        self.evicted_variants = counter("fastgate_cache_variants_evicted_total")
 
     cdef object get(self, bytes key, int64_t now_ns, int64_t realtime_now_ns):
         """The StoredResponse or Vary under key, or None. `source` says where it was."""
@@ -90,7 +92,7 @@ cdef class WorkerCache:
         if self.memory is None:
             return value
         if isinstance(value, Vary):
-            self.memory.store(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), value, VARY_BYTES, INT64_MAX, 0, (), now_ns)
+            self.hold(key, <Vary>value, INT64_MAX, now_ns)
         else:
             stored = <StoredResponse>value
             self.memory.store(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), value, stored.size,
@@ -121,12 +123,33 @@ cdef class WorkerCache:
         if self.memory is not None:
             if self.epochs.c_sequence() != self.seen:
                 self.seen = self.epochs.c_apply(self.memory, self.seen)
-            size = VARY_BYTES if isinstance(value, Vary) else (<StoredResponse>value).size
-            self.memory.store(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), value, size, now_ns + keep_until_ns - realtime_now_ns,
-                              lives, tags, now_ns)
+            if isinstance(value, Vary):
+                self.hold(key, <Vary>value, now_ns + keep_until_ns - realtime_now_ns, now_ns)
+            else:
+                self.memory.store(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), value, (<StoredResponse>value).size,
+                                  now_ns + keep_until_ns - realtime_now_ns, lives, tags, now_ns)
         if self.tiers is not None:
             self.tiers.put(key, value.to_bytes(), tags, keep_until_ns - realtime_now_ns, began)
         return 1
+
+    cdef int hold(self, bytes key, Vary vary, int64_t expires_ns, int64_t now_ns) except -1:
+        """A Vary in memory, charged with what it holds."""
+        vary.charged = vary.size
+        return self.memory.store(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), vary, vary.charged, expires_ns, 0, (), now_ns)
+
+    cdef int admit(self, bytes primary, Vary vary, bytes key, int limit, int64_t keep_until_ns, int64_t now_ns,
+                   int64_t realtime_now_ns) except -1:
+        """A variant is stored: the oldest beyond the limit go, here and in the tiers. That is eviction and no purge: nobody else is
+        told, and no other worker has to do anything."""
+        for oldest in vary.admit(key, limit):
+            metric_add(self.evicted_variants, 1)
+            if self.memory is not None:
+                self.memory.delete(oldest)
+            if self.tiers is not None:
+                self.tiers.forget(oldest)
+        if self.memory is not None and vary.size > vary.charged:
+            self.hold(primary, vary, now_ns + keep_until_ns - realtime_now_ns, now_ns)
+        return 0
 
     cdef Fill lead(self, bytes key, object leader, int64_t now_ns):
         """The Fill of this key: one that leader now leads, or that of whoever leads it in this worker. None: another process is
@@ -169,11 +192,27 @@ cdef class WorkerCache:
 
 
 cdef class RouteCache:
-    """What a route says of caching. wait_ns: how long a request waits for another one that fetches the same answer."""
+    """What a route says of caching. wait_ns: how long a request waits for another one that fetches the same answer.
+
+    guarded      it authenticates: a request of which nobody knows who it is from does not touch the cache
+    places       a Template of what its requests upstream are given of each client, and so is in the key; None: nothing
+    plugins      those that edit its requests upstream: each says what of it is to be in the key
+    written      lower-case names of the fields that its requests upstream may have with another value than the client's
+    sends        the key has such fields
+    """
 
     def __init__(self, Rules rules not None, WorkerCache store not None, *, bint coalesce, int64_t wait_ns, counter, str route,
-                 strategy=None, predict=None, str purge_header=None):
+                 strategy=None, predict=None, str purge_header=None, bint guarded=False, Template places=None, plugins=(), written=(),
+                 bint sends=False):
         self.rules = rules
+        self.guarded = guarded
+        self.places = places
+        self.plugins = tuple(plugins)
+        self.written = frozenset(written)
+        self.sends = sends
+        self.plain = places is None and not self.plugins and not sends
+        # What is purged by URL is purged for every route, each of which may take a query in its own way.
+        store.forms.setdefault(rules.query_form, rules)
         self.purge_header = None if purge_header is None else purge_header.lower().encode()
         self.store = store
         self.coalesce = coalesce

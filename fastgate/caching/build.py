@@ -4,40 +4,189 @@ routes.
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
 
 from fastgate._core.cache import Cache
+from fastgate._core.edits import Template
+from fastgate._core.pipeline import overrides
 from fastgate._core.worker_cache import RouteCache, WorkerCache
 from fastgate.caching.predictor import build_predictor
 from fastgate.caching.settings import CacheConfig, CacheStoreConfig, build_rules
 from fastgate.caching.strategy import make_strategy
 
-__all__ = ["build", "worker_cache"]
+__all__ = ["build", "route_identity", "worker_cache"]
 
 
-def build(cache: CacheConfig | None, env: Any) -> RouteCache | None:
-    """What a route says of caching, or None where nothing is kept."""
+def build(cache: CacheConfig | None, env: Any, gates: Sequence[Any] = (), params: Sequence[str] = ()) -> Any:
+    """What a route says of caching, or None where nothing is kept. gates: its gates and plugins. params: of
+    its path."""
     if cache is None or not cache.enabled:
         return None
     settings = env.config.cache_store
+    route = env.route
     # Asked for by every route, so that each holds on to it over a reload.
     tiers = _tiers(settings, env)
+    places, unique = _places(route, cache, params)
+    secrets = tuple(sorted(_credentials(gates)))
+    written = {*_written(route, env), *unique}
+    rules = build_rules(
+        cache,
+        route,
+        identity=route_identity(route, env.config, [gate for gate in gates if _edits_requests(gate)]),
+        shown=_shown(route, env.config),
+        secrets=secrets,
+        never_vary=(*unique, *_deadline(route, env.config)),
+    )
+    keyed = {name.lower() for name in (*cache.key.headers, *_shown(route, env.config), *secrets)}
+    if cache.key.cookies:
+        keyed.add("cookie")
     return RouteCache(
-        build_rules(cache),
+        rules,
         env.service("cache", settings, lambda: worker_cache(settings, env, tiers)),
         coalesce=cache.coalesce,
         wait_ns=cache.coalesce_wait_ns,
         counter=env.around.memory.metrics.counter,
-        route=env.route.name,
+        route=route.name,
         purge_header=cache.purge_header,
         strategy=make_strategy(cache.strategy.use, cache.strategy.options) if cache.strategy else None,
         # What was learned stays with the route as long as these settings do.
         predict=env.service(
-            "cache.predict", (env.route.name, cache.predict), lambda: build_predictor(cache.predict)
+            "cache.predict", (route.name, cache.predict), lambda: build_predictor(cache.predict)
         )
         if cache.predict
         else None,
+        guarded=route.auth is not None,
+        places=places,
+        plugins=[gate for gate in gates if _edits_requests(gate)],
+        written=[name.encode() for name in written],
+        sends=any(name in written or name.startswith(_GATEWAYS) for name in keyed),
     )
+
+
+_PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}")
+_IN_KEY: Final = frozenset(("host", "scheme", "method", "path", "route"))
+"""What templates may name that is part of every key."""
+_GATEWAYS: Final = (
+    *(
+        "x-forwarded",
+        "forwarded",
+        "x-real-ip",
+        "x-consumer",
+        "x_consumer",
+        "x-request-id",
+        "via",
+        "host",
+        "te",
+    ),
+    *("connection", "content-length", "expect", "trailer", "upgrade", "transfer-encoding", "keep-alive"),
+)
+"""How the names of fields begin that the gateway writes itself."""
+
+
+def _templates(route: Any) -> Iterator[tuple[str, str]]:
+    """Each template by which the route edits its requests: the field it makes, lower case ("" for the path),
+    and its text."""
+    edits = route.request_headers
+    if edits is not None:
+        for name, text in (*edits.set.items(), *edits.add.items()):
+            yield name.lower(), text
+    if route.rewrite is not None and route.rewrite.path is not None:
+        yield "", route.rewrite.path
+
+
+def _places(route: Any, cache: CacheConfig, params: Sequence[str]) -> tuple[Template | None, tuple[str, ...]]:
+    """What the route's edits tell the upstream that is not in the key by itself, as a template; and the
+    fields that they make different for every request."""
+    wanted = set()
+    unique = []
+    if cache.strategy is not None:
+        known = _IN_KEY - {"path"}  # the strategy decides what of the path is in the key, not of the edits
+    else:
+        known = _IN_KEY | set(params) | ({"query"} if cache.key.query == "all" else set())
+    for field, text in _templates(route):
+        names = {found[1] for found in _PLACE.finditer(text)}
+        if "request_id" in names:
+            unique.append(field)
+        wanted |= names - known - {"request_id"}
+    if not wanted:
+        return None, tuple(unique)
+    return Template("\n".join(f"{{{name}}}" for name in sorted(wanted)), list(params)), tuple(unique)
+
+
+def _written(route: Any, env: Any) -> Iterator[str]:
+    """Lower-case names of the fields that the route writes or takes away."""
+    edits = route.request_headers
+    if edits is not None:
+        for names in (edits.rename, edits.rename.values(), edits.remove, edits.set, edits.add):
+            yield from (name.lower() for name in names)
+    upstream = env.config.upstreams.get(route.upstream)
+    if upstream is not None:
+        if upstream.credentials is not None:
+            yield "authorization"
+            name = getattr(upstream.credentials, "name", None)
+            if name:
+                yield name.lower()
+        yield from _deadline(route, env.config)
+
+
+def _deadline(route: Any, config: Any) -> Iterator[str]:
+    """The field that tells the upstream how much time is left, if it is told."""
+    upstream = config.upstreams.get(route.upstream)
+    name = None if upstream is None else upstream.timeouts.overridden(route.timeouts).deadline_header
+    if name:
+        yield name.lower()
+
+
+def _shown(route: Any, config: Any) -> tuple[str, ...]:
+    """Fields that are in the key of the route: those it chose by, unless by one value alone, and those that a
+    forward-auth service sets."""
+    names = [name for name, value in route.headers.items() if value == "*" or value.startswith("~")]
+    if route.auth is not None and "forward" in route.auth.schemes and config.auth.forward is not None:
+        names += config.auth.forward.upstream_headers
+    return tuple(sorted({name.lower() for name in names}))
+
+
+def _credentials(gates: Iterable[Any]) -> Iterator[str]:
+    """Names of the fields whose credential goes on to the upstream, which may know more by it than a name.
+    `Authorization` is in the key anyway."""
+    for gate in gates:
+        for scheme in getattr(gate, "schemes", ()):
+            if scheme.cacheable and not getattr(scheme, "hide", False):
+                for name in getattr(scheme, "credential_headers", None) or (scheme.credential_header,):
+                    if name.lower() != "authorization":
+                        yield name.lower()
+
+
+def _edits_requests(gate: Any) -> bool:
+    return overrides(gate, "upstream_request") or overrides(gate, "request_chunk")
+
+
+def route_identity(route: Any, config: Any, plugins: Sequence[Any]) -> bytes:
+    """What tells this route's responses from those of another one for the same URL: a digest of all settings
+    that choose its requests, or say what they are upstream and what may be kept. Of equal settings it is
+    equal, after a reload, a restart and on another machine; a change of one of them starts the route with
+    nothing cached. What only guards (limits, access, policies) or edits what goes to the client is not in it,
+    nor are the upstream's targets: they come and go.
+    """
+    cache = route.cache
+    upstream = config.upstreams.get(route.upstream)
+    seen = (
+        (route.name, route.host, route.path, route.methods, route.headers, route.query),
+        (route.upstream, route.rewrite, route.request_headers),
+        route.preserve_host,
+        None
+        if upstream is None
+        else (upstream.preserve_host, upstream.credentials is not None, *_deadline(route, config)),
+        None if route.auth is None else (route.auth.schemes, route.auth.forward, route.auth.enforce),
+        (cache.key, cache.methods, cache.private, cache.set_cookie, cache.share_private, cache.strategy),
+        [(plugin.name, repr(plugin.key)) for plugin in plugins],
+    )
+    return hashlib.blake2b(msgspec.msgpack.encode(seen), digest_size=8).hexdigest().encode()
 
 
 def _tiers(settings: CacheStoreConfig, env: Any) -> Any:

@@ -81,7 +81,7 @@ _VERIFY_S: Final = 120.0
 _LATER_BYTES: Final = 256 << 10  # decompressing more than this would hold up the loop: read in a thread
 _LATER_STORED: Final = 1 << 20  # and putting together more than this
 _MAX_READERS: Final = 2046
-_TAGS_MAX: Final = 64  # as in _core/cache
+_TAGS_MAX: Final = 255  # as in _core/cache
 _TAG_BYTES: Final = 1024
 _ORDER: Final = struct.Struct("<16sqqI")
 _PLACE: Final = struct.Struct(">Q")
@@ -283,7 +283,8 @@ class DiskStore:
             return None
 
     def put(self, key: bytes, value: bytes, tags: Iterable[bytes], expires_ns: int, sequence: int) -> bool:
-        """True when the value is queued to be written. Never waits; what does not fit is dropped, counted."""
+        """True when the value is queued to be written. Never waits; what does not fit is dropped, counted.
+        expires_ns 0: what is under the key is to be removed."""
         n = len(value) + len(key)
         labels = tuple(tags)
         if (
@@ -470,7 +471,12 @@ class DiskStore:
         try:
             map_bytes = int(self.size_bytes * _MAP_RATIO) // 4096 * 4096
             if file.exists() and file.stat().st_size > map_bytes:
-                raise lmdb.InvalidError(f"{file.stat().st_size} bytes, more than `size` allows")
+                self._give_up(
+                    generation,
+                    f"disk.size is smaller than the {file.stat().st_size} bytes of the file: "
+                    "the disk cache starts with an empty one",
+                )
+                return None, 0
             env = lmdb.open(
                 str(file),
                 subdir=False,
@@ -594,11 +600,15 @@ class DiskStore:
             self._wake.set()
 
     def _damage(self, generation: int, detail: str) -> None:
+        """Gives up a file with damage in it."""
+        self._give_up(generation, f"the disk cache is damaged and starts with an empty file: {detail}")
+
+    def _give_up(self, generation: int, why: str) -> None:
         """Gives up the file of that number, for all workers; the first who says so counts it."""
         if self._epochs.note(DISK_ROLE, _GENERATION) == generation:
             self._epochs.set_note(DISK_ROLE, _GENERATION, generation + 1)
             self._counts["rebuilt"].add()
-            log.warning("the disk cache is damaged and begins anew: %s", detail)
+            log.warning("%s", why)
         self._unlink(generation)
 
     def _rebuild(self, detail: str) -> None:
@@ -697,10 +707,13 @@ class DiskStore:
             self._logged.discard("full")
 
     def _write_batch(self, opened: _Open, txn: Any, batch: list[tuple[_Item, bytes]]) -> int:
-        stored = 0
+        stored = evicted = 0
         with txn.cursor(opened.order) as cursor:
             place = _PLACE.unpack(cursor.key())[0] if cursor.last() else 0
         for item, data in batch:
+            if item.expires_ns == 0:
+                evicted += self._remove(opened, txn, siphash128(item.key, opened.secret), None)
+                continue
             # Inside the transaction: a later purge cleans after it, an earlier one is in the log.
             if self._epochs.concerns(item.key, item.tags, item.sequence):
                 self._counts["purged"].add()
@@ -725,6 +738,7 @@ class DiskStore:
             for tag in item.tags:
                 txn.put(_tag_digest(tag) + at, digest, db=opened.tags)
             stored += 1
+        self._counts["evicted"].add(evicted)
         return stored
 
     def _remove(self, opened: _Open, txn: Any, digest: bytes, place: bytes | None) -> bool:

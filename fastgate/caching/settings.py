@@ -203,8 +203,10 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         bool,
         Meta(
             description=(
-                "The second word on settings by which one client's answer may reach another: `key.consumer: "
-                "shared`, `private: share`, `set_cookie: strip` or `store`. Refused without one of them."
+                "Confirms settings by which one client's response may reach another: `key.consumer: "
+                "shared`, `private: share`, `set_cookie: strip` or `store`, or an `auth` that lets clients "
+                "pass without learning who they are (`forward`, `enforce: false`, `on_error: allow`): for "
+                "them nothing is stored otherwise. Refused without one of them."
             )
         ),
     ] = False
@@ -271,14 +273,32 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
     ] = "fastgate"
 
 
-def build_rules(cache: CacheConfig) -> Rules:
-    """The compiled rules of a checked section."""
+def build_rules(
+    cache: CacheConfig,
+    route: Any = None,
+    *,
+    identity: bytes = b"",
+    shown: tuple[str, ...] = (),
+    secrets: tuple[str, ...] = (),
+    never_vary: tuple[str, ...] = (),
+) -> Rules:
+    """The compiled rules of a checked section. route: whose it is. identity, shown, secrets, never_vary: what
+    is in the key without being a setting of it, as in Rules."""
+    query = cache.key.query
+    if query != "all" and route is not None:
+        # What the route chose by tells its requests apart, unless it is one value alone.
+        chosen = [name for name, value in route.query.items() if value == "*" or value.startswith("~")]
+        query = tuple({*(() if isinstance(query, str) else query), *chosen}) or "none"
     return Rules(
+        route=identity,
+        shown=shown,
+        secrets=secrets,
+        never_vary=never_vary,
         ttl_ns=cache.ttl_ns,
         respect=cache.respect,
         methods=cache.methods,
         statuses=cache.statuses,
-        query=cache.key.query,
+        query=query,
         headers=cache.key.headers,
         cookies=cache.key.cookies,
         consumer=cache.key.consumer,
@@ -302,9 +322,15 @@ def build_rules(cache: CacheConfig) -> Rules:
 
 
 def check_cache(
-    cache: CacheConfig, path: tuple[str | int, ...], report: Report, *, guarded: bool = False
+    cache: CacheConfig,
+    path: tuple[str | int, ...],
+    report: Report,
+    *,
+    guarded: bool = False,
+    unnamed: bool = False,
 ) -> None:
-    """Everything that is wrong with the section. guarded: the route authenticates its clients."""
+    """Everything that is wrong with the section. guarded: the route authenticates its clients. unnamed: it
+    may let some pass without learning who they are."""
     key = (*path, "key")
     for at, method in enumerate(cache.methods):
         if method not in _METHODS:
@@ -321,6 +347,8 @@ def check_cache(
         for at, name in enumerate(names):
             if not _TOKEN.fullmatch(name):
                 report((*key, section, at), f'"{name}"', "a name (letters, digits and -)", "")
+            elif section == "headers" and name.lower() in ("x-request-id", "range", "if-none-match"):
+                report((*key, section, at), f'"{name}"', "", "no two requests would share a response")
             elif section == "headers" and name.lower() == "cookie":
                 hint = "every browser has another; list the ones that matter in key.cookies"
                 report((*key, section, at), f'"{name}"', "", hint)
@@ -344,7 +372,7 @@ def check_cache(
     if cache.key.consumer == "private" and not guarded:
         hint = "the route has no auth, so nothing would be cached"
         report((*key, "consumer"), '"private"', "auto", hint)
-    _check_sharing(cache, path, report)
+    _check_sharing(cache, path, report, unnamed)
     for below, found, expected, hint in predict_problems(cache.predict) if cache.predict else ():
         report((*path, "predict", *below), found, expected, hint)
     if cache.strategy is not None:
@@ -360,7 +388,7 @@ def _check_strategy(strategy: StrategyConfig, path: tuple[str | int, ...], repor
         report(path, f'"{strategy.use}"', "the name of a cache strategy, or package.module:Class", str(error))
 
 
-def _check_sharing(cache: CacheConfig, path: tuple[str | int, ...], report: Report) -> None:
+def _check_sharing(cache: CacheConfig, path: tuple[str | int, ...], report: Report, unnamed: bool) -> None:
     """What would give one client's answer to another is said twice, or refused."""
     shares = [
         (name, value)
@@ -379,12 +407,13 @@ def _check_sharing(cache: CacheConfig, path: tuple[str | int, ...], report: Repo
             "share_private: true beside it",
             "one client's answer would reach others",
         )
-    elif cache.share_private and not shares:
+    elif cache.share_private and not shares and not unnamed:
         report(
             (*path, "share_private"),
             "a setting without effect",
             "",
-            "it confirms key.consumer: shared, private: share, or set_cookie: strip or store",
+            "it confirms key.consumer: shared, private: share, set_cookie: strip or store, or an auth that "
+            "lets clients pass without saying who they are",
         )
 
 
@@ -489,6 +518,17 @@ class RedisStoreConfig(Settings, frozen=True, kw_only=True):
             description=(
                 "This gateway's name, the same after a restart, so that it hears the purges it has missed. "
                 "Default: the host name and the path of `disk`."
+            ),
+        ),
+    ] = ""
+    secret: Annotated[
+        str,
+        Meta(
+            max_length=1000,
+            description=(
+                "Key of a checksum that every stored response then carries, the same on all gateways: "
+                "what was written by anybody else is not used. Write it as `${CACHE_SECRET}`. Default: "
+                "none, and whoever can write to Redis decides what clients get."
             ),
         ),
     ] = ""

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from fastgate._core.clock import realtime_ns
 from fastgate._core.epochs import Epochs
+from fastgate._core.http_cache import url_tag
 from fastgate._core.metric import MetricTable
 from fastgate.caching.disk import LATER, DiskStore
 from fastgate.caching.settings import CacheStoreConfig
@@ -23,7 +24,7 @@ from fastgate.state.fleet import BUS_ROLE, SENT, Fleet
 
 __all__ = ["PURGE_KINDS", "Tiers", "purge", "settled"]
 
-PURGE_KINDS: Final = ("all", "key", "tag", "prefix", "pattern")
+PURGE_KINDS: Final = ("all", "url", "key", "tag", "prefix", "pattern")
 
 
 class Tiers:
@@ -60,6 +61,7 @@ class Tiers:
                 largest_bytes=redis.largest_bytes,
                 machine=redis.machine or f"{socket.gethostname()}:{place}",
                 keeps_answers=disk is not None,
+                secret=redis.secret,
                 tls={
                     name: value
                     for name, value in (
@@ -131,6 +133,13 @@ class Tiers:
         if self.fleet is not None:
             self.fleet.put(key, blob, labels, expires_ns, sequence)
 
+    def forget(self, key: bytes) -> None:
+        """Queues the removal of an answer that had to give way. No purge: nobody must hear of it."""
+        if self.disk is not None:
+            self.disk.put(key, b"", (), 0, 0)
+        if self.fleet is not None:
+            self.fleet.put(key, b"", (), 0, 0)
+
     def when_written(self, key: bytes, then: Callable[[], Any]) -> bool:
         """True: `then` is called, in any thread, once what was put under key can be read by every worker, or
         will never be. False: it can be read now, or nothing is waiting to be written."""
@@ -150,11 +159,14 @@ class Tiers:
 
 def purge(epochs: Epochs, kind: str, text: bytes | str = b"") -> int:
     """Appends to the purge log, from any process; the sequence. In force on this machine when it returns.
-    ValueError: an unknown kind, or a text it cannot be."""
+    `url` is all that is kept for a URL, `key` one entry. ValueError: an unknown kind, or a text it cannot
+    be."""
     if kind not in PURGE_KINDS:
         raise ValueError(f"kind: expected one of {', '.join(PURGE_KINDS)}, got {kind!r}")
     if kind == "all":
         return epochs.purge_all()
+    if kind == "url":
+        return epochs.purge_tag(url_tag(_bytes(text)))
     purges: dict[str, Callable[[bytes | str], int]] = {
         "key": epochs.purge_key,
         "tag": epochs.purge_tag,

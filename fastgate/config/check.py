@@ -20,7 +20,7 @@ import msgspec
 from fastgate._core.patterns import compile_host, compile_pattern
 from fastgate.auth.consumers import NAME_PATTERN as CONSUMER_PATTERN
 from fastgate.auth.consumers import WORD_PATTERN
-from fastgate.auth.section import AuthConfig, ConsumerConfig
+from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
 from fastgate.caching.settings import check_cache, check_cache_store
 from fastgate.certificates import CertificateError, load_authorities, load_pair
 from fastgate.config.check_content import check_cors, check_security_headers, check_validation
@@ -103,6 +103,12 @@ def check_root(config: Config, report: Report) -> None:
     output = config.access_log.output
     if output not in ("off", "stdout"):
         _check_log_file(output, ("access_log", "output"), report)
+
+
+def _lets_unnamed_pass(use: AuthUse) -> bool:
+    """Whether a request may pass without the gateway knowing who of many it is from: in shadow mode, where
+    another service answers for it, or where such a service may be passed over (`on_error: allow`)."""
+    return not use.enforce or not {"forward", "introspection", "jwt"}.isdisjoint(use.schemes)
 
 
 def _check_store(path: str, report: Report) -> None:
@@ -240,7 +246,13 @@ class RouteCheck:
         if route.validation is not None:
             check_validation(route.validation, (*path, "validation"), report)
         if route.cache is not None:
-            check_cache(route.cache, (*path, "cache"), self._report, guarded=route.auth is not None)
+            check_cache(
+                route.cache,
+                (*path, "cache"),
+                self._report,
+                guarded=route.auth is not None,
+                unnamed=route.auth is not None and _lets_unnamed_pass(route.auth),
+            )
         if route.limits is not None:
             _check_limits(route.limits, (*path, "limits"), self._report)
         if route.access is not None:

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fastgate._core.epochs import Epochs
+from fastgate._core.http_cache import url_pattern
 from fastgate._core.metric import MetricTable
 from fastgate.caching.settings import build_rules
 from fastgate.caching.tiers import purge, settled
@@ -88,9 +89,7 @@ class CacheResource:
             yield "all", b""
         for url in _listed(wanted.url):
             for key in self._keys_of(url):
-                yield "key", key
-                # The answers of one URL that have longer keys carry it as a tag.
-                yield "tag", key[:LONGEST_BYTES]
+                yield "url", key
         for kind in ("tag", "key", "prefix", "pattern"):
             for text in _listed(getattr(wanted, kind)):
                 raw = text.encode()
@@ -100,7 +99,15 @@ class CacheResource:
                     raise Refused(400, f"{kind}: {_WHOLE}, got {text[:80]!r}", path=f"$.{kind}")
                 if kind == "pattern" and raw.startswith(b"/"):
                     raw = b"http*://*" + raw
-                if kind != "key" and len(raw) > LONGEST_BYTES:
+                if kind == "key":
+                    yield "url", raw  # what stands for a URL in keys; the rest of a key nobody can type
+                    continue
+                if kind == "pattern":
+                    try:
+                        raw = url_pattern(raw)
+                    except ValueError as error:
+                        raise Refused(400, str(error), path="$.pattern") from error
+                if len(raw) > LONGEST_BYTES:
                     raise Refused(400, f"{kind}: longer than {LONGEST_BYTES} bytes", path=f"$.{kind}")
                 yield kind, raw
 
@@ -118,12 +125,12 @@ class CacheResource:
                 f"url: {_WHOLE}, escaped, got {url[:80]!r}",
                 path="$.url",
             )
-        caches = [route.cache for route in config.each_route()] if config is not None else []
+        routes = list(config.each_route()) if config is not None else []
         keys = set()
         query = parts.query.encode() if "?" in url.partition("#")[0] else None
-        for cache in caches:
-            if cache is not None:
-                key = build_rules(cache).url_key(
+        for route in routes:
+            if route.cache is not None:
+                key = build_rules(route.cache, route).url_key(
                     parts.scheme == "https", parts.netloc.encode(), (parts.path or "/").encode(), query
                 )
                 if key is not None:

@@ -21,6 +21,8 @@ cdef class CachedRequest:
     cdef bint waiting
     cdef int64_t waits_until_ns           # CLOCK_MONOTONIC; 0 before the first wait
     cdef object poll
+    cdef object stall                     # the timer of a leader whose client does not read
+    cdef Headers sent                     # the fields as they go upstream, once they were needed
     cdef Decision decision
     cdef list pieces
     cdef int64_t size
@@ -37,6 +39,12 @@ cdef class CachedRequest:
     cdef bytes why                        # fwd= of Cache-Status
     cdef int source
     cdef int look(self, Exchange x) except -1
+    cdef bytes key_of(self, Exchange x, RequestRules r)
+    cdef bytes shown(self, Exchange x)
+    cdef Headers sent_fields(self, Exchange x)
+    cdef bytes vary_key(self, Exchange x, Vary vary)
+    cdef int same_place(self, CachedRequest c) except -1
+    cdef int step_aside(self, Exchange x) except -1
     cdef int judge(self, Exchange x, StoredResponse found) except -1
     cdef int fetch(self, Exchange x) except -1
     cdef int bypass(self, Exchange x, bytes why) except -1
@@ -59,6 +67,8 @@ cdef class CachedRequest:
     cdef int on_chunk(self, bytes chunk, Exchange x) except -1
     cdef int on_whole(self, Exchange x) except -1
     cdef int on_failure(self, Exchange x, Reason reason) except -1
+    cdef int on_stalled(self, Exchange x) except -1
+    cdef int on_refused(self, Exchange x) except -1
     cdef int on_finish(self, Exchange x) except -1
 
 cdef int cache_begin(Exchange x) except -1

@@ -31,22 +31,27 @@ from libc.stdint cimport int64_t, uint64_t
 from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns, realtime_ns
 from fastgate._core.context cimport M_HEAD, Reason, RequestContext
-from fastgate._core.headers cimport H_CONTENT_LENGTH, Headers
+from fastgate._core.headers cimport (
+    H_CONTENT_LENGTH, H_CONTENT_TYPE, H_FORWARDED, H_OTHER, H_REFERER, H_USER_AGENT, H_X_FORWARDED_HOST, H_X_FORWARDED_OTHER,
+    H_X_FORWARDED_PORT, H_X_FORWARDED_PROTO, Headers, HeadWriter, field_t, header_id,
+)
 from fastgate._core.http_cache cimport (
     CACHE_FRESH, CACHE_MISS, CACHE_ONLY_IF_CACHED, CACHE_REVALIDATE, CACHE_STALE_WHILE_REVALIDATE, TAIL_ROOM, Decision,
     RequestRules, Rules, StoredResponse, Vary,
 )
 from fastgate._core.http_fields cimport CC_ONLY_IF_CACHED
+from fastgate._core.identity cimport Identity
 from fastgate._core.metric cimport Metric, metric_add
 from fastgate._core.pipeline cimport Pipeline, ResponseHead
-from fastgate._core.plan cimport RoutePlan
 from fastgate._core.worker_cache cimport (
     C_BYPASS, C_COALESCED, C_EXPIRED, C_HIT, C_MISS, C_ONLY_IF_CACHED, C_REVALIDATED, C_STALE, C_STALE_ON_ERROR,
     FROM_MEMORY, FROM_REDIS, Fill, RouteCache, WorkerCache,
 )
 from fastgate.server.exchange cimport LENGTH_NONE, X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, Exchange, NoClient, Plane
+from fastgate.server.heads cimport write_request_head
+from fastgate.upstream.pool cimport Target, Upstream
 
-from fastgate._core.http_cache import REPLACED_FIELDS, merge_vary
+from fastgate._core.http_cache import REPLACED_FIELDS, merge_vary, url_pattern, url_tag
 from fastgate._core.worker_cache import RESULTS
 from fastgate.errors import REASONS
 
@@ -56,9 +61,12 @@ cdef tuple WORDS = tuple(word.encode() for word in RESULTS)
 
 log = logging.getLogger("fastgate")
 
+# Why a request is kept out of the cache, where the request itself does not show it.
+cdef dict BYPASS_DETAILS = {"identity": b"identity", "plugin": b"plugin", "key": b"key", "strategy": b"strategy"}
 cdef Reason ONLY_IF_CACHED = REASONS["only_if_cached"]
 cdef int64_t DAY_NS = 86_400_000_000_000
 cdef double POLL_S = 0.003                      # between looks at what another worker fetches
+cdef double STALLED_S = 0.1                     # a client that has not taken a byte for so long holds up nobody else
 cdef enum:
     MOST_PURGES = 64                            # that one answer may ask for
     MOST_BEHIND = 64                            # revalidations that nobody waits for, at once in a worker
@@ -112,44 +120,154 @@ cdef class CachedRequest:
     cdef int look(self, Exchange x) except -1:
         """Look for an answer, and decide."""
         cdef RequestContext ctx = x.ctx
-        cdef Rules rules = self.route.rules
         cdef WorkerCache store = self.route.store
-        cdef bytes consumer = None
-        cdef bytes body = None
         cdef object value
         cdef int64_t now = realtime_ns()
         self.looked_ns = x.ctx.now_ns
         self.looked_real_ns = now
         if self.key is None:
-            if rules.wants_consumer and ctx.identity is not None and not ctx.identity.by_address:
-                consumer = ctx.identity.cache_key()
-            if rules.wants_body and self.rules.post and ctx.body:
-                body = hashlib.blake2b(ctx.body, digest_size=16).digest()
-            if self.route.strategy is not None:
-                self.key = self.route.strategy.key(ctx)
-                if self.key is not None:
-                    self.key = rules.c_key(self.rules, ctx.scheme == "https", ctx.authority, self.key, None, consumer, body)
-            else:
-                self.key = rules.c_key(self.rules, ctx.scheme == "https", ctx.authority, ctx.path_bytes, ctx.query_bytes, consumer,
-                                       body)
+            self.key = self.key_of(x, self.rules)
             if self.key is None:
                 return self.bypass(x, b"request")
         self.began = store.epochs.c_sequence()
         self.variant = self.key
         self.vary = None
-        value = store.get(self.key, ctx.now_ns, now)
-        if isinstance(value, Vary):
-            self.vary = <Vary>value
-            self.variant = self.vary.c_key(self.key, ctx.headers)
-            value = store.get(self.variant, ctx.now_ns, now)
+        try:
+            value = store.get(self.key, ctx.now_ns, now)
             if isinstance(value, Vary):
-                value = None
+                self.vary = <Vary>value
+                self.variant = self.vary_key(x, self.vary)
+                value = store.get(self.variant, ctx.now_ns, now)
+                if isinstance(value, Vary):
+                    value = None
+        except Exception:                               # a cache that cannot be asked costs nobody a response
+            log.exception("while asking the cache for request %s", ctx.request_id)
+            self.key = None
+            return self.bypass(x, b"bypass")
         self.source = store.source
         if value is None and store.tiers is not None and store.tiers.has_later and self.poll is None:
             x.state = X_SUSPENDED
             x.task = x.plane.loop.create_task(self.ask_later(x))
             return 0
         return self.judge(x, <StoredResponse>value)
+
+    cdef bytes key_of(self, Exchange x, RequestRules r):
+        """The key of a request: the URL, the route, who asks, and what else the upstream is shown that its response may depend on.
+        None: it is not for the cache, r.why says why."""
+        cdef RequestContext ctx = x.ctx
+        cdef RouteCache route = self.route
+        cdef Rules rules = route.rules
+        cdef Identity identity = ctx.identity
+        cdef bytes consumer = None
+        cdef bytes body = None
+        cdef bytes shown = None
+        cdef bytes path = ctx.path_bytes
+        cdef bytes query = ctx.query_bytes
+        cdef bint shared = False
+        if identity is not None:
+            shared = identity.shared
+            if rules.wants_consumer:
+                consumer = identity.cache_key()
+        if route.guarded and (identity is None or (shared and not identity.by_address)) and not rules.share_private:
+            rules.bypass(r, "identity")                     # only the upstream knows who it is
+            return None
+        if rules.wants_body and r.post and ctx.body:
+            body = hashlib.blake2b(ctx.body, digest_size=16).digest()
+        if ctx.trusted or not route.plain:
+            try:
+                shown = self.shown(x)
+                if route.sends:
+                    r.sent = self.sent_fields(x)
+            except Exception:
+                log.exception("the key of request %s", ctx.request_id)
+                rules.bypass(r, "key")
+                return None
+            if shown is None:
+                rules.bypass(r, "plugin")
+                return None
+            if PyBytes_GET_SIZE(shown) == 0:
+                shown = None
+        if route.strategy is not None:
+            path = route.strategy.key(ctx)
+            query = None
+            if path is None or b"\0" in path:
+                rules.bypass(r, "strategy")
+                return None
+            if not path.startswith(b"/"):
+                path = b"/ " + path                         # a path has no space, and the authority ends before it
+        return rules.c_key(r, ctx.c_secure(), ctx.authority, path, query, consumer, shared, shown, body)
+
+    cdef bytes shown(self, Exchange x):
+        """What the upstream is told of this client beside its own fields, each part with its length; None: not for the cache."""
+        cdef RequestContext ctx = x.ctx
+        cdef Headers headers = ctx.headers
+        cdef field_t* f
+        cdef list out = []
+        cdef bytes part, name
+        cdef int i
+        if ctx.trusted:
+            for i in range(headers.count):
+                f = &headers.fields[i]
+                if f.id == H_X_FORWARDED_PROTO or f.id == H_X_FORWARDED_HOST or f.id == H_X_FORWARDED_PORT \
+                        or f.id == H_X_FORWARDED_OTHER:
+                    name = headers.name_at(i).lower()
+                    part = headers.value_at(i)
+                elif f.id == H_FORWARDED:
+                    # All but who asked, which like X-Forwarded-For is for the origin's Vary.
+                    name = b"forwarded"
+                    part = b";".join(each for each in map(bytes.strip, headers.value_at(i).replace(b",", b";").split(b";"))
+                                     if each and not each.lower().startswith((b"for=", b"by=")))
+                else:
+                    continue
+                if part:
+                    out.append(b"%b=%d:" % (name, len(part)) + part)
+        if self.route.places is not None:
+            part = self.route.places.render(ctx)
+            out.append(b"%d:" % len(part) + part)
+        for plugin in self.route.plugins:
+            said = plugin.cache_key(ctx)
+            if said is None:
+                return None
+            part = said if isinstance(said, bytes) else (<str?>said).encode("utf-8", "surrogateescape")
+            out.append(b"%d:" % len(part) + part)
+        return b"".join(out)
+
+    cdef Headers sent_fields(self, Exchange x):
+        """The fields of the request as the upstream sees them, for those of which the gateway may say something else than the client.
+
+        They are read from the head itself, so that they are what is sent; but for the target's Host, which is no client's word.
+        """
+        cdef RequestContext ctx = x.ctx
+        cdef HeadWriter w
+        cdef Headers fields
+        cdef Upstream upstream
+        if self.sent is None:
+            fields = ctx.headers
+            if x.route.request_edits is not None:
+                fields = ctx.headers.copy()
+                x.route.request_edits.apply(ctx, fields)
+            upstream = <Upstream>x.route.upstream
+            w = HeadWriter()
+            write_request_head(w, ctx, x.route, <Target>upstream.targets[0], ctx.method_bytes, b"/", fields, ctx.content_length, False, 0)
+            self.sent = Headers()
+            lines = w.take().split(b"\r\n")
+            for line in lines[1:]:
+                if line:
+                    name, _, value = (<bytes>line).partition(b": ")
+                    self.sent.append(name, value, H_OTHER)
+        return self.sent
+
+    cdef bytes vary_key(self, Exchange x, Vary vary):
+        """The key of the variant that this request selects."""
+        cdef int known
+        if vary.written < 0:
+            vary.written = 0
+            for name in vary.names:
+                known = header_id(name, len(name))
+                if name in self.route.written or name.startswith(b"x-forwarded") or (
+                        known != H_OTHER and known != H_CONTENT_TYPE and known != H_USER_AGENT and known != H_REFERER):
+                    vary.written = 1
+        return vary.c_key(self.key, self.sent_fields(x) if vary.written else x.ctx.headers)
 
     async def ask_later(self, Exchange x):
         """Ask the tier that must be awaited; it has its own time limit."""
@@ -167,7 +285,7 @@ cdef class CachedRequest:
                 if not isinstance(value, Vary) or self.variant is not self.key:
                     break
                 self.vary = <Vary>value
-                self.variant = self.vary.c_key(self.key, x.ctx.headers)
+                self.variant = self.vary_key(x, self.vary)
                 value = store.get(self.variant, x.ctx.now_ns, realtime_ns())
                 if value is not None:
                     break
@@ -391,7 +509,6 @@ cdef class CachedRequest:
         """Ask the upstream whether a stored answer still holds, while it is already on its way to the client. 1: it is asked."""
         cdef WorkerCache store = self.route.store
         cdef Exchange behind
-        cdef RequestContext ctx
         cdef CachedRequest c
         cdef Fill fill
         if store.background >= MOST_BEHIND:
@@ -400,19 +517,61 @@ cdef class CachedRequest:
         if fill is None or fill.leader is not None:
             return 0
         behind = self.behind_of(x)
-        ctx = behind.ctx
         c = <CachedRequest>behind.cached
-        self.route.rules.c_key(c.rules, ctx.scheme == "https", ctx.authority, ctx.path_bytes, ctx.query_bytes,
-                               ctx.identity.cache_key() if self.route.rules.wants_consumer and ctx.identity is not None and not ctx.identity.by_address else None,
-                               None)
-        c.key = self.key
-        c.variant = self.variant
-        c.vary = self.vary
+        self.same_place(c)
         c.found = found
         c.revalidating = len(found.conditions()) > 0
         c.began = self.began
         c.why = b"stale"
         return self.start_behind(x, behind, fill)
+
+    cdef int same_place(self, CachedRequest c) except -1:
+        """What c fetches is kept where this request looked."""
+        c.key = self.key
+        c.variant = self.variant
+        c.vary = self.vary
+        c.sent = self.sent
+        c.rules.key = self.rules.key
+        c.rules.url_n = self.rules.url_n
+        c.rules.keyed_private = self.rules.keyed_private
+        c.rules.sent = self.rules.sent
+        return 0
+
+    cdef int on_stalled(self, Exchange x) except -1:
+        """The client of this request does not read, so its upstream is not read either."""
+        if self.leads and self.stall is None and not self.background:
+            self.stall = x.plane.loop.call_later(STALLED_S, leader_stalled, x)
+        return 0
+
+    cdef int step_aside(self, Exchange x) except -1:
+        """Others wait for what a client takes slowly: let it be fetched for them by a request that no client can slow down."""
+        cdef WorkerCache store = self.route.store
+        cdef Fill fill = self.fill
+        cdef Exchange behind
+        cdef CachedRequest c
+        cdef bytes lower
+        if not self.leads or fill is None:
+            return 0
+        if not fill.waiters:
+            self.fill = None
+            self.leads = False
+            return store.done(fill, False, monotonic_ns())  # who waits in another worker fetches it
+        if store.background >= MOST_BEHIND or self.rules.post:
+            return self.release(x, None, True)
+        self.fill = None
+        self.leads = False
+        behind = self.behind_of(x)
+        for name in REPLACED_FIELDS:
+            lower = <bytes>name
+            behind.ctx.headers.drop(PyBytes_AS_STRING(lower), PyBytes_GET_SIZE(lower))
+        c = <CachedRequest>behind.cached
+        c.rules = self.route.rules.c_read(0, b"GET", behind.ctx.headers, False)
+        self.same_place(c)
+        c.began = store.epochs.c_sequence()
+        c.why = self.why
+        behind.ctx.now_ns = monotonic_ns()
+        self.start_behind(x, behind, fill)
+        return 0
 
     cdef int hit_again(self, Exchange x, StoredResponse found) except -1:
         """A hit of a route that predicts: fetch the answer anew when it is popular and near its end."""
@@ -471,16 +630,14 @@ cdef class CachedRequest:
         if x.plan.match(ctx) is not x.route:
             return 0
         c.rules = rules.c_read(0, b"GET", ctx.headers, False)
-        c.key = rules.c_key(c.rules, ctx.scheme == "https", ctx.authority, path, ctx.query_bytes,
-                            ctx.identity.cache_key() if rules.wants_consumer and ctx.identity is not None and not ctx.identity.by_address else None,
-                            None)
+        c.key = c.key_of(behind, c.rules)
         if c.key is None or not c.rules.cacheable:
             return 0
         c.variant = c.key
         value = store.get(c.key, ctx.now_ns, now)
         if isinstance(value, Vary):
             c.vary = <Vary>value
-            c.variant = c.vary.c_key(c.key, ctx.headers)
+            c.variant = c.vary_key(behind, c.vary)
             value = store.get(c.variant, ctx.now_ns, now)
         if isinstance(value, StoredResponse):
             if (<StoredResponse>value).c_judge(c.rules, now) == CACHE_FRESH:
@@ -588,11 +745,8 @@ cdef class CachedRequest:
             self.purge_told(status, fields)
         if not self.rules.cacheable or self.key is None:        # without a key there is nowhere to keep it
             if self.rules.unsafe:
-                for key in rules.invalidated(self.rules, status, fields, ctx.scheme == "https", ctx.authority, ctx.path_bytes,
-                                             ctx.query_bytes):
-                    store.epochs.purge_key(key)
-                    store.epochs.purge_tag(key)
-            self.add_status(fields, rules.forwarded(self.why))
+                self.invalidate(status, fields)
+            self.add_status(fields, rules.forwarded(self.why, 0, False, False, BYPASS_DETAILS.get(self.rules.why)))
             return 0
         if self.revalidating and status == 304 and not self.rules.head:
             decision = rules.update(self.rules, self.found, fields, self.sent_ns, now)
@@ -601,7 +755,7 @@ cdef class CachedRequest:
                 self.keep_for(decision, None)
                 stored = decision.c_finish(self.found.body)
                 if decision.storable:
-                    self.keep(x, stored, decision)
+                    self.keep_safely(x, stored, decision)
             self.release(x, stored, decision is None or not decision.storable)
             self.serve(x, stored, C_REVALIDATED)
             return 1
@@ -618,10 +772,14 @@ cdef class CachedRequest:
                 if decision is None:
                     store.epochs.purge_key(self.variant)
                 else:
-                    self.keep(x, decision.c_finish(self.found.body), decision)
+                    self.keep_safely(x, decision.c_finish(self.found.body), decision)
             self.add_status(fields, rules.forwarded(self.why, status))
             return 0
-        decision = rules.c_store(self.rules, status, phrase if phrase else b"", fields, self.sent_ns, now)
+        try:
+            decision = rules.c_store(self.rules, status, phrase if phrase else b"", fields, self.sent_ns, now)
+        except Exception:                               # what cannot be judged is not stored
+            log.exception("while judging the response to request %s", ctx.request_id)
+            return self.release(x, None, True)
         if decision.storable and self.route.strategy is not None and not self.route.strategy.cacheable(ctx, status, fields):
             decision.storable = False
         if decision.storable and self.route.strategy is not None and self.route.strategy.has_ttl:
@@ -636,6 +794,31 @@ cdef class CachedRequest:
                                                 None if decision.storable else decision.why.encode()))
         return 0
 
+    def invalidate(self, int status, Headers fields):
+        """An unsafe request was carried out: what is stored for its URL may no longer hold, on any route."""
+        cdef RequestContext ctx = self.ctx
+        cdef WorkerCache store = self.route.store
+        cdef set urls = set()
+        try:
+            for rules in store.forms.values():
+                urls.update((<Rules>rules).invalidated(self.rules, status, fields, ctx.c_secure(), ctx.authority, ctx.path_bytes,
+                                                       ctx.query_bytes))
+            for url in urls:
+                store.epochs.purge_tag(url_tag(url))
+        except Exception:                               # the upstream has acted: its response goes out, come what may
+            log.exception("while invalidating for request %s", ctx.request_id)
+
+    def purge_url(self, bytes what):
+        """Purge a path with its query, on the request's host, for every route."""
+        cdef RequestContext ctx = self.ctx
+        cdef set urls = set()
+        path, mark, query = what.partition(b"?")
+        for rules in self.route.store.forms.values():
+            urls.add((<Rules>rules).c_url(ctx.c_secure(), ctx.authority, path, query if mark else None))
+        urls.discard(None)
+        for url in urls:
+            self.route.store.epochs.purge_tag(url_tag(url))
+
     def purge_told(self, int status, Headers fields):
         """Carry out the purges that the upstream's answer asks for, and keep them from the client."""
         cdef RequestContext ctx = self.ctx
@@ -648,20 +831,19 @@ cdef class CachedRequest:
         if status >= 400:
             return
         epochs = self.route.store.epochs
-        host = (b"https://" if ctx.scheme == "https" else b"http://") + ctx.authority.lower()
+        host = (b"https://" if ctx.c_secure() else b"http://") + ctx.authority.lower()
         for part in value.split(b",")[:MOST_PURGES]:
             what = part.strip(b" \t")
             try:
                 if what == b"*":
                     epochs.purge_all()
                 elif what.startswith(b"/") and b"*" in what:
-                    epochs.purge_pattern(host + what)
+                    epochs.purge_pattern(url_pattern(host + what))
                 elif what.startswith(b"/"):
-                    epochs.purge_key(host + what)
-                    epochs.purge_tag(host + what)
+                    self.purge_url(what)
                 elif what:
                     epochs.purge_tag(what)
-            except ValueError as error:
+            except (ValueError, TimeoutError) as error:
                 log.warning("request %s: the upstream asks to purge %r: %s", ctx.request_id, what, error)
 
     def add_status(self, Headers fields, bytes line):
@@ -682,26 +864,53 @@ cdef class CachedRequest:
         return 0
 
     cdef int on_whole(self, Exchange x) except -1:
-        """The answer is whole: keep it, and wake who waits."""
+        """The answer is whole, and all that came with it was read: keep it, and wake who waits."""
         cdef Decision decision = self.decision
-        cdef StoredResponse stored
+        cdef StoredResponse stored = None
         cdef bytes body
         if decision is None:
             return self.release(x, None, False)
         self.decision = None
-        body = <bytes>self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
-        self.pieces = None
-        if not decision.fits(len(body)):
+        if x.up is not None and x.up.extra_bytes:
+            self.pieces = None                          # the upstream is out of step: whose bytes these are is not known
             return self.release(x, None, True)
-        self.keep_for(decision, body)
-        stored = decision.c_finish(body)
-        self.keep(x, stored, decision)
-        return self.release(x, stored, False)
+        try:
+            body = <bytes>self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+            if decision.fits(len(body)):
+                self.keep_for(decision, body)
+                stored = decision.c_finish(body)
+                self.keep(x, stored, decision)
+        except Exception:                               # what cannot be stored is not stored; the request has its response
+            log.exception("while storing for request %s", self.ctx.request_id)
+            stored = None
+        self.pieces = None
+        return self.release(x, stored, stored is None)
 
     cdef int keep_for(self, Decision decision, bytes body) except -1:
         """The lifetime that was learned, where the origin gives none. body None: it is the one we have."""
         if self.route.predict is not None and self.route.predict.is_adaptive and decision.implied and decision.status == 200:
             decision.c_live(self.route.predict.ttl_ns(self.variant, decision.etag, body, realtime_ns(), decision.lifetime_ns))
+        return 0
+
+    def keep_safely(self, Exchange x, StoredResponse stored, Decision decision):
+        """keep, for a response that goes out whether or not it can be kept."""
+        try:
+            self.keep(x, stored, decision)
+        except Exception:
+            log.exception("while storing for request %s", self.ctx.request_id)
+
+    cdef int on_refused(self, Exchange x) except -1:
+        """The gateway answers by itself: say in Cache-Status what the cache had to do with it."""
+        cdef RequestContext ctx = self.ctx
+        cdef Rules rules = self.route.rules
+        cdef bytes line
+        if rules.status_n == 0 or self.background:
+            return 0
+        if self.why is None:
+            line = b"Cache-Status: " + rules.status_name + b"; detail=not-cached\r\n"
+        else:
+            line = rules.forwarded(self.why)
+        ctx.local_lines = line if ctx.local_lines is None else ctx.local_lines + line
         return 0
 
     def keep(self, Exchange x, StoredResponse stored, Decision decision):
@@ -711,22 +920,18 @@ cdef class CachedRequest:
         cdef int64_t now = realtime_ns()
         cdef bytes key = self.key
         cdef Vary vary
-        cdef tuple tags = stored.tags
         cdef int64_t until = stored.keep_until_ns
         cdef int lives = 0
         if stored.vary:
             vary = merge_vary(self.vary, stored.vary)
-            key = vary.c_key(self.key, x.ctx.headers)
-            tags = (*tags, self.key)                    # a purge of the key ends its variants too
-            oldest = vary.admit(key, self.route.rules.max_variants)
-            if oldest is not None:
-                store.epochs.purge_key(oldest)
+            key = self.vary_key(x, vary)
             if vary is not self.vary and not store.put(self.key, vary, (), 0, now + VARY_DAYS * DAY_NS, self.began, now_ns, now):
                 return
+            store.admit(self.key, vary, key, self.route.rules.max_variants, now + VARY_DAYS * DAY_NS, now_ns, now)
         if self.route.predict is not None:
             stored.took_ns = now - self.sent_ns
             lives = self.route.predict.lives(stored.took_ns, len(stored.body))
-        store.put(key, stored, tags, lives, until, self.began, now_ns, now)
+        store.put(key, stored, stored.tags, lives, until, self.began, now_ns, now)
 
     cdef int on_failure(self, Exchange x, Reason reason) except -1:
         """The upstream cannot be asked, or failed before an answer. 1: a stale answer stood in."""
@@ -744,6 +949,9 @@ cdef class CachedRequest:
         """The request is over: whoever waits for us must not wait for nothing."""
         self.decision = None
         self.pieces = None
+        if self.stall is not None:
+            self.stall.cancel()
+            self.stall = None
         if self.poll is not None:
             self.poll.cancel()
             self.poll = None
@@ -772,6 +980,20 @@ def look_again(Exchange x):
         log.exception("while caching request %s", x.ctx.request_id)
         if x.state != X_FINISHED:
             x._fail(REASONS["internal_error"])
+
+
+def leader_stalled(Exchange x):
+    """It was paused by its client a moment ago: see whether it still is."""
+    cdef CachedRequest c = <CachedRequest>x.cached
+    if x.state == X_FINISHED or c is None:
+        return
+    c.stall = None
+    if x.client.client_writable:
+        return
+    try:
+        c.step_aside(x)
+    except Exception:
+        log.exception("while caching request %s", x.ctx.request_id)
 
 
 def start_behind(Exchange behind):

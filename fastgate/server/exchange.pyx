@@ -269,6 +269,8 @@ cdef class Exchange(ResponseSink):
             self.up.resume()
         else:
             self.up.pause()
+            if self.cached is not None:
+                (<CachedRequest>self.cached).on_stalled(self)
         return self._rearm()
 
     cdef int deadline_passed(self, int64_t now_ns) except -1:
@@ -859,11 +861,9 @@ cdef class Exchange(ResponseSink):
                 self._relay_chunk(whole)
                 if self.state == X_FINISHED:
                     return 0
-        if self.cached is not None:
-            (<CachedRequest>self.cached).on_whole(self)
-            if (<CachedRequest>self.cached).served:     # the client had its answer from the store, this was but a 304
-                self.response_complete = True
-                return 0
+        if self.cached is not None and (<CachedRequest>self.cached).served:
+            self.response_complete = True               # the client had its answer from the store, this was but a 304
+            return 0
         if self.route.pipeline.response_chunk and self.ctx.method_id != M_HEAD:
             last = self._hooked_response_chunk(b"", True)
             if last is None:
@@ -882,9 +882,13 @@ cdef class Exchange(ResponseSink):
         if self.state == X_FINISHED:
             return 0
         if self.response_complete:
+            if self.cached is not None:
+                (<CachedRequest>self.cached).on_whole(self)
             return self._finish()
         if not self.client.client_writable and self.up is not None:
             self.up.pause()
+            if self.cached is not None:
+                (<CachedRequest>self.cached).on_stalled(self)
         return self._rearm()
 
     cdef int on_failed(self, UpstreamConnection connection, Reason reason) except -1:
@@ -964,6 +968,8 @@ cdef class Exchange(ResponseSink):
         self._let_go()
         self.response_started = True
         self.state = X_RELAYING
+        if self.cached is not None and reason is not None:
+            (<CachedRequest>self.cached).on_refused(self)
         if ctx.local_lines is not None:
             ctx.gate_lines = ctx.local_lines if ctx.gate_lines is None else ctx.gate_lines + ctx.local_lines
             ctx.local_lines = None

@@ -32,6 +32,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Iterable, Mapping
+from hmac import compare_digest
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -73,7 +74,9 @@ _IN_THREAD_BYTES: Final = 256 << 10
 _RAISE: Final = """
 local now = redis.call('GET', KEYS[1])
 if not now or now < ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+return 1
 """
+_MAC_BYTES: Final = 16
 
 
 class _Item(NamedTuple):
@@ -123,9 +126,12 @@ class Fleet:
         machine: str = "",
         keeps_answers: bool = False,
         tls: Mapping[str, str] | None = None,
+        secret: str = "",
     ) -> None:
         """machine: a name that stays the same over restarts. keeps_answers: this machine has answers from
-        before its start, which must not have missed a purge."""
+        before its start, which must not have missed a purge. secret: key of the checksum that every value
+        then has, so that only who knows it can write one that is believed."""
+        self._secret = hashlib.blake2b(secret.encode(), digest_size=32).digest() if secret else b""
         self.url = url
         self.largest_bytes = largest_bytes
         self._epochs = epochs
@@ -169,7 +175,7 @@ class Fleet:
 
         self._errors = (
             *(exceptions.RedisError, exceptions.RedisClusterException),
-            *(OSError, EOFError, ValueError, TypeError, LookupError),
+            *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError),
         )
         self._client = self._connect(_BACKGROUND_S)
         self._bus_client = self._connect(_BLOCK_S + _BACKGROUND_S)
@@ -305,7 +311,7 @@ class Fleet:
             return None
         if not isinstance(data, bytes):
             raise Damaged(f"a {type(data).__name__}")
-        envelope = open_envelope(data, key)
+        envelope = open_envelope(self._verified(data), key)
         if envelope is None or envelope.expires_ns <= realtime_ns():
             return None
         position = b"%020d" % envelope.sequence
@@ -326,6 +332,23 @@ class Fleet:
             value = envelope.value()
         return envelope._replace(stored=value, is_compressed=False)
 
+    def _signed(self, data: bytes) -> bytes:
+        """data with the keyed checksum, where there is a key."""
+        if not self._secret:
+            return data
+        return data + hashlib.blake2b(data, key=self._secret, digest_size=_MAC_BYTES).digest()
+
+    def _verified(self, data: bytes) -> bytes:
+        """data without its keyed checksum. Damaged when it is another one."""
+        if not self._secret:
+            return data
+        found, told = data[:-_MAC_BYTES], data[-_MAC_BYTES:]
+        if not compare_digest(
+            hashlib.blake2b(found, key=self._secret, digest_size=_MAC_BYTES).digest(), told
+        ):
+            raise Damaged("a value without the checksum of cache_store.redis.secret")
+        return found
+
     async def _many(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """The answers of several commands in one round trip; on a cluster each goes to its node."""
         pipe = self._client.pipeline(transaction=False)
@@ -335,7 +358,8 @@ class Fleet:
         return answers
 
     def put(self, key: bytes, value: bytes, tags: Iterable[bytes], expires_ns: int, sequence: int) -> bool:
-        """True when the answer is queued to be written. Never waits: what does not fit is dropped."""
+        """True when the answer is queued to be written. Never waits: what does not fit is dropped.
+        expires_ns 0: what is under the key is to be removed."""
         n = len(key) + len(value)
         if n > self.largest_bytes or len(key) > 0xFFFF:
             self._counts["refused"].add()
@@ -359,8 +383,9 @@ class Fleet:
                 try:
                     async with asyncio.timeout(_BACKGROUND_S):
                         stored = await self._write_batch(batch)
+                    wanted = sum(item.expires_ns != 0 for item in batch)
                     self._counts["stored"].add(stored)
-                    self._counts["dropped"].add(len(batch) - stored)
+                    self._counts["dropped"].add(wanted - stored)
                     self._failed_in_row = 0
                 except self._errors as error:
                     self._counts["dropped"].add(len(batch))
@@ -369,7 +394,10 @@ class Fleet:
 
     async def _write_batch(self, batch: list[_Item]) -> int:
         commands: list[tuple[Any, ...]] = []
+        gone = [self._name(item.key) + b"v" for item in batch if item.expires_ns == 0]
         for item in batch:
+            if item.expires_ns == 0:
+                continue
             # The position before the look into the log: what the log got later is not in the position.
             position = self._epochs.note(BUS_ROLE, POSITION)
             left_ns = min(item.expires_ns - realtime_ns(), _LONGEST_TTL_NS)
@@ -384,10 +412,14 @@ class Fleet:
                 data = await asyncio.to_thread(seal, *arguments)
             else:
                 data = seal(*arguments)
-            commands.append(("SET", self._name(item.key) + b"v", data, "PX", left_ns // 1_000_000))
-        if commands:
-            await self._many(commands)
-        return len(commands)
+            commands.append(
+                ("SET", self._name(item.key) + b"v", self._signed(data), "PX", left_ns // 1_000_000)
+            )
+        if not commands and not gone:
+            return 0
+        answers = await self._many([*commands, *(("UNLINK", name) for name in gone)])
+        # A garbled reply stores nothing, as far as anybody knows.
+        return sum(answer in (True, b"OK", "OK") for answer in answers[: len(commands)])
 
     def _name(self, key: bytes) -> bytes:
         # The braces keep an answer and its mark on one node of a cluster.
@@ -496,7 +528,7 @@ class Fleet:
             if holds:
                 self._epochs.purge_all(far=True)
                 self._bus_counts["resync"].add()
-            position = _packed(await client.xadd(self._stream, {"origin": self._origin, "kind": "hello"}))
+            position = _position(await client.xadd(self._stream, {"origin": self._origin, "kind": "hello"}))
             await self._keep_seen(position)
         self._epochs.set_note(BUS_ROLE, POSITION, position)
         self._logged.discard("bus")
@@ -522,6 +554,8 @@ class Fleet:
                 continue
             epochs.set_note(BUS_ROLE, HEARD, realtime_ns())
             for name, fields in _entries(answer):
+                if _position(name) <= epochs.note(BUS_ROLE, POSITION):
+                    raise ValueError(f"XREAD was answered with entry {name!r}, which was read before")
                 self._receive(fields)
                 # Only now: an answer that is stamped with this position has been compared with this purge.
                 epochs.set_note(BUS_ROLE, POSITION, _packed(name))
@@ -583,9 +617,14 @@ class Fleet:
             mark = self._tag(text)
         else:
             mark = self._prefix + b"all"
-        await client.eval(_RAISE, 1, mark, b"%020d" % _packed(name), _MARK_MS)
+        # A purge counts as told only when Redis says so: a reply that is none leaves it to be sent again.
+        raised = await client.eval(_RAISE, 1, mark, b"%020d" % _position(name), _MARK_MS)
+        if raised != 1:
+            raise ValueError(f"EVAL was answered {raised!r}")
         if kind == "key":
-            await client.unlink(self._name(text) + b"v")
+            gone = await client.unlink(self._name(text) + b"v")
+            if not isinstance(gone, int):
+                raise ValueError(f"UNLINK was answered {gone!r}")
 
 
 def _forget(task: asyncio.Future[Any]) -> None:
@@ -609,6 +648,14 @@ def _packed(name: Any) -> int:
     """A stream id as a number that orders as it does; 0 for None and for what is none."""
     match = re.fullmatch(rb"(\d+)-(\d+)", name if isinstance(name, bytes) else b"")
     return int(match[1]) << 20 | min(int(match[2]), (1 << 20) - 1) if match else 0
+
+
+def _position(name: Any) -> int:
+    """The position of a stream id. ValueError when it is none: an answer that is garbage confirms nothing."""
+    position = _packed(name)
+    if not position:
+        raise ValueError(f"expected the id of a stream entry, got {name!r}")
+    return position
 
 
 def _unpacked(position: int) -> bytes:

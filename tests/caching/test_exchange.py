@@ -287,7 +287,9 @@ def test_an_upstream_purges_in_an_answer(header: str, renewed: list[str]) -> Non
         rig.origin.say = lambda asked: answer(
             b"old", age, *(["Surrogate-Key: red"] if asked.target == b"/t" else [])
         )
-        for target in targets * 8:
+        for target in (
+            targets * 24
+        ):  # until both workers have each, whichever the kernel gives a connection to
             rig.get(target)
         rig.origin.say = lambda asked: answer(b"new", age, *([header] if asked.method == b"POST" else []))
 

@@ -26,7 +26,9 @@ def gateway(origin: Origin, *, workers: int = 1, allow: str | None = None, **sto
     with Upstream(origin.script) as upstream:
         config = {
             "cache_store": store,
-            "routes": [{"path": "/*", "name": "all", "upstream": upstream.url, "cache": {}}],
+            # By name: what is stored outlives a restart, also when the origin comes back on another port.
+            "upstreams": {"origin": {"targets": [upstream.url]}},
+            "routes": [{"path": "/*", "name": "all", "upstream": "origin", "cache": {}}],
         }
         with Gateway(config, workers=workers, allow=allow, check_descriptors=False) as running:
             yield running

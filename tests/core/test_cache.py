@@ -374,7 +374,7 @@ BAD_SET: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
     ("k", b"v", {"tags": "tag"}, TypeError, "tags"),
     ("k", b"v", {"tags": [5]}, TypeError, "tags"),
     ("k", b"v", {"tags": ["x" * 1025]}, ValueError, "tags"),
-    ("k", b"v", {"tags": ["x"] * 65}, ValueError, "tags: expected 0 to 64, got 65"),
+    ("k", b"v", {"tags": ["x"] * 256}, ValueError, "tags: expected 0 to 255, got 256"),
     ("k", b"v", {"now_ns": -1}, ValueError, "now_ns"),
     ("k", b"v", {"now_ns": 2**63}, ValueError, "now_ns"),
     ("k", b"v", {"now_ns": 1.5}, TypeError, "now_ns"),

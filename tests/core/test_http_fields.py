@@ -41,7 +41,6 @@ def test_the_three_forms_of_a_date_are_one_moment(text: bytes) -> None:
         b"0",
         b"-1",
         b"Sun, 06 Nov 1994 08:49:37 UTC",
-        b"Sun, 06 NOV 1994 08:49:37 GMT",
         b"Sun, 6 Nov 1994 08:49:37 GMT",
         b"Sun, 06 Nov 1994 24:49:37 GMT",
         b"Sun, 06 Nov 1994 08.49.37 GMT",
