@@ -60,6 +60,7 @@ PHASES: Final[dict[str, tuple[tuple[str, ...], bool]]] = {
     "decide": (("ctx",), False),
     "request": (("ctx",), True),
     "upstream_request": (("ctx", "head"), False),
+    "cache_key": (("ctx",), False),
     "upstream_response": (("ctx", "head"), False),
     "response": (("ctx", "head"), False),
     "request_chunk": (("ctx", "chunk", "last"), False),
