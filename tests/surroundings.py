@@ -20,7 +20,7 @@ from fastgate._core.wheel import TimerWheel
 
 __all__ = ["Surroundings", "run"]
 
-LIMIT_S = 20  # of a whole scenario: only ever ends a hang
+LIMIT_S = 120  # of a whole scenario: only ever ends a hang
 
 T = TypeVar("T")
 

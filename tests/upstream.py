@@ -29,9 +29,7 @@ from tests.strict import Malformed, Message, parse_head, parse_request
 
 __all__ = ["OK", "Disconnected", "Peer", "Upstream", "answer", "echo"]
 
-TIMEOUT_S = (
-    15  # of every blocking call: far above what a loaded machine needs, so that it only ever ends a hang
-)
+TIMEOUT_S = 60  # of every blocking call: only ever ends a hang
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -48,6 +46,7 @@ class Peer:
         self.number = number  # 0 for the first connection the upstream accepted
         self.received = bytearray()  # everything that ever arrived
         self.requests: list[Message] = []
+        self._recorded = upstream.requests  # `forget` puts another list in its place
         self.ended = threading.Event()  # set when the gateway has closed its side or reset the connection
         self._unread = b""
 
@@ -78,7 +77,7 @@ class Peer:
         head = parse_head(self.read_until(b"\r\n\r\n"), request=True)
         assert head is not None
         self.requests.append(head[0])
-        self.upstream.requests.append(head[0])
+        self._recorded.append(head[0])
         return head[0]
 
     def read_request(self) -> Message:
@@ -87,7 +86,7 @@ class Peer:
             self._unread += self._receive()
         message, self._unread = parsed
         self.requests.append(message)
-        self.upstream.requests.append(message)
+        self._recorded.append(message)
         return message
 
     def read_to_end(self) -> bytes:
@@ -192,6 +191,7 @@ class Upstream:
         self.arrived = threading.Condition()
         self._tls = tls
         self._threads: list[threading.Thread] = []
+        self._socks: set[socket.socket] = set()  # also those whose TLS handshake is not done
         self._closing = False
         if path is None:
             self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
@@ -242,9 +242,10 @@ class Upstream:
     def close(self) -> None:
         """Ends everything and waits for the threads."""
         self.stop_listening()
-        for peer in self.peers:
+        self._threads[0].join(TIMEOUT_S)  # accepts: nothing is added from here on
+        for sock in list(self._socks):
             with contextlib.suppress(OSError):
-                peer.sock.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(TIMEOUT_S)
         for peer in self.peers:
@@ -261,16 +262,23 @@ class Upstream:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
+            self._socks.add(sock)
             self._start(self._run, sock)
 
     def _run(self, sock: socket.socket) -> None:
+        failures = self.failures
         sock.settimeout(TIMEOUT_S)
         if self._tls is not None:
+            plain = sock
             try:
-                sock = self._tls.wrap_socket(sock, server_side=True)
+                sock = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+                self._socks.add(sock)
+                sock.do_handshake()
             except OSError:
                 sock.close()
                 return
+            finally:
+                self._socks.discard(plain)
         if sock.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self.arrived:
@@ -283,11 +291,12 @@ class Upstream:
             pass
         except (Malformed, TimeoutError, AssertionError) as error:
             if not self._closing:
-                self.failures.append(error)
+                failures.append(error)
         except OSError as error:
             if not self._closing and sock.fileno() >= 0:
-                self.failures.append(error)
+                failures.append(error)
         except Exception as error:
-            self.failures.append(error)
+            failures.append(error)
         finally:
+            self._socks.discard(sock)
             peer.close()

@@ -566,6 +566,13 @@ cdef class Epochs:
                      + 1 + int_argument(index, "index", 0, NOTES - 1),
                      int_argument(value, "value", -INT64_MAX, INT64_MAX))
 
+    def change_note(self, role, index, expected, value):
+        """True if one of them was `expected` and is `value` now, in one step: of several processes one changes it."""
+        cdef int64_t was = int_argument(expected, "expected", -INT64_MAX, INT64_MAX)
+        return atomic_cas(self.header + HEADER_WORDS + int_argument(role, "role", 0, ROLES - 1) * ROLE_WORDS
+                          + 1 + int_argument(index, "index", 0, NOTES - 1),
+                          &was, int_argument(value, "value", -INT64_MAX, INT64_MAX))
+
     # ── looking at it
 
     def statistics(self):

@@ -605,8 +605,7 @@ class DiskStore:
 
     def _give_up(self, generation: int, why: str) -> None:
         """Gives up the file of that number, for all workers; the first who says so counts it."""
-        if self._epochs.note(DISK_ROLE, _GENERATION) == generation:
-            self._epochs.set_note(DISK_ROLE, _GENERATION, generation + 1)
+        if self._epochs.change_note(DISK_ROLE, _GENERATION, generation, generation + 1):
             self._counts["rebuilt"].add()
             log.warning("%s", why)
         self._unlink(generation)
@@ -696,13 +695,13 @@ class DiskStore:
                     # Enough pages are free, but not in one piece, or not free for two transactions yet.
                     if attempt == 7:
                         raise
+            self._counts["stored"].add(stored)
         except BaseException:
             self._counts["dropped"].add(len(batch))
             raise
         finally:
             self._bytes_out += size
             self._written(item.key for item, _ in batch)
-        self._counts["stored"].add(stored)
         if self._logged:
             self._logged.discard("full")
 

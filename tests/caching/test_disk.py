@@ -23,7 +23,8 @@ from fastgate.caching.disk import DISK_ROLE, LATER, DiskStore
 from fastgate.state.envelope import Damaged, open_envelope, seal
 from tests.core.processes import kill, spawn
 
-HOUR = 3_600_000_000_000
+SECOND = 1_000_000_000
+HOUR = 3600 * SECOND
 SIZE = 16 << 20
 
 
@@ -38,7 +39,7 @@ class Elsewhere:
             while True:
                 name, arguments = theirs.recv()
                 if name == "close":
-                    store.close()
+                    store.close(60)
                     return
                 theirs.send(NAMED[name](store, *arguments))
 
@@ -46,7 +47,7 @@ class Elsewhere:
 
     def ask(self, name: str, *arguments: Any) -> Any:
         self.pipe.send((name, arguments))
-        assert self.pipe.poll(20)
+        assert self.pipe.poll(100)
         return self.pipe.recv()
 
     def get(self, key: bytes) -> Any:
@@ -74,7 +75,7 @@ class Machine:
         store = DiskStore(self.path, size, self.epochs, self.metrics, verify_in_process=True, **options)  # type: ignore[arg-type]
         self.stores.append(store)
         store.start()
-        assert store.wait_ready()
+        assert store.wait_ready(60)
         return store
 
     def elsewhere(self) -> Elsewhere:
@@ -88,8 +89,10 @@ class Machine:
         return self.metrics.counter("fastgate_cache_tier_total", tier="disk", event=event).value
 
     def close(self) -> None:
-        for each in (*self.stores, *self.others):
-            each.close()
+        for store in self.stores:
+            store.close(60)
+        for other in self.others:
+            other.close()
         self.stores.clear()
         self.others.clear()
 
@@ -101,7 +104,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     made.close()
 
 
-def until(what: Callable[[], object], timeout_s: float = 5.0) -> None:
+def until(what: Callable[[], object], timeout_s: float = 60.0) -> None:
     end = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < end, "it did not happen"
@@ -122,11 +125,8 @@ def put(
 
 
 def settle(store: DiskStore) -> None:
-    """Waits until what was put has been written."""
+    """Waits until what was put has been written and counted."""
     until(lambda: store._bytes_in == store._bytes_out)
-    counts = None
-    while counts != (counts := (store.statistics()["stored"], store.statistics()["purged"])):
-        time.sleep(0.03)
 
 
 def cleaned(machine: Machine) -> None:
@@ -138,7 +138,11 @@ def put_and_settle(store: DiskStore, *arguments: Any) -> None:
     settle(store)
 
 
-NAMED: dict[str, Callable[..., Any]] = {"get": lambda store, key: store.get(key), "put": put_and_settle}
+NAMED: dict[str, Callable[..., Any]] = {
+    "get": lambda store, key: store.get(key),
+    "put": put_and_settle,
+    "generation": lambda store: store._open and store._open.generation,
+}
 
 
 # ── the envelope
@@ -226,10 +230,12 @@ def test_a_value_is_not_found_after_its_time_and_then_removed(
     monkeypatch.setattr(disk, "_SWEEP_S", 0.05)
     store = machine.store()
 
-    put(store, b"short", b"x", ttl_ns=300_000_000)
+    expires_ns = time.time_ns() + SECOND
+    put(store, b"short", b"x", ttl_ns=SECOND)
     put(store, b"long", b"y")
     settle(store)
-    assert store.get(b"short") == b"x"
+    found = store.get(b"short")
+    assert found == b"x" or time.time_ns() > expires_ns
     until(lambda: store.get(b"short") is None)
     until(lambda: store.statistics()["entries"] == 1)
 
@@ -273,9 +279,9 @@ def test_after_a_reload_the_next_store_waits_for_the_one_before(machine: Machine
     after.start()
     assert not after.wait_ready(0.3)
     assert after.get(b"k") is None
-    before.close()
+    before.close(60)
 
-    assert after.wait_ready()
+    assert after.wait_ready(60)
     assert after.get(b"k") == b"v"
 
 
@@ -362,13 +368,14 @@ def test_purges_hold_after_a_restart(machine: Machine) -> None:
 def test_old_answers_never_come_back_while_four_processes_write_and_purge(machine: Machine) -> None:
     origin = memoryview(SharedMemory(8 * 16)).cast("q")
     promised = memoryview(SharedMemory(8 * 16)).cast("q")
+    done = memoryview(SharedMemory(8 * 2)).cast("q")
     end = time.monotonic() + 3
 
     def work(number: int) -> None:
         store = machine.store()
         dice = random.Random(number)
         looked = 0
-        while time.monotonic() < end:
+        while time.monotonic() < end or looked <= 10:  # a loaded machine may need longer
             which = dice.randrange(16)
             key = b"key %d" % which
             least = promised[which]
@@ -380,13 +387,13 @@ def test_old_answers_never_come_back_while_four_processes_write_and_purge(machin
             value = origin[which]
             time.sleep(dice.random() * 0.002)
             store.put(key, b"%d" % value, (b"tag %d" % which,), time.time_ns() + HOUR, sequence)
-        assert looked > 10
-        store.close()
+        done[number] = 1
+        store.close(60)
 
     pids = [spawn(lambda number=number: work(number)) for number in range(2)]  # type: ignore[misc]
     dice = random.Random(5)
     version = 0
-    while time.monotonic() < end:
+    while sum(done) < 2:
         version += 1
         which = dice.randrange(16)
         origin[which] = version
@@ -456,7 +463,7 @@ def test_a_file_that_is_overwritten_while_in_use_is_replaced_and_serves_nothing_
             assert store.get(key) in (None, value)
     until(lambda: machine.count("rebuilt") == 1)
     until(lambda: one._open is not None and one._open.generation == 2)
-    time.sleep(0.3)
+    until(lambda: two.ask("generation") == 2)
 
     two.put(b"k", b"new")
     assert one.get(b"k") == b"new"
@@ -519,21 +526,24 @@ def test_a_full_disk_stops_the_writing_and_nothing_else(
     resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, hard))
     try:
         for round_ in range(3):
-            for i in range(20):
-                store.put(
-                    b"new %d" % i, os.urandom(50_000), (), time.time_ns() + HOUR, machine.epochs.sequence
-                )
-            until(lambda round_=round_: machine.count("full") > round_)  # type: ignore[misc]
+
+            def is_full(times: int = round_) -> bool:  # once what was tried before has been forgotten
+                store.put(b"new", os.urandom(50_000), (), time.time_ns() + HOUR, machine.epochs.sequence)
+                return machine.count("full") > times
+
+            until(is_full)
             assert store.get(b"k") == b"v" * 5000
-            time.sleep(0.35)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     assert len([record for record in caplog.records if "off for" in record.message]) == 1
-    time.sleep(0.35)
-    put(store, b"after", b"w")
-    settle(store)
-    assert store.get(b"after") == b"w"
+
+    def writes_again() -> bool:
+        store.put(b"after", b"w", (), time.time_ns() + HOUR, machine.epochs.sequence)
+        settle(store)
+        return store.get(b"after") == b"w"
+
+    until(writes_again)
     assert machine.count("rebuilt") == 0
 
 

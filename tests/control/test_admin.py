@@ -14,6 +14,7 @@ import pytest
 from tests.client import Client, get
 from tests.control.admin_client import call, scrape, value
 from tests.gateway import Gateway
+from tests.ports import reserved_port
 from tests.server.gateway_rig import until
 from tests.upstream import Upstream
 
@@ -214,10 +215,7 @@ def test_ten_thousand_routes_cost_a_scrape_only_what_is_used() -> None:
 
 
 def test_another_admin_address_is_taken_up_by_a_reload() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with Gateway({"routes": [HELLO]}, check_descriptors=False) as gateway:
+    with reserved_port() as port, Gateway({"routes": [HELLO]}, check_descriptors=False) as gateway:
         gateway.write_config({"routes": [HELLO], "admin": {"listen": f"127.0.0.1:{port}"}})
 
         answer = call(gateway.admin, "/api/gateway/reload", "POST")

@@ -230,7 +230,7 @@ def test_a_purge_that_returned_is_seen_by_every_process_at_once() -> None:
         epochs.purge_key("k")
         told[0] = version
         if version % 100 == 0:
-            time.sleep(0.002)
+            os.sched_yield()
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in readers]
 
     assert codes == [0, 0]
@@ -361,6 +361,14 @@ def test_four_processes_lead_each_key_exactly_once() -> None:
     assert sum(led) == 1000
 
 
+def seen_dead(epochs: Epochs, key: str) -> None:
+    """Returns once the death of who made this key is noticed: who is alive is looked up now and then."""
+    deadline = time.monotonic() + 60
+    while epochs.busy(key):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_the_fills_of_a_killed_process_are_taken_over() -> None:
     epochs = shared_epochs()
     ready = memoryview(SharedMemory(8)).cast("q")
@@ -376,9 +384,8 @@ def test_the_fills_of_a_killed_process_are_taken_over() -> None:
         time.sleep(0.001)
     assert epochs.lead("key 3") is None
     kill(pid)
-    time.sleep(0.05)
 
-    assert not epochs.busy("key 3")
+    seen_dead(epochs, "key 3")
     assert isinstance(epochs.lead("key 3"), Fill)
 
 
@@ -398,11 +405,19 @@ def test_a_new_process_in_a_dead_ones_seat_does_not_keep_its_fills_alive() -> No
     kill(pid)
     # All other seats are free, so the dead one's is only taken when it is looked for: fill them.
     pids = []
-    for _ in range(3):
-        pids.append(spawn(lambda: (epochs.lead("other"), time.sleep(60))))
-    time.sleep(0.1)
+    led = Tallies(3)
 
-    assert not epochs.busy("k")
+    def take_a_seat(number: int) -> None:
+        epochs.lead("other")
+        led.words[number] = 1
+        time.sleep(60)
+
+    for number in range(3):
+        pids.append(spawn(lambda number=number: take_a_seat(number)))  # type: ignore[misc]
+    while sum(led.words) < 3:
+        time.sleep(0.001)
+
+    seen_dead(epochs, "k")
     for each in pids:
         kill(each)
 
@@ -425,12 +440,28 @@ def test_killed_leaders_leave_every_key_free_for_the_next() -> None:
         for pid in pids:
             kill(pid)
 
-    time.sleep(0.05)
+    for i in range(50):
+        seen_dead(epochs, f"key {i}")
     fills = [epochs.lead(f"key {i}") for i in range(50)]
     assert all(isinstance(fill, Fill) for fill in fills)
 
 
 # ── roles
+
+
+def test_a_note_is_changed_by_one_process_of_many() -> None:
+    epochs = shared_epochs()
+
+    def work(_number: int) -> int:
+        return sum(epochs.change_note(1, 2, value, value + 1) for value in range(5000))
+
+    changed = in_processes(4, work)
+
+    # Each step up is made once, by whoever was there first; who finds another value changes nothing.
+    assert sum(changed) == epochs.note(1, 2)
+    assert epochs.change_note(1, 2, epochs.note(1, 2), 7)
+    assert not epochs.change_note(1, 2, 6, 8)
+    assert epochs.note(1, 2) == 7
 
 
 def test_a_role_has_one_holder_and_passes_on_when_it_dies() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 __all__ = ["Rig", "Traffic", "until"]
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 def until(holds: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import reserved_port
 from tests.server.gateway_rig import Rig, Traffic, is_running, read_answer, until
 
 
@@ -80,12 +81,16 @@ def test_a_worker_killed_during_a_reload_neither_blocks_nor_misses_it() -> None:
 
 
 def test_reloads_asked_for_meanwhile_become_one() -> None:
-    with Rig(workers=1, load_ms=300) as rig:
+    with Rig(workers=1) as rig:
+        gate = rig.directory / "gate"
+        gate.touch()
+        rig.write(load_gate=str(gate))
         rig.process.send_signal(signal.SIGHUP)
         until(lambda: "fastgate-load" in names(rig.children()), "the loader runs")
         for _ in range(20):
             rig.process.send_signal(signal.SIGHUP)
         rig.write(text="last")
+        gate.unlink()
 
         until(lambda: rig.get() == "last", "the last change is seen")
 
@@ -115,9 +120,12 @@ def test_fewer_workers_still_serve_every_socket() -> None:
 
 
 def test_a_new_listener_serves_and_a_removed_one_is_closed_without_loss() -> None:
-    with Rig(workers=2, listen=["127.0.0.1:0"]) as rig, Traffic(rig.port) as traffic:
+    with (
+        reserved_port() as extra,
+        Rig(workers=2, listen=["127.0.0.1:0"]) as rig,
+        Traffic(rig.port) as traffic,
+    ):
         until(lambda: traffic.answers > 50, "traffic")
-        extra = free_port()
 
         rig.reload(listen=["127.0.0.1:0", f"127.0.0.1:{extra}"])
         assert rig.get(port=extra) == "one"
@@ -171,8 +179,12 @@ def test_a_hundred_reloads_of_every_kind_fail_no_request() -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     draw = random.Random(seed)
-    extra = free_port()
-    with Rig(workers=2) as rig, Traffic(rig.port) as kept, Traffic(rig.port, keep_alive=False) as fresh:
+    with (
+        reserved_port() as extra,
+        Rig(workers=2) as rig,
+        Traffic(rig.port) as kept,
+        Traffic(rig.port, keep_alive=False) as fresh,
+    ):
         for number in range(100):
             change = draw.choice(["text", "text", "workers", "listen", "bad"])
             if change == "workers":
@@ -216,13 +228,6 @@ def names(pids: list[int]) -> set[str]:
         except OSError:
             continue
     return found
-
-
-def free_port() -> int:
-    """A port nobody listens on now; that another process takes it is unlikely for a while."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def resident_kb(pid: int) -> int:

@@ -17,7 +17,7 @@ from tests.upstream import Upstream
 
 REQUEST = b"GET /a HTTP/1.1\r\nHost: www.test\r\n\r\n"
 HEADER = b"PROXY TCP4 192.0.2.44 198.51.100.7 56324 443\r\n"
-RENEWAL_S = 10  # workers look at the files every second; only ever ends a hang
+RENEWAL_S = 60  # workers look at the files every second; only ever ends a hang
 
 
 def config(upstream: Upstream, pair: Pair, *, proxy_protocol: bool = False) -> dict[str, object]:
