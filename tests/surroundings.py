@@ -18,9 +18,11 @@ from fastgate._core.counters import Counters
 from fastgate._core.shm import SharedMemory
 from fastgate._core.wheel import TimerWheel
 
-__all__ = ["Surroundings", "run"]
+__all__ = ["Surroundings", "run", "until"]
 
 LIMIT_S = 120  # of a whole scenario: only ever ends a hang
+
+UNTIL_S = 60  # of one event: only ever ends a hang
 
 T = TypeVar("T")
 
@@ -42,6 +44,14 @@ class Surroundings:
 
     def close(self) -> None:
         self._ticker.cancel()
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Returns once it holds; the loop goes on meanwhile."""
+    deadline = time.monotonic() + UNTIL_S
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {UNTIL_S} s in vain"
+        await asyncio.sleep(0.001)
 
 
 def run(scenario: Callable[[Surroundings], Awaitable[T]]) -> T:

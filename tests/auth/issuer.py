@@ -77,6 +77,8 @@ class Issuer(Upstream):
         self.status = 200
         self.body: bytes | None = None  # in place of the key set
         self.mute = threading.Event()
+        self.gate = threading.Event()  # answers wait until it is set
+        self.gate.set()
         self.fetches = 0
 
     @property
@@ -101,6 +103,7 @@ class Issuer(Upstream):
                 body = self.body
                 if body is None:
                     body = json.dumps({"keys": [key.jwk for key in self.keys]}).encode()
+            self.gate.wait(60)
             if self.delay_s:
                 time.sleep(self.delay_s)
             peer.send(
