@@ -159,7 +159,7 @@ class Gateway:
         problems: list[str] = []
         if self.process.poll() is None:
             self.seen |= set(self.children())
-            if not self._is_told:  # a second SIGTERM would end it at once
+            if not self._is_told:
                 if self._check_descriptors:
                     problems += self.leaks()
                 self.terminate()

@@ -640,7 +640,10 @@ class Config(Settings, frozen=True, kw_only=True):
             ge=0,
             le=1024,
             extra={"words": {"auto": 0}},
-            description="Worker processes. `auto` is one per CPU this process may run on.",
+            description=(
+                "Worker processes. `auto` is one per CPU this process may run on, and no more than the CPU "
+                "quota of its control group (the `cpus` of a container), rounded up."
+            ),
         ),
     ] = 0
     admin: Annotated[AdminConfig, Meta(description="Health, metrics, status and reload.")] = AdminConfig()

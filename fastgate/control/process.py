@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import resource
 import signal
+import time
 from collections.abc import Iterator
+from functools import partial
 
 import uvicorn
 
 from fastgate.control.app import build_app
+from fastgate.control.connections import AdminConnection, AdminConnections
 from fastgate.control.keyring import Keyring
 from fastgate.control.view import ReloadDesk, View
 from fastgate.state.channel import (
@@ -26,16 +31,21 @@ from fastgate.state.channel import (
     ReloadResult,
     Stop,
 )
-from fastgate.state.journal import Journal
+from fastgate.state.journal import Journal, JournalHandler
 
 __all__ = ["run_controller"]
 
 FINISH_LIMIT_S = 2
 """How long calls under way may take when this process ends; below the supervisor's own limit."""
 
+HEARTBEAT_S = 0.5
+
 
 def run_controller(orders: ControllerOrders) -> None:
     """Serves the admin API until the supervisor says stop."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    logging.getLogger().addHandler(JournalHandler(Journal("controller")))
     asyncio.run(_Controller(orders).run())
 
 
@@ -64,6 +74,7 @@ class _Controller:
         self._server = _Server(
             uvicorn.Config(
                 app,
+                http=partial(AdminConnection, among=AdminConnections()),  # type: ignore[arg-type]
                 loop="none",
                 ws="none",
                 lifespan="off",
@@ -76,6 +87,7 @@ class _Controller:
         )
 
     async def run(self) -> None:
+        self._beat()
         # The keys first: workers hold requests with keys they do not know until then.
         assert self._view.config is not None
         await self._keyring.start(self._view.config)
@@ -88,6 +100,11 @@ class _Controller:
             with contextlib.suppress(asyncio.CancelledError):
                 await keeping
             await self._keyring.close()
+
+    def _beat(self) -> None:
+        """Shows the supervisor that the loop turns."""
+        self._orders.table.controller_heartbeat_ns = time.monotonic_ns()
+        asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
 
     def _ask_reload(self, request_id: int) -> bool:
         return self._channel.send(ReloadRequest(request_id))

@@ -7,6 +7,7 @@ Nothing here is kept that could disagree with its source.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -141,7 +142,8 @@ class ReloadDesk:
 
     def __init__(self) -> None:
         self._waiting: dict[int, asyncio.Future[ReloadResult]] = {}
-        self._next_id = 1
+        # Not 1: a response to a controller that died must not be taken for one to its successor.
+        self._next_id = os.getpid() << 32 | 1
 
     def open(self) -> tuple[int, asyncio.Future[ReloadResult]]:
         request_id, self._next_id = self._next_id, self._next_id + 1

@@ -34,6 +34,9 @@ __all__ = ["Controller"]
 STOP_LIMIT_NS = 3_000_000_000
 """From being told to end to being killed: a scrape of 10 000 routes under way may finish."""
 
+START_LIMIT_NS = 60_000_000_000
+"""From fork to the first heartbeat; it checks the store meanwhile."""
+
 NICE = 5
 """Scrapes and reports take their CPU time after the requests."""
 
@@ -109,6 +112,18 @@ class Controller:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
 
+    def kill_hung(self, now_ns: int, limit_ns: int) -> None:
+        """Kills a controller that has not shown life for too long; another takes its place. Called once a
+        second.
+        """
+        if not self.pid:
+            return
+        shown_ns = self._table.controller_heartbeat_ns
+        if now_ns - max(shown_ns, self._forked_ns) > (limit_ns if shown_ns else START_LIMIT_NS):
+            self._table.controller_hangs += 1
+            self._journal.warning("controller hangs, killed", controller=self.pid)
+            self.kill()
+
     def close(self) -> None:
         if self.listener is not None:
             self.listener.close()
@@ -166,6 +181,7 @@ class Controller:
         finally:
             theirs.close()
         self._table.controller_pid = self.pid
+        self._table.controller_heartbeat_ns = 0
         self._forked_ns = time.monotonic_ns()
         self._channel = ours
         self._reactor.watch(ours, self._read)

@@ -40,9 +40,6 @@ One that did accept (a request that kills it) is always back within a second, as
 START_LIMIT_NS = 60_000_000_000
 """From fork to accepting. 10 000 routes take about a second; a machine that swaps takes its time."""
 
-PAUSED_NS = 2_000_000_000
-"""The check for hung workers runs every second; when it is this late, this process did not run either."""
-
 ABORT_GRACE_NS = 1_000_000_000
 """After the drain limit a worker cuts what is left and exits by itself; then it is killed."""
 
@@ -135,7 +132,6 @@ class Crew:
         self._on_message = on_message
         self._hang_limit_ns = hang_limit_ns
         self.memory: Any = None  # shared, mapped when the first config says how many workers there are
-        self._checked_ns = time.monotonic_ns()
         self.workers: dict[int, Worker] = {}
 
     def spawn(self, generation: Generation, slot: int) -> Worker:
@@ -276,13 +272,8 @@ class Crew:
         cap_ns = RESTART_CAP_SERVED_NS if has_served else RESTART_CAP_NS
         return min(RESTART_FIRST_NS << min(count - 2, 20), cap_ns)
 
-    def kill_hung(self) -> None:
+    def kill_hung(self, now_ns: int) -> None:
         """Kills every worker that has not shown life for too long. Called once a second."""
-        now_ns = time.monotonic_ns()
-        paused = now_ns - self._checked_ns > PAUSED_NS
-        self._checked_ns = now_ns
-        if paused:
-            return  # this process was stopped itself (SIGSTOP, a suspended machine): the workers were too
         for worker in self.workers.values():
             limit_ns = START_LIMIT_NS if worker.state == STARTING else self._hang_limit_ns
             if now_ns - max(worker.seat.heartbeat_ns, worker.forked_ns) > limit_ns:

@@ -20,6 +20,7 @@ from fastgate._core.shm import SharedMemory
 from fastgate.config import Config, InvalidConfig, encode, load
 from fastgate.plugin import Registry
 from fastgate.server.loader import Topology, problem_of
+from fastgate.server.process import occupy_standard_descriptors, usable_cpus
 from fastgate.server.supervisor import Supervisor
 from fastgate.server.worker import WorkerOrders, run_worker
 from fastgate.state.channel import ControllerOrders, Problem
@@ -52,6 +53,7 @@ def serve(
     bound addresses. `dev` watches the config file and the code of plugins, and searches the config's folder
     for plugins.
     """
+    occupy_standard_descriptors()
     if dev:
         sys.path.insert(0, str(path.resolve().parent))
         # Compiled files are found by a time in whole seconds: an edit within one would not be seen.
@@ -91,7 +93,7 @@ def serve(
 def topology_of(config: Config, *, watch_code: bool = False) -> Topology:
     """What the supervisor has to know of this config. `watch_code`: files of plugin code are watched too."""
     code = plugin_code(config)
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or usable_cpus()
     return Topology(
         listen=[listener.address for listener in config.listen],
         workers=workers,

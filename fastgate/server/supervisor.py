@@ -51,6 +51,9 @@ __all__ = ["Supervisor"]
 TICK_NS = 1_000_000_000
 """How often the config file is looked at and hung workers are searched for."""
 
+PAUSED_NS = 2_000_000_000
+"""A tick that comes this late was not asked for by a busy machine: this process did not run."""
+
 SETTLE_NS = 200_000_000
 """A changed config file is read when it has stayed the same this long: editors write in several steps."""
 
@@ -109,6 +112,8 @@ class Supervisor:
         self._on_ready = on_ready
         self._warm_up = warm_up
         self._status = 0
+        self._hang_limit_ns = hang_limit_ns
+        self._ticked_ns = time.monotonic_ns()
 
     def run(self) -> int:
         """Serves until told to stop; returns the exit status: 0 after a drain, 1 when it could not start or
@@ -118,8 +123,17 @@ class Supervisor:
         self.table.supervisor_pid = os.getpid()
         self.table.started_realtime_ns = time.time_ns()
         self.reactor.on_signals(
-            (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1), self._signalled
+            (
+                signal.SIGCHLD,
+                signal.SIGTERM,
+                signal.SIGINT,
+                signal.SIGQUIT,
+                signal.SIGHUP,
+                signal.SIGUSR1,
+            ),
+            self._signalled,
         )
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self.reactor.after(TICK_NS, self._tick)
         self.request_reload([])
         if self._warm_up is not None:
@@ -129,6 +143,9 @@ class Supervisor:
         try:
             self.reactor.run()
         finally:
+            # Otherwise a signal while the interpreter ends would end it with another status.
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
             self.reactor.close()
         return self._status
 
@@ -156,18 +173,30 @@ class Supervisor:
         elif number == signal.SIGUSR1:
             for worker in list(self.crew.workers.values()):
                 self.crew.tell(worker, ReopenLogs())
-        elif self.table.phase == STOPPING:
+        elif self.table.phase != STOPPING:
+            self._stop(number.name)
+        elif number == signal.SIGINT:
             self.journal.warning("stopping at once", signal=number.name)
             self._kill_all()
-        else:
-            self._stop(number.name)
+        else:  # once more what is being done: service managers and scripts signal twice
+            self.journal.info("stopping already", signal=number.name)
 
     def _tick(self) -> None:
         self.reactor.after(TICK_NS, self._tick)
-        self.crew.kill_hung()
+        self._kill_hung()
         config = self.generation.config if self.generation else None
         if config is not None and config.topology.watch and self._look() != self._seen:
             self._settle(self._look())
+
+    def _kill_hung(self) -> None:
+        now_ns = time.monotonic_ns()
+        is_late = now_ns - self._ticked_ns > PAUSED_NS
+        self._ticked_ns = now_ns
+        if (
+            not is_late
+        ):  # else this process was stopped itself, or the machine suspended: its children were too
+            self.crew.kill_hung(now_ns)
+            self.controller.kill_hung(now_ns, self._hang_limit_ns)
 
     def _watch(self, config: LoadedConfig) -> None:
         """Watches the config file and the sources this config names."""
@@ -432,8 +461,11 @@ class Supervisor:
         self.journal.info("serving", listen=listen, admin=admin or "off", workers=self.generation.slots)
         if self._ready_fd is not None:
             line = json.dumps({"listen": listen, "admin": admin, "pid": os.getpid()}) + "\n"
-            os.write(self._ready_fd, line.encode())
-            os.close(self._ready_fd)
+            try:
+                os.write(self._ready_fd, line.encode())
+                os.close(self._ready_fd)
+            except OSError as error:
+                self.journal.warning("cannot write to --ready-fd", problem=str(error))
             self._ready_fd = None
         if self._on_ready is not None:
             self._on_ready(listen, admin)

@@ -5,9 +5,9 @@ A seat is the place of one live worker (also the index of its counters); a slot 
 group. While an old generation drains, two seats serve one slot.
 
 STATE   word 0..31 header, then 16 words for each seat; a word is an aligned 64-bit integer.
-WRITERS every word has one writer: `heartbeat_ns` and `loop_lag_ns` the worker in the seat, everything else
-the supervisor. An aligned 8-byte store is one instruction, so readers see old or new, never half. Nothing
-here needs a lock.
+WRITERS every word has one writer: `heartbeat_ns` and `loop_lag_ns` the worker in the seat,
+`controller_heartbeat_ns` the controller, everything else the supervisor. An aligned 8-byte store is one
+instruction, so readers see old or new, never half. Nothing here needs a lock.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ class HostTable:
     controller_restarts = _Word(12)
     last_reload_realtime_ns = _Word(13)
     ready_realtime_ns = _Word(14)
+    controller_heartbeat_ns = _Word(15)
+    controller_hangs = _Word(16)
 
     def __init__(self, memory: Any, seats: int) -> None:
         """`memory` is any writable buffer of at least `size(seats)` zeroed bytes that all the processes

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Journal", "JournalHandler"]
+__all__ = ["Journal", "JournalHandler", "Throttle"]
 
 
 class Journal:
@@ -66,15 +66,46 @@ class Journal:
             return
 
 
+class Throttle:
+    """Lets the first of equal things within a period through, and counts the others."""
+
+    BURST = 20
+    PERIOD_S = 10.0
+    MOST_KEYS = 256
+
+    def __init__(self, burst: int = BURST, period_s: float = PERIOD_S) -> None:
+        self._burst = burst
+        self._period_s = period_s
+        self._seen: dict[object, tuple[float, int]] = {}  # key → (begin of its period, how often in it)
+
+    def allow(self, key: object, now_s: float | None = None) -> int | None:
+        """How many of this key were held back since the last one that passed; None: hold this one back."""
+        now_s = time.monotonic() if now_s is None else now_s
+        began_s, count = self._seen.get(key, (now_s, 0))
+        if now_s - began_s >= self._period_s:
+            self._seen[key] = now_s, 1
+            return max(0, count - self._burst)
+        if key not in self._seen and len(self._seen) >= self.MOST_KEYS:
+            del self._seen[min(self._seen, key=lambda other: self._seen[other][0])]
+        self._seen[key] = began_s, count + 1
+        return 0 if count < self._burst else None
+
+
 class JournalHandler(logging.Handler):
-    """Writes what the data plane, plugins and libraries log with `logging` as lines of a Journal."""
+    """Writes what the data plane, plugins and libraries log with `logging` as lines of a Journal. Of equal
+    messages only so many in a time: what clients can cause must not fill the disk.
+    """
 
     def __init__(self, journal: Journal) -> None:
         super().__init__(logging.WARNING)
         self._journal = journal
+        self._throttle = Throttle()
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields = {}
+        held = self._throttle.allow((record.name, record.msg))
+        if held is None:
+            return
+        fields: dict[str, Any] = {"held_back": held} if held else {}
         if record.exc_info and record.exc_info[0] is not None:
             fields["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         write = self._journal.error if record.levelno >= logging.ERROR else self._journal.warning

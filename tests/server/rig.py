@@ -198,6 +198,12 @@ async def controller(orders: ControllerOrders) -> None:
     loop = asyncio.get_running_loop()
     gone = asyncio.Event()
 
+    def beat() -> None:
+        orders.table.controller_heartbeat_ns = time.monotonic_ns()
+        loop.call_later(0.5, beat)
+
+    beat()
+
     def read() -> None:
         with contextlib.suppress(Exception):
             received = orders.channel.receive()
