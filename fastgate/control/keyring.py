@@ -1,9 +1,10 @@
 """Keys and consumers: the store and the directory kept in step. The only place that writes either.
 
 A change goes to the store first and then into the directory, so that nothing is in force that would not be
-there after a restart. Taking away is the other way round: it is in force on every worker before the disk
-is asked, and holds even when the disk fails. The directory outlives the controller; a new one puts in what
-the store has, takes out what it has not, and leaves alone what is the same, so that no worker notices.
+there after a restart. Taking away is the other way round: it is in force on every worker before the disk is
+asked, holds even when the disk fails, and is written as soon as that is possible. The directory outlives the
+controller; a new one puts in what the store has, takes out what it has not, and leaves alone what is the
+same, so that no worker notices.
 
 While the store cannot be used (damaged, no access) nothing can be changed, and what is in the directory stays
 in force.
@@ -26,7 +27,15 @@ from fastgate.auth.consumers import effective, tier_and_limits
 from fastgate.auth.section import ConsumerConfig
 from fastgate.config import Config
 from fastgate.control.answers import Refused
-from fastgate.state.journal import Journal
+from fastgate.state.backlog import (
+    ForgetKey,
+    PutConsumer,
+    RemoveDocument,
+    RemoveSecret,
+    RevokeKey,
+    Write,
+)
+from fastgate.state.journal import Journal, Throttle
 from fastgate.state.memory import HostMemory
 from fastgate.state.records import (
     ConsumerRecord,
@@ -90,6 +99,9 @@ class Keyring:
         }
         self._failures = counter("fastgate_store_failures_total")
         self._entries = memory.metrics.gauge("fastgate_directory_entries")
+        self._pending = memory.metrics.gauge("fastgate_store_pending_writes")
+        self._waiting = 0  # changes that are in effect and not stored
+        self._throttle = Throttle(burst=1, period_s=60)
 
     # --- life
 
@@ -101,6 +113,7 @@ class Keyring:
         try:
             self._store.open()
             self.fault = ""
+            self._count_pending()
             await self._publish_all()
             self.directory.loaded = 1
         except (StoreError, SealError) as error:
@@ -138,6 +151,7 @@ class Keyring:
         due = time.monotonic() + self._interval_s
         while True:
             await asyncio.sleep(min(1.0, self._interval_s))
+            self._retry()
             try:
                 self._end_keys()
                 if time.monotonic() >= due:
@@ -145,7 +159,7 @@ class Keyring:
                     await self.flush()
             except StoreError as error:
                 self._failures.add()
-                self._journal.warning("the store cannot be written", problem=str(error))
+                self._count_pending(str(error))
 
     async def flush(self) -> None:
         """Writes the uses since the last time to the store."""
@@ -168,10 +182,12 @@ class Keyring:
 
     def health(self) -> dict[str, Any]:
         """Its part of `/health`. Without the store no key can be made; those there are stay good."""
-        problem = self.fault or self._sealed
+        waiting = f"{self._waiting} changes are in effect and could not be stored" if self._waiting else ""
+        problem = self.fault or self._sealed or waiting
+        facts = {"entries": self.directory.entries(), "pending_writes": self._waiting}
         if not problem:
-            return {"status": "healthy", "entries": self.directory.entries()}
-        return {"status": "degraded", "problem": problem, "entries": self.directory.entries()}
+            return {"status": "healthy", **facts}
+        return {"status": "degraded", "problem": problem, **facts}
 
     # --- publishing
 
@@ -273,7 +289,7 @@ class Keyring:
         try:
             self._publish_key(made.stored, self.consumer(made.stored.consumer))
         except (DirectoryFull, ValueError) as error:
-            self._write(lambda: self._store.forget_keys([made.stored.key_id]))
+            self._take_away(ForgetKey(made.stored.key_id))
             raise _no_room(error) from error
         self._changes["created"].add()
         return made
@@ -341,8 +357,8 @@ class Keyring:
         try:
             self._publish_key(made.stored, consumer)
         except (DirectoryFull, ValueError) as error:
+            self._take_away(ForgetKey(made.stored.key_id))
             self._write(lambda: self._store.update_key(old))
-            self._write(lambda: self._store.forget_keys([made.stored.key_id]))
             raise _no_room(error) from error
         self._publish_key(past, consumer)
         self._changes["rotated"].add()
@@ -355,16 +371,17 @@ class Keyring:
         if key.revoked_ns:
             return key
         gone = msgspec.structs.replace(key, revoked_ns=time.time_ns())
+        self._take_away(RevokeKey(key.key_id, gone.revoked_ns))
         try:
-            self._store.update_key(gone)
             self._store.set_usage([(key.digest, key.used, key.last_used_ns)])
-        except StoreError as error:
+        except StoreError:  # the count of its uses is a little old then
             self._failures.add()
-            raise Refused(
-                507, f"The key is refused from now on, but that could not be written down: {error}"
-            ) from error
         self._changes["revoked"].add()
         return gone
+
+    def is_pending(self, key_id: str) -> bool:
+        """True for a key whose revocation is in effect and not in the store yet."""
+        return self._store.is_pending(key_id)
 
     def _with_usage(self, key: StoredKey) -> StoredKey:
         used, last_ns = self.directory.usage(key.digest)
@@ -396,7 +413,10 @@ class Keyring:
     def put_consumer(self, consumer: StoredConsumer) -> None:
         """Stores what is said of a consumer; it and its keys are in force everywhere on return."""
         self._check_store()
-        self._write(lambda: self._store.put_consumer(consumer))
+        if consumer.disabled:
+            self._take_away(PutConsumer(consumer))
+        else:
+            self._write(lambda: self._store.put_consumer(consumer))
         try:
             self._publish_consumer(consumer.name)
         except (DirectoryFull, ValueError) as error:
@@ -427,8 +447,11 @@ class Keyring:
 
     def remove_secret(self, name: str) -> bool:
         self._check_store()
+        is_there = any(stored.name == name for stored in self._ask(self._store.secrets))
         self.directory.remove(secret_digest(name))
-        return self._write(lambda: self._store.remove_secret(name))
+        if is_there:
+            self._take_away(RemoveSecret(name))
+        return is_there
 
     def put_document(self, name: str, body: bytes) -> int:
         """Stores and publishes a named document; returns its version."""
@@ -443,8 +466,11 @@ class Keyring:
 
     def remove_document(self, name: str) -> bool:
         self._check_store()
+        is_there = self.document(name) is not None
         self.directory.remove(document_digest(name))
-        return self._write(lambda: self._store.remove_document(name))
+        if is_there:
+            self._take_away(RemoveDocument(name))
+        return is_there
 
     def _put_blob(self, digest: bytes, blob: bytes) -> None:
         try:
@@ -471,6 +497,41 @@ class Keyring:
         except (StoreError, SealError) as error:
             self._failures.add()
             raise Refused(507, f"Nothing was changed, the store cannot be written: {error}") from error
+
+    def _take_away(self, write: Write) -> None:
+        """Stores what is in effect already, now or when the store can be written again."""
+        try:
+            problem = self._store.take_away(write)
+        except StoreError as error:
+            self._failures.add()
+            self._count_pending(str(error))
+            raise Refused(
+                507,
+                "This is in effect now, but it could not be written down and ends with the controller: "
+                f"{error}",
+            ) from error
+        if problem:
+            self._failures.add()
+        self._count_pending(problem)
+
+    def _count_pending(self, problem: str = "") -> None:
+        before, self._waiting = self._waiting, self._store.pending()
+        self._pending.set(self._waiting)
+        if problem and self._throttle.allow("write") is not None:
+            self._journal.error("the store cannot be written", problem=problem, pending=self._waiting)
+        if before and not self._waiting:
+            self._journal.info("pending writes are stored", writes=before)
+
+    def _retry(self) -> None:
+        """Makes the writes that wait, when there are any."""
+        if self._waiting:
+            try:
+                self._store.retry()
+            except StoreError as error:
+                self._failures.add()
+                self._count_pending(str(error))
+            else:
+                self._count_pending()
 
     def _failed(self, error: Exception) -> None:
         self.fault = str(error)

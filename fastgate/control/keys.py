@@ -128,14 +128,14 @@ class KeyResource:
         now_ns = time.time_ns()
         return JSONResponse(
             {
-                "keys": [key_row(key, now_ns) for key in keys[:limit]],
+                "keys": [self._row(key, now_ns) for key in keys[:limit]],
                 "next": keys[limit - 1].key_id if len(keys) > limit else None,
                 "total": self._keyring.count_keys(consumer=consumer, state=state),
             }
         )
 
     async def show(self, request: Request) -> Response:
-        return JSONResponse(key_row(self._keyring.key(request.path_params["key_id"]), time.time_ns()))
+        return JSONResponse(self._row(self._keyring.key(request.path_params["key_id"]), time.time_ns()))
 
     async def change(self, request: Request) -> Response:
         """200 with the key as it is now; in force on every worker when this is answered."""
@@ -175,9 +175,15 @@ class KeyResource:
         return _told(made, {"old": key_row(old, time.time_ns())})
 
     async def revoke(self, request: Request) -> Response:
-        """200; no worker takes the key any more when this is answered. Revoking twice is no error."""
+        """No worker takes the key any more when this is answered. 200: that is stored, too; 202: the store
+        cannot be written, and this waits until it can. Revoking twice is no error.
+        """
         key = self._keyring.revoke(request.path_params["key_id"])
-        return JSONResponse(key_row(key, time.time_ns()))
+        row = self._row(key, time.time_ns())
+        return JSONResponse(row, 202 if row["pending_write"] else 200)
+
+    def _row(self, key: StoredKey, now_ns: int) -> dict[str, Any]:
+        return {**key_row(key, now_ns), "pending_write": self._keyring.is_pending(key.key_id)}
 
 
 def _told(made: NewKey, more: dict[str, Any] | None = None) -> Response:

@@ -89,6 +89,7 @@ DESCRIPTIONS: dict[str, str] = {
     "fastgate_auth_total": "Credentials by method and outcome; one that is remembered is counted once.",
     "fastgate_keys_changed_total": "API keys made, changed, rotated, revoked and ended.",
     "fastgate_store_failures_total": "Times the store could not be opened, read or written.",
+    "fastgate_store_pending_writes": "Changes that are in effect and could not be stored yet.",
     "fastgate_directory_entries": "API keys, consumers, secrets and documents that the workers know.",
     "fastgate_metrics_overflow_total": "Counts of series that found no place in the table.",
 }

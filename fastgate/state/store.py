@@ -7,13 +7,16 @@ The file appears with the first thing that is stored. Journal: WAL with synchron
 answered is on the disk (SQLite, "Write-Ahead Logging" §2.2 and pragma synchronous). The schema's number is
 user_version; an older file is brought up to date in one transaction, a newer one is refused. A file that is
 damaged, or not ours, is refused with what is wrong: nothing here ever replaces a file. A second gateway on
-the same file is kept out by a lock on `<file>.lock`, which ends with the process that holds it.
+the same file is kept out by a lock on `<file>.lock`, which ends with the process that holds it. What is in
+effect and cannot be written waits in `<file>.pending` (backlog.py): every read here sees it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -24,10 +27,21 @@ from typing import Any
 
 import msgspec
 
+from fastgate.state.backlog import (
+    Backlog,
+    ForgetKey,
+    PutConsumer,
+    RemoveDocument,
+    RemoveSecret,
+    RevokeKey,
+    Write,
+)
 from fastgate.state.records import KeyState, StoredConsumer, StoredKey
 from fastgate.state.sealing import Sealer
 
 __all__ = ["Store", "StoreError", "StoredSecret", "default_path"]
+
+log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x66676174  # "fgat": what file(1) and we know the file by
 HEADER = b"SQLite format 3\0"  # https://sqlite.org/fileformat.html §1.3.1
@@ -114,6 +128,7 @@ class Store:
         self.sealer = Sealer(path.with_name(path.name + ".key"), environ)
         self._db: sqlite3.Connection | None = None
         self._lock = -1
+        self._backlog = Backlog(path.with_name(path.name + ".pending"))
 
     def open(self) -> None:
         """Opens the file if there is one. Without it all is empty, and the first write makes it."""
@@ -127,6 +142,51 @@ class Store:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+        self._backlog.close()
+
+    # --- what waits to be written
+
+    def take_away(self, write: Write) -> str:
+        """Makes a write that is in effect already. When the file cannot be written the write waits, reads see
+        it, and it is made with the next that succeeds (`retry`). Returns why it waits, "" when it does not.
+        StoreError when it would not even outlive this process.
+        """
+        try:
+            with self._transaction() as db:
+                _apply(db, write)
+        except StoreError as error:
+            if not self._backlog.add(write):
+                raise
+            return str(error)
+        return ""
+
+    def pending(self) -> int:
+        """How many writes wait."""
+        return len(self._backlog)
+
+    def is_pending(self, key_id: str) -> bool:
+        return any(isinstance(write, RevokeKey) and write.key_id == key_id for write in self._backlog)
+
+    def retry(self) -> None:
+        """Makes the writes that wait."""
+        if len(self._backlog):
+            with self._transaction():
+                pass
+
+    def _seen(self, key: StoredKey) -> StoredKey | None:
+        """The key as it is with the writes that wait."""
+        for write in self._backlog:
+            if isinstance(write, RevokeKey) and write.key_id == key.key_id and not key.revoked_ns:
+                key = msgspec.structs.replace(key, revoked_ns=write.revoked_ns)
+            elif isinstance(write, ForgetKey) and write.key_id == key.key_id:
+                return None
+        return key
+
+    def _changed_keys(self) -> set[str]:
+        return {write.key_id for write in self._backlog if isinstance(write, RevokeKey | ForgetKey)}
+
+    def _removed(self, kind: type[RemoveSecret | RemoveDocument]) -> set[str]:
+        return {write.name for write in self._backlog if isinstance(write, kind)}
 
     # --- keys
 
@@ -160,13 +220,9 @@ class Store:
             [*(values[column] for column in columns), key.key_id],
         )
 
-    def forget_keys(self, key_ids: Iterable[str]) -> None:
-        with self._transaction() as db:
-            db.executemany("DELETE FROM keys WHERE key_id = ?", ((key_id,) for key_id in key_ids))
-
     def key(self, key_id: str) -> StoredKey | None:
         rows = self._read("SELECT * FROM keys WHERE key_id = ?", key_id)
-        return _key_of(rows[0]) if rows else None
+        return self._seen(_key_of(rows[0])) if rows else None
 
     def keys(
         self,
@@ -178,6 +234,8 @@ class Store:
         limit: int = 100,
     ) -> list[StoredKey]:
         """Keys, oldest first, from behind `after`."""
+        if state is not None and self._changed_keys():
+            return self._filtered_keys(consumer, state, now_ns, after, limit)
         where, values = _key_conditions(consumer, state, time.time_ns() if now_ns is None else now_ns)
         if after is not None:
             where.append("(created_ns, key_id) > (?, ?)")
@@ -186,13 +244,35 @@ class Store:
         rows = self._read(
             f"SELECT * FROM keys {condition} ORDER BY created_ns, key_id LIMIT ?", *values, limit
         )
-        return [_key_of(row) for row in rows]
+        return [key for row in rows if (key := self._seen(_key_of(row))) is not None]
+
+    def _filtered_keys(
+        self, consumer: str | None, state: KeyState, now_ns: int | None, after: StoredKey | None, limit: int
+    ) -> list[StoredKey]:
+        """The same while writes wait that change states: SQLite does not know of them."""
+        now_ns = time.time_ns() if now_ns is None else now_ns
+        found: list[StoredKey] = []
+        while page := self.keys(consumer=consumer, now_ns=now_ns, after=after, limit=1000):
+            found += [key for key in page if key.state(now_ns) == state]
+            if len(found) >= limit:
+                break
+            after = page[-1]
+        return found[:limit]
 
     def count_keys(self, *, consumer: str | None = None, state: KeyState | None = None) -> int:
         where, values = _key_conditions(consumer, state, time.time_ns())
         condition = f"WHERE {' AND '.join(where)}" if where else ""
         rows = self._read(f"SELECT count(*) FROM keys {condition}", *values)
-        return int(rows[0][0]) if rows else 0
+        count = int(rows[0][0]) if rows else 0
+        now_ns = time.time_ns()
+        for key_id in self._changed_keys():
+            for row in self._read("SELECT * FROM keys WHERE key_id = ?", key_id):
+                stored = _key_of(row)
+                if consumer is None or stored.consumer == consumer:
+                    seen = self._seen(stored)
+                    count -= state is None or stored.state(now_ns) == state
+                    count += seen is not None and (state is None or seen.state(now_ns) == state)
+        return count
 
     def good_keys(self, now_ns: int) -> Iterator[StoredKey]:
         """Every key that a request may use now or later, for publishing."""
@@ -202,7 +282,9 @@ class Store:
             for row in self._db.execute(
                 "SELECT * FROM keys WHERE revoked_ns = 0 AND (expires_ns = 0 OR expires_ns > ?)", (now_ns,)
             ):
-                yield _key_of(row)
+                key = self._seen(_key_of(row))
+                if key is not None and not key.revoked_ns:
+                    yield key
 
     def set_usage(self, usages: Iterable[tuple[bytes, int, int]]) -> None:
         """(digest, uses, last use): totals, of which older ones change nothing."""
@@ -217,22 +299,29 @@ class Store:
 
     def put_consumer(self, consumer: StoredConsumer) -> None:
         with self._transaction() as db:
-            db.execute(
-                f"INSERT OR REPLACE INTO consumers ({', '.join(CONSUMER_COLUMNS)}) "
-                f"VALUES ({', '.join('?' * len(CONSUMER_COLUMNS))})",
-                _row(consumer),
-            )
+            _apply(db, PutConsumer(consumer))
 
     def remove_consumer(self, name: str) -> bool:
         with self._transaction() as db:
             return db.execute("DELETE FROM consumers WHERE name = ?", (name,)).rowcount > 0
 
     def consumer(self, name: str) -> StoredConsumer | None:
+        waiting = self._waiting_consumers().get(name)
+        if waiting is not None:
+            return waiting
         rows = self._read("SELECT * FROM consumers WHERE name = ?", name)
         return _consumer_of(rows[0]) if rows else None
 
     def consumers(self) -> list[StoredConsumer]:
-        return [_consumer_of(row) for row in self._read("SELECT * FROM consumers ORDER BY name")]
+        stored = {
+            consumer.name: consumer for consumer in map(_consumer_of, self._read("SELECT * FROM consumers"))
+        }
+        return [consumer for _name, consumer in sorted((stored | self._waiting_consumers()).items())]
+
+    def _waiting_consumers(self) -> dict[str, StoredConsumer]:
+        return {
+            write.consumer.name: write.consumer for write in self._backlog if isinstance(write, PutConsumer)
+        }
 
     # --- secrets
 
@@ -249,13 +338,17 @@ class Store:
 
     def secret(self, name: str) -> str | None:
         """The secret itself; None when there is none of this name. SealError when it cannot be opened."""
+        if name in self._removed(RemoveSecret):
+            return None
         rows = self._read("SELECT sealed FROM secrets WHERE name = ?", name)
         return self.sealer.open(name, rows[0][0]) if rows else None
 
     def secrets(self) -> list[StoredSecret]:
+        gone = self._removed(RemoveSecret)
         return [
             StoredSecret(*row)
             for row in self._read("SELECT name, created_ns, updated_ns FROM secrets ORDER BY name")
+            if row[0] not in gone
         ]
 
     def remove_secret(self, name: str) -> bool:
@@ -276,11 +369,15 @@ class Store:
 
     def document(self, name: str) -> tuple[bytes, int] | None:
         """(body, version), or None."""
+        if name in self._removed(RemoveDocument):
+            return None
         rows = self._read("SELECT body, version FROM documents WHERE name = ?", name)
         return (rows[0][0], rows[0][1]) if rows else None
 
     def documents(self) -> list[tuple[str, bytes, int]]:
-        return [tuple(row) for row in self._read("SELECT name, body, version FROM documents ORDER BY name")]
+        gone = self._removed(RemoveDocument)
+        rows = self._read("SELECT name, body, version FROM documents ORDER BY name")
+        return [tuple(row) for row in rows if row[0] not in gone]
 
     def remove_document(self, name: str) -> bool:
         with self._transaction() as db:
@@ -301,12 +398,17 @@ class Store:
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                for write in self._backlog:  # in the order in which they took effect
+                    _apply(self._db, write)
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:  # a full disk has ended it already
                     self._db.execute("ROLLBACK")
                 raise
+        if len(self._backlog):
+            with contextlib.suppress(OSError):  # making them again would change nothing
+                self._backlog.clear()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -339,6 +441,12 @@ class Store:
             self.close()
             raise
         self._db = db
+        try:
+            self._backlog.open()
+        except OSError as error:
+            log.warning("%s.pending: %s; revocations need a store that can be written", self.path, error)
+        with contextlib.suppress(StoreError):  # they go on waiting, and reads see them
+            self.retry()
 
     def _check_header(self) -> None:
         """Before SQLite sees the file: its own words for this are `file is not a database`."""
@@ -406,6 +514,28 @@ class Store:
                 f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA application_id = {APPLICATION_ID}; "
                 f"PRAGMA user_version = {number + 1}; COMMIT;"
             )
+
+
+def _apply(db: sqlite3.Connection, write: Write) -> None:
+    """Makes one write. Making it twice is the same as once."""
+    match write:
+        case RevokeKey():
+            db.execute(
+                "UPDATE keys SET revoked_ns = ?2 WHERE key_id = ?1 AND revoked_ns = 0",
+                (write.key_id, write.revoked_ns),
+            )
+        case ForgetKey():
+            db.execute("DELETE FROM keys WHERE key_id = ?", (write.key_id,))
+        case PutConsumer():
+            db.execute(
+                f"INSERT OR REPLACE INTO consumers ({', '.join(CONSUMER_COLUMNS)}) "
+                f"VALUES ({', '.join('?' * len(CONSUMER_COLUMNS))})",
+                _row(write.consumer),
+            )
+        case RemoveSecret():
+            db.execute("DELETE FROM secrets WHERE name = ?", (write.name,))
+        case RemoveDocument():
+            db.execute("DELETE FROM documents WHERE name = ?", (write.name,))
 
 
 def _pragma(db: sqlite3.Connection, name: str) -> int:

@@ -1,0 +1,137 @@
+"""What is in effect but not in the store yet, because the store could not be written.
+
+Taking something away (a key revoked, a secret removed, a consumer disabled) is in effect on every worker
+before the disk is asked. When the disk then says no, the write waits here until it can be made. It must not
+be lost with the process, and on a full disk no file can grow: so `<store>.pending` is allocated in full when
+the store is opened, and written in place.
+
+LAYOUT  records, one after another: length 4 bytes, CRC-32 of the payload 4 bytes, payload (a `Write` as
+        msgpack). A length of 0, or a record that does not match its CRC (a write that was torn), is the end.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from fastgate.state.records import StoredConsumer
+
+__all__ = [
+    "Backlog",
+    "ForgetKey",
+    "PutConsumer",
+    "RemoveDocument",
+    "RemoveSecret",
+    "RevokeKey",
+    "Write",
+]
+
+FILE_BYTES = 256 * 1024
+"""Room for some 3 000 revocations."""
+
+_HEAD = struct.Struct("<II")
+_END = bytes(_HEAD.size)
+
+
+class RevokeKey(msgspec.Struct, tag=True, frozen=True):
+    key_id: str
+    revoked_ns: int
+
+
+class ForgetKey(msgspec.Struct, tag=True, frozen=True):
+    """A key that was stored and could not be published, so that its maker was told that there is none."""
+
+    key_id: str
+
+
+class PutConsumer(msgspec.Struct, tag=True, frozen=True):
+    consumer: StoredConsumer
+
+
+class RemoveSecret(msgspec.Struct, tag=True, frozen=True):
+    name: str
+
+
+class RemoveDocument(msgspec.Struct, tag=True, frozen=True):
+    name: str
+
+
+Write = RevokeKey | ForgetKey | PutConsumer | RemoveSecret | RemoveDocument
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Write).decode
+
+
+class Backlog:
+    """The writes that wait, in order. In memory they are always; in the file when there is room."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+        self._end = 0  # where the next record goes
+        self._writes: list[Write] = []
+
+    def open(self) -> None:
+        """Allocates the file and reads what an earlier process has left in it. OSError."""
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(self._fd).st_size < FILE_BYTES:
+            os.posix_fallocate(self._fd, 0, FILE_BYTES)
+            os.fsync(self._fd)
+        content = os.pread(self._fd, FILE_BYTES, 0)
+        while True:
+            head = content[self._end : self._end + _HEAD.size]
+            if len(head) < _HEAD.size:
+                break
+            length, checksum = _HEAD.unpack(head)
+            payload = content[self._end + _HEAD.size : self._end + _HEAD.size + length]
+            if length == 0 or len(payload) < length or zlib.crc32(payload) != checksum:
+                break
+            try:
+                self._writes.append(_decode(payload))
+            except msgspec.DecodeError:  # of a newer version
+                break
+            self._end += _HEAD.size + length
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def add(self, write: Write) -> bool:
+        """Keeps the write; False if only in memory, so that it ends with this process."""
+        self._writes.append(write)
+        payload = _encode(write)
+        record = _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+        if self._fd < 0 or self._end + len(record) + len(_END) > FILE_BYTES:
+            return False
+        try:
+            # The new end first: until the record itself is there, its place says that nothing follows.
+            os.pwrite(self._fd, _END, self._end + len(record))
+            if os.pwrite(self._fd, record, self._end) != len(record):
+                return False
+            os.fdatasync(self._fd)
+        except OSError:
+            return False
+        self._end += len(record)
+        return True
+
+    def clear(self) -> None:
+        """Forgets all, because all of it is in the store. OSError leaves the file: making the writes again
+        changes nothing.
+        """
+        self._writes.clear()
+        self._end = 0
+        if self._fd >= 0:
+            os.pwrite(self._fd, _END, 0)
+            os.fdatasync(self._fd)
+
+    def __len__(self) -> int:
+        return len(self._writes)
+
+    def __iter__(self) -> Iterator[Write]:
+        return iter(self._writes)
