@@ -28,7 +28,7 @@ from fastgate._core.router import Router
 from fastgate._core.wheel import TimerWheel
 from fastgate.auth import build as auth
 from fastgate.caching import build as caching
-from fastgate.config import Changes, Config, PluginUse, RouteConfig
+from fastgate.config import TRUSTED_UNIX, Changes, Config, PluginUse, RouteConfig
 from fastgate.features import access, cors, policy, ratelimit, rbac, security_headers, validation
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.plugin import PluginEnv, Registry
@@ -168,7 +168,8 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
         yield None
     for _ in router.freezing(every=16):
         yield None
-    trusted = CidrSet(config.trusted_proxies) if config.trusted_proxies else None
+    networks = [each for each in config.trusted_proxies if each != TRUSTED_UNIX]
+    trusted = CidrSet(networks) if networks else None
     yield Plan(
         router,
         routes,
@@ -184,6 +185,7 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
             for listener in config.listen
             if listener.redirect
         },
+        trusts_unix=TRUSTED_UNIX in config.trusted_proxies,
     )
 
 

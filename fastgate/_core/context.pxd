@@ -48,7 +48,8 @@ cdef class RequestContext:
     cdef bytes target
     cdef bytes path_bytes             # normalised, without query
     cdef bytes query_bytes            # without the question mark; None when there was none
-    cdef bytes authority              # as received, checked
+    cdef bytes host_received          # the Host, or the authority of an absolute-form target, as received and checked
+    cdef bytes authority              # the same in normal form: lower case, no final dot, no default port of `scheme`
     cdef bytes host_bytes             # lower case, without port
     cdef int version_minor            # HTTP/1.x
     cdef readonly Headers headers
@@ -57,14 +58,15 @@ cdef class RequestContext:
     cdef readonly bint has_body
     cdef bint upgrade
     cdef readonly int64_t content_length   # bytes; -1 when chunked or absent
-    # From the connection
-    cdef readonly str scheme
+    # From the connection and the trusted proxies before it, decided once for each request (server/forwarding.pyx)
+    cdef readonly str scheme          # the client's: http or https
     cdef bytes peer
     cdef bytes client
     cdef readonly bytes client_certificate   # DER, as the listener's handshake verified it; None without one
-    cdef bint trusted
+    cdef bint trusted                 # the peer is one of trusted_proxies, by the plan this request is carried out with
+    cdef bint claims                  # the head has fields that only a trusted proxy may send
     cdef bytes request_id_bytes
-    cdef bytes forwarding             # ready forwarding fields, when the peer is not a trusted proxy
+    cdef bytes forwarding             # ready forwarding fields for the upstream
     # From the plan
     cdef readonly object route
     cdef tuple param_names

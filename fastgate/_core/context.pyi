@@ -72,6 +72,8 @@ class RequestContext:
     @property
     def host_field(self) -> str: ...
     @property
+    def authority_text(self) -> str: ...
+    @property
     def has_body(self) -> bool:
         """True if the request has a body."""
     @property

@@ -14,7 +14,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memcmp
 
-from fastgate._core.headers cimport H_X_FORWARDED_PROTO, HeadWriter, Headers, field_t, name_equal
+from fastgate._core.headers cimport HeadWriter, Headers
 from fastgate._core.identity cimport Identity
 
 __all__ = ["CLIENT", "CONTINUE", "GATEWAY", "RESPOND", "SUSPEND", "UPSTREAM", "Answer", "Reason", "RequestContext"]
@@ -163,18 +163,12 @@ cdef class RequestContext:
 
     @property
     def client_scheme(self):
-        """http or https, as the client used it: the connection's, or what a trusted proxy says of its own (X-Forwarded-Proto)."""
-        return "https" if self.c_secure() else "http"
+        """http or https, as the client used it: the connection's, or what a trusted proxy says of its own."""
+        return self.scheme
 
     cdef bint c_secure(self) noexcept:
         """True if the client came over https."""
-        cdef field_t* field
-        if self.scheme == "https":
-            return True
-        if not self.trusted:
-            return False
-        field = self.headers.find_id(H_X_FORWARDED_PROTO)
-        return field != NULL and field.value_n == 5 and name_equal(field.value, b"https", 5)
+        return self.scheme == "https"
 
     @property
     def request_target(self):
@@ -184,6 +178,11 @@ cdef class RequestContext:
     @property
     def host_field(self):
         """The Host as received, or the authority of an absolute-form target, which replaces it (RFC 9112 §3.2.2)."""
+        return "" if self.host_received is None else self.host_received.decode("latin-1")
+
+    @property
+    def authority_text(self):
+        """The host asked for with its port, in normal form: lower case, no final dot, no port that its scheme implies."""
         return "" if self.authority is None else self.authority.decode("latin-1")
 
     @property

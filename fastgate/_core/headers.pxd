@@ -82,6 +82,8 @@ cdef class Headers:
     cdef void drop(self, const char* lower, Py_ssize_t n) noexcept nogil
     cdef void drop_folded(self, const char* name, Py_ssize_t n, bint but_itself) noexcept nogil
     cdef bint drop_listed(self, const char* connection, Py_ssize_t n) except -1
+    cdef void drop_claims(self) noexcept nogil
+    cdef int replace_value(self, field_t* field, bytes value) except -1
     cdef Headers copy(self)
     cdef bytes name_at(self, int i)
     cdef bytes value_at(self, int i)

@@ -14,7 +14,7 @@ SOURCES  RFC 9110 §5 (field syntax), §7.6.1 (Connection); aiohttp _http_writer
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strlen
 
 __all__ = ["HeadWriter", "Headers"]
 
@@ -99,8 +99,53 @@ cdef inline int owned_id(const char* name, const char* lower, Py_ssize_t n, int 
     return known if name_equal(name, lower, n) else H_ALIAS
 
 
+cdef enum:
+    X_CLAIMS = 11
+    CLAIMS = 16
+
+# Beside X-Forwarded-*: what proxies say of a client, its connection or the URL it asked for, and what frameworks believe of whoever
+# sends it (RFC 9440 for Client-Cert; CVE-2018-14773 for X-Original-URL and X-Rewrite-URL). Those with x- stand first.
+ctypedef struct claim_t:
+    const char* name
+    int n
+
+cdef claim_t[CLAIMS] CLAIM
+
+cdef void _fill_claims() noexcept:
+    cdef int i
+    CLAIM[0].name = b"x-host"
+    CLAIM[1].name = b"x-scheme"
+    CLAIM[2].name = b"x-url-scheme"
+    CLAIM[3].name = b"x-client-ip"
+    CLAIM[4].name = b"x-client-cert"
+    CLAIM[5].name = b"x-cluster-client-ip"
+    CLAIM[6].name = b"x-original-host"
+    CLAIM[7].name = b"x-original-uri"
+    CLAIM[8].name = b"x-original-url"
+    CLAIM[9].name = b"x-rewrite-url"
+    CLAIM[10].name = b"x-ssl-client-cert"
+    CLAIM[11].name = b"client-cert"
+    CLAIM[12].name = b"client-cert-chain"
+    CLAIM[13].name = b"true-client-ip"
+    CLAIM[14].name = b"cf-connecting-ip"
+    CLAIM[15].name = b"front-end-https"
+    for i in range(CLAIMS):
+        CLAIM[i].n = <int>strlen(CLAIM[i].name)
+
+_fill_claims()
+
+
+cdef int claim_id(const char* name, Py_ssize_t n, int first, int end) noexcept nogil:
+    """H_X_FORWARDED_OTHER for the claims from first to end, H_ALIAS for other spellings of them, else H_OTHER."""
+    cdef int i
+    for i in range(first, end):
+        if CLAIM[i].n == n and names_fold(name, CLAIM[i].name, n):
+            return owned_id(name, CLAIM[i].name, n, H_X_FORWARDED_OTHER)
+    return H_OTHER
+
+
 cdef int x_header_id(const char* name, Py_ssize_t n) noexcept nogil:
-    """The H_* of a name that begins with `x-`, folded. At least nine characters."""
+    """The H_* of a name that begins with `x-`, folded. At least six characters."""
     cdef unsigned char third = LOWER[<unsigned char>name[2]]
     if third == c"c":
         if n >= 10 and names_fold(name, b"x-consumer", 10) and (n == 10 or FOLD[<unsigned char>name[10]] == c"-"):
@@ -121,7 +166,7 @@ cdef int x_header_id(const char* name, Py_ssize_t n) noexcept nogil:
             return owned_id(name, b"x-real-ip", 9, H_X_REAL_IP)
         if n == 12:
             return owned_id(name, b"x-request-id", 12, H_X_REQUEST_ID)
-    return H_OTHER
+    return claim_id(name, n, 0, X_CLAIMS)
 
 
 cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil:
@@ -129,8 +174,13 @@ cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil:
 
     This is the one table of the names that belong to the gateway or to the connection. Another spelling that some upstreams take
     for such a name (`X_Forwarded_For`, `Content_Length`) is H_ALIAS; requests lose it, wherever it stands."""
-    if n >= 9 and (name[0] | 32) == c"x" and FOLD[<unsigned char>name[1]] == c"-":
+    cdef int known
+    if n >= 6 and (name[0] | 32) == c"x" and FOLD[<unsigned char>name[1]] == c"-":
         return x_header_id(name, n)
+    if n >= 11 and ((name[0] | 32) == c"c" or (name[0] | 32) == c"t" or (name[0] | 32) == c"f"):
+        known = claim_id(name, n, X_CLAIMS, CLAIMS)
+        if known != H_OTHER:
+            return known
     if n == 2:
         return H_TE if name_equal(name, b"te", 2) else H_OTHER
     if n == 3:
@@ -360,6 +410,23 @@ cdef class Headers:
             if token and not never_listed(header_id(PyBytes_AS_STRING(token), PyBytes_GET_SIZE(token))):
                 self.drop(PyBytes_AS_STRING(token), PyBytes_GET_SIZE(token))
         return True
+
+    cdef void drop_claims(self) noexcept nogil:
+        """Drop what only a trusted proxy may say of a client."""
+        cdef int i, known
+        for i in range(self.count):
+            known = self.fields[i].id
+            if H_FORWARDED <= known <= H_X_FORWARDED_PORT or known == H_X_REAL_IP or known == H_X_FORWARDED_OTHER:
+                self.fields[i].id = H_DROPPED
+
+    cdef int replace_value(self, field_t* field, bytes value) except -1:
+        """Put another value, whose syntax was already checked, in place of the field's own."""
+        if self.owners is None:
+            self.owners = []
+        self.owners.append(value)
+        field.value = PyBytes_AS_STRING(value)
+        field.value_n = <int>PyBytes_GET_SIZE(value)
+        return 0
 
     cdef Headers copy(self):
         """A table with the same fields that can be edited apart from this one."""

@@ -47,7 +47,8 @@ cdef class Plan:
     cdef readonly tuple plugins
     cdef readonly tuple fresh                   # those of plugins that no earlier plan has
     cdef public bint installed
-    cdef object trusted
+    cdef object trusted                         # fastgate._core.cidr.CidrSet of the trusted proxies, or None
+    cdef bint trusts_unix                       # whoever connects to a Unix socket is one of them
     cdef route_counts_t* unmatched
     cdef object _counters
     cdef readonly bint has_preflights           # any route answers_preflight

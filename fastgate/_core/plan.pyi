@@ -90,6 +90,8 @@ class Plan:
         counters: Counters | None,
         slot: int,
         redirects: Mapping[int, RoutePlan] | None = None,
+        *,
+        trusts_unix: bool = False,
     ) -> None: ...
     @property
     def has_preflights(self) -> bool: ...

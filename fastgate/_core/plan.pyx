@@ -158,7 +158,7 @@ cdef class Plan:
     """All routes of a config, frozen."""
 
     def __init__(self, Router router not None, routes, upstreams, config, plugins, fresh, trusted, Counters counters, int slot,
-                 redirects=None):
+                 redirects=None, *, bint trusts_unix=False):
         self.router = router
         self.routes = list(routes)
         self.upstreams = dict(upstreams)
@@ -167,6 +167,7 @@ cdef class Plan:
         self.fresh = tuple(fresh)
         self.trusted = trusted
         self.redirects = dict(redirects or {})
+        self.trusts_unix = trusts_unix
         self.has_preflights = any((<RoutePlan>route).answers_preflight for route in self.routes)
         if counters is not None:
             self._counters = counters

@@ -90,7 +90,7 @@ class ForwardScheme(Scheme):
         fields = [
             ("X-Forwarded-Method", ctx.method),
             ("X-Forwarded-Proto", ctx.scheme),
-            ("X-Forwarded-Host", ctx.headers.get("host") or ctx.host),
+            ("X-Forwarded-Host", ctx.authority_text),
             ("X-Forwarded-Uri", f"{ctx.path}?{ctx.query}" if ctx.query else ctx.path),
             ("X-Forwarded-For", ctx.client_ip),
             ("X-Request-ID", ctx.request_id),

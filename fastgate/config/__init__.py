@@ -3,6 +3,7 @@
 from fastgate.config.files import Changes
 from fastgate.config.load import InvalidConfig, check, decode, encode, load, load_admin
 from fastgate.config.root import (
+    TRUSTED_UNIX,
     AccessLogConfig,
     Address,
     AdminConfig,
@@ -18,6 +19,7 @@ from fastgate.config.root import (
 from fastgate.settings import ConfigError
 
 __all__ = [
+    "TRUSTED_UNIX",
     "AccessLogConfig",
     "Address",
     "AdminConfig",

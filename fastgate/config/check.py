@@ -25,7 +25,7 @@ from fastgate.caching.settings import check_cache, check_cache_store
 from fastgate.certificates import CertificateError, load_authorities, load_pair
 from fastgate.config.check_content import check_cors, check_security_headers, check_validation
 from fastgate.config.check_signing import check_hmac, check_signatures
-from fastgate.config.root import AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
+from fastgate.config.root import TRUSTED_UNIX, AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
 from fastgate.config.shape import Report, nearest
 from fastgate.config.source import Path
 from fastgate.features import ratelimit
@@ -83,7 +83,8 @@ def check_root(config: Config, report: Report) -> None:
         addresses.setdefault(listener.address, index)
     _check_admin(config.admin, addresses, report)
     for index, network in enumerate(config.trusted_proxies):
-        _check_network(network, ("trusted_proxies", index), report)
+        if network != TRUSTED_UNIX:
+            _check_network(network, ("trusted_proxies", index), report, f", or {TRUSTED_UNIX}")
     if config.store.path is not None:
         _check_store(config.store.path, report)
     for name, consumer in config.consumers.items():
@@ -451,14 +452,14 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _check_network(text: str, path: Path, report: Report) -> None:
+def _check_network(text: str, path: Path, report: Report, others: str = "") -> None:
     try:
         ipaddress.ip_network(text)
     except ValueError:
         hint = ""
         with contextlib.suppress(ValueError):
             hint = f"did you mean {ipaddress.ip_network(text, strict=False)}?"
-        report(path, f'"{text}"', "an address or a range such as 10.0.0.0/8 or fd00::/8", hint)
+        report(path, f'"{text}"', f"an address or a range such as 10.0.0.0/8 or fd00::/8{others}", hint)
 
 
 def _check_log_file(output: str, path: Path, report: Report) -> None:

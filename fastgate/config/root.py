@@ -48,6 +48,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+TRUSTED_UNIX = "unix"
+"""In `trusted_proxies`: whoever connects to a Unix socket."""
+
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?", re.ASCII)
 
 
@@ -654,7 +657,9 @@ class Config(Settings, frozen=True, kw_only=True):
             extra={"one_or_many": True},
             description=(
                 "Addresses and ranges (CIDR) whose `X-Forwarded-*`, `Forwarded` and request id are "
-                "believed. From anyone else they are replaced. Default: none."
+                "believed; `unix` is whoever connects to a Unix socket. From anyone else they are replaced. "
+                "`Forwarded` counts only where a proxy sends no `X-Forwarded-For`, `-Proto` or `-Host`. "
+                "Default: none."
             ),
         ),
     ] = ()

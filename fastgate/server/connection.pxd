@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t
 
 from fastgate._core.context cimport Reason, RequestContext
 from fastgate._core.headers cimport Headers
+from fastgate._core.plan cimport Plan
 from fastgate.server.answers cimport AnswerStream
 from fastgate.server.exchange cimport Exchange
 
@@ -14,11 +15,15 @@ cdef class ClientConnection(AnswerStream):
     cdef bytearray proxy_bytes
     cdef bytes peer
     cdef bytes certificate                # the client's, DER, verified by the handshake
-    cdef bint trusted
+    cdef bint is_unix                        # the peer is a process of this host
+    cdef bint trusted                     # whether it is one of the trusted proxies …
+    cdef Plan trusted_by                  # … of this plan; judged anew when another is in force
     cdef int64_t linger_bytes
-    cdef bytes last_authority
+    cdef bytes last_received              # the Host of the request before, and what became of it
     cdef bytes last_host
-    cdef bytes last_forwarding
+    cdef bytes last_authority
+    cdef bytes last_forwarding            # the forwarding fields for this authority
+    cdef bytes forwarding_for
     # Parsing
     cdef Exchange parsing                 # the request whose bytes are arriving
     cdef bint in_head
@@ -48,7 +53,8 @@ cdef class ClientConnection(AnswerStream):
     cdef int _advance(self) except -1
     cdef int _refuse_early(self, Reason reason) except -1
     cdef Reason _check_head(self, RequestContext ctx)
-    cdef int _set_client(self, RequestContext ctx) except -1
+    cdef int _judge_peer(self, Plan plan) except -1
+    cdef int _set_client(self, RequestContext ctx, Plan plan) except -1
     cdef int _enqueue(self, Exchange exchange) except -1
     cdef int _message_complete(self) except -1
     cdef int _idle(self, int64_t now_ns) except -1

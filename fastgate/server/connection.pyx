@@ -44,12 +44,14 @@ from fastgate._core.headers cimport (
     H_DROPPED,
     H_EXPECT,
     H_FIRST_OWNED,
+    H_FORWARDED,
     H_HOST,
     H_OTHER,
     H_TRANSFER_ENCODING,
     H_UPGRADE,
-    H_X_FORWARDED_FOR,
     H_X_FORWARDED_OTHER,
+    H_X_FORWARDED_PORT,
+    H_X_REAL_IP,
     H_X_REQUEST_ID,
     Headers,
     field_t,
@@ -57,13 +59,15 @@ from fastgate._core.headers cimport (
     header_id,
     name_equal,
 )
+from fastgate._core.plan cimport Plan
 from fastgate._core.scan cimport decimal, request_line_t, scan_request_head
 from fastgate.server.answers cimport PAUSED_BODY, PAUSED_QUEUE, PAUSED_UPGRADE, AnswerStream
 from fastgate.server.exchange cimport X_FINISHED, Exchange, Plane
-from fastgate.server.heads cimport forwarding_fields
-from fastgate.server.target cimport T_ASTERISK, T_OK, host_of, parse_target
+from fastgate.server.forwarding cimport believe, forwarding_lines
+from fastgate.server.target cimport T_ASTERISK, T_OK, host_of, normal_authority, parse_target
 
 from fastgate.errors import REASONS
+from fastgate.server.forwarding import canonical_address
 from fastgate.server.proxy_protocol import parse as parse_proxy_header
 
 __all__ = ["ClientConnection"]
@@ -140,6 +144,7 @@ cdef class ClientConnection(AnswerStream):
         if secured is not None:
             self.certificate = secured.getpeercert(True)
         name = transport.get_extra_info("peername")
+        self.is_unix = sock is not None and sock.family == socket.AF_UNIX
         self._set_peer(name[0] if isinstance(name, tuple) and name else "")
         plane.connections.add(self)
         if len(plane.connections) > plane.max_connections:
@@ -151,12 +156,19 @@ cdef class ClientConnection(AnswerStream):
         plane.wheel.arm(self, monotonic_ns() + plane.idle_timeout_ns)
 
     def _set_peer(self, str address):
-        address = address.partition("%")[0]             # an IPv6 zone says nothing beyond this host
-        if address.startswith("::ffff:") and "." in address:
-            address = address[7:]
-        self.peer = address.encode("latin-1")
-        trusted = self.plane.plan.trusted
-        self.trusted = trusted is not None and address != "" and address in trusted
+        cdef bytes raw = address.partition("%")[0].encode("latin-1")    # an IPv6 zone says nothing beyond this host
+        self.peer = canonical_address(raw) or raw
+        self.trusted_by = None
+        self.last_forwarding = None
+
+    cdef int _judge_peer(self, Plan plan) except -1:
+        """Whether the peer is one of the trusted proxies of this plan."""
+        self.trusted_by = plan
+        if self.is_unix:
+            self.trusted = plan.trusts_unix
+        else:
+            self.trusted = plan.trusted is not None and canonical_address(self.peer) is not None \
+                and self.peer.decode("latin-1") in plan.trusted
 
     def data_received(self, bytes data):
         cdef int64_t now_ns = monotonic_ns()
@@ -206,6 +218,7 @@ cdef class ClientConnection(AnswerStream):
         self.proxy_bytes = None
         size, address = parsed
         if address is not None:
+            self.is_unix = False
             self._set_peer(address.source_ip)
         return data[size:]
 
@@ -432,14 +445,14 @@ cdef class ClientConnection(AnswerStream):
             ctx.method_bytes = b"-"
         if ctx.target is None:
             ctx.target = self.target if self.target is not None else b"-"
+        if ctx.host_received is None:
+            ctx.host_received = b""
         if ctx.authority is None:
-            ctx.authority = b""
+            ctx.authority = ctx.host_received.lower()
         if ctx.path_bytes is None:
             ctx.path_bytes = b""
         ctx.host_bytes = b""
         ctx.keep_alive = False
-        if ctx.request_id_bytes is None:
-            self._set_client(ctx)
         if parsing is not self.exchange and (self.queue_n == 0 or self.queue[self.queue_at + self.queue_n - 1] is not parsing):
             self._enqueue(parsing)
         return 0
@@ -500,6 +513,7 @@ cdef class ClientConnection(AnswerStream):
                     self.queue = None                   # room for a burst of pipelined requests: not kept
                 self.exchange = exchange
                 exchange.plan = self.plane.plan
+                self._set_client(exchange.ctx, exchange.plan)
                 exchange.body_timeout_ns = self.plane.body_timeout_ns
                 if exchange.ctx.now_ns < exchange.ctx.started_ns:
                     exchange.ctx.now_ns = exchange.ctx.started_ns
@@ -751,7 +765,7 @@ cdef class ClientConnection(AnswerStream):
         cdef bint listed = False
         cdef bint chunked = False
         cdef bint expects = False
-        cdef bint host_given
+        cdef bytes given
         cdef bint wants_upgrade = False
         cdef int64_t size = 0
         ctx.method_id = method_number(PyBytes_AS_STRING(ctx.method_bytes), PyBytes_GET_SIZE(ctx.method_bytes))
@@ -764,17 +778,19 @@ cdef class ClientConnection(AnswerStream):
             if field.id == H_OTHER:
                 continue
             if field.id > H_EXPECT:
-                if field.id >= H_FIRST_OWNED and not (self.trusted and field.id == H_X_FORWARDED_OTHER):
+                if H_FORWARDED <= field.id <= H_X_FORWARDED_PORT or field.id == H_X_REAL_IP or field.id == H_X_FORWARDED_OTHER:
+                    ctx.claims = True                   # who may say this is decided with the plan, in _set_client
+                elif field.id >= H_FIRST_OWNED:
                     field.id = H_DROPPED                # only the gateway says this of a request
                 continue
             if field.id == H_HOST:
-                if ctx.authority is not None:
+                if ctx.host_received is not None:
                     return BAD_HOST
-                if self.last_authority is not None and PyBytes_GET_SIZE(self.last_authority) == field.value_n \
-                        and memcmp(PyBytes_AS_STRING(self.last_authority), field.value, field.value_n) == 0:
-                    ctx.authority = self.last_authority
+                if self.last_received is not None and PyBytes_GET_SIZE(self.last_received) == field.value_n \
+                        and memcmp(PyBytes_AS_STRING(self.last_received), field.value, field.value_n) == 0:
+                    ctx.host_received = self.last_received
                 else:
-                    ctx.authority = field.value[:field.value_n]
+                    ctx.host_received = field.value[:field.value_n]
             elif field.id == H_CONTENT_LENGTH:
                 if ctx.content_length >= 0 or chunked:
                     return BAD_FRAMING
@@ -807,27 +823,31 @@ cdef class ClientConnection(AnswerStream):
         if chunked and ctx.version_minor == 0:
             return BAD_FRAMING
         ctx.expects_continue = expects and ctx.version_minor == 1 and ctx.has_body
-        host_given = ctx.authority is not None
+        given = ctx.host_received
         outcome = parse_target(ctx, self.target if self.target is not None else b"")
         if outcome != T_OK and outcome != T_ASTERISK:
             return BAD_TARGET
-        if ctx.authority is None:
-            if ctx.version_minor == 1:
-                return BAD_HOST
-            ctx.authority = b""
-            ctx.host_bytes = b""
-        elif ctx.authority is self.last_authority:
+        if given is None and ctx.version_minor == 1:
+            return BAD_HOST                             # absolute-form does not excuse from Host (RFC 9112 §3.2.2)
+        if ctx.host_received is None:
+            ctx.host_received = ctx.authority = ctx.host_bytes = b""
+        elif ctx.host_received is self.last_received:
             ctx.host_bytes = self.last_host
+            ctx.authority = self.last_authority
         else:
-            host = host_of(ctx.authority)
+            host = host_of(ctx.host_received)
             if host is None:
                 return BAD_HOST
             ctx.host_bytes = host
-            self.last_authority = ctx.authority
+            ctx.authority = normal_authority(ctx.host_received, host, self.scheme == "https")
+            self.last_received = ctx.host_received
             self.last_host = host
-            self.last_forwarding = None
-        if not host_given and ctx.version_minor == 1:
-            return BAD_HOST                             # absolute-form does not excuse from Host (RFC 9112 §3.2.2)
+            self.last_authority = ctx.authority
+        if given is not ctx.host_received and given is not None:
+            # The absolute-form: what it says is the Host, for everybody who looks (RFC 9112 §3.2.2).
+            if host_of(given) is None:
+                return BAD_HOST
+            headers.replace_value(headers.find_id(H_HOST), ctx.host_received)
         if wants_upgrade and ctx.version_minor == 1 and not chunked:
             field = headers.find_id(H_UPGRADE)
             # h2c by Upgrade is obsolete (RFC 9113 §3.1) and would carry requests past every check of ours
@@ -837,50 +857,32 @@ cdef class ClientConnection(AnswerStream):
             for i in range(headers.count):
                 if headers.fields[i].id == H_CONNECTION:
                     headers.drop_listed(headers.fields[i].value, headers.fields[i].value_n)
-        self._set_client(ctx)
         return None
 
-    cdef int _set_client(self, RequestContext ctx) except -1:
-        """Who asks: the peer, or what a trusted proxy says; the request id; the forwarding fields."""
+    cdef int _set_client(self, RequestContext ctx, Plan plan) except -1:
+        """Who asks: the peer, or what a trusted proxy says; the request id; the forwarding fields. By the plan that carries the
+        request out: a connection may live longer than the trust in it."""
         cdef bytes value
+        if self.trusted_by is not plan:
+            self._judge_peer(plan)
         ctx.trusted = self.trusted
         ctx.client = self.peer
         if not self.trusted:
-            if self.last_forwarding is None or ctx.authority is not self.last_authority:
-                self.last_forwarding = forwarding_fields(self.peer, self.scheme, ctx.authority or b"")
+            if ctx.claims:
+                ctx.headers.drop_claims()
+            if self.last_forwarding is None or ctx.authority is not self.forwarding_for:
+                self.last_forwarding = forwarding_lines(self.peer, self.scheme, ctx.authority)
+                self.forwarding_for = ctx.authority
             ctx.forwarding = self.last_forwarding
             ctx.request_id_bytes = self.plane.new_request_id()
             return 0
-        ctx.client = self._believed_client(ctx.headers)
+        believe(ctx, plan.trusted)
         value = ctx.headers.find_known(H_X_REQUEST_ID)
         if value is not None and 0 < len(value) <= 128 and value.replace(b"-", b"").replace(b"_", b"").replace(b".", b"").isalnum():
             ctx.request_id_bytes = value
         else:
             ctx.request_id_bytes = self.plane.new_request_id()
         return 0
-
-    def _believed_client(self, Headers headers):
-        """The last address in X-Forwarded-For that is not a trusted proxy itself."""
-        cdef int i
-        chain = []
-        for i in range(headers.count):
-            if headers.fields[i].id == H_X_FORWARDED_FOR:
-                chain += headers.value_at(i).split(b",")
-        believed = self.peer
-        for part in reversed(chain[max(0, len(chain) - 32):]):
-            address = part.strip(b" \t")
-            if address.startswith(b"["):
-                address = address[1:].partition(b"]")[0]
-            elif address.count(b":") == 1:
-                address = address.partition(b":")[0]
-            try:
-                socket.inet_pton(socket.AF_INET6 if b":" in address else socket.AF_INET, address.decode("latin-1"))
-            except OSError:
-                break
-            believed = address
-            if address.decode("latin-1") not in self.plane.plan.trusted:
-                break
-        return believed
 
     cdef int exchange_finished(self, Exchange exchange) except -1:
         """The answer is out, or given up. What next: another request, or the end of the connection."""

@@ -12,4 +12,3 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
                             int64_t length, bint chunked, int64_t left_ns) except -1
 cdef int write_status_line(HeadWriter w, int status, bytes phrase) except -1
 cdef int write_response_fields(HeadWriter w, Headers fields, bint keep_trailer) except -1
-cdef bytes forwarding_fields(bytes peer, str scheme, bytes authority)

@@ -21,10 +21,6 @@ from fastgate._core.headers cimport (
     H_LAST_HOP_BY_HOP,
     H_TE,
     H_TRAILER,
-    H_X_FORWARDED_FOR,
-    H_X_FORWARDED_HOST,
-    H_X_FORWARDED_PORT,
-    H_X_FORWARDED_PROTO,
     H_X_REAL_IP,
     H_X_REQUEST_ID,
     H_UPGRADE,
@@ -67,51 +63,6 @@ cdef bytes upstream_target(RequestContext ctx, RoutePlan route):
     return path + b"?" + ctx.query_bytes
 
 
-cdef bytes quoted_node(bytes peer):
-    """An address as RFC 7239 §6 wants it: IPv6 in brackets and quotes, anything odd as `unknown`."""
-    if not peer or not peer.replace(b".", b"").replace(b":", b"").isalnum():
-        return b"unknown"
-    if b":" in peer:
-        return b'"[' + peer + b']"'
-    return peer
-
-
-cdef bytes forwarding_fields(bytes peer, str scheme, bytes authority):
-    """The forwarding fields for a peer that is not a trusted proxy: what it says of itself is replaced."""
-    cdef bytes proto = scheme.encode()
-    cdef bytes host = authority
-    if b'"' in host or b"\\" in host:
-        host = b""
-    return (b"X-Forwarded-For: " + (peer or b"unknown") + b"\r\nX-Forwarded-Proto: " + proto
-            + b"\r\nX-Forwarded-Host: " + host + b"\r\nForwarded: for=" + quoted_node(peer) + b";proto=" + proto
-            + b';host="' + host + b'"\r\n')
-
-
-cdef int write_trusted_forwarding(HeadWriter w, RequestContext ctx) except -1:
-    """The forwarding fields for a trusted peer: what it says is kept, itself is appended."""
-    cdef int i
-    cdef list chain = []
-    cdef list forwarded = []
-    cdef bytes proto = None
-    cdef bytes host = None
-    for i in range(ctx.headers.count):
-        if ctx.headers.fields[i].id == H_X_FORWARDED_FOR:
-            chain.append(ctx.headers.value_at(i))
-        elif ctx.headers.fields[i].id == H_FORWARDED:
-            forwarded.append(ctx.headers.value_at(i))
-        elif ctx.headers.fields[i].id == H_X_FORWARDED_PROTO:
-            proto = ctx.headers.value_at(i)
-        elif ctx.headers.fields[i].id == H_X_FORWARDED_HOST:
-            host = ctx.headers.value_at(i)
-    chain.append(ctx.peer or b"unknown")
-    forwarded.append(b"for=" + quoted_node(ctx.peer) + b";proto=" + ctx.scheme.encode())
-    w.parsed_field(b"X-Forwarded-For", b", ".join(chain))
-    w.parsed_field(b"X-Forwarded-Proto", proto if proto is not None else ctx.scheme.encode())
-    w.parsed_field(b"X-Forwarded-Host", host if host is not None else ctx.authority)
-    w.parsed_field(b"Forwarded", b", ".join(forwarded))
-    return 0
-
-
 cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, Target target, bytes method, bytes path, Headers fields,
                             int64_t length, bint chunked, int64_t left_ns) except -1:
     """Write the head of the request as the target shall see it.
@@ -142,11 +93,7 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
                 if known == H_TE:
                     te = fields.value_at(i)
                 continue
-            if H_FORWARDED <= known <= H_X_REQUEST_ID or known == H_X_REAL_IP:
-                if known == H_X_FORWARDED_PORT and ctx.trusted:
-                    w.parsed_span(&fields.fields[i])
-                elif known == H_X_REAL_IP and ctx.trusted:
-                    w.parsed_span(&fields.fields[i])
+            if H_FORWARDED <= known <= H_X_REQUEST_ID or (known == H_X_REAL_IP and not ctx.trusted):
                 continue
             if known == H_TRAILER:
                 if chunked:
@@ -175,10 +122,7 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
         w.parsed_field(b"Upgrade", value)
     elif te is not None and has_token(PyBytes_AS_STRING(te), PyBytes_GET_SIZE(te), b"trailers", 8):
         w.put(b"Connection: TE\r\nTE: trailers\r\n", 30)
-    if ctx.trusted:
-        write_trusted_forwarding(w, ctx)
-    else:
-        w.put_bytes(ctx.forwarding)
+    w.put_bytes(ctx.forwarding)
     if ctx.upstream_lines is not None:
         w.put_bytes(ctx.upstream_lines)
     w.put(b"Via: 1.1 fastgate\r\nX-Request-ID: ", 33)

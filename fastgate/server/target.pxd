@@ -11,3 +11,4 @@ cdef enum:
 cdef int parse_target(RequestContext ctx, bytes target) except -1
 cdef bytes host_of(bytes authority)
 cdef bytes normal_path(bytes path)
+cdef bytes normal_authority(bytes received, bytes host, bint secure)

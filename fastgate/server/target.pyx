@@ -32,7 +32,7 @@ cdef inline bint unreserved(unsigned char c) noexcept:
 
 
 cdef int parse_target(RequestContext ctx, bytes target) except -1:
-    """Set target, path, query (and, for the absolute-form, authority) of ctx. A T_* code."""
+    """Set target, path, query (and, for the absolute-form, host_received) of ctx. A T_* code."""
     cdef Py_ssize_t i, n = PyBytes_GET_SIZE(target)
     cdef const char* t = PyBytes_AS_STRING(target)
     cdef unsigned char c
@@ -58,7 +58,7 @@ cdef int parse_target(RequestContext ctx, bytes target) except -1:
             if t[i] == c"#":
                 return T_BAD
             i += 1
-        ctx.authority = target[start:i]
+        ctx.host_received = target[start:i]
         if i == n:
             ctx.path_bytes = b"/"
             return T_OK
@@ -168,6 +168,17 @@ cdef bytes host_of(bytes authority):
         end -= 1
     out = authority if end == n else authority[:end]
     return out.lower() if upper or a[0] == c"[" else out
+
+
+cdef bytes normal_authority(bytes received, bytes host, bint secure):
+    """An authority in normal form (RFC 3986 §6.2.3): the host as host_of gives it, and the port unless it is what the scheme implies.
+    received was checked by host_of."""
+    cdef Py_ssize_t colon = received.find(b":", received.find(b"]") + 1)
+    cdef int port
+    if colon < 0 or colon + 1 == PyBytes_GET_SIZE(received):
+        return host
+    port = int(received[colon + 1:])
+    return host if port == (443 if secure else 80) else b"%b:%d" % (host, port)
 
 
 def normalise(bytes path not None):
