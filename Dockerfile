@@ -15,7 +15,7 @@ FROM python:3.13-slim
 ENV PYTHONUNBUFFERED=1 FASTGATE_CONFIG=/etc/fastgate/gateway.yaml STATE_DIRECTORY=/var/lib/fastgate
 COPY constraints.txt /install/
 COPY --from=build /wheel /install/wheel
-RUN python -m venv /opt/fastgate && /opt/fastgate/bin/pip install --quiet --only-binary :all: --constraint /install/constraints.txt /install/wheel/*.whl
+RUN python -m venv /opt/fastgate && /opt/fastgate/bin/pip install --quiet --only-binary :all: --constraint /install/constraints.txt /install/wheel/*.whl cel-expr-python jsonschema-rs
 COPY deploy/gateway.yaml /etc/fastgate/gateway.yaml
 RUN python -c "import os; os.makedirs('/var/lib/fastgate', 0o700); os.getuid() or os.chown('/var/lib/fastgate', 65532, 65532)"
 WORKDIR /var/empty

@@ -51,6 +51,7 @@ def add_commands(main: click.Group, admin: AdminCall, config_option: Callable[[A
             sys.exit(1)
         return answer
 
+    _add_passwords(main)
     _add_keys(main, shared, ask)
     _add_consumers(main, shared, ask)
     _add_limits(main, shared, ask)
@@ -60,6 +61,24 @@ def add_commands(main: click.Group, admin: AdminCall, config_option: Callable[[A
 
 Shared = Callable[[Any], Any]
 Ask = Callable[..., dict[str, Any]]
+
+
+def _add_passwords(main: click.Group) -> None:
+    @main.command(name="hash-password")
+    def hash_password() -> None:
+        """Print the hash of a password, for `basic`.
+
+        The password is asked for, or read from stdin.
+        """
+        from fastgate.auth.passwords import hash_password as made
+
+        if sys.stdin.isatty():
+            password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+        else:
+            password = sys.stdin.readline().rstrip("\n")
+        if not password:
+            raise click.UsageError("an empty password")
+        click.echo(made(password))
 
 
 def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
@@ -382,7 +401,10 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
             for rule in answer["rules"]
             for limit in rule["limits"]
         ]
-        _table(rows, ("rule", "limit", "allowed", "left", "new_in_s", "requests", "cost"))
+        if rows:
+            _table(rows, ("rule", "limit", "allowed", "left", "new_in_s", "requests", "cost"))
+        else:
+            click.echo("no limits: neither a route, nor the tier, nor the client itself has any")
 
     @limits.command()
     @client

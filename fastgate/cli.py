@@ -30,8 +30,6 @@ EXIT_NO: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNREACHABLE: Final = 3
 DEFAULT_FILES: Final = ("gateway.yaml", "gateway.yml", "gateway.toml", "gateway.json")
-#: Columns of workers that would make the table of `status` too wide to read.
-ONLY_IN_JSON: Final = frozenset({"generation", "started", "heartbeat_age_ms", "tunnels", "private_bytes"})
 ADMIN_TIMEOUT_S: Final = 60.0  # a reload answers when the new config serves
 
 _config_option = click.option(
@@ -133,11 +131,23 @@ def check(file: str | None, config: str | None, form: str) -> None:
     "-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header field of the request."
 )
 @click.option("--client", default="127.0.0.1", metavar="IP", help="Address the request comes from.")
+@click.option("--offline", is_flag=True, help="By the config file alone: without keys, counts and policies.")
+@click.option("--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(
-    method: str, url: str | None, config: str | None, headers: tuple[str, ...], client: str, as_json: bool
+    method: str,
+    url: str | None,
+    config: str | None,
+    headers: tuple[str, ...],
+    client: str,
+    offline: bool,
+    admin: str | None,
+    as_json: bool,
 ) -> None:
     """Show which route a request takes and why, without sending anything.
+
+    The running gateway is asked, with its keys, limits and policies; nothing is counted. When none runs, or
+    with --offline, the config file alone decides.
 
     \b
     fastgate explain GET https://api.example.com/orders/7
@@ -145,19 +155,24 @@ def explain(
     """
     if url is None:
         method, url = "GET", method
-    loaded = _load_or_exit(find_config(config))
-    from fastgate.explain import explain_request, print_explanation
-
     fields = []
     for header in headers:
         name, colon, value = header.partition(":")
         if not colon or not name.strip():
             raise click.BadParameter(f"{header!r}: expected 'Name: value'", param_hint="-H")
         fields.append((name.strip(), value.strip()))
-    try:
-        explanation = explain_request(loaded, method, url, fields, client)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="URL") from None
+    asked = {"method": method, "url": url, "headers": fields, "client": client}
+    answer = None if offline else _explained_live(asked, config, admin)
+    from fastgate.explain import Explanation, explain_request, print_explanation
+
+    if answer is not None:
+        explanation = Explanation.of(answer)
+    else:
+        loaded = _load_or_exit(find_config(config))
+        try:
+            explanation = explain_request(loaded, method, url, fields, client)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="URL") from None
     if as_json:
         click.echo(json.dumps(explanation.as_dict(), indent=2))
     else:
@@ -193,23 +208,6 @@ def demo(arguments: tuple[str, ...]) -> None:
     from fastgate.demo import run as run_demo
 
     sys.exit(run_demo(list(arguments)))
-
-
-@main.command(name="hash-password")
-def hash_password() -> None:
-    """Print the hash of a password, for `basic`.
-
-    The password is asked for, or read from stdin.
-    """
-    from fastgate.auth.passwords import hash_password as made
-
-    if sys.stdin.isatty():
-        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
-    else:
-        password = sys.stdin.readline().rstrip("\n")
-    if not password:
-        raise click.UsageError("an empty password")
-    click.echo(made(password))
 
 
 @main.command()
@@ -271,14 +269,24 @@ def bench(
 @main.command()
 @_config_option
 @click.option("--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as it is.")
-def status(config: str | None, admin: str | None, as_json: bool) -> None:
-    """Show the running gateway: workers, config version, requests."""
-    answer = _admin("GET", "/api/gateway/status", config, admin)
-    if as_json:
-        click.echo(json.dumps(answer, indent=2))
-        return
-    _print_tree(answer)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one line for each look.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(0.2, 3600),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="Show it again and again, every 2 seconds unless given, until Ctrl-C.",
+)
+def status(config: str | None, admin: str | None, as_json: bool, watch: float | None) -> None:
+    """Show the running gateway: requests, rate, latency, workers, config version."""
+    from fastgate.statusview import show_status
+
+    def ask() -> dict[str, Any]:
+        return _admin("GET", "/api/gateway/status", config, admin)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        show_status(ask, as_json=as_json, every_s=watch)
 
 
 @main.command()
@@ -458,9 +466,43 @@ def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None, dev: boo
         # In the controller's own process: nobody else needs the web framework.
         from fastgate.control.process import run_controller
 
-        run_controller(orders)
+        run_controller(orders, _explain_live)
 
     return serve(path, overrides, control=control, ready_fd=ready_fd, dev=dev)
+
+
+def _explained_live(
+    question: dict[str, Any], config: str | None, address: str | None
+) -> dict[str, Any] | None:
+    """What the running gateway says; None when none runs. Exits when it refuses: an explanation by the file
+    alone would pass for the gateway's.
+    """
+    from fastgate.adminclient import AdminUnreachable
+
+    if address is None and _admin_of(config).listen == "off":
+        return None
+    try:
+        code, answer = _call("POST", "/api/gateway/explain", config, address, question)
+    except AdminUnreachable as error:
+        if address is not None:
+            _fail(str(error), EXIT_UNREACHABLE)
+        note = "explained by the config file alone, without keys, counts and what is set at run time"
+        click.echo(f"{error}: {note}", err=True)
+        return None
+    if code == 400:
+        raise click.BadParameter(answer.get("error", ""), param_hint="URL")
+    if code != 200:
+        _fail(f"the admin API answered {code}: {answer.get('error', '')} (see --offline)", EXIT_NO)
+    return answer
+
+
+def _explain_live(
+    config: Config, method: str, url: str, fields: list[tuple[str, str]], client: str, memory: Any
+) -> dict[str, Any]:
+    """Runs in a child of the controller, which alone imports what it needs."""
+    from fastgate.explain import explain_request
+
+    return explain_request(config, method, url, fields, client, memory).as_dict()
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -500,11 +542,11 @@ def _is_short(value: Any) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
-def _admin(
+def _call(
     method: str, target: str, config: str | None, address: str | None, body: Any = None
-) -> dict[str, Any]:
-    """The JSON that the admin API answers. Exits with 3 when nothing answers, with 1 when it refuses."""
-    from fastgate.adminclient import AdminClient, AdminUnreachable
+) -> tuple[int, dict[str, Any]]:
+    """Status and JSON of the admin API at this address, or where the config says. AdminUnreachable."""
+    from fastgate.adminclient import AdminClient
 
     token = os.environ.get("FASTGATE_ADMIN_TOKEN")
     if address is None:
@@ -513,9 +555,19 @@ def _admin(
             _fail("the admin API is off in this config (admin.listen)", EXIT_USAGE)
         address, token = found.listen, token or found.token
     try:
-        code, answer = AdminClient(address, token, ADMIN_TIMEOUT_S).call(method, target, body)
+        return AdminClient(address, token, ADMIN_TIMEOUT_S).call(method, target, body)
     except ValueError as error:
-        _fail(f"{address}: expected {error}", EXIT_USAGE)
+        return _fail(f"{address}: expected {error}", EXIT_USAGE)
+
+
+def _admin(
+    method: str, target: str, config: str | None, address: str | None, body: Any = None
+) -> dict[str, Any]:
+    """The JSON that the admin API answers. Exits with 3 when nothing answers, with 1 when it refuses."""
+    from fastgate.adminclient import AdminUnreachable
+
+    try:
+        code, answer = _call(method, target, config, address, body)
     except AdminUnreachable as error:
         _fail(
             f"{error}. Is the gateway running? Its admin address is admin.listen, or give --admin",
@@ -541,40 +593,6 @@ def _admin_of(config: str | None) -> AdminConfig:
     except InvalidConfig as problem:
         _print_errors(list(problem.errors))
         return _fail("this config does not tell where the admin API is: give --admin ADDRESS", EXIT_NO)
-
-
-def _print_tree(answer: dict[str, Any]) -> None:
-    """Single values as lines, lists of mappings as tables that fit 80 columns."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for name, value in answer.items():
-        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-            columns = [
-                key for key in dict.fromkeys(key for row in value for key in row) if key not in ONLY_IN_JSON
-            ]
-            for column in columns:
-                table.add_column(column.removesuffix("_bytes").replace("_", "\n"), no_wrap=True)
-            for row in value:
-                table.add_row(*(_cell(column, row.get(column)) for column in columns))
-            console.print(table)
-        elif isinstance(value, dict):
-            console.print(
-                f"{name}: " + "  ".join(f"{key}={inner}" for key, inner in value.items()), highlight=False
-            )
-        elif isinstance(value, list):
-            console.print(f"{name}: {', '.join(map(str, value))}", highlight=False)
-        else:
-            console.print(f"{name}: {value}", highlight=False)
-
-
-def _cell(column: str, value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value / 1e6:.0f} MB" if column.endswith("_bytes") else str(value)
 
 
 add_commands(main, _admin, _config_option)

@@ -4,14 +4,18 @@ The request is fed, as bytes, to the real data plane over a transport that goes 
 normalisation and matching are the very ones that serve traffic. In the place of all plugins stands one that
 notes the route and the bytes its target would get, and answers at once: nothing goes upstream, and no
 plugin's code runs. The candidates that lost are asked for afterwards, with the reason of each.
+
+With the memory of a running gateway the gates decide by its keys, limits and policies. That memory must be a
+private copy (`HostMemory.isolate`), for the gates take tokens from limits as for any request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -36,7 +40,7 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
 _KINDS = {"literal": "literal", "params": "parameters", "regex": "regular expression", "prefix": "prefix"}
 
 
-class Candidate(NamedTuple):
+class Candidate(msgspec.Struct, frozen=True):
     """A route whose host and path fit. `refused` says why it does not take the request, "" when it would."""
 
     route: str
@@ -45,7 +49,7 @@ class Candidate(NamedTuple):
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """What becomes of a request: of a route, or of a refusal (`status` and `answer`) when there is none."""
+    """What happens to a request: its route, or its refusal (`status` and `answer`) when there is none."""
 
     request: str
     host: str
@@ -65,11 +69,20 @@ class Explanation(msgspec.Struct, frozen=True):
     refused: str = ""  # the reason, when a gate of the route refuses
     decisions: tuple[str, ...] = ()  # what policies said of it
     guards: dict[str, str] = {}  # what the route asks for and keeps
+    identity: str = ""  # the consumer, by which method and key
+    rate_limit: dict[str, str] = {}  # the RateLimit fields of the response
+    nearest: str = ""  # without a route: the one that comes closest
+    difference: str = ""  # and why it does not match
+    source: str = "config"  # `gateway`: asked of the running one
+
+    @classmethod
+    def of(cls, answer: dict[str, Any]) -> Explanation:
+        """What the admin API of the running gateway answered."""
+        return msgspec.convert(answer, cls)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         found: dict[str, Any] = msgspec.to_builtins(self)
-        found["candidates"] = [candidate._asdict() for candidate in self.candidates]
         return found
 
 
@@ -83,6 +96,7 @@ class Recorder(Plugin):
         self.params: dict[str, str] = {}
         self.heads: list[bytes] = []
         self.refused = ""
+        self.identity = ""
         self.decisions: list[str] = []
 
     @classmethod
@@ -92,6 +106,7 @@ class Recorder(Plugin):
     def decide(self, ctx: RequestContext) -> Any:
         self.route = ctx.route
         self.params = ctx.params
+        self.identity = _identity(ctx)
         if ctx.route.upstream is not None:
             self.heads = [request_head_bytes(ctx, ctx.route, target) for target in ctx.route.upstream.targets]
         if ctx.tags:
@@ -104,6 +119,17 @@ class Recorder(Plugin):
         if self.route is None and ctx.route is not None:  # a gate before this one has refused it
             self.route, self.params = ctx.route, ctx.params
             self.refused = ctx.reason.label if ctx.reason is not None else ""
+            self.identity = _identity(ctx)
+
+
+def _identity(ctx: RequestContext) -> str:
+    """Who authentication says the request is from, in words."""
+    found = ctx.identity
+    if found is None:
+        return ""
+    words = [f"consumer {found.consumer}"]
+    words += [f"tier {found.tier}"] * bool(found.tier) + [f"by {found.method}"] * bool(found.method)
+    return ", ".join(words + [f"key {found.key_id}"] * bool(found.key_id))
 
 
 class _Nowhere(asyncio.Transport):
@@ -139,25 +165,39 @@ class _Nowhere(asyncio.Transport):
 
 
 def explain_request(
-    config: Config, method: str, url: str, fields: Sequence[tuple[str, str]] = (), client: str = "127.0.0.1"
+    config: Config,
+    method: str,
+    url: str,
+    fields: Sequence[tuple[str, str]] = (),
+    client: str = "127.0.0.1",
+    memory: HostMemory | None = None,
 ) -> Explanation:
-    """What becomes of this request. `url` is absolute or a path; Host comes from it, or else from `fields`.
+    """What happens to this request. `url` is absolute or a path; Host comes from it, or else from `fields`.
+    `memory` is a private copy of a running gateway's; without it there are no keys, and every limit is fresh.
 
     ValueError says what is wrong with the URL or a field.
     """
+    live = memory is not None
     scheme, authority, target = _address(url, fields)
     data = _request(method, target, authority, fields)
     routes = {route.name: route for route in config.each_route()}
     loop = asyncio.new_event_loop()
     try:
-        memory = HostMemory.private(len(routes) + 1)
-        memory.directory.loaded = 1  # there is no controller to wait for
+        if memory is None:
+            memory = HostMemory.private(len(routes) + 1)
+            memory.directory.loaded = 1  # there is no controller to wait for
+        violations = ViolationLog(memory.violations)
+        seen_violations = violations.total
         plane = DataPlane(loop, memory, 0)
         plan = freeze_now(_bare(config, routes), plane)
         plane.install(plan)
         transport = _Nowhere(client)
         tls = TlsConfig(certificates=()) if scheme == "https" else None
-        connection = plane.connection(ListenerConfig(address="127.0.0.1:0", tls=tls))
+        plain = [listener.redirect for listener in config.listen if listener.tls is None]
+        redirect = (
+            min(plain) if plain and scheme == "http" else 0
+        )  # the listener that does not, if there is one
+        connection = plane.connection(ListenerConfig(address="127.0.0.1:0", tls=tls, redirect=redirect))
         connection.connection_made(transport)
         connection.data_received(data)
         waits = bool(asyncio.all_tasks(loop))
@@ -171,10 +211,14 @@ def explain_request(
         if waits:
             recorder.refused = ""
             recorder.decisions.append("waits for what must be asked or computed (auth, or a plugin)")
+        if not live and recorder.refused in ("unauthorized", "forbidden"):
+            recorder.decisions.append(
+                "made without the keys and policies of a running gateway, which may decide otherwise"
+            )
         recorder.decisions += [
             f"policy {violation.policy} {'refuses' if violation.enforced else 'would refuse'} it"
             + (f" ({violation.detail})" if violation.detail else "")
-            for _number, violation in reversed(ViolationLog(memory.violations).recent())
+            for _number, violation in reversed(violations.recent(violations.total - seen_violations))
         ]
     finally:
         loop.close()
@@ -185,10 +229,32 @@ def explain_request(
         )
         for route in candidates
     )
-    common = {"request": f"{method} {url}", "host": host, "path": path, "candidates": found}
+    common = {
+        "request": f"{method} {url}",
+        "host": host,
+        "path": path,
+        "candidates": found,
+        "source": "gateway" if live else "config",
+    }
     if seen is None:
         status, body = _answer(transport.written)
-        return Explanation(**common, status=status, answer=body)  # type: ignore[arg-type]
+        if status == 308 and redirect:
+            return Explanation(
+                **common,  # type: ignore[arg-type]
+                route="(https redirect)",
+                why="the listener redirects plain HTTP",
+                action="redirect",
+                status=status,
+                answer=transport.written.decode("latin-1"),
+            )
+        closest, difference = _nearest(config, plan.router, host, path) if not found else ("", "")
+        return Explanation(
+            **common,  # type: ignore[arg-type]
+            status=status,
+            answer=body,
+            nearest=closest,
+            difference=difference,
+        )
     chosen = next((route for route in candidates if route.value.name == seen.name), None)
     return Explanation(
         **common,  # type: ignore[arg-type]
@@ -198,8 +264,81 @@ def explain_request(
         plugins=tuple(use.use for use in (*config.plugins, *seen.plugins)),
         decisions=tuple(recorder.decisions),
         guards=_guards(seen),
+        identity=recorder.identity,
+        rate_limit=_rate_limit(transport.written),
         **_consequences(config, seen, recorder, transport.written),
     )
+
+
+def _rate_limit(written: bytes) -> dict[str, str]:
+    """The fields of a response that tell what is left of limits."""
+    head = written.partition(b"\r\n\r\n")[0].decode("latin-1")
+    fields = [line.partition(": ") for line in head.split("\r\n")[1:]]
+    return {
+        name: value
+        for name, _, value in fields
+        if name.lower() in ("ratelimit", "ratelimit-policy", "retry-after")
+    }
+
+
+MOST_COMPARED = 5000
+"""Patterns that are compared with a path that no route has: a bound for a config of any size."""
+
+
+def _nearest(config: Config, router: Any, host: str, path: str) -> tuple[str, str]:
+    """The enabled route that comes closest to a host and path, and what differs. ("", "") without routes."""
+    best: tuple[float, str, str] = (-1.0, "", "")
+    compared = 0
+    for route in config.each_route():
+        if not route.enabled:
+            continue
+        names = ", ".join(route.host)
+        fits = not route.host or any(_host_fits(pattern, host) for pattern in route.host)
+        for pattern in route.path:
+            compared += 1
+            if compared > MOST_COMPARED:
+                return best[1:]
+            asked = route.host[0].replace("*", "any") if route.host else "any.test"
+            if not fits and any(found.value.name == route.name for found in router.candidates(asked, path)):
+                score, why = 2.0, f"host {host or '(none)'} is not {names}"
+            else:
+                score, why = _path_difference(pattern, path)
+                if not fits:
+                    score, why = score - 0.5, f"{why}; host {host or '(none)'} is not {names}"
+            if score > best[0]:
+                best = (score, f"{route.name} ({names}{pattern})", why)
+    return best[1:]
+
+
+def _host_fits(pattern: str, host: str) -> bool:
+    pattern = pattern.lower()
+    return host.endswith(pattern[1:]) if pattern.startswith("*.") else pattern == host
+
+
+def _path_difference(pattern: str, path: str) -> tuple[float, str]:
+    """How like a path is to a pattern, 0 to 1.9, and in which respect it is not."""
+    if pattern.startswith("~"):
+        return 0.1, f"path {path} does not match the regular expression {pattern[1:]}"
+    stem = pattern.removesuffix("/*").removesuffix("*")
+    if path.rstrip("/") == pattern.rstrip("/"):
+        return 1.9, f"path {path}: the route has {pattern}, and the slash at the end counts"
+    if path.lower() == pattern.lower() or (
+        pattern.endswith("*") and path.lower().startswith(stem.lower() + "/")
+    ):
+        return 1.8, f"path {path} differs from {pattern} in case"
+    ours, theirs = pattern.strip("/").split("/"), path.strip("/").split("/")
+    same = 0
+    for one, other in zip(ours, theirs, strict=False):
+        if one != other and not one.startswith("{"):
+            break
+        same += 1
+    alike = difflib.SequenceMatcher(None, stem, path).quick_ratio()
+    score = 0.6 * same / max(len(ours), len(theirs)) + 0.4 * alike
+    if same == len(theirs) < len(ours) and not pattern.endswith("*"):
+        return score, f"path {path} ends before {pattern} does"
+    if same == len(ours) < len(theirs) and not pattern.endswith("*"):
+        return score, f"path {path} goes on where {pattern} ends; a prefix is {pattern.rstrip('/')}/*"
+    return score, f"path {path} does not match {pattern}"
 
 
 def _guards(route: RouteConfig) -> dict[str, str]:
@@ -215,13 +354,13 @@ def _guards(route: RouteConfig) -> dict[str, str]:
 
 
 def _bare(config: Config, routes: Mapping[str, RouteConfig]) -> Config:
-    """The config with the recorder in the place of all plugins, and without a log."""
+    """The config with the recorder in the place of all plugins, and without a log and a cache."""
     return msgspec.structs.replace(
         config,
         plugins=(PluginUse(use=f"{__name__}:Recorder"),),
         access_log=AccessLogConfig(output="off"),
         routes=tuple(
-            msgspec.Raw(msgspec.msgpack.encode(msgspec.structs.replace(route, plugins=())))
+            msgspec.Raw(msgspec.msgpack.encode(msgspec.structs.replace(route, plugins=(), cache=None)))
             for route in routes.values()
         ),
     )
@@ -359,6 +498,9 @@ def print_explanation(explanation: Explanation, console: Console | None = None) 
         say("because", explanation.why)
     else:
         say("route", "none")
+        if explanation.nearest:
+            say("nearest", explanation.nearest)
+            say("but", explanation.difference)
     for candidate in explanation.candidates:
         if candidate.route != explanation.route:
             verdict = candidate.refused or "fits too, but is less specific"
@@ -369,8 +511,12 @@ def print_explanation(explanation: Explanation, console: Console | None = None) 
         say("plugins", " → ".join(explanation.plugins))
     if explanation.guards:
         say("guards", "  ".join(f"{name}={value}" for name, value in explanation.guards.items()))
+    if explanation.identity:
+        say("identity", explanation.identity)
     for decision in explanation.decisions:
         say("decision", decision)
+    for name, value in explanation.rate_limit.items():
+        say("limit", f"{name}: {value}")
     if explanation.refused:
         say("refused", explanation.refused)
     if explanation.upstream:

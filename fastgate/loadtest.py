@@ -63,8 +63,15 @@ class Report:
 
     @property
     def failed(self) -> int:
-        """Requests without a whole answer, and answers of 500 and above."""
-        return sum(self.errors.values()) + sum(n for status, n in self.statuses.items() if status >= 500)
+        """Requests without a whole response, and responses of 400 and above."""
+        return sum(self.errors.values()) + sum(n for status, n in self.statuses.items() if status >= 400)
+
+    def by_class(self) -> dict[str, int]:
+        """Responses by class of status: `2xx`, `4xx` and so on."""
+        classes: Counter[str] = Counter()
+        for status, count in self.statuses.items():
+            classes[f"{status // 100}xx"] += count
+        return dict(sorted(classes.items()))
 
     def quantile_ns(self, q: float) -> int:
         """The latency that a share q of the answers did not exceed; 0 without any."""
@@ -104,14 +111,17 @@ def report_table(report: Report) -> Table:
         str(report.failed),
         *(f"{report.quantile_ns(q) / 1e6:.2f}" for q in QUANTILES),
     )
-    parts = [f"{status}: {count}" for status, count in sorted(report.statuses.items())]
+    parts = []
+    for name, total in report.by_class().items():
+        inside = [f"{s}: {n}" for s, n in sorted(report.statuses.items()) if f"{s // 100}xx" == name]
+        parts.append(f"{name}: {total} ({', '.join(inside)})")
     parts += [f"{name}: {count}" for name, count in report.errors.most_common()]
     table.caption = ", ".join(parts) or "no answer"
     return table
 
 
 def main(load: Load, console: Console) -> int:
-    """Runs the load and prints its table. 0 if every request was answered below 500, else 1."""
+    """Runs the load and prints its table. 0 if every response was below 400, else 1."""
     report = run(load)
     console.print(report_table(report))
     return 1 if report.failed or not report.requests else 0

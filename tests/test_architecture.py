@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("features", "ai", "upstream", "auth", "caching"),
     ("config", "plan"),
     ("server", "control", "asgi"),
-    ("accesscommands", "adminclient", "demo", "docs", "explain", "loadtest", "warming"),
+    ("accesscommands", "adminclient", "demo", "docs", "explain", "loadtest", "statusview", "warming"),
     ("cli", "__main__"),
 )
 
@@ -59,7 +59,7 @@ ADDRESSES: dict[str, tuple[str, ...]] = {
         *("config", "plan", "server", "control", "explain"),
     ),
     "redis": ("state.fleet",),
-    "rich": ("cli", "explain", "loadtest"),
+    "rich": ("cli", "explain", "loadtest", "statusview"),
     "starlette": ("control",),
     "uvicorn": ("control",),
     "uvloop": ("server.supervisor", "server.worker", "loadtest"),

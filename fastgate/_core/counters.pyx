@@ -84,6 +84,21 @@ cdef class RouteCounts:
     def shadow(self):
         return self.total.shadow
 
+    def merge(self, RouteCounts other not None):
+        """Add the counts of another route."""
+        cdef int i
+        for i in range(6):
+            self.total.responses[i] += other.total.responses[i]
+        for i in range(MAX_REASONS):
+            self.total.reasons[i] += other.total.reasons[i]
+        self.total.bytes_received += other.total.bytes_received
+        self.total.bytes_sent += other.total.bytes_sent
+        self.total.attempts += other.total.attempts
+        self.total.replays += other.total.replays
+        self.total.shadow += other.total.shadow
+        histogram_merge(&self.total.duration, &other.total.duration)
+        histogram_merge(&self.total.upstream, &other.total.upstream)
+
     def cumulative(self, which):
         """(count, sum in ns, how many took less than 2**k ns for k from OCTAVE_FIRST to OCTAVE_LAST) of a histogram. Octaves are
         exact: their bounds are bucket bounds."""

@@ -8,6 +8,7 @@ WHAT        one mmap(MAP_SHARED). Without a path it is anonymous: it has no name
 STATE       address, size, path; all fixed from __init__ to the end. The mapping lives as long as the object, and every
             primitive and every memoryview over it keeps the object alive. There is no close(): unmapping under a reader
             would be a crash.
+            isolate() is the exception: a forked child takes a private copy in its place.
 WHO WRITES  the kernel only: creation zero-fills, and two processes that create the same path agree because both only ever
             extend it to the same size.
 COST        one mmap; pages are taken at the first touch. A file's blocks are reserved up front, so that a full /dev/shm is an
@@ -18,15 +19,22 @@ SOURCES     mmap(2), posix_fallocate(3), open(2)
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.errno cimport errno
 from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_RDWR, open as c_open
-from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from libc.string cimport memcpy
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.stat cimport fstat, struct_stat
 from posix.types cimport off_t
-from posix.unistd cimport close
+from posix.unistd cimport _SC_PAGESIZE, close, sysconf
 
 import os
 
 cdef extern from "<fcntl.h>" nogil:
     int posix_fallocate(int fd, off_t offset, off_t length)
+
+cdef extern from "<sys/mman.h>" nogil:
+    int mincore(void* addr, size_t length, unsigned char* vec)
+    void* mremap(void* old, size_t old_size, size_t new_size, int flags, ...)
+    int MREMAP_MAYMOVE
+    int MREMAP_FIXED
 
 __all__ = ["SharedMemory"]
 
@@ -82,6 +90,34 @@ cdef class SharedMemory:
     def __dealloc__(self):
         if self.address != NULL:
             munmap(self.address, self.size)
+
+    def isolate(self) -> None:
+        """Replaces this process's view by a private copy at the same address: what is written from now on stays in this process,
+        and what others write is no longer seen. For a forked child that works out what would happen. Every object over the memory
+        stays good. Costs a copy of the pages that were touched. OSError: no memory; the memory is then shared as before."""
+        cdef unsigned char[1024] resident
+        cdef size_t page = sysconf(_SC_PAGESIZE)
+        cdef size_t done = 0, span, i, pages, bytes_n
+        cdef char* copy = <char*>mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        cdef char* place = <char*>self.address
+        if <void*>copy == MAP_FAILED:
+            raise OSError(errno, os.strerror(errno))
+        while done < self.size:
+            span = min(self.size - done, 1024 * page)
+            pages = (span + page - 1) // page
+            if mincore(place + done, span, resident) != 0:
+                i = errno
+                munmap(copy, self.size)
+                raise OSError(i, os.strerror(i))
+            for i in range(pages):
+                if resident[i] & 1:             # an untouched page reads as zeros, and reading it would take memory
+                    bytes_n = min(page, self.size - done - i * page)
+                    memcpy(copy + done + i * page, place + done + i * page, bytes_n)
+            done += span
+        if mremap(copy, self.size, self.size, MREMAP_MAYMOVE | MREMAP_FIXED, self.address) == MAP_FAILED:
+            i = errno
+            munmap(copy, self.size)
+            raise OSError(i, os.strerror(i))
 
     def __len__(self) -> int:
         return self.size

@@ -274,8 +274,11 @@ def _schema(
         array: dict[str, Any] = {"type": "array", "items": item}
         if bare.min_length:
             array["minItems"] = bare.min_length
-        variable = {"$ref": "#/$defs/Variable"}  # a list as JSON
-        return {"anyOf": [item, array] if extra.get("one_or_many") else [array, variable]}
+        if extra.get("one_or_many"):
+            return {"anyOf": [item, array]}
+        if any(True for _ in _structs(info)):
+            return array
+        return {"anyOf": [array, {"$ref": "#/$defs/Variable"}]}  # a list as JSON
     if isinstance(bare, inspect.DictType):
         return {"type": "object", "additionalProperties": _schema(bare.value_type, definitions)}
     if isinstance(bare, inspect.StrType):

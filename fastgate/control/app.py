@@ -15,6 +15,7 @@ from fastgate.config import parse_address
 from fastgate.control.answers import Refused, refused_answer
 from fastgate.control.cache import CacheResource
 from fastgate.control.consumers import ConsumerResource
+from fastgate.control.explain import Explain, ExplainResource
 from fastgate.control.gateway import GatewayResource
 from fastgate.control.guard import Guard
 from fastgate.control.keyring import Keyring
@@ -27,8 +28,16 @@ from fastgate.control.view import ReloadDesk, View
 __all__ = ["build_app"]
 
 
-def build_app(view: View, desk: ReloadDesk, ask_reload: Callable[[int], bool], keyring: Keyring) -> Starlette:
-    """`ask_reload(id)` sends the request to the supervisor; False when that is impossible."""
+def build_app(
+    view: View,
+    desk: ReloadDesk,
+    ask_reload: Callable[[int], bool],
+    keyring: Keyring,
+    explain: Explain | None = None,
+) -> Starlette:
+    """`ask_reload(id)` sends the request to the supervisor; False when that is impossible. `explain` is the
+    function behind `/api/gateway/explain`, from a row above.
+    """
     routes = [
         *GatewayResource(view, desk, ask_reload).routes(),
         *KeyResource(keyring, view).routes(),
@@ -37,6 +46,7 @@ def build_app(view: View, desk: ReloadDesk, ask_reload: Callable[[int], bool], k
         *SecretResource(keyring).routes(),
         *PolicyResource(keyring, view).routes(),
         *CacheResource(view, view.memory.epochs, view.memory.metrics).routes(),
+        *(ExplainResource(view, explain).routes() if explain is not None else ()),
     ]
 
     async def overview(_request: Request) -> Response:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from fastgate.auth.consumers import effective
 from fastgate.control.answers import Refused, check_name, iso, number_argument, read_body
 from fastgate.control.keyring import Keyring
 from fastgate.control.keys import (
@@ -93,7 +94,7 @@ class ConsumerResource:
     async def remove(self, request: Request) -> Response:
         """Forgets what was said at run time. 409 while it has keys, unless `?keys=revoke`."""
         name = self._existing(request)
-        if self._keyring.said_of(name) is None:
+        if self._keyring.said_of(name) is None and name in self._keyring.consumers_in_file:
             raise Refused(409, f"The consumer {name!r} stands in the config file; take it out there")
         stays = name in self._keyring.consumers_in_file
         if not stays:
@@ -112,7 +113,7 @@ class ConsumerResource:
 
     def _existing(self, request: Request) -> str:
         name = check_name(request.path_params["name"])
-        if self._keyring.consumer(name) is None:
+        if self._keyring.consumer(name) is None and not self._keyring.count_keys(consumer=name):
             raise Refused(404, f"There is no consumer {name!r}")
         return name
 
@@ -133,8 +134,8 @@ class ConsumerResource:
         self._keyring.put_consumer(msgspec.structs.replace(before, **changes, updated_ns=time.time_ns()))
 
     def _row(self, name: str) -> dict[str, Any]:
-        record, said = self._keyring.consumer(name), self._keyring.said_of(name)
-        assert record is not None
+        said = self._keyring.said_of(name)
+        record = self._keyring.consumer(name) or effective(None, None)
         in_file = name in self._keyring.consumers_in_file
         return {
             "name": name,
@@ -144,7 +145,7 @@ class ConsumerResource:
             "metadata": record.metadata,
             "limits": record.limits,
             "disabled": record.disabled,
-            "source": "both" if in_file and said else "config" if in_file else "store",
+            "source": "both" if in_file and said else "config" if in_file else "store" if said else "keys",
             "keys": self._keyring.count_keys(consumer=name),
             "created": iso(said.created_ns) if said else None,
             "updated": iso(said.updated_ns) if said else None,

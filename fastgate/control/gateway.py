@@ -74,6 +74,8 @@ class GatewayResource:
     async def status(self, _request: Request) -> Response:
         view, table = self._view, self._view.table
         config = view.config
+        total = view.total()
+        requests = sum(total.responses)
         workers = view.workers()
         for worker in workers:
             figures = figures_of(worker["pid"])
@@ -98,6 +100,13 @@ class GatewayResource:
                 "listen": [listener.address for listener in config.listen] if config is not None else [],
                 "connections": view.worker_total("connections_open", is_gauge=True),
                 "requests_active": view.worker_total("requests_active", is_gauge=True),
+                "requests": requests,
+                "requests_per_s": round(view.requests_per_s(requests), 2),
+                "by_status": _by_status(total.responses),
+                **{
+                    f"{name}_ms": round(total.quantile_ns("duration", q) / 1e6, 3)
+                    for name, q in QUANTILES.items()
+                },
                 "reloads_applied": table.reloads_applied,
                 "reloads_refused": table.reloads_refused,
                 "worker_restarts": table.worker_restarts,
@@ -123,7 +132,7 @@ class GatewayResource:
                     "route": counts.name or UNMATCHED,
                     "requests": requests,
                     "errors": counts.responses[5],
-                    "by_status": {f"{i}xx" if i else "none": n for i, n in enumerate(counts.responses) if n},
+                    "by_status": _by_status(counts.responses),
                     "refusals": {labels[i]: n for i, n in enumerate(counts.reasons) if n and i in labels},
                     "bytes_received": counts.bytes_received,
                     "bytes_sent": counts.bytes_sent,
@@ -158,6 +167,11 @@ class GatewayResource:
         except TimeoutError:
             return JSONResponse({"error": "The reload takes too long; see /api/gateway/status"}, 504)
         return JSONResponse(_reload_answer(result), 200 if result.applied else 422)
+
+
+def _by_status(responses: tuple[int, ...]) -> dict[str, int]:
+    """Responses by class; `none` ended without one."""
+    return {f"{i}xx" if i else "none": n for i, n in enumerate(responses) if n}
 
 
 def _reload_answer(result: ReloadResult) -> dict[str, Any]:

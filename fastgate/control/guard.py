@@ -4,7 +4,9 @@ A page cannot read or change anything here even though the browser can reach the
 an `Origin` that is not this server's, or `Sec-Fetch-Site: cross-site`: refused. * A name the page's owner
 points at this address (DNS rebinding) shows in `Host`: only IP addresses, `localhost` and the host
   of `admin.listen` are taken, none of which anybody else can make resolve to here.
-With `admin.token` set, everything but the probes also needs it as `Authorization: Bearer …`.
+With `admin.token` set, everything but the probes needs it as `Authorization: Bearer …`. No page of another
+origin knows it and no browser adds it by itself, so that the Host may then be any name: that of a service in
+Kubernetes, of a container in Compose.
 """
 
 from __future__ import annotations
@@ -38,10 +40,14 @@ def refusal_of(
         return 403, "Requests from other web pages are refused"
     if path in PROBES:
         return None
-    name = _without_port(host)
-    if name not in own_hosts and not _is_address(name):
-        return 403, "This Host is not an address of the admin listener"
-    if token is not None:
+    if token is None:
+        name = _without_port(host)
+        if name not in own_hosts and not _is_address(name):
+            return (
+                403,
+                "This Host is not an address of the admin listener; set admin.token to use other names",
+            )
+    else:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         # Compared as bytes: hmac.compare_digest takes only ASCII text.
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):

@@ -406,9 +406,11 @@ class Keyring:
         return None if self.fault else self._ask(lambda: self._store.consumer(name))
 
     def consumer_names(self) -> list[str]:
+        """Those of the config, those made at run time, and those that only keys name."""
         self._check_store()
         said = self._ask(self._store.consumers)
-        return sorted(self.consumers_in_file.keys() | {consumer.name for consumer in said})
+        keyed = self._ask(self._store.key_consumers)
+        return sorted(self.consumers_in_file.keys() | {consumer.name for consumer in said} | set(keyed))
 
     def put_consumer(self, consumer: StoredConsumer) -> None:
         """Stores what is said of a consumer; it and its keys are in force everywhere on return."""

@@ -21,6 +21,7 @@ import uvicorn
 
 from fastgate.control.app import build_app
 from fastgate.control.connections import AdminConnection, AdminConnections
+from fastgate.control.explain import Explain
 from fastgate.control.keyring import Keyring
 from fastgate.control.view import ReloadDesk, View
 from fastgate.state.channel import (
@@ -41,12 +42,12 @@ FINISH_LIMIT_S = 2
 HEARTBEAT_S = 0.5
 
 
-def run_controller(orders: ControllerOrders) -> None:
-    """Serves the admin API until the supervisor says stop."""
+def run_controller(orders: ControllerOrders, explain: Explain | None = None) -> None:
+    """Serves the admin API until the supervisor says stop. `explain` works out what a request would meet."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     logging.getLogger().addHandler(JournalHandler(Journal("controller")))
-    asyncio.run(_Controller(orders).run())
+    asyncio.run(_Controller(orders, explain).run())
 
 
 class _Server(uvicorn.Server):
@@ -60,7 +61,7 @@ class _Server(uvicorn.Server):
 
 
 class _Controller:
-    def __init__(self, orders: ControllerOrders) -> None:
+    def __init__(self, orders: ControllerOrders, explain: Explain | None) -> None:
         self._orders = orders
         self._channel = orders.channel
         self._view = View(orders.table, orders.memory)
@@ -70,7 +71,7 @@ class _Controller:
         self._desk = ReloadDesk()
         self._keyring = Keyring(orders.memory, Journal("controller"))
         self._view.parts["store"] = self._keyring.health
-        app = build_app(self._view, self._desk, self._ask_reload, self._keyring)
+        app = build_app(self._view, self._desk, self._ask_reload, self._keyring, explain)
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -92,13 +93,17 @@ class _Controller:
         assert self._view.config is not None
         await self._keyring.start(self._view.config)
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
-        keeping = asyncio.create_task(self._keyring.run())
+        tasks = [
+            asyncio.create_task(self._keyring.run()),
+            asyncio.create_task(self._view.watch_rate()),
+        ]
         try:
             await self._server.serve(sockets=[self._orders.listening])
         finally:
-            keeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeping
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
             await self._keyring.close()
 
     def _beat(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,11 @@ from fastgate.state.memory import HostMemory
 __all__ = ["ReloadDesk", "View", "iso_time"]
 
 PHASES = {0: "starting", SERVING: "serving", STOPPING: "draining"}
+
+
+RATE_SPAN_S = 60.0
+RATE_STEP_S = 5.0
+"""The rate of the last minute, looked at in twelve steps."""
 
 
 class _RouteName(msgspec.Struct):
@@ -48,6 +54,7 @@ class View:
         self.parts: dict[str, Callable[[], dict[str, Any]]] = {}
         """What else has a word in `health`, by name: `{"status": "healthy", …}`."""
         self._past_names: dict[str, None] = {}
+        self._totals: deque[tuple[float, int]] = deque(maxlen=int(RATE_SPAN_S / RATE_STEP_S))
 
     def install(self, blob: bytes, version: int, digest: str, realtime_ns: int) -> None:
         """Takes the config that is in use from now on."""
@@ -70,6 +77,27 @@ class View:
         counts = self.counters.read(None)
         assert counts is not None
         return counts
+
+    def total(self) -> RouteCounts:
+        """Everything that was counted since the start, in one."""
+        total = self.unmatched()
+        for counts in self.route_counts():
+            total.merge(counts)
+        return total
+
+    async def watch_rate(self) -> None:
+        """Notes the number of requests every few seconds, for `requests_per_s`. Runs until cancelled."""
+        while True:
+            self._totals.append((time.monotonic(), sum(self.total().responses)))
+            await asyncio.sleep(RATE_STEP_S)
+
+    def requests_per_s(self, total: int) -> float:
+        """The mean rate of the last minute, or since this process started when that is shorter."""
+        if not self._totals:
+            return 0.0
+        at, before = self._totals[0]
+        elapsed_s = time.monotonic() - at
+        return (total - before) / elapsed_s if elapsed_s > 0 else 0.0
 
     def is_ready(self) -> bool:
         return self.table.is_ready()
@@ -94,7 +122,7 @@ class View:
                     "heartbeat_age_ms": max(0, now_ns - seat.heartbeat_ns) // 1_000_000,
                     "loop_lag_ms": seat.loop_lag_ns // 1_000_000,
                     "connections": counts["connections_open"],
-                    "requests": counts["requests_active"],
+                    "in_flight": counts["requests_active"],
                     "tunnels": counts["tunnels_open"],
                 }
             )

@@ -59,33 +59,49 @@ class HostMemory:
     epochs: Epochs
     violations: RecordRing
 
+    mapped: tuple[SharedMemory, ...] = ()
+
     @classmethod
     def map(cls, seats: int, sizes: Sizes) -> HostMemory:
         """Maps it all. Counters for twice the routes there are now; those beyond share one series."""
+        mapped: list[SharedMemory] = []
+
+        def memory(size: int) -> SharedMemory:
+            mapped.append(SharedMemory(size))
+            return mapped[-1]
+
         series = max(LEAST_SERIES, 2 * sizes.routes)
         writers = min(seats + 16, 1000)  # the supervisor and the controller count, too
         return cls(
             seats=seats,
-            counters=Counters(SharedMemory(Counters.size(seats, series)), seats, series),
-            metrics=MetricTable(sizes.metric_series, SharedMemory(MetricTable.size(sizes.metric_series))),
+            counters=Counters(memory(Counters.size(seats, series)), seats, series),
+            metrics=MetricTable(sizes.metric_series, memory(MetricTable.size(sizes.metric_series))),
             limits=LimiterTable(
                 sizes.limiter_keys,
                 LIMIT_STATE_WORDS,
-                SharedMemory(LimiterTable.size(sizes.limiter_keys, LIMIT_STATE_WORDS, writers)),
+                memory(LimiterTable.size(sizes.limiter_keys, LIMIT_STATE_WORDS, writers)),
                 writers,
             ),
             inflight=InflightTable(
-                sizes.inflight_keys, seats, SharedMemory(InflightTable.size(sizes.inflight_keys, seats))
+                sizes.inflight_keys, seats, memory(InflightTable.size(sizes.inflight_keys, seats))
             ),
             directory=Directory(
                 sizes.directory_entries,
                 sizes.directory_bytes,
-                SharedMemory(Directory.size(sizes.directory_entries, sizes.directory_bytes)),
+                memory(Directory.size(sizes.directory_entries, sizes.directory_bytes)),
             ),
-            nonces=LimiterTable(sizes.nonces, shared=SharedMemory(LimiterTable.size(sizes.nonces))),
-            epochs=Epochs(sizes.purges, sizes.fills, SharedMemory(Epochs.size(sizes.purges, sizes.fills))),
-            violations=RecordRing(sizes.violations, shared=SharedMemory(RecordRing.size(sizes.violations))),
+            nonces=LimiterTable(sizes.nonces, shared=memory(LimiterTable.size(sizes.nonces))),
+            epochs=Epochs(sizes.purges, sizes.fills, memory(Epochs.size(sizes.purges, sizes.fills))),
+            violations=RecordRing(sizes.violations, shared=memory(RecordRing.size(sizes.violations))),
+            mapped=tuple(mapped),
         )
+
+    def isolate(self) -> None:
+        """Takes a private copy of everything, in a forked child: what it does from now on reaches no other
+        process.
+        """
+        for memory in self.mapped:
+            memory.isolate()
 
     def clear_seat(self, seat: int) -> None:
         """Takes back what the dead process in this seat had in hand."""

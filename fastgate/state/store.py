@@ -274,6 +274,11 @@ class Store:
                     count += seen is not None and (state is None or seen.state(now_ns) == state)
         return count
 
+    def key_consumers(self) -> list[str]:
+        """The consumers that have keys which are not revoked, by name."""
+        rows = self._read("SELECT DISTINCT consumer FROM keys WHERE revoked_ns = 0 ORDER BY consumer")
+        return [row[0] for row in rows]
+
     def good_keys(self, now_ns: int) -> Iterator[StoredKey]:
         """Every key that a request may use now or later, for publishing."""
         if self._db is None:

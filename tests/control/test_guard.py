@@ -36,6 +36,15 @@ def test_a_rebound_name_is_refused(host: str) -> None:
     assert found[0] == 403
 
 
+@pytest.mark.parametrize("host", ["gateway:9901", "fastgate.default.svc:9901", "evil.example"])
+def test_any_name_is_taken_with_the_token_and_none_without(host: str) -> None:
+    assert refusal(host=host, token="secret-token", authorization="Bearer secret-token") is None
+    assert refusal(host=host, token="secret-token") == (401, "The admin token is missing or wrong")
+    found = refusal(host=host, token="secret-token", authorization="Bearer secret-token", origin="http://x")
+    assert found is not None
+    assert found[0] == 403
+
+
 @pytest.mark.parametrize("path", ["/live", "/ready", "/health"])
 def test_probes_come_with_any_host_and_without_token(path: str) -> None:
     assert refusal(path, token="secret-token", host="pod.cluster.local") is None

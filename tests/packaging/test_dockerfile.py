@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,17 @@ def test_what_the_dockerfile_copies_is_let_through_by_dockerignore() -> None:
 
     assert copied == allowed
     assert all((ROOT / name).exists() for name in copied)
+
+
+def test_the_image_has_the_extras_that_documented_features_need() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = {
+        re.split(r"[<>=\[]", requirement)[0]
+        for name in extras.keys() - {"dev", "bench"}
+        for requirement in extras[name]
+    }
+    installed = " ".join(parse((ROOT / "Dockerfile").read_text()).all("1", "RUN"))
+
+    assert needed >= {"cel-expr-python", "jsonschema-rs"}
+    assert all(f" {name}" in installed for name in needed), installed
