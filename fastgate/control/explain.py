@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -120,5 +121,7 @@ def _be_child(explain: Explain, view: View, question: Question, write_fd: int) -
         with open(write_fd, "wb") as pipe:
             pipe.write(msgspec.json.encode(answer))
         status = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
