@@ -172,9 +172,8 @@ cdef class Bulkhead:
             if timer is not None:
                 timer.cancel()
 
-    def _give_up(self, waiter):
+    def _give_up(self, _Waiter late not None):
         """The timer of a task in the queue."""
-        cdef _Waiter late = waiter
         if late.state == WAITING and not late.future.done():
             leave(self, late)
             self.timed_out_total += 1

@@ -141,7 +141,7 @@ cdef class RouteCounts:
 cdef class Counters:
     """The counts of `slots` worker slots and at most `capacity` routes, in a SharedMemory of Counters.size(…) bytes."""
 
-    def __init__(self, SharedMemory memory not None, int slots, int capacity):
+    def __cinit__(self, SharedMemory memory not None, int slots, int capacity):
         if slots < 1 or capacity < 1:
             raise ValueError(f"slots and capacity: expected >= 1, got {slots} and {capacity}")
         if memory.size < Counters.size(slots, capacity):

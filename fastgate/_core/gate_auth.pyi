@@ -19,8 +19,8 @@ class CredentialCache:
     def __len__(self) -> int: ...
 
 class AuthGate(Plugin):
-    def __init__(
-        self,
+    def __new__(
+        cls,
         schemes: Iterable[Any],
         *,
         cache: CredentialCache,
@@ -34,6 +34,6 @@ class AuthGate(Plugin):
         unauthorized: Reason,
         unavailable: Reason,
         waits: bool = False,
-    ) -> None: ...
+    ) -> AuthGate: ...
     @property
     def schemes(self) -> tuple[Any, ...]: ...

@@ -136,7 +136,7 @@ cdef class AuthGate(Plugin):
     is refused.
     """
 
-    def __init__(self, schemes, *, CredentialCache cache not None, Directory directory, uint64_t family, bint forward, rejected, later,
+    def __cinit__(self, schemes, *, CredentialCache cache not None, Directory directory, uint64_t family, bint forward, rejected, later,
                  answered, unavailable_error, Reason unauthorized not None, Reason unavailable not None,
                  bint waits=False):
         self.compiled_decide = True

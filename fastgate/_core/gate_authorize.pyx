@@ -23,7 +23,7 @@ __all__ = ["AuthorizeGate"]
 cdef class AuthorizeGate(Plugin):
     """judge(identity or None, method) is None when it is allowed, else (reason, detail, headers) of the refusal."""
 
-    def __init__(self, judge):
+    def __cinit__(self, judge):
         self.compiled_decide = True
         self.name = "authorize"
         self.judge = judge
@@ -60,6 +60,6 @@ cdef class AuthorizeGate(Plugin):
             self.allowed[place] |= 1u << ctx.method_id
         return V_CONTINUE
 
-    def decide(self, RequestContext ctx):
+    def decide(self, RequestContext ctx not None):
         """The same for Python."""
         return self.c_decide(ctx)

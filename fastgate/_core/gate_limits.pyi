@@ -38,8 +38,8 @@ class LimitRule:
     v6_bits: int
     policy_names: list[bytes]
     policy: bytes
-    def __init__(
-        self,
+    def __new__(
+        cls,
         table: LimiterTable,
         inflight: InflightTable | None,
         scope: str,
@@ -53,7 +53,7 @@ class LimitRule:
         keep_s: float = 0.0,
         v4_bits: int = 32,
         v6_bits: int = 64,
-    ) -> None: ...
+    ) -> LimitRule: ...
     def decide(
         self,
         parts: Iterable[Any],
@@ -76,11 +76,11 @@ class LimitRule:
 
 class TierBook:
     rules: dict[str, LimitRule]
-    def __init__(self, rules: dict[str, LimitRule], make: Callable[[Identity], LimitRule | None]) -> None: ...
+    def __new__(cls, rules: dict[str, LimitRule], make: Callable[[Identity], LimitRule | None]) -> TierBook: ...
 
 class Health:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         table: LimiterTable,
         scope: str,
         lowest: float,
@@ -89,13 +89,13 @@ class Health:
         slow_ns: int,
         interval_ns: int = 1_000_000_000,
         least: int = 10,
-    ) -> None: ...
+    ) -> Health: ...
     def see(self, requests: int, bad: int, now_ns: int) -> None: ...
     @property
     def factor(self) -> float: ...
 
 class Usual:
-    def __init__(self, table: LimiterTable, scope: str, multiple: float, lowest: float) -> None: ...
+    def __new__(cls, table: LimiterTable, scope: str, multiple: float, lowest: float) -> Usual: ...
     def see(self, client: bytes, now_ns: int) -> float: ...
 
 class LimitGate(Plugin):
@@ -104,8 +104,8 @@ class LimitGate(Plugin):
     health: Health | None
     usual: Usual | None
     box: PenaltyBox | None
-    def __init__(
-        self,
+    def __new__(
+        cls,
         rules: Iterable[LimitRule],
         tiers: TierBook | None,
         *,
@@ -125,11 +125,11 @@ class LimitGate(Plugin):
         cost_header: str | None = None,
         v4_bits: int = 32,
         v6_bits: int = 64,
-    ) -> None: ...
+    ) -> LimitGate: ...
 
 class CostedLimitGate(LimitGate): ...
 
 class AccessGate(Plugin):
-    def __init__(
-        self, denied: CidrSet | None, allowed: CidrSet | None, why: Reason, metrics: MetricTable
-    ) -> None: ...
+    def __new__(
+        cls, denied: CidrSet | None, allowed: CidrSet | None, why: Reason, metrics: MetricTable
+    ) -> AccessGate: ...

@@ -243,7 +243,7 @@ cdef class LimitRule:
     ever stays readable so long after the last request, also when nothing else keeps the record.
     """
 
-    def __init__(self, LimiterTable table not None, InflightTable inflight, str scope not None, by, dict amounts not None, *,
+    def __cinit__(self, LimiterTable table not None, InflightTable inflight, str scope not None, by, dict amounts not None, *,
                  str algorithm="sliding_window", str name="", str label="", when_full="deny", double keep_s=0.0, int v4_bits=32, int v6_bits=64):
         cdef hash128_t derived
         if table.state_words < RECORD_WORDS:
@@ -623,7 +623,7 @@ cdef class LimitRule:
 cdef class TierBook:
     """The rule of each tier, and of consumers with limits of their own. `make(identity)` builds those, once per identity."""
 
-    def __init__(self, dict rules not None, make):
+    def __cinit__(self, dict rules not None, make):
         self.rules = rules
         self.make = make
 
@@ -652,7 +652,7 @@ cdef class Health:
     say nothing bad. One factor for all workers: a record of its own.
     """
 
-    def __init__(self, LimiterTable table not None, str scope not None, double lowest, double highest, double error_ratio, int64_t slow_ns,
+    def __cinit__(self, LimiterTable table not None, str scope not None, double lowest, double highest, double error_ratio, int64_t slow_ns,
                  int64_t interval_ns=1_000_000_000, int64_t least=10):
         text = repr(("health", scope)).encode()
         hash128(PyBytes_AS_STRING(text), len(text), table.secret, &self.key)
@@ -727,7 +727,7 @@ cdef class Usual:
     does a new client have.
     """
 
-    def __init__(self, LimiterTable table not None, str scope not None, double multiple, double lowest):
+    def __cinit__(self, LimiterTable table not None, str scope not None, double multiple, double lowest):
         cdef hash128_t derived
         text = repr(("usual", scope)).encode()
         hash128(PyBytes_AS_STRING(text), len(text), table.secret, &derived)
@@ -838,7 +838,7 @@ cdef inline int64_t seconds_up(int64_t ns) noexcept nogil:
 cdef class LimitGate(Plugin):
     """The compiled gate behind `limits:`, `tiers:` and penalties. Made by fastgate.features.ratelimit."""
 
-    def __init__(self, rules, TierBook tiers, *, metrics, reasons, PenaltyBox box=None, str box_by="ip", Health health=None, Usual usual=None,
+    def __cinit__(self, rules, TierBook tiers, *, metrics, reasons, PenaltyBox box=None, str box_by="ip", Health health=None, Usual usual=None,
                  bint tells=True, warn_at=None, str when_full="deny", cost=1.0, reserve=None, int64_t request_unit=0,
                  int64_t response_unit=0, str cost_header=None, int v4_bits=32, int v6_bits=64):
         self.compiled_decide = True
@@ -1192,7 +1192,7 @@ cdef class LimitGate(Plugin):
 cdef class CostedLimitGate(LimitGate):
     """The same on routes whose upstream says what a request has cost."""
 
-    def upstream_response(self, RequestContext ctx, ResponseHead head):
+    def upstream_response(self, RequestContext ctx not None, ResponseHead head not None):
         cdef hold_t* hold = self.hold_of(ctx, False)
         cdef bytes value
         if hold == NULL:
@@ -1246,7 +1246,7 @@ cdef class AccessGate(Plugin):
     cdef Reason why
     cdef Metric count
 
-    def __init__(self, CidrSet denied, CidrSet allowed, Reason why not None, metrics):
+    def __cinit__(self, CidrSet denied, CidrSet allowed, Reason why not None, metrics):
         self.compiled_decide = True
         self.name = "access"
         self.denied = denied

@@ -31,7 +31,7 @@ cdef class WatchingGate(Plugin):
     def refresh(self):
         """The directory has changed: take up what concerns this gate."""
 
-    def judge(self, RequestContext ctx):
+    def judge(self, RequestContext ctx not None):
         """The verdict on this request."""
         return V_CONTINUE
 
@@ -50,6 +50,6 @@ cdef class WatchingGate(Plugin):
             raise ValueError(f"judge returned {verdict}, which is no verdict")
         return verdict
 
-    def decide(self, RequestContext ctx):
+    def decide(self, RequestContext ctx not None):
         """The same for Python."""
         return self.c_decide(ctx)

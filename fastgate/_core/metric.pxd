@@ -17,6 +17,7 @@ ctypedef struct metric_t:
 
 cdef class Metric:
     cdef int64_t* value_at
+    cdef int64_t own                # where it counts until MetricTable gives it a place
     cdef readonly str series
     cdef object _memory
 

@@ -29,7 +29,10 @@ cdef void metric_add(Metric metric, int64_t n) noexcept:
 
 
 cdef class Metric:
-    """One series. Made by MetricTable."""
+    """One series. Made by MetricTable; one made by hand counts for itself."""
+
+    def __cinit__(self):
+        self.value_at = &self.own
 
     def add(self, int64_t n=1):
         """Count n."""

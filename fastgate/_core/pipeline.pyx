@@ -99,7 +99,7 @@ cdef class Plugin:
     async def close(self):
         """Called once when no request can reach the plugin any more; works after a half start too."""
 
-    def decide(self, RequestContext ctx):
+    def decide(self, RequestContext ctx not None):
         """Sync, no I/O. Return None or CONTINUE, ctx.refuse(…), ctx.respond(…), or SUSPEND to have `request` awaited."""
         return V_CONTINUE
 
@@ -116,10 +116,10 @@ cdef class Plugin:
         request does not touch the cache, as when this is not overridden."""
         return None
 
-    def upstream_response(self, RequestContext ctx, ResponseHead head):
+    def upstream_response(self, RequestContext ctx not None, ResponseHead head not None):
         """Sync: edit what came from upstream."""
 
-    def response(self, RequestContext ctx, ResponseHead head):
+    def response(self, RequestContext ctx not None, ResponseHead head not None):
         """Sync, for every answer, local ones too: edit what goes to the client."""
 
     def request_chunk(self, RequestContext ctx, bytes chunk, bint last):
@@ -130,7 +130,7 @@ cdef class Plugin:
         """Replace a piece of the response body; last is True exactly once, with the final (maybe empty) piece."""
         return chunk
 
-    def log(self, RequestContext ctx):
+    def log(self, RequestContext ctx not None):
         """Sync, last, exactly once for every request."""
 
 

@@ -56,6 +56,7 @@ cdef class Match:
     cdef readonly Route route
     cdef object _path               # str or bytes, as given to match()
     cdef match_t _spans
+    cdef Route matched(self)
 
 
 cdef class Router:

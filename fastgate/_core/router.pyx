@@ -103,26 +103,32 @@ cdef class Match:
     def __init__(self):
         raise TypeError("a Match is made by Router.match()")
 
+    cdef Route matched(self):
+        if self.route is None:
+            raise TypeError("a Match is made by Router.match()")
+        return self.route
+
     @property
     def value(self):
         """The value given to Router.add()."""
-        return self.route.value
+        return self.matched().value
 
     @property
     def params(self):
         """{name: text}, the text percent-encoded as it stood in the path. A regex group that took no part gives ''."""
-        cdef bytes path = self._path if PyBytes_Check(self._path) else (<str>self._path).encode("utf-8")
+        cdef Route route = self.matched()
+        cdef bytes path = self._path if PyBytes_Check(self._path) else (<str?>self._path).encode("utf-8")
         cdef dict params = {}
         cdef Py_ssize_t index
         cdef span_t* span
         for index in range(self._spans.count):
             span = &self._spans.params[index]
             text = PyBytes_FromStringAndSize(PyBytes_AS_STRING(path) + span.start, span.length)
-            params[(<bytes>self.route.param_names[index]).decode("ascii")] = text.decode("utf-8", "surrogateescape")
+            params[(<bytes>route.param_names[index]).decode("ascii")] = text.decode("utf-8", "surrogateescape")
         return params
 
     def __repr__(self):
-        return f"<Match {self.route!r} params={self.params!r}>"
+        return f"<Match {self.matched()!r} params={self.params!r}>"
 
 
 cdef class _Caller:

@@ -30,7 +30,7 @@ cdef class _Noted(Timed):
 
     cdef object callback
 
-    def __init__(self, callback):
+    def __cinit__(self, callback):
         self.callback = callback
 
     cdef int expired(self, int64_t now_ns) except -1:
@@ -41,7 +41,7 @@ cdef class _Noted(Timed):
 cdef class TimerWheel:
     """A wheel that ticks every tick_ns nanoseconds (1 ms to 1 s)."""
 
-    def __init__(self, int64_t tick_ns, int64_t now_ns):
+    def __cinit__(self, int64_t tick_ns, int64_t now_ns):
         cdef Timed sentinel
         cdef int i
         if not 1_000_000 <= tick_ns <= 1_000_000_000:

@@ -16,7 +16,7 @@ class Fill:
     def key(self) -> bytes: ...
 
 class WorkerCache:
-    def __init__(self, memory: Cache | None, epochs: Epochs, tiers: Any, counter: Any) -> None: ...
+    def __new__(cls, memory: Cache | None, epochs: Epochs, tiers: Any, counter: Any) -> WorkerCache: ...
     @property
     def memory(self) -> Cache | None: ...
     @property
@@ -32,8 +32,8 @@ class WorkerCache:
     def purge_applied(self) -> None: ...
 
 class RouteCache:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         rules: Rules,
         store: WorkerCache,
         *,
@@ -49,7 +49,7 @@ class RouteCache:
         plugins: Iterable[Plugin] = (),
         written: Iterable[bytes] = (),
         sends: bool = False,
-    ) -> None: ...
+    ) -> RouteCache: ...
     @property
     def guarded(self) -> bool: ...
     @property

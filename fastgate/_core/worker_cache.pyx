@@ -38,7 +38,7 @@ cdef class Handover:
     cdef hash128_t hashed
     cdef int64_t place
 
-    def __cinit__(self, Epochs epochs, Fill fill):
+    def __cinit__(self, Epochs epochs not None, Fill fill not None):
         self.epochs = epochs
         self.hashed = fill.hashed
         self.place = fill.place
@@ -50,7 +50,7 @@ cdef class Handover:
 cdef class WorkerCache:
     """memory: a Cache, or None for a worker that keeps nothing itself. tiers: what lies behind it, or None."""
 
-    def __init__(self, Cache memory, Epochs epochs not None, tiers, counter):
+    def __cinit__(self, Cache memory, Epochs epochs not None, tiers, counter):
         self.memory = memory
         self.epochs = epochs
         self.tiers = tiers
@@ -201,7 +201,7 @@ cdef class RouteCache:
     sends        the key has such fields
     """
 
-    def __init__(self, Rules rules not None, WorkerCache store not None, *, bint coalesce, int64_t wait_ns, counter, str route,
+    def __cinit__(self, Rules rules not None, WorkerCache store not None, *, bint coalesce, int64_t wait_ns, counter, str route,
                  strategy=None, predict=None, str purge_header=None, bint guarded=False, Template places=None, plugins=(), written=(),
                  bint sends=False):
         self.rules = rules
