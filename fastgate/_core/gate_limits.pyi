@@ -76,7 +76,9 @@ class LimitRule:
 
 class TierBook:
     rules: dict[str, LimitRule]
-    def __new__(cls, rules: dict[str, LimitRule], make: Callable[[Identity], LimitRule | None]) -> TierBook: ...
+    def __new__(
+        cls, rules: dict[str, LimitRule], make: Callable[[Identity], LimitRule | None]
+    ) -> TierBook: ...
 
 class Health:
     def __new__(
