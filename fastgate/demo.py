@@ -55,7 +55,7 @@ class Request(NamedTuple):
         """A number of the query, between 0 and `most`; `default` when there is none."""
         given = parse_qs(urlsplit(self.target).query).get(name, [""])[0]
         try:
-            return min(max(float(given), 0.0), most)
+            return min(max(0.0, float(given)), most)  # in this order NaN is 0
         except ValueError:
             return default
 

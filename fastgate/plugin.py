@@ -83,7 +83,7 @@ FOREIGN: Final[dict[str, str]] = {
     "setup": "start", "startup": "start", "init_worker": "start", "lifespan": "start", "shutdown": "close",
     "stop": "close", "teardown": "close", "cleanup": "close", "aclose": "close",
 }  # fmt: skip
-_AFFIX: Final = re.compile(r"^(on|before|after|handle|process|do|pre|post)_|_(hook|phase|handler|filter)$")
+_AFFIX: Final = re.compile(r"^(on|before|after|handle|process|do|pre|post)_|_(hook|phase|handler|filter)\Z")
 """What other frameworks put before or after the name of a hook."""
 
 

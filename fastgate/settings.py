@@ -68,8 +68,10 @@ _SIZE_UNITS: Final = {
     "GiB": 1 << 30,
     "TiB": 1 << 40,
 }
-DURATION_PATTERN: Final = r"^([0-9]+(\.[0-9]+)?(us|µs|ms|s|m|h|d))+$"
-SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$"
+DURATION_PATTERN: Final = r"^([0-9]+(\.[0-9]+)?(us|µs|ms|s|m|h|d))+$(?!\n)"
+SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$(?!\n)"
+LONGEST_NUMBER: Final = 64
+"""Characters of a duration or a size. Python refuses to convert more than 4 300 digits, with another error."""
 _DURATION = re.compile(DURATION_PATTERN, re.ASCII)
 _DURATION_PART = re.compile(r"([0-9]+)(?:\.([0-9]+))?(us|µs|ms|s|m|h|d)")
 _SIZE = re.compile(r"([0-9]+)(?:\.([0-9]+))? ?([A-Za-z]+)", re.ASCII)
@@ -156,7 +158,7 @@ def parse_duration(text: str) -> int:
     """
     if text == "0":
         return 0
-    if not _DURATION.match(text):
+    if len(text) > LONGEST_NUMBER or not _DURATION.match(text):
         raise ValueError("a duration such as 30s, 100ms, 5m or 1h30m")
     total_ns = 0
     for whole, fraction, unit in _DURATION_PART.findall(text):
@@ -174,7 +176,7 @@ def parse_size(text: str) -> int:
     """
     if text == "0":
         return 0
-    match = _SIZE.fullmatch(text)
+    match = _SIZE.fullmatch(text) if len(text) <= LONGEST_NUMBER else None
     unit = _SIZE_UNITS_FOLDED.get(match[3].lower()) if match else None
     if match is None or unit is None:
         raise ValueError("a size such as 512B, 64KB, 10MB or 1GiB")

@@ -17,7 +17,7 @@ from fastgate.state.records import ConsumerRecord, StoredConsumer, StoredKey, co
 
 __all__ = ["NAME_PATTERN", "WORD_PATTERN", "Consumers", "effective", "tier_and_limits"]
 
-NAME_PATTERN = r"^[!-~]([ -~]{0,253}[!-~])?$"
+NAME_PATTERN = r"^[!-~]([ -~]{0,253}[!-~])?$(?!\n)"
 """Printable ASCII: the name goes into headers, logs and metric labels. A certificate's subject has room."""
 
 

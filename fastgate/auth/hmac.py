@@ -48,7 +48,7 @@ __all__ = ["Hmac", "canonical_string", "sorted_query"]
 
 MOST_HEADERS: Final = 32
 
-_PARAMETER = re.compile(r'([a-z]+)="([^"\\\x00-\x1f\x7f]*)"(?:[ \t]*,[ \t]*|$)', re.ASCII)
+_PARAMETER = re.compile(r'([a-z]+)="([^"\\\x00-\x1f\x7f]*)"(?:[ \t]*,[ \t]*|\Z)', re.ASCII)
 _NONCE = re.compile(r"[A-Za-z0-9._~+/=-]{8,128}", re.ASCII)
 _TIMESTAMP = re.compile(r"[0-9]{1,12}", re.ASCII)
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+", re.ASCII)

@@ -58,7 +58,7 @@ FIRST_RETRY_S: Final = 1.0
 LAST_RETRY_S: Final = 60.0
 
 _MAX_AGE = re.compile(r"(?:^|[\s,])max-age\s*=\s*\"?([0-9]{1,10})", re.I)
-_NO_CACHE = re.compile(r"(?:^|[\s,])no-(?:cache|store)(?:$|[\s,])", re.I)
+_NO_CACHE = re.compile(r"(?:^|[\s,])no-(?:cache|store)(?:\Z|[\s,])", re.I)
 
 
 class Key(NamedTuple):

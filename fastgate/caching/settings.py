@@ -139,7 +139,7 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         ),
     ] = ()
     purge_header: Annotated[
-        Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None,
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,64}$(?!\n)")] | None,
         Meta(
             description=(
                 "Field of an upstream's answers by which it purges: a list of tags, paths of its host (`/a`, "
@@ -267,7 +267,7 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
     cache_status: Annotated[
         str,
         Meta(
-            pattern=r"^([A-Za-z][A-Za-z0-9_.-]{0,19})?$",
+            pattern=r"^([A-Za-z][A-Za-z0-9_.-]{0,19})?$(?!\n)",
             description='Name of this cache in `Cache-Status` (RFC 9211); `""` leaves the field out.',
         ),
     ] = "fastgate"
@@ -502,7 +502,7 @@ class RedisStoreConfig(Settings, frozen=True, kw_only=True):
         ),
     ] = 5_000_000
     prefix: Annotated[
-        Annotated[str, Meta(pattern="^[!-z|~]{1,64}$")],
+        Annotated[str, Meta(pattern=r"^[!-z|~]{1,64}$(?!\n)")],
         Meta(description="What all its keys begin with: the gateways that share answers have the same."),
     ] = "fastgate:"
     compress_above_bytes: Annotated[

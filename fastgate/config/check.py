@@ -602,7 +602,8 @@ def _check_path_text(text: str | None, path: Path, report: Report) -> None:
 def _check_groups(compiled: re.Pattern[str], to: str, path: Path, report: Report) -> None:
     for match in _GROUP.finditer(to):
         group = match[1] or match[2]
-        if not (int(group) <= compiled.groups if group.isdigit() else group in compiled.groupindex):
+        number = int(group) if group.isascii() and group.isdigit() and len(group) < 4 else None
+        if not (number <= compiled.groups if number is not None else group in compiled.groupindex):
             known = [*map(str, range(1, compiled.groups + 1)), *compiled.groupindex]
             report(
                 path,

@@ -234,7 +234,7 @@ class _Reading:
             last = index == len(steps) - 1
             key: Any
             if isinstance(here, list):
-                if not step.isdigit() or int(step) >= len(here):
+                if not (step.isascii() and step.isdigit() and len(step) < 8) or int(step) >= len(here):
                     document.overridden[tuple(path)] = label
                     self._report(tuple(path), f'"{step}"', f"an index below {len(here)}", "")
                     return

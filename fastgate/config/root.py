@@ -141,7 +141,7 @@ def parse_address(text: str) -> Address:
             raise ValueError("unix:/path, absolute and of at most 107 bytes")
         return Address("", 0, path)
     host, colon, port = text.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    if not colon or not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
         raise ValueError("host:port with a port from 0 to 65535, or unix:/path")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -459,7 +459,7 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     name: Annotated[
         str,
         Meta(
-            pattern=r"^[!-~]([ -~]{0,126}[!-~])?$",
+            pattern=r"^[!-~]([ -~]{0,126}[!-~])?$(?!\n)",
             description=(
                 "Label in metrics, logs and `explain`; unique. Default: the first host and path, so only "
                 "routes that differ by something else need one."

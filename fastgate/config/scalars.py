@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -72,6 +73,8 @@ def found_text(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int) and value.bit_length() > 64:  # Python writes out at most 4 300 digits
+        return f"a number of {value.bit_length()} bits"
     if isinstance(value, int | float):
         return f"the number {value}"
     if isinstance(value, dict):
@@ -106,12 +109,8 @@ def text(info: inspect.StrType, extra: dict[str, Any], folder: str) -> Reader:
             report(path, f"{len(value)} characters", f"at most {most}", "")
             return INVALID
         if pattern is not None and not pattern.search(value):
-            report(
-                path,
-                found_text(value),
-                "a path that begins with /" if rooted else f"text like {pattern.pattern}",
-                "",
-            )
+            like = "text like " + pattern.pattern.removesuffix(r"(?!\n)")
+            report(path, found_text(value), "a path that begins with /" if rooted else like, "")
             return INVALID
         if file and value and value not in words and not os.path.isabs(value):
             return os.path.join(folder, value)
@@ -141,6 +140,8 @@ def number(info: inspect.IntType | inspect.FloatType, extra: dict[str, Any]) -> 
                 try:
                     number = int(value) if whole else float(value)
                 except ValueError:
+                    number = None
+                if number is not None and not math.isfinite(number):
                     number = None
         kind = type(number)
         if kind is float and whole and number.is_integer():

@@ -10,6 +10,7 @@ replace single values. Lines are looked up only for errors: a good file pays not
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ MAX_VALUES: Final = 1_000_000
 
 Path = tuple[str | int, ...]
 
+LEAST_NUMBER = -(1 << 63)
+MOST_NUMBER = (1 << 64) - 1  # MessagePack and JSON readers take 64 bits, with or without a sign
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 # The core schema of YAML 1.2 (§10.3.2); YAML 1.1 would read `off` as false, `010` as 8 and `1:30` as 90.
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
@@ -131,6 +134,7 @@ def parse(
         return None, errors
     if "\\u" in text or "\\U" in text:
         _check_escapes(document.tree, (), document, errors)
+    _check_numbers(document.tree, (), document, errors)
     document.tree = _substitute(document.tree, (), environ, document, errors)
     return document, errors
 
@@ -162,6 +166,28 @@ def _check_escapes(value: Any, path: Path, document: Document, errors: list[Conf
             _check_escapes(item, (*path, index), document, errors)
 
 
+def _check_numbers(value: Any, path: Path, document: Document, errors: list[ConfigError]) -> None:
+    """Whole numbers have 64 bits and no number is infinite: nothing that stores them takes others."""
+    if type(value) is int and not LEAST_NUMBER <= value <= MOST_NUMBER:
+        found = f"a number of {value.bit_length()} bits"
+        expected = "a number of at most 64 bits"
+    elif type(value) is float and not math.isfinite(value):
+        found, expected = f"the number {value}", "a number of at most 64 bits"
+    else:
+        below = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+        for key, item in below.items():
+            if isinstance(item, int | float | dict | list):
+                _check_numbers(item, (*path, key), document, errors)
+        return
+    errors.append(ConfigError(path_text(path), found, expected, where=document.where(path)))
+    document.unset.add(path)
+
+
+def _json_number(digits: str) -> int:
+    # Python refuses to convert more than 4 300 digits; anything above 64 bits is reported with its path.
+    return int(digits[:40])
+
+
 class _Unreadable(Exception):
     def __init__(self, name: str, line: int | None, problem: str, path: Path = (), hint: str = "") -> None:
         super().__init__(problem)
@@ -174,10 +200,12 @@ def _parse_toml(text: str, name: str, errors: list[ConfigError]) -> Document:
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        match = re.search(r" \(at line (\d+), column (\d+)\)$", str(error))
+        match = re.search(r" \(at line (\d+), column (\d+)\)\Z", str(error))
         problem = str(error)[: match.start()] if match else str(error)
         problem = f"not valid TOML: {problem[:1].lower()}{problem[1:]}"
         raise _Unreadable(name, int(match[1]) if match else None, problem) from None
+    except ValueError:  # more digits than Python converts
+        raise _Unreadable(name, None, "a number of more than 64 bits") from None
     return Document(name, tree, None)
 
 
@@ -191,7 +219,9 @@ def _parse_json(text: str, name: str, errors: list[ConfigError]) -> Document:
         return mapping
 
     try:
-        tree = json.loads(text, object_pairs_hook=pairs, parse_constant=_no_number)
+        tree = json.loads(
+            text, object_pairs_hook=pairs, parse_constant=_no_number, parse_int=_json_number
+        )
     except json.JSONDecodeError as error:
         problem = f"not valid JSON: {error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
         raise _Unreadable(name, error.lineno, problem) from None

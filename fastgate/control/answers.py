@@ -34,11 +34,11 @@ MAX_BODY_BYTES = 1_000_000
 BODY_TIMEOUT_S = 30
 _IN_WORDS = {
     NAME_PATTERN: "a name of 1 to 255 printable ASCII characters, without a space at its ends",
-    rf"^{WORD_PATTERN}$": "printable ASCII characters without spaces and quotes",
+    rf"^{WORD_PATTERN}$(?!\n)": "printable ASCII characters without spaces and quotes",
 }
 
-LATEST_NS = 253_402_300_799 * 10**9
-"""9999-12-31T23:59:59Z: the last time an ISO date can tell, and far below 2**63 ns."""
+LATEST_NS = 9_223_372_036 * 10**9
+"""2262-04-11T23:47:16Z: the last whole second below 2**63 ns, which is what the directory and the store hold."""
 
 
 class Refused(Exception):
@@ -61,7 +61,7 @@ async def read_body(request: Request, shape: type[T]) -> T:
     length = request.headers.get("content-length", "")
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            if length.isdigit() and (len(length) > 18 or int(length) > MAX_BODY_BYTES):
+            if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > MAX_BODY_BYTES):
                 raise Refused(413, f"The body is larger than {MAX_BODY_BYTES} bytes")
             async for chunk in request.stream():
                 body += chunk
@@ -131,14 +131,17 @@ def parse_time(text: str, name: str) -> int:
     """Realtime ns of an ISO 8601 time; without a zone it is UTC."""
     try:
         time = datetime.datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise Refused(
             400, f"{name}: expected a time such as 2027-01-31T12:00:00Z, got {text[:60]!r}", path=f"$.{name}"
         ) from None
     if time.tzinfo is None:
         time = time.replace(tzinfo=datetime.UTC)
     since = time - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-    return max(1, (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000)
+    realtime_ns = (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000
+    if realtime_ns > LATEST_NS:
+        raise Refused(400, f"{name}: expected a time before 2262-04-11, got {text[:60]!r}", path=f"$.{name}")
+    return max(1, realtime_ns)
 
 
 def check_name(name: str) -> str:
@@ -162,7 +165,11 @@ def expiry_ns(at: str | None, within: str | None, name: str, now_ns: int) -> int
         span_ns = parse_duration(within)
     except ValueError as error:
         raise Refused(400, f"{name}_in: expected {error}, got {within[:40]!r}", path=f"$.{name}_in") from None
-    return min(now_ns + span_ns, LATEST_NS) if span_ns else 0
+    if now_ns + span_ns > LATEST_NS:
+        days = (LATEST_NS - now_ns) // (86_400 * 10**9)
+        expected = f"{name}_in: expected at most {days}d, which is 2262-04-11"
+        raise Refused(400, f"{expected}, got {within[:40]!r}", path=f"$.{name}_in")
+    return now_ns + span_ns if span_ns else 0
 
 
 def iso(realtime_ns: int) -> str | None:

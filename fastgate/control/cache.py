@@ -30,7 +30,7 @@ __all__ = ["CacheResource"]
 MOST_AT_ONCE = 500  # half of what the purge log holds, so that no worker has to clear its cache for it
 LONGEST_BYTES = 1024
 _WHOLE = "expected http://host/path or https://… (a path on every host is a pattern)"
-_LABEL = re.compile(r'([a-z_]+)="((?:[^"\\\\]|\\\\.)*)"(?:,|$)')
+_LABEL = re.compile(r'([a-z_]+)="((?:[^"\\\\]|\\\\.)*)"(?:,|\Z)')
 _SAVED = ("hit", "stale", "revalidated", "coalesced", "stale_on_error")
 
 

@@ -26,7 +26,7 @@ OVERLAP = "24h"
 METADATA_BYTES = 8192
 
 ConsumerName = Annotated[str, Meta(pattern=NAME_PATTERN)]
-Word = Annotated[str, Meta(pattern=rf"^{WORD_PATTERN}$")]
+Word = Annotated[str, Meta(pattern=rf"^{WORD_PATTERN}$(?!\n)")]
 Words = Annotated[list[Word], Meta(max_length=100)]
 Label = Annotated[str, Meta(max_length=200)]
 
@@ -216,8 +216,21 @@ def key_row(key: StoredKey, now_ns: int) -> dict[str, Any]:
 
 
 def check_metadata(metadata: dict[str, Any]) -> None:
+    _check_numbers(metadata, "$.metadata")
     size = len(msgspec.json.encode(metadata))
     if size > METADATA_BYTES:
         raise Refused(
             400, f"metadata: expected at most {METADATA_BYTES} bytes of JSON, got {size}", path="$.metadata"
         )
+
+
+def _check_numbers(value: Any, path: str) -> None:
+    """Refused: 400 for a whole number that the store cannot hold."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise Refused(400, f"{path.removeprefix('$.')}: expected a number below 2**63", path=path)
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_numbers(item, f"{path}.{name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_numbers(item, f"{path}[{index}]")

@@ -16,7 +16,7 @@ from fastgate.state.sealing import masked
 
 __all__ = ["SecretResource"]
 
-NAME_PATTERN = r"^[A-Za-z0-9_]([A-Za-z0-9_.:/-]{0,126}[A-Za-z0-9_])?$"
+NAME_PATTERN = r"^[A-Za-z0-9_]([A-Za-z0-9_.:/-]{0,126}[A-Za-z0-9_])?$(?!\n)"
 
 
 class _Name(msgspec.Struct):

@@ -101,7 +101,7 @@ class PolicyConfig(Settings, frozen=True, kw_only=True):
     name: Annotated[
         str,
         Meta(
-            pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?$",
+            pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?$(?!\n)",
             description="Name in metrics, in the list of violations and on routes; unique.",
         ),
     ]

@@ -146,7 +146,7 @@ class RuleConfig(Amounts, frozen=True, kw_only=True):
     name: Annotated[
         str,
         Meta(
-            pattern=r"^[a-z0-9_-]{0,40}$",
+            pattern=r"^[a-z0-9_-]{0,40}$(?!\n)",
             description=(
                 "Goes before its limits in `RateLimit` and is what its counts are found by after a reload. "
                 "Default: what it counts by."

@@ -103,10 +103,14 @@ def check_url(url: str) -> str | None:
         for host, port in _hosts(parts.netloc, 6379):
             if not host or not 0 < port < 65536:
                 return "host or host:port"
-        if parts.scheme.endswith("+sentinel") and not parts.path.strip("/"):
+        first, _, second = parts.path.strip("/").partition("/")
+        if parts.scheme.endswith("+sentinel") and not first:
             return "redis+sentinel://host:port,host:port/name-of-the-master"
-    except ValueError as error:
-        return str(error)
+        database = second if parts.scheme.endswith("+sentinel") else first
+        if database and not re.fullmatch(r"[0-9]{1,5}", database):
+            return "a number as database, such as redis://host:6379/0"
+    except ValueError:
+        return "a URL such as redis://host:6379/0"
     return None
 
 
@@ -646,7 +650,7 @@ def _entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
 
 def _packed(name: Any) -> int:
     """A stream id as a number that orders as it does; 0 for None and for what is none."""
-    match = re.fullmatch(rb"(\d+)-(\d+)", name if isinstance(name, bytes) else b"")
+    match = re.fullmatch(rb"([0-9]{1,15})-([0-9]{1,15})", name if isinstance(name, bytes) else b"")
     return int(match[1]) << 20 | min(int(match[2]), (1 << 20) - 1) if match else 0
 
 
@@ -665,7 +669,7 @@ def _unpacked(position: int) -> bytes:
 def _hosts(authority: str, port: int) -> list[tuple[str, int]]:
     found = []
     for each in authority.rpartition("@")[2].split(","):
-        match = re.fullmatch(r"(\[[^\]]+\]|[^:]*)(?::(\d+))?", each)
+        match = re.fullmatch(r"(\[[^\]]+\]|[^:]*)(?::([0-9]{1,5}))?", each)
         if match is None:
             raise ValueError(f"expected host:port, got {each!r}")
         found.append((match[1].strip("[]"), int(match[2] or port)))

@@ -73,7 +73,10 @@ def check_url(url):
     """(endpoint, request target) of an absolute http or https URL. ValueError says what was expected."""
     if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url or "#" in url or "\\" in url:
         raise ValueError("an absolute http:// or https:// URL without spaces, fragment or non-ASCII characters")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:      # brackets that hold no address
+        raise ValueError("an absolute http:// or https:// URL") from None
     if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
         raise ValueError("an absolute http:// or https:// URL without user name or password")
     endpoint = parse_target(f"{parts.scheme}://{parts.netloc}")
