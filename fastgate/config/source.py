@@ -174,7 +174,9 @@ def _check_numbers(value: Any, path: Path, document: Document, errors: list[Conf
     elif type(value) is float and not math.isfinite(value):
         found, expected = f"the number {value}", "a number of at most 64 bits"
     else:
-        below = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+        below: Any = value if isinstance(value, dict) else {}
+        if isinstance(value, list):
+            below = dict(enumerate(value))
         for key, item in below.items():
             if isinstance(item, int | float | dict | list):
                 _check_numbers(item, (*path, key), document, errors)
