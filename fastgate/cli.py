@@ -97,9 +97,12 @@ def run(
 @click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to print the errors."
 )
-def check(file: str | None, config: str | None, form: str) -> None:
+@click.option("--dev", is_flag=True, help="Search the config's folder for plugins, as `run --dev` does.")
+def check(file: str | None, config: str | None, form: str, dev: bool) -> None:
     """Check a config: exit 0 when it is good, else 1 with every error."""
     path = find_config(file or config)
+    if dev:
+        sys.path.insert(0, str(path.resolve().parent))
     loaded, errors = _load(path)
     if form == "json":
         rows = [
@@ -463,8 +466,7 @@ def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None, dev: boo
     from fastgate.server.launch import serve
 
     def control(orders: Any) -> None:
-        # In the controller's own process: nobody else needs the web framework.
-        from fastgate.control.process import run_controller
+        from fastgate.control.process import run_controller  # with the web framework: only in this process
 
         run_controller(orders, _explain_live)
 
@@ -523,7 +525,7 @@ def _load_or_exit(path: Path) -> Config:
     loaded, errors = _load(path)
     if loaded is None:
         _print_errors(errors)
-        sys.exit(EXIT_NO)
+        raise SystemExit(EXIT_NO)
     return loaded
 
 

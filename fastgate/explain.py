@@ -306,7 +306,8 @@ def _nearest(config: Config, router: Any, host: str, path: str) -> tuple[str, st
                 if not fits:
                     score, why = score - 0.5, f"{why}; host {host or '(none)'} is not {names}"
             if score > best[0]:
-                best = (score, f"{route.name} ({names}{pattern})", why)
+                place = f"{names}{pattern}"
+                best = (score, route.name if place == route.name else f"{route.name} ({place})", why)
     return best[1:]
 
 

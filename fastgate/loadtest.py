@@ -100,8 +100,8 @@ def report_table(report: Report) -> Table:
         show_edge=False,
         padding=0,
     )
-    table.add_column("answers", justify="right")
-    table.add_column("answers/s", justify="right")
+    table.add_column("responses", justify="right")
+    table.add_column("per s", justify="right")
     table.add_column("failed", justify="right")
     for q in QUANTILES:
         table.add_column("max" if q == 1.0 else f"p{q * 100:g}", justify="right")
@@ -116,7 +116,7 @@ def report_table(report: Report) -> Table:
         inside = [f"{s}: {n}" for s, n in sorted(report.statuses.items()) if f"{s // 100}xx" == name]
         parts.append(f"{name}: {total} ({', '.join(inside)})")
     parts += [f"{name}: {count}" for name, count in report.errors.most_common()]
-    table.caption = ", ".join(parts) or "no answer"
+    table.caption = ", ".join(parts) or "no response"
     return table
 
 

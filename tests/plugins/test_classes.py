@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +179,20 @@ def test_a_class_is_told_all_that_is_wrong(tmp_path: Path, monkeypatch: pytest.M
         "config:5: $.routes[0].plugins[0]: plugin many_wrongs:Wrong: response must take (self, ctx, head), "
         "and not (self, ctx)",
     ]
+
+
+def test_check_finds_plugins_beside_the_config_with_dev(tmp_path: Path) -> None:
+    (tmp_path / "beside_config.py").write_text(
+        "from fastgate.plugin import Plugin\nclass Mine(Plugin):\n    def log(self, ctx): ...\n"
+    )
+    (tmp_path / "gateway.yaml").write_text(ROUTE.format(name="beside_config:Mine"))
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fastgate", "check", str(tmp_path / "gateway.yaml"), *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    assert "fastgate run --dev" in run().stderr
+    assert run("--dev").returncode == 0
 
 
 CODE = """
