@@ -191,6 +191,10 @@ cdef class HeaderEdits:
         return 0
 
     cdef int _add(self, Headers headers, bytes name, bytes value) except -1:
-        if value_valid(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)):
-            headers.append(name, value, header_id(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)))
+        # Neither can happen: the wire brings less than fits, and the places of a template hold what a parser has checked. An edit that
+        # vanished would be worse than a request that fails.
+        if not value_valid(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)):
+            raise ValueError(f"edit of {name!r}: control characters are not allowed (RFC 9110 §5.5)")
+        if not headers.append(name, value, header_id(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))):
+            raise ValueError(f"edit of {name!r}: the header table is full")
         return 0

@@ -58,7 +58,8 @@ cdef class SecurityHeadersGate(Plugin):
             fields.drop(PyBytes_AS_STRING(lower), PyBytes_GET_SIZE(lower))
         for name, lower, value, known in self.kept:
             if fields.find_field(PyBytes_AS_STRING(lower), PyBytes_GET_SIZE(lower)) == NULL:
-                fields.append(name, value, known)
+                if not fields.append(name, value, known):
+                    raise ValueError(f"security header {name!r}: the header table is full")
         return 0
 
 

@@ -1,7 +1,8 @@
 """Public C interface of fastgate._core.headers."""
 
 cdef enum:
-    MAX_FIELDS = 256
+    WIRE_FIELDS = 256         # of a message as it was received
+    MAX_FIELDS = 512          # what edits, gates and plugins add finds room behind those
 
 # Names the request path must recognise. Everything from H_FIRST_HOP_BY_HOP to H_LAST_HOP_BY_HOP concerns one connection only
 # (RFC 9110 §7.6.1) and never crosses the gateway.

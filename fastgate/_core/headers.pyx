@@ -300,7 +300,7 @@ cdef bytes _value_bytes(object value):
 cdef class Headers:
     """The header fields of one message, in order. Names match without regard to case; values are text (latin-1).
 
-    At most 256 fields: `add` and `set` raise ValueError beyond that, and for names or values that could break a line.
+    At most 512 fields: `add` and `set` raise ValueError beyond that, and for names or values that could break a line.
     """
 
     def __init__(self, fields=()):

@@ -15,6 +15,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
 from fastgate._core.context cimport M_GET, M_HEAD, M_OPTIONS, M_OTHER, Answer, RequestContext, method_number
 from fastgate._core.counters cimport Counters
+from fastgate._core.headers cimport H_DROPPED, field_t, name_equal
 from fastgate._core.pipeline cimport V_RESPOND, Pipeline, Plugin
 from fastgate._core.router cimport Route, Router, match_t
 
@@ -85,11 +86,17 @@ cdef class RoutePlan:
         return ctx.method_id != M_OTHER or ctx.method_bytes in self.rare_methods
 
     cdef bint takes_rest(self, RequestContext ctx) except -1:
-        """True if the header and query tests pass."""
-        cdef bytes name, value
+        """True if the header and query tests pass: one of several fields or parameters of a name is enough."""
+        cdef bytes name
+        cdef field_t* field
+        cdef int i
         for name, test in self.header_tests:
-            value = ctx.headers.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
-            if value is None or not test(value):
+            for i in range(ctx.headers.count):
+                field = &ctx.headers.fields[i]
+                if field.name_n == PyBytes_GET_SIZE(name) and field.id != H_DROPPED \
+                        and name_equal(field.name, PyBytes_AS_STRING(name), field.name_n) and test(field.value[:field.value_n]):
+                    break
+            else:
                 return False
         if self.query_tests:
             pairs = query_pairs(ctx.query_bytes)
@@ -103,11 +110,12 @@ cdef class RoutePlan:
 
 
 cdef list query_pairs(bytes query):
-    """The parameters of a query, decoded as forms are (WHATWG URL §5.1), at most 256 of them."""
+    """The parameters of a query, decoded as forms are (WHATWG URL §5.1). All of them: `server.max_target_bytes` bounds their number,
+    and one that is not looked at could choose another route than the upstream sees."""
     cdef list out = []
     if query is None:
         return out
-    for part in query.split(b"&", 256)[:256]:
+    for part in query.split(b"&"):
         name, _, value = part.partition(b"=")
         out.append((unquote_to_bytes(name.replace(b"+", b" ")), unquote_to_bytes(value.replace(b"+", b" "))))
     return out

@@ -8,9 +8,14 @@ set at run time.
 
 The library is cel-expr-python, Google's C++ evaluator. Every variable is declared with its type and its
 full dotted name (`request.path`), so that a misspelt name or a wrong type is an error of the config and not
-of a request, and so that only what an expression names is ever built. It bounds itself: 10 000 loop steps,
-32 levels, 100 000 characters, regular expressions by RE2 in linear time. Why this library:
-docs/dependencies.md.
+of a request, and so that only what an expression names is ever built. It bounds itself in steps of loops
+(10 000), levels (32) and characters (100 000), but not in time: it compiles the pattern of `matches` at every
+call, and its other text functions copy what they are given as often as they are asked. So those functions are
+the gateway's own (`_TEXT_FUNCTIONS`): patterns are compiled once, and each call is paid from the budget of
+its request. Why this library: docs/dependencies.md.
+
+A condition that cannot be decided fails closed, whatever its `on_error` says: when a bound was reached, and
+when a value that it reads is there more than once, for the upstream might go by another one.
 
 The conditions of a set are compiled twice: one by one, and all of them joined by `||`. Most requests match
 nothing, and then the joined one says so in a single call; an error in it, or a match, leads to the single
@@ -24,6 +29,7 @@ import datetime
 import logging
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +39,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from msgspec import Meta
 
+from fastgate._core.automaton import CALL_NS, Automaton, Budget, Exhausted, Patterns
 from fastgate._core.cidr import CidrSet
 from fastgate._core.context import CLIENT, CONTINUE, SUSPEND, RequestContext
 from fastgate._core.directory import Directory
@@ -74,8 +81,25 @@ LIMIT_KEYS: Final = 10_000
 LOAD_S, LOAD_POLL_S = 5.0, 0.005
 """How long the first requests of a gateway wait for the policies of the store, which takes a blink."""
 
+MOST_PROGRAMS: Final = 512
+"""Compiled conditions that are kept beside those in use, some 50 kB each."""
+
 COUNTED: Final = 1_000_000_000
 """The bound of a window that only counts: more requests in an hour than any gateway sees."""
+
+
+BUDGET_NS: Final = 20_000_000
+"""What the conditions of one request may cost in functions that work on texts: usually microseconds."""
+
+MOST_PARTS: Final = 1024
+MOST_COPIED: Final = 256
+"""Elements of a list. `map` and `filter` copy the list at every step: their time goes with the square."""
+
+MOST_TEXT: Final = 1 << 20
+"""Bytes that `replace` may make."""
+
+FOREIGN_PATTERN_NS: Final = 500_000
+"""A pattern that only RE2 takes, which compiles it at every call."""
 
 
 class PolicyLimit(Settings, frozen=True, kw_only=True):
@@ -194,36 +218,97 @@ Source = Callable[[RequestContext, "Moment"], Any]
 class Moment:
     """What the variables of one request are read from besides the request: the clock and the counts."""
 
-    __slots__ = ("counts", "now_ns", "utc")
+    __slots__ = ("counts", "longest", "now_ns", "repeated", "utc")
 
     def __init__(self, now_ns: int, counts: Counts | None) -> None:
         self.now_ns = now_ns
         self.counts = counts
+        self.repeated: set[tuple[str, str]] | None = None
+        """(map, key) of what the request has more than once."""
+        self.longest = 0
+        """Elements of the longest list or map."""
         self.utc = time.gmtime()
 
+    def note_repeated(self, kind: str, name: str) -> None:
+        if self.repeated is None:
+            self.repeated = set()
+        self.repeated.add((kind, name))
 
-def _headers(ctx: RequestContext, _at: Moment) -> dict[str, str]:
+    def note_length(self, length: int) -> None:
+        if length > self.longest:
+            self.longest = length
+
+
+LISTS: Final = frozenset(
+    (
+        *("accept", "accept-charset", "accept-encoding", "accept-language", "accept-patch", "accept-ranges"),
+        *("access-control-request-headers", "allow", "cache-control", "cdn-loop", "connection"),
+        *("content-digest", "content-encoding", "content-language", "cookie", "forwarded", "if-match"),
+        *("if-none-match", "link", "pragma", "prefer", "priority", "repr-digest", "signature"),
+        *("sec-websocket-extensions", "sec-websocket-protocol", "signature-input", "te", "trailer"),
+        *("upgrade", "vary", "via"),
+        *("want-content-digest", "want-repr-digest", "x-forwarded-for"),
+    )
+)
+"""Fields whose lines make one list (RFC 9110 §5.3). Of any other, recipients take one line or the other."""
+
+
+def _headers(ctx: RequestContext, at: Moment) -> dict[str, str]:
     fields: dict[str, str] = {}
     for name, value in ctx.headers.items():
         name = name.lower()
-        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+        if name not in fields:
+            fields[name] = value
+            continue
+        fields[name] = f"{fields[name]}{'; ' if name == 'cookie' else ', '}{value}"
+        if name not in LISTS:
+            at.note_repeated("headers", name)
+    at.note_length(len(fields))
     return fields
 
 
-def _query_params(ctx: RequestContext, _at: Moment) -> dict[str, str]:
-    pairs = parse_qsl(
-        ctx.query, keep_blank_values=True, max_num_fields=None, encoding="utf-8", errors="replace"
-    )
-    return dict(reversed(pairs[:256]))
+def _header_values(ctx: RequestContext, at: Moment) -> dict[str, list[str]]:
+    fields: dict[str, list[str]] = {}
+    for name, value in ctx.headers.items():
+        fields.setdefault(name.lower(), []).append(value)
+    at.note_length(max(len(fields), *map(len, fields.values())) if fields else 0)
+    return fields
 
 
-def _cookies(ctx: RequestContext, _at: Moment) -> dict[str, str]:
+def _query_pairs(ctx: RequestContext) -> list[tuple[str, str]]:
+    """All of them: `server.max_target_bytes` bounds the query."""
+    return parse_qsl(ctx.query, keep_blank_values=True, encoding="utf-8", errors="replace")
+
+
+def _query_params(ctx: RequestContext, at: Moment) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in _query_pairs(ctx):
+        if found.setdefault(name, value) is not value:
+            at.note_repeated("query_params", name)
+    at.note_length(len(found))
+    return found
+
+
+def _query_values(ctx: RequestContext, at: Moment) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in _query_pairs(ctx):
+        found.setdefault(name, []).append(value)
+    at.note_length(max(len(found), *map(len, found.values())) if found else 0)
+    return found
+
+
+def _cookies(ctx: RequestContext, at: Moment) -> dict[str, str]:
     found: dict[str, str] = {}
     for field in ctx.headers.get_all("cookie"):
         for part in field.split(";"):
             name, equals, value = part.strip().partition("=")
-            if equals and name not in found:
+            if not equals:
+                continue
+            if name in found:
+                at.note_repeated("cookies", name)
+            else:
                 found[name] = value.strip('"')
+    at.note_length(len(found))
     return found
 
 
@@ -237,14 +322,28 @@ def _size(ctx: RequestContext, _at: Moment) -> int:
 
 
 def _of_consumer(attribute: str, missing: Any, convert: Callable[[Any], Any] = lambda value: value) -> Source:
-    def read(ctx: RequestContext, _at: Moment) -> Any:
+    def read(ctx: RequestContext, at: Moment) -> Any:
         identity = getattr(ctx, "identity", None)
         if identity is None:
             return missing
         value = getattr(identity, attribute, None)
-        return missing if value is None else convert(value)
+        if value is None:
+            return missing
+        converted = convert(value)
+        if not isinstance(converted, str):
+            at.note_length(_longest(converted))
+        return converted
 
     return read
+
+
+def _longest(value: Any) -> int:
+    """Elements of the longest list or map in a value."""
+    if isinstance(value, dict):
+        return max([len(value), *map(_longest, value.values())])
+    if isinstance(value, list):
+        return max([len(value), *map(_longest, value)])
+    return 0
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -281,14 +380,29 @@ VARIABLES: Final[dict[str, tuple[str, Source, str]]] = {
     "request.query_params": (
         "map(string, string)",
         _query_params,
-        "the query's parameters; the first of each name",
+        "the query's parameters; a condition that reads one which is there twice fails",
+    ),
+    "request.query_values": (
+        "map(string, list(string))",
+        _query_values,
+        "all values of each of the query's parameters",
     ),
     "request.headers": (
         "map(string, string)",
         _headers,
-        "fields by lower-case name; several of one name are joined by `, `",
+        "fields by lower-case name; the lines of a list field (`accept`) are joined by `, `, and a condition "
+        "that reads any other field which is there twice fails",
     ),
-    "request.cookies": ("map(string, string)", _cookies, "cookies by name"),
+    "request.header_values": (
+        "map(string, list(string))",
+        _header_values,
+        "the values of all lines of each field",
+    ),
+    "request.cookies": (
+        "map(string, string)",
+        _cookies,
+        "cookies by name; a condition that reads one which is there twice fails",
+    ),
     "request.params": ("map(string, string)", lambda ctx, at: ctx.params, "parameters of the route's path"),
     "request.client_ip": ("string", lambda ctx, at: ctx.client_ip, "the client's address"),
     "request.peer_ip": ("string", lambda ctx, at: ctx.peer_ip, "the address of the TCP peer"),
@@ -371,14 +485,111 @@ def _range(text: str) -> CidrSet:
 
 
 def _in_cidr(address: str, text: str) -> bool:
+    if len(text) > 64:
+        raise ValueError("in_cidr: no range has more than 64 characters")
     try:
         return address in _range(text)
     except ValueError as error:
         raise ValueError(f"in_cidr: {error}") from None
 
 
+_TOKEN: Final = re.compile(
+    r"""(?P<skip>//[^\n]*|[rRbB]{0,2}(?:\"{3}(?:[^\\]|\\.)*?\"{3}|'{3}(?:[^\\]|\\.)*?'{3}"""
+    r"""|'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"))|(?P<name>[A-Za-z_]\w*)(?=\s*\()""",
+    re.DOTALL,
+)
+
+_TEXT_FUNCTIONS: Final = ("matches", "replace", "split", "indexOf", "lastIndexOf", "reverse")
+"""The functions of the language whose time or space is not bounded by the loop steps; `_Texts` has them."""
+
+
+def bounded(text: str) -> str:
+    """The expression with the gateway's own text functions in place of the library's."""
+
+    def own(found: re.Match[str]) -> str:
+        name = found["name"]
+        return f"fastgate_{name}" if name in _TEXT_FUNCTIONS else found[0]
+
+    return _TOKEN.sub(own, text)
+
+
+class _Texts:
+    """Text functions that are paid for. The results are those of CEL's `strings` extension."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._spend = budget.spend
+        self._budget = budget
+        self._patterns = Patterns()
+        self.most_parts = MOST_PARTS
+        self.foreign: Any = None
+        """Compiled `s.matches(p)`, for patterns that only RE2 takes."""
+
+    def matches(self, text: str, pattern: str) -> bool:
+        self._spend(CALL_NS)
+        automaton: Automaton | None = self._patterns.get(pattern) if len(pattern) <= 1000 else None
+        if automaton is not None:
+            return automaton.search(text, self._budget)
+        self._spend(FOREIGN_PATTERN_NS + 20 * len(text) + repeats_of(pattern) * 50_000)
+        found = self.foreign.eval(data={"s": text, "p": pattern})
+        value = found.value()
+        if value is True or value is False:
+            return bool(value)
+        raise ValueError(str(value))
+
+    def replace(self, text: str, old: str, new: str, most: int = -1) -> str:
+        times = text.count(old) if most < 0 else min(text.count(old), most)
+        size = len(text) + times * (len(new) - len(old))
+        self._spend(CALL_NS + 10 * (len(text) + size))
+        if size > MOST_TEXT:
+            self._budget.is_exhausted = True
+            raise Exhausted(f"replace: more than {MOST_TEXT} characters")
+        return text.replace(old, new, most if most >= 0 else -1)
+
+    def split(self, text: str, by: str, most: int = -1) -> list[str]:
+        parts = (len(text) if by == "" else text.count(by) + 1) if most < 0 else most
+        self._spend(CALL_NS + 2 * len(text) + 800 * min(parts, self.most_parts))
+        if min(parts, len(text) + 1) > self.most_parts:
+            self._budget.is_exhausted = True
+            raise Exhausted(f"split: more than {self.most_parts} parts")
+        if most == 0:
+            return []
+        if by == "" and text:
+            letters = list(text)
+            return letters if most < 0 or len(letters) <= most else [*letters[: most - 1], text[most - 1 :]]
+        return text.split(by, most - 1 if most > 0 else -1) if text else [""]
+
+    def index_of(self, text: str, part: str, start: int = 0) -> int:
+        self._spend(CALL_NS + len(text))
+        if not 0 <= start <= len(text):
+            raise ValueError(f"indexOf: {start} is out of range")
+        return text.find(part, start)
+
+    def last_index_of(self, text: str, part: str, start: int | None = None) -> int:
+        self._spend(CALL_NS + len(text))
+        if start is None:
+            return text.rfind(part)
+        if not 0 <= start <= len(text):
+            raise ValueError(f"lastIndexOf: {start} is out of range")
+        return text.rfind(part, 0, start + len(part))
+
+    def reverse(self, text: str) -> str:
+        self._spend(CALL_NS + 10 * len(text))
+        return text[::-1]
+
+
+_REPEAT: Final = re.compile(r"\{(\d+)(?:,(\d*))?\}")
+
+
+def repeats_of(pattern: str) -> int:
+    """About how many copies of parts of it a pattern is made of."""
+    copies = 1
+    for low, high in _REPEAT.findall(pattern):
+        copies *= max(int(low[:4]), int((high or "0")[:4]), 1)
+    return min(copies, 1_000_000)
+
+
 class Language:
-    """Compiles expressions. One per process is enough; it holds no state of requests."""
+    """Compiles expressions. One per process is enough; of a request it holds the budget."""
 
     def __init__(self) -> None:
         cel, ext_strings = _load()
@@ -391,7 +602,40 @@ class Language:
             "list(string)": kinds.List(kinds.STRING),
             "map(string, string)": kinds.Map(kinds.STRING, kinds.STRING),
             "map(string, dyn)": kinds.Map(kinds.STRING, kinds.DYN),
+            "map(string, list(string))": kinds.Map(kinds.STRING, kinds.List(kinds.STRING)),
         }
+        self.budget = Budget(BUDGET_NS)
+        self.texts = texts = _Texts(self.budget)
+        text, number, many = kinds.STRING, kinds.INT, kinds.List(kinds.STRING)
+
+        def own(name: str, gives: Any, takes: list[Any], act: Any, is_member: bool = True) -> Any:
+            words = "_".join(kind.name().lower() for kind in takes)
+            return cel.Overload(f"fastgate_{name}_{is_member}_{words}", gives, takes, is_member, act)
+
+        overloads = {
+            "matches": [
+                own("matches", kinds.BOOL, [text, text], texts.matches),
+                own("matches", kinds.BOOL, [text, text], texts.matches, False),
+            ],
+            "replace": [
+                own("replace", text, [text, text, text], texts.replace),
+                own("replace", text, [text, text, text, number], texts.replace),
+            ],
+            "split": [
+                own("split", many, [text, text], texts.split),
+                own("split", many, [text, text, number], texts.split),
+            ],
+            "indexOf": [
+                own("indexOf", number, [text, text], texts.index_of),
+                own("indexOf", number, [text, text, number], texts.index_of),
+            ],
+            "lastIndexOf": [
+                own("lastIndexOf", number, [text, text], texts.last_index_of),
+                own("lastIndexOf", number, [text, text, number], texts.last_index_of),
+            ],
+            "reverse": [own("reverse", text, [text], texts.reverse)],
+        }
+        texts.foreign = cel.NewEnv(variables={"s": text, "p": text}).compile("s.matches(p)")
         self._bool, self._dyn = kinds.BOOL, kinds.DYN
         self.error = kinds.ERROR
         overload = cel.Overload(
@@ -400,7 +644,10 @@ class Language:
         self.env = cel.NewEnv(
             variables={name: types[kind] for name, (kind, _read, _said) in VARIABLES.items()},
             extensions=[ext_strings.ExtStrings()],
-            functions=[cel.FunctionDecl("in_cidr", [overload])],
+            functions=[
+                cel.FunctionDecl("in_cidr", [overload]),
+                *(cel.FunctionDecl(f"fastgate_{name}", found) for name, found in overloads.items()),
+            ],
         )
 
     def compile(self, text: str) -> Any:
@@ -418,7 +665,7 @@ class Language:
         if kind not in (self._bool, self._dyn):
             raise ExpressionError(f"a condition is true or false, and this is {kind.name().lower()}")
         self._check_patterns(text)
-        return compiled
+        return self.env.compile(bounded(text))
 
     def _check_patterns(self, text: str) -> None:
         """A regular expression is compiled when it is used: one that cannot be is better found now."""
@@ -433,6 +680,15 @@ class Language:
                 )
                 problem = str(tried.value()).removeprefix("INVALID_ARGUMENT: ")
                 raise ExpressionError(problem, line, column)
+            self._check_cost(found[1], text, found.start(1))
+
+    def _check_cost(self, literal: str, text: str, at: int) -> None:
+        """A pattern that costs more than all conditions of a request may could never be used."""
+        pattern = self.env.compile(literal).eval(data={}).value()
+        cost_ns = FOREIGN_PATTERN_NS + repeats_of(pattern) * 50_000
+        if cost_ns > BUDGET_NS // 2 and (len(pattern) > 1000 or Patterns().get(pattern) is None):
+            column = at - text.rfind("\n", 0, at)
+            raise ExpressionError("a pattern with too many repetitions", text.count("\n", 0, at) + 1, column)
 
     @staticmethod
     def names(text: str) -> frozenset[str]:
@@ -546,10 +802,10 @@ class ViolationLog:
             record = self._encode(short)
             if len(record) > room:
                 record = self._encode(
-                    msgspec.structs.replace(short, path="", detail="", consumer=_cut(short.consumer, 20))
+                    msgspec.structs.replace(
+                        short, path="", detail="", route="", consumer=_cut(short.consumer, 20)
+                    )
                 )
-            if len(record) > room:
-                return
         self._ring.append(record)
 
     @property
@@ -615,6 +871,42 @@ def key_of(by: str, ctx: RequestContext) -> str:
 # ---- rules
 
 
+class Failure(str):
+    """Why a condition gave no answer. is_closed: a client can cause it, so `on_error` does not matter."""
+
+    is_closed: bool
+
+    def __new__(cls, text: str, is_closed: bool = False) -> Failure:
+        made = super().__new__(cls, text)
+        made.is_closed = is_closed
+        return made
+
+
+_MAPS: Final = re.compile(r"\brequest\s*\.\s*(headers|query_params|cookies)\b")
+_READS: Final = re.compile(
+    r"""\s*\[\s*[rR]?(?:'([^'\\\n]*)'|"([^"\\\n]*)")\s*\]|\s*\.\s*([A-Za-z_]\w*)\b(?!\s*\()"""
+)
+_COPIES: Final = re.compile(r"\.\s*(?:map|filter)\s*\(")
+
+
+def reads_of(text: str) -> dict[str, frozenset[str] | None]:
+    """The keys that a condition reads of headers, query_params and cookies; None for a map: any of them.
+    Asking whether a key is there (`in`) reads none.
+    """
+    found: dict[str, set[str] | None] = {}
+    for place in _MAPS.finditer(text):
+        kind = place[1]
+        read = _READS.match(text, place.end())
+        if read is None:
+            if not re.search(r"\bin\s*$", text[: place.start()]):
+                found[kind] = None
+            continue
+        names = found.setdefault(kind, set())
+        if names is not None:
+            names.add(next(name for name in read.groups() if name is not None))
+    return {kind: None if names is None else frozenset(names) for kind, names in found.items()}
+
+
 class Rule:
     """One policy, compiled."""
 
@@ -623,10 +915,12 @@ class Rule:
         "_count_match",
         "action",
         "config",
+        "copies",
         "enforce",
         "limiter",
         "name",
         "program",
+        "reads",
         "reason",
     )
 
@@ -643,6 +937,8 @@ class Rule:
         self.action = config.action
         self.enforce = config.enforce
         self.program = program
+        self.reads = reads_of(config.when)
+        self.copies = _COPIES.search(config.when) is not None
         denied = REASONS["policy_denied"]
         self.reason = Reason(
             denied.index, denied.label, config.status, config.message or denied.text, CLIENT, False
@@ -658,6 +954,16 @@ class Rule:
             labels = {"policy": config.name, "action": config.action}
             self._count_match = counter("fastgate_policy_total", **labels, outcome=outcome)
             self._count_error = counter("fastgate_policy_total", **labels, outcome="error")
+
+    def undecidable(self, moment: Moment) -> str:
+        """Why the condition cannot be decided on this request; "" when it can."""
+        for kind, name in moment.repeated or ():
+            read = self.reads.get(kind, frozenset())
+            if read is None or name in read:
+                return f"{kind}: {name[:60]!r} is there more than once"
+        if self.copies and moment.longest > MOST_COPIED:
+            return f"a list or map with more than {MOST_COPIED} elements"
+        return ""
 
     def matched(self) -> None:
         if self._count_match is not None:
@@ -680,9 +986,13 @@ class RuleSet:
         self._activation = language.env.Activation if language is not None else None
         self._error = language.error if language is not None else None
         self._joined = None
+        self._language = language
+        self._left_ns = {True: BUDGET_NS, False: BUDGET_NS}
+        self._most_parts = MOST_COPIED if any(rule.copies for rule in self.rules) else MOST_PARTS
         if language is not None and len(self.rules) > 1:
+            whole = " || ".join(f"(\n{rule.config.when}\n)" for rule in self.rules)
             try:
-                joined = language.env.compile(" || ".join(f"(\n{rule.config.when}\n)" for rule in self.rules))
+                joined = language.env.compile(bounded(whole))
             except RuntimeError:  # together they are beyond a bound of the library, one by one they are not
                 joined = None
             self._joined = joined
@@ -695,27 +1005,42 @@ class RuleSet:
         assert self._activation is not None
         return self._activation({name: source(ctx, moment) for name, source in self._sources})
 
-    def matches_none(self, activation: Any) -> bool:
+    def matches_none(self, activation: Any, moment: Moment) -> bool:
         """True when certainly no condition holds and none fails."""
-        if self._joined is None:
+        assert self._language is not None
+        self._left_ns[True] = self._left_ns[False] = BUDGET_NS
+        if self._joined is None or moment.repeated is not None or moment.longest > MOST_COPIED:
             return False
+        self._language.budget.reset(BUDGET_NS)
+        self._language.texts.most_parts = self._most_parts
         try:
             return self._joined.eval(activation).value() is False
         except RuntimeError:
             return False
 
-    def evaluate(self, rule: Rule, activation: Any) -> bool | str:
-        """What the condition says, or the error as text."""
+    def evaluate(self, rule: Rule, activation: Any, moment: Moment) -> bool | Failure:
+        """What the condition says, or why it says nothing. Rules in shadow mode have a budget of their own:
+        what they spend is not missing to those that are enforced.
+        """
+        assert self._language is not None
+        why = rule.undecidable(moment)
+        if why:
+            return Failure(why, True)
+        budget = self._language.budget
+        budget.reset(self._left_ns[rule.enforce])
+        self._language.texts.most_parts = MOST_COPIED if rule.copies else MOST_PARTS
         try:
             found = rule.program.eval(activation)
             value = found.value()
         except RuntimeError as error:  # beyond the loop budget
-            return str(error)
+            return Failure(str(error), True)
+        finally:
+            self._left_ns[rule.enforce] = budget.left_ns
         if value is True or value is False:
             return bool(value)
         if found.type() == self._error:
-            return str(value)
-        return f"a condition is true or false, and this one gave {type(value).__name__}"
+            return Failure(str(value), budget.is_exhausted)
+        return Failure(f"a condition is true or false, and this one gave {type(value).__name__}")
 
 
 # ---- at run time
@@ -747,7 +1072,7 @@ class Policies:
         self.counts = Counts(table)
         self.violations = ViolationLog(violations) if violations is not None else None
         self._language: Language | None = None
-        self._programs: dict[str, Any] = {}
+        self._programs: OrderedDict[str, Any] = OrderedDict()
         self._sets: dict[tuple[PolicyConfig, ...], RuleSet] = {}
         self._document: tuple[int, int] | None = None  # index and version of the document read last
         self._runtime: tuple[PolicyConfig, ...] = ()
@@ -804,9 +1129,11 @@ class Policies:
         assert self._language is not None
         program = self._programs.get(policy.when)
         if program is None:
-            if len(self._programs) >= 10_000:  # of policies set at run time, again and again
-                self._programs.clear()
             program = self._programs[policy.when] = self._language.compile(policy.when)
+            if len(self._programs) > MOST_PROGRAMS:  # of policies set at run time, again and again
+                self._programs.popitem(last=False)
+        else:
+            self._programs.move_to_end(policy.when)
         return Rule(policy, program, counter=self._counter, table=self._table)
 
 
@@ -837,16 +1164,18 @@ class PolicyGate(WatchingGate):
         rules = self._rules
         if not rules:
             return CONTINUE
-        activation = rules.activation(ctx, Moment(ctx.now_ns, self._policies.counts))
-        if rules.matches_none(activation):
+        moment = Moment(ctx.now_ns, self._policies.counts)
+        activation = rules.activation(ctx, moment)
+        if rules.matches_none(activation, moment):
             return CONTINUE
         for rule in rules.rules:
-            found = rules.evaluate(rule, activation)
+            found = rules.evaluate(rule, activation, moment)
             if found is False:
                 continue
-            if found is not True:
+            if isinstance(found, Failure):
                 rule.failed()
-                if rule.config.on_error == "deny" and self._refuses(rule, ctx, "error", str(found)):
+                is_closed = found.is_closed or rule.config.on_error == "deny"
+                if is_closed and self._refuses(rule, ctx, "error", str(found)):
                     return ctx.refuse(rule.reason)
                 continue
             action = rule.action

@@ -17,7 +17,7 @@ from libc.stdint cimport int64_t
 from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.counters cimport Counters
-from fastgate._core.headers cimport MAX_FIELDS
+from fastgate._core.headers cimport WIRE_FIELDS
 from fastgate._core.plan cimport Plan
 from fastgate.server.accesslog cimport AccessLog
 from fastgate.server.connection cimport ClientConnection
@@ -68,7 +68,7 @@ cdef class DataPlane(Plane):
         cdef Plan old = self.plan
         server = plan.config.server
         self.max_header_bytes = server.max_header_bytes
-        self.max_headers = min(server.max_headers, MAX_FIELDS)
+        self.max_headers = min(server.max_headers, WIRE_FIELDS)
         self.max_target_bytes = server.max_target_bytes
         self.header_timeout_ns = server.header_timeout_ns
         self.body_timeout_ns = server.body_timeout_ns

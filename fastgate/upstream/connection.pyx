@@ -18,6 +18,7 @@ from libc.string cimport memcmp
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.context cimport Reason
 from fastgate._core.headers cimport (
+    WIRE_FIELDS,
     H_CONNECTION,
     H_CONTENT_LENGTH,
     H_TRANSFER_ENCODING,
@@ -395,7 +396,7 @@ cdef class UpstreamConnection(Timed):
         self.chunked = False
         self.content_length = -1
         self.keep_alive = self.version_minor == 1
-        if self.status < 100:
+        if self.status < 100 or fields.count > WIRE_FIELDS:
             return False
         for i in range(fields.count):
             field = &fields.fields[i]
