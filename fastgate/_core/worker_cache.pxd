@@ -42,6 +42,7 @@ cdef class WorkerCache:
     cdef readonly object tiers
     cdef int64_t seen
     cdef dict fills
+    cdef dict varies                            # Vary by key
     cdef readonly dict forms                    # Rules by their query_form: how the routes take a URL's query
     cdef Metric evicted_variants
     cdef readonly int source                    # FROM_* of the last find
@@ -49,6 +50,7 @@ cdef class WorkerCache:
     cdef Metric purged_fills
     cdef object get(self, bytes key, int64_t now_ns, int64_t realtime_now_ns)
     cdef object keep(self, bytes key, object blob, int64_t now_ns, int64_t realtime_now_ns, int source)
+    cdef Vary known(self, bytes key, Vary vary)
     cdef StoredResponse newer(self, bytes key, StoredResponse held, int64_t now_ns, int64_t realtime_now_ns)
     cdef int put(self, bytes key, object value, tuple tags, int lives, int64_t keep_until_ns, int64_t began, int64_t now_ns,
                  int64_t realtime_now_ns) except -1

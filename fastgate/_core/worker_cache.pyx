@@ -4,7 +4,8 @@
 WHAT     `WorkerCache` looks an answer up in the worker's own memory (L1) and in the tiers behind it, keeps what was fetched, carries
          out purges before every look-up, and knows which keys are being fetched (`Fill`), so that one request upstream serves
          all who ask meanwhile. `RouteCache` is what a route says of it.
-STATE    memory: `_core/cache`, bounded in bytes. fills: one for each key that is being fetched, so bounded by the requests in
+STATE    varies: what the last URLs vary by and which variants they have, so that their number stays bounded whatever memory holds.
+         memory: `_core/cache`, bounded in bytes. fills: one for each key that is being fetched, so bounded by the requests in
          flight. tiers: an object with get_now, get_later and put (fastgate/caching/tiers.py), or None.
 WHO      The worker's loop. Other processes are heard through `epochs` alone.
 COST     a look-up in memory is one load (nothing purged) and one hash, about 40 ns.
@@ -25,6 +26,10 @@ __all__ = ["RESULTS", "Fill", "RouteCache", "WorkerCache"]
 RESULTS = ("hit", "stale", "revalidated", "miss", "expired", "bypass", "coalesced", "stale_on_error", "only_if_cached")
 
 cdef int64_t FILL_AGE_NS = 30_000_000_000       # a leader that says nothing for so long is given up
+
+
+cdef enum:
+    MOST_VARIES = 512
 
 
 cdef class Fill:
@@ -55,6 +60,7 @@ cdef class WorkerCache:
         self.epochs = epochs
         self.tiers = tiers
         self.fills = {}
+        self.varies = {}
         self.forms = {}
         self.seen = epochs.c_sequence()
         self.purged_fills = counter("fastgate_cache_fills_purged_total")
@@ -83,7 +89,9 @@ cdef class WorkerCache:
         cdef StoredResponse stored
         cdef bytes raw = bytes(blob)
         value = Vary.from_bytes(raw)
-        if value is None:
+        if value is not None:
+            value = self.known(key, <Vary>value)
+        else:
             value = stored_from(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
         self.source = FROM_NOWHERE
         if value is None:
@@ -98,6 +106,16 @@ cdef class WorkerCache:
             self.memory.store(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), value, stored.size,
                               now_ns + stored.keep_until_ns - realtime_now_ns, 0, stored.tags, now_ns)
         return value
+
+    cdef Vary known(self, bytes key, Vary vary):
+        """vary, or the object of this worker that says the same and knows which variants there are."""
+        cdef Vary held = <Vary>self.varies.pop(key, None)
+        if held is None or held.names != vary.names:
+            held = vary
+        self.varies[key] = held
+        if len(self.varies) > MOST_VARIES:
+            del self.varies[next(iter(self.varies))]
+        return held
 
     cdef StoredResponse newer(self, bytes key, StoredResponse held, int64_t now_ns, int64_t realtime_now_ns):
         """What the tiers hold under key when it came after what memory does, as another worker has renewed it; else held."""

@@ -923,7 +923,7 @@ cdef class CachedRequest:
         cdef int64_t until = stored.keep_until_ns
         cdef int lives = 0
         if stored.vary:
-            vary = merge_vary(self.vary, stored.vary)
+            vary = store.known(self.key, <Vary>merge_vary(self.vary, stored.vary))
             key = self.vary_key(x, vary)
             if vary is not self.vary and not store.put(self.key, vary, (), 0, now + VARY_DAYS * DAY_NS, self.began, now_ns, now):
                 return
