@@ -122,6 +122,7 @@ class Rig:
     def __init__(self, gateway: Gateway, origin: Echo) -> None:
         self.gateway = gateway
         self.origin = origin
+        self.config: dict[str, Any] = {}
         self._numbers = iter(range(1, 10_000))
 
     def fresh(self, path: str) -> str:
