@@ -216,7 +216,10 @@ cdef class AuthGate(Plugin):
         return NULL
 
     cdef bint current(self, Identity identity) noexcept:
-        """False when what the identity was made of has changed since. One that is current is counted as used."""
+        """False when what the identity was made of has changed since, or it has expired by the clock as it is now: how long it may be
+        remembered was measured by the other clock, which a step leaves alone. One that is current is counted as used."""
+        if identity.expires_ns and realtime_ns() >= identity.expires_ns:
+            return False
         if self.directory is None or identity.record == -1:
             return True
         if identity.record < 0:         # a consumer nobody had declared: whatever was written since may do so

@@ -128,6 +128,7 @@ BYPASS = CACHE_BYPASS
 REPLACED_FIELDS = (b"if-none-match", b"if-modified-since", b"range", b"if-range")
 
 cdef int64_t SECOND_NS = 1_000_000_000
+cdef int64_t AHEAD_NS = 5_000_000_000           # by how much the clocks of two machines of a fleet may differ
 cdef int64_t FOR_EVER = INT64_MAX // 4
 # Mixed into checksums, so that a record of another format never passes by chance. Not a secret: it finds damage, not forgery.
 cdef uint64_t[2] CHECK_KEY = [0x6661737467617465, 0x6361636865763031]
@@ -1017,8 +1018,10 @@ cdef class StoredResponse:
 
     cdef int c_judge(self, RequestRules r, int64_t now_ns) noexcept:
         cdef int64_t age, left
-        if now_ns < self.fresh_until_ns and r.plain:
+        if now_ns < self.fresh_until_ns and r.plain and now_ns >= self.stored_ns - AHEAD_NS:
             return CACHE_FRESH
+        if now_ns < self.stored_ns - AHEAD_NS:          # the clock was set back: nobody knows how old this is
+            return CACHE_ONLY_IF_CACHED if r.flags & CC_ONLY_IF_CACHED else CACHE_REVALIDATE
         age = now_ns - self.born_ns
         left = self.fresh_until_ns - now_ns
         if r.flags & CC_NO_CACHE:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,10 +22,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from fastgate._core.directory import Directory, DirectoryFull
-from fastgate.auth.consumers import effective, tier_and_limits
+from fastgate.auth.consumers import effective
 from fastgate.auth.section import ConsumerConfig
 from fastgate.config import Config
 from fastgate.control.answers import Refused
+from fastgate.control.keymaking import UNDECLARED, NewKey, new_key, record_of
 from fastgate.state.backlog import (
     ForgetKey,
     PutConsumer,
@@ -39,42 +39,27 @@ from fastgate.state.journal import Journal, Throttle
 from fastgate.state.memory import HostMemory
 from fastgate.state.records import (
     ConsumerRecord,
-    KeyRecord,
     StoredConsumer,
     StoredKey,
     consumer_digest,
     document_digest,
     encode_record,
-    key_digest,
     secret_digest,
 )
 from fastgate.state.sealing import SealError
 from fastgate.state.store import Store, StoredSecret, StoreError, default_path
 
-__all__ = ["Keyring", "NewKey"]
+__all__ = ["Keyring"]
 
 T = TypeVar("T")
-
-PREFIX = "fg_"
-KEY_BYTES = 32
-KEY_CHARACTERS = 43
-"""62**43 > 2**256: every key has this length, and no character that breaks a double click or a URL."""
-
-ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-HINT_CHARACTERS = 4
-"""Of a key that may be shown for people to recognise it by: 24 of its 256 bits."""
 
 SLICE = 500
 """Keys published between two looks at the loop: about 5 ms."""
 
 USAGE_SLICE = 2000
 
-
-class NewKey(msgspec.Struct, frozen=True):
-    """A key that was just made, and the only time that the key itself is told."""
-
-    secret: str
-    stored: StoredKey
+REOPEN_S = 15.0
+"""Between two tries to open a store that cannot be used; a look through a large one takes seconds."""
 
 
 class Keyring:
@@ -85,6 +70,7 @@ class Keyring:
         self.consumers_in_file: Mapping[str, ConsumerConfig] = {}
         self.fault = "the store is not open yet"
         """Why the store cannot be used; empty while it can."""
+        self._config: Config | None = None
         self._sealed = ""  # why a secret cannot be opened
         self._journal = journal
         self._store = Store(default_path())
@@ -100,6 +86,9 @@ class Keyring:
         self._failures = counter("fastgate_store_failures_total")
         self._entries = memory.metrics.gauge("fastgate_directory_entries")
         self._pending = memory.metrics.gauge("fastgate_store_pending_writes")
+        self._guards_routes = False  # whether a route takes API keys
+        self._is_stepped = False
+        self._tried = 0.0  # when the store was last opened
         self._waiting = 0  # changes that are in effect and not stored
         self._throttle = Throttle(burst=1, period_s=60)
 
@@ -110,16 +99,20 @@ class Keyring:
         self._store = Store(_path(config))
         self._interval_s = config.store.usage_interval_ns / 1e9
         self.consumers_in_file = config.consumers
+        self._config = config
+        self._guards_routes = _takes_keys(config)
+        self._tried = time.monotonic()
         try:
             self._store.open()
-            self.fault = ""
             self._count_pending()
-            await self._publish_all()
+            await self._publish_all()  # before any call may change what is being published
+            self.fault = ""
             self.directory.loaded = 1
         except (StoreError, SealError) as error:
             self._failed(error)
         except DirectoryFull as error:
             self._journal.error("keys missing", problem=str(error), hint="raise memory.directory_entries")
+            self.fault = ""
             self.directory.loaded = 1
         if self.fault and self.directory.loaded == 0:
             self._publish_consumers()
@@ -131,7 +124,11 @@ class Keyring:
         if _path(config) != self._store.path:
             self._switching = asyncio.create_task(self._switch(config))
             return
+        if self.fault:
+            self._is_stepped = True  # what is published now is not all that counts
         before, self.consumers_in_file = self.consumers_in_file, config.consumers
+        self._config = config
+        self._guards_routes = _takes_keys(config)
         self._interval_s = config.store.usage_interval_ns / 1e9
         for name in before.keys() | config.consumers.keys():
             if before.get(name) != config.consumers.get(name):
@@ -152,6 +149,10 @@ class Keyring:
         while True:
             await asyncio.sleep(min(1.0, self._interval_s))
             self._retry()
+            await self._open_again()
+            if self._is_stepped:
+                self._is_stepped = False
+                await self._publish_again()
             try:
                 self._end_keys()
                 if time.monotonic() >= due:
@@ -189,6 +190,10 @@ class Keyring:
             return {"status": "healthy", **facts}
         return {"status": "degraded", "problem": problem, **facts}
 
+    def outage(self) -> str:
+        """Why every request with an API key gets 503; "" when it does not, or no route takes keys."""
+        return self.fault if self._guards_routes and self.directory.loaded != 1 else ""
+
     # --- publishing
 
     async def _publish_all(self) -> None:
@@ -216,7 +221,7 @@ class Keyring:
         self._ends = []
         count = 0
         for key in self._store.good_keys(now_ns):
-            key_record = _record(key, records.get(key.consumer, _UNDECLARED))
+            key_record = record_of(key, records.get(key.consumer, UNDECLARED))
             if key_record is not None:
                 wanted.add(self._put(key.digest, encode_record(key_record), key))
                 if key.expires_ns:
@@ -259,7 +264,7 @@ class Keyring:
             after = keys[-1]
 
     def _publish_key(self, key: StoredKey, consumer: ConsumerRecord | None) -> None:
-        record = _record(key, consumer or _UNDECLARED) if key.is_good(time.time_ns()) else None
+        record = record_of(key, consumer or UNDECLARED) if key.is_good(time.time_ns()) else None
         if record is None:
             self.directory.remove(key.digest)
             return
@@ -284,7 +289,7 @@ class Keyring:
     def create(self, key: StoredKey) -> NewKey:
         """Makes a key with these properties (key_id, digest, hint and created_ns are filled in here)."""
         self._check_store()
-        made = _new_key(key)
+        made = new_key(key)
         self._write(lambda: self._store.insert_keys([made.stored]))
         try:
             self._publish_key(made.stored, self.consumer(made.stored.consumer))
@@ -336,7 +341,7 @@ class Keyring:
             raise Refused(409, f"The key was rotated before; {old.replaced_by} is in its place")
         if expires_ns is None:
             expires_ns = now_ns + (old.expires_ns - old.created_ns) if old.expires_ns else 0
-        made = _new_key(
+        made = new_key(
             msgspec.structs.replace(
                 old,
                 replaces=old.key_id,
@@ -371,12 +376,13 @@ class Keyring:
         if key.revoked_ns:
             return key
         gone = msgspec.structs.replace(key, revoked_ns=time.time_ns())
-        self._take_away(RevokeKey(key.key_id, gone.revoked_ns))
+        problem = self._take_away(RevokeKey(key.key_id, gone.revoked_ns))
         try:
             self._store.set_usage([(key.digest, key.used, key.last_used_ns)])
         except StoreError:  # the count of its uses is a little old then
             self._failures.add()
         self._changes["revoked"].add()
+        self._check_stored("The key is refused", problem)
         return gone
 
     def is_pending(self, key_id: str) -> bool:
@@ -415,14 +421,16 @@ class Keyring:
     def put_consumer(self, consumer: StoredConsumer) -> None:
         """Stores what is said of a consumer; it and its keys are in force everywhere on return."""
         self._check_store()
+        problem = ""
         if consumer.disabled:
-            self._take_away(PutConsumer(consumer))
+            problem = self._take_away(PutConsumer(consumer))
         else:
             self._write(lambda: self._store.put_consumer(consumer))
         try:
             self._publish_consumer(consumer.name)
         except (DirectoryFull, ValueError) as error:
             raise _no_room(error) from error
+        self._check_stored(f"The consumer {consumer.name!r} is disabled", problem)
 
     def remove_consumer(self, name: str) -> bool:
         """Forgets what was said at run time; what the config file says counts again."""
@@ -452,7 +460,7 @@ class Keyring:
         is_there = any(stored.name == name for stored in self._ask(self._store.secrets))
         self.directory.remove(secret_digest(name))
         if is_there:
-            self._take_away(RemoveSecret(name))
+            self._check_stored("The secret is gone", self._take_away(RemoveSecret(name)))
         return is_there
 
     def put_document(self, name: str, body: bytes) -> int:
@@ -471,7 +479,7 @@ class Keyring:
         is_there = self.document(name) is not None
         self.directory.remove(document_digest(name))
         if is_there:
-            self._take_away(RemoveDocument(name))
+            self._check_stored("It is gone", self._take_away(RemoveDocument(name)))
         return is_there
 
     def _put_blob(self, digest: bytes, blob: bytes) -> None:
@@ -500,21 +508,25 @@ class Keyring:
             self._failures.add()
             raise Refused(507, f"Nothing was changed, the store cannot be written: {error}") from error
 
-    def _take_away(self, write: Write) -> None:
-        """Stores what is in effect already, now or when the store can be written again."""
+    def _take_away(self, write: Write) -> str:
+        """Stores what is in effect already, now or when that is possible; why not yet, or ""."""
         try:
             problem = self._store.take_away(write)
-        except StoreError as error:
-            self._failures.add()
-            self._count_pending(str(error))
-            raise Refused(
-                507,
-                "This is in effect now, but it could not be written down and ends with the controller: "
-                f"{error}",
-            ) from error
+        except StoreError as error:  # its file has no room either
+            problem = f"{error}; and it ends with the controller"
         if problem:
             self._failures.add()
         self._count_pending(problem)
+        return problem
+
+    @staticmethod
+    def _check_stored(what: str, problem: str) -> None:
+        if problem:
+            raise Refused(
+                507,
+                f"{what} from now on, but that could not be stored yet: {problem}. It is being tried again",
+                pending_write=True,
+            )
 
     def _count_pending(self, problem: str = "") -> None:
         before, self._waiting = self._waiting, self._store.pending()
@@ -535,61 +547,49 @@ class Keyring:
             else:
                 self._count_pending()
 
+    def clock_stepped(self) -> None:
+        """The realtime clock was set: keys that ended are good again, or the other way round."""
+        self._is_stepped = True
+
+    async def _publish_again(self) -> None:
+        if self.fault:
+            return  # it is published when the store is opened
+        self.fault = "the keys are being published again, because the clock was set"
+        try:
+            await self._publish_all()
+            self.fault = ""
+        except (StoreError, SealError) as error:
+            self._failed(error)
+        except DirectoryFull as error:
+            self.fault = ""
+            self._journal.error("keys missing", problem=str(error), hint="raise memory.directory_entries")
+
+    async def _open_again(self) -> None:
+        """Tries a store that could not be used: it may have been mended, or moved away."""
+        is_switching = self._switching is not None and not self._switching.done()
+        if self.fault and not is_switching and time.monotonic() - self._tried > REOPEN_S:
+            assert self._config is not None
+            self._store.close()
+            await self.start(self._config)
+            if not self.fault:
+                self._journal.info("the store can be used again", store=str(self._store.path))
+
     def _failed(self, error: Exception) -> None:
         self.fault = str(error)
         self._failures.add()
-        self._journal.error("the store cannot be used", problem=self.fault)
+        if self._throttle.allow(self.fault) is not None:
+            self._journal.error("the store cannot be used", problem=self.fault)
 
 
-_UNDECLARED = ConsumerRecord()
+def _takes_keys(config: Config) -> bool:
+    return any(
+        route.enabled and route.auth is not None and "api_key" in route.auth.schemes
+        for route in config.each_route()
+    )
 
 
 def _path(config: Config) -> Path:
     return Path(config.store.path) if config.store.path else default_path()
-
-
-def _record(key: StoredKey, consumer: ConsumerRecord) -> KeyRecord | None:
-    """What workers are told of a key; None when its consumer is disabled."""
-    if consumer.disabled:
-        return None
-    tier, limits = tier_and_limits(key, consumer)
-    return KeyRecord(
-        key_id=key.key_id,
-        consumer=key.consumer,
-        tier=tier,
-        scopes=key.scopes or consumer.scopes,
-        roles=tuple(dict.fromkeys((*consumer.roles, *key.roles))),
-        metadata={**consumer.metadata, **key.metadata},
-        limits=limits,
-        expires_ns=key.expires_ns,
-        not_before_ns=key.not_before_ns,
-        replaced_by=key.replaced_by,
-    )
-
-
-def _new_key(properties: StoredKey) -> NewKey:
-    secret = PREFIX + _base62(secrets.token_bytes(KEY_BYTES), KEY_CHARACTERS)
-    return NewKey(
-        secret,
-        msgspec.structs.replace(
-            properties,
-            key_id="key_" + _base62(secrets.token_bytes(9), 13)[1:],
-            digest=key_digest(secret.encode()),
-            hint=secret[: len(PREFIX) + HINT_CHARACTERS],
-            created_ns=time.time_ns(),
-            revoked_ns=0,
-            replaced_by="",
-        ),
-    )
-
-
-def _base62(data: bytes, characters: int) -> str:
-    number = int.from_bytes(data, "big")
-    digits = []
-    for _ in range(characters):
-        number, digit = divmod(number, 62)
-        digits.append(ALPHABET[digit])
-    return "".join(reversed(digits))
 
 
 def _no_room(error: Exception) -> Refused:

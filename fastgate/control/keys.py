@@ -13,7 +13,8 @@ from starlette.routing import Route
 
 from fastgate.auth.consumers import NAME_PATTERN, WORD_PATTERN
 from fastgate.control.answers import Refused, expiry_ns, iso, number_argument, read_body
-from fastgate.control.keyring import Keyring, NewKey
+from fastgate.control.keymaking import NewKey
+from fastgate.control.keyring import Keyring
 from fastgate.control.limits import check_limits, check_tier
 from fastgate.control.view import View
 from fastgate.state.records import KEY_STATES, StoredKey
@@ -175,12 +176,11 @@ class KeyResource:
         return _told(made, {"old": key_row(old, time.time_ns())})
 
     async def revoke(self, request: Request) -> Response:
-        """No worker takes the key any more when this is answered. 200: that is stored, too; 202: the store
+        """No worker takes the key any more when this is answered. 200: that is stored, too; 507: the store
         cannot be written, and this waits until it can. Revoking twice is no error.
         """
         key = self._keyring.revoke(request.path_params["key_id"])
-        row = self._row(key, time.time_ns())
-        return JSONResponse(row, 202 if row["pending_write"] else 200)
+        return JSONResponse(self._row(key, time.time_ns()))
 
     def _row(self, key: StoredKey, now_ns: int) -> dict[str, Any]:
         return {**key_row(key, now_ns), "pending_write": self._keyring.is_pending(key.key_id)}

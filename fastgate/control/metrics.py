@@ -48,7 +48,7 @@ _COUNTS = {
     "upstream_opened_total": ("fastgate_upstream_connections_total", "Connections opened to upstreams."),
     "log_lines_dropped": (
         "fastgate_access_log_dropped_total",
-        "Access log lines dropped because their reader was too slow.",
+        "Access log lines lost: the disk is full, or their reader is too slow.",
     ),
     "plugin_errors": ("fastgate_plugin_errors_total", "Exceptions raised by plugins."),
     "loop_stalls": (

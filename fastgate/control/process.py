@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -19,7 +18,9 @@ from functools import partial
 
 import uvicorn
 
+from fastgate.caching.tiers import purge
 from fastgate.control.app import build_app
+from fastgate.control.clockwatch import ClockWatch
 from fastgate.control.connections import AdminConnection, AdminConnections
 from fastgate.control.explain import Explain
 from fastgate.control.keyring import Keyring
@@ -32,6 +33,7 @@ from fastgate.state.channel import (
     ReloadResult,
     Stop,
 )
+from fastgate.state.descriptors import DescriptorWatch, raise_descriptor_limit
 from fastgate.state.journal import Journal, JournalHandler
 
 __all__ = ["run_controller"]
@@ -44,8 +46,7 @@ HEARTBEAT_S = 0.5
 
 def run_controller(orders: ControllerOrders, explain: Explain | None = None) -> None:
     """Serves the admin API until the supervisor says stop. `explain` works out what a request would meet."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     logging.getLogger().addHandler(JournalHandler(Journal("controller")))
     asyncio.run(_Controller(orders, explain).run())
 
@@ -69,8 +70,12 @@ class _Controller:
         blob = _read(orders.config_fd, orders.size)
         self._view.install(blob, orders.version, orders.digest, orders.config_realtime_ns)
         self._desk = ReloadDesk()
+        self._journal = Journal("controller")
+        self._descriptors = DescriptorWatch(self._journal)
+        self._clock = ClockWatch(orders.table.clock_offset_ns)
         self._keyring = Keyring(orders.memory, Journal("controller"))
         self._view.parts["store"] = self._keyring.health
+        self._view.blockers.append(self._keyring.outage)
         app = build_app(self._view, self._desk, self._ask_reload, self._keyring, explain)
         self._server = _Server(
             uvicorn.Config(
@@ -109,7 +114,23 @@ class _Controller:
     def _beat(self) -> None:
         """Shows the supervisor that the loop turns."""
         self._orders.table.controller_heartbeat_ns = time.monotonic_ns()
+        self._descriptors.look()
+        self._look_at_clock()
         asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
+
+    def _look_at_clock(self) -> None:
+        step_ns = self._clock.look()
+        self._orders.table.clock_offset_ns = self._clock.offset_ns
+        if not step_ns:
+            return
+        self._journal.warning("the clock was set", by_s=round(step_ns / 1e9, 3))
+        self._keyring.clock_stepped()
+        if step_ns < 0:
+            # Their age was measured by a clock that went on differently: they would be fresh for longer.
+            try:
+                purge(self._orders.memory.epochs, "all", b"")
+            except TimeoutError as error:
+                self._journal.error("cached responses were not dropped", problem=str(error))
 
     def _ask_reload(self, request_id: int) -> bool:
         return self._channel.send(ReloadRequest(request_id))

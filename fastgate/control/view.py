@@ -53,6 +53,8 @@ class View:
         self.last_reload: ReloadResult | None = None
         self.parts: dict[str, Callable[[], dict[str, Any]]] = {}
         """What else has a word in `health`, by name: `{"status": "healthy", …}`."""
+        self.blockers: list[Callable[[], str]] = []
+        """What else may say why requests should go elsewhere; "" is no reason."""
         self._past_names: dict[str, None] = {}
         self._totals: deque[tuple[float, int]] = deque(maxlen=int(RATE_SPAN_S / RATE_STEP_S))
 
@@ -100,7 +102,8 @@ class View:
         return (total - before) / elapsed_s if elapsed_s > 0 else 0.0
 
     def is_ready(self) -> bool:
-        return self.table.is_ready()
+        """False also when a part says that what it is for would be refused."""
+        return self.table.is_ready() and not any(says() for says in self.blockers)
 
     def phase(self) -> str:
         return PHASES[self.table.phase]

@@ -19,6 +19,10 @@ cdef class AccessLog:
     cdef bytes second_text
     cdef object counters
     cdef worker_counts_t* counts
+    cdef bint torn                        # the last write ended within a line
+    cdef uint64_t dropped                 # lines since the file was last written in full
+    cdef int64_t told_ns                  # when that was reported
+    cdef int _count_dropped(self, uint64_t lines, object reason) except -1
     cdef int record(self, RequestContext ctx) except -1
     cdef int _json(self, RequestContext ctx, int64_t now_ns) except -1
     cdef int _common(self, RequestContext ctx, int64_t now_ns) except -1

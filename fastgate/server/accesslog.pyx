@@ -11,6 +11,7 @@ COST     About 0.4 us a line; one write per 64 kB or per tick.
 SOURCES  RFC 8259 §7 (strings); the common log format of Apache (mod_log_config); pipe(7) on PIPE_BUF.
 """
 
+import logging
 import os
 import stat
 import time
@@ -19,7 +20,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
 
 from fastgate._core.atomic cimport atomic_add_relaxed_u64
-from fastgate._core.clock cimport realtime_ns
+from fastgate._core.clock cimport monotonic_ns, realtime_ns
 from fastgate._core.context cimport RequestContext
 from fastgate._core.counters cimport Counters
 from fastgate._core.headers cimport H_REFERER, H_USER_AGENT, HeadWriter, field_t
@@ -27,6 +28,8 @@ from fastgate._core.headers cimport H_REFERER, H_USER_AGENT, HeadWriter, field_t
 from urllib.parse import unquote_to_bytes
 
 __all__ = ["AccessLog"]
+
+log = logging.getLogger("fastgate")
 
 cdef extern from "poll.h" nogil:
     struct pollfd:
@@ -37,6 +40,7 @@ cdef extern from "poll.h" nogil:
     int poll(pollfd* fds, unsigned long n, int timeout_ms)
 
 cdef enum:
+    TELL_NS = 60_000_000_000              # between two reports that lines are lost
     FLUSH_BYTES = 65536
     MOST_BYTES = 262144
     PIPE_PIECE = 4096
@@ -270,12 +274,23 @@ cdef class AccessLog:
         if self.fd < 0 or w.size == 0:
             return 0
         if not self.is_pipe:
-            data = w.take()
+            data = b"\n" + w.take() if self.torn else w.take()
+            reason = None
             try:
-                os.write(self.fd, data)
-            except OSError:                             # disk full: the lines are lost, the request is not
-                if self.counts != NULL:
-                    atomic_add_relaxed_u64(&self.counts.log_lines_dropped, data.count(b"\n"))
+                written = os.write(self.fd, data)
+            except OSError as error:                    # disk full: the lines are lost, the request is not
+                written = 0
+                reason = (error.strerror or str(error)).lower()
+            if written:
+                self.torn = data[written - 1] != c"\n"
+            if written < len(data):
+                # What did not fit; a line that was cut counts with its end.
+                return self._count_dropped(data.count(b"\n", max(written, 1 if data[0] == c"\n" else 0)),
+                                           reason or "no space left on device")
+            if self.dropped:
+                log.warning("access log %s: it is written again; %d lines are missing", self.output, self.dropped)
+                self.dropped = 0
+                self.told_ns = 0
             return 0
         while start < w.size:
             end = start
@@ -288,8 +303,7 @@ cdef class AccessLog:
                 while w.data[end] != c"\n":
                     end += 1
                 start = end + 1
-                if self.counts != NULL:
-                    atomic_add_relaxed_u64(&self.counts.log_lines_dropped, 1)
+                self._count_dropped(1, "a line is longer than a pipe takes at once")
                 continue
             watched.fd = self.fd
             watched.events = POLLOUT
@@ -312,8 +326,18 @@ cdef class AccessLog:
         for i in range(start, self.lines.size):
             if self.lines.data[i] == c"\n":
                 lines += 1
-        if self.counts != NULL:
-            atomic_add_relaxed_u64(&self.counts.log_lines_dropped, lines)
+        self._count_dropped(lines, "its reader does not keep up" if self.is_pipe else "it cannot be written")
         if start < self.lines.size:
             self.lines.size = 0
+        return 0
+
+    cdef int _count_dropped(self, uint64_t lines, object reason) except -1:
+        """Count lines that were lost, and say so at once and then once a minute."""
+        cdef int64_t now_ns = monotonic_ns()
+        if self.counts != NULL:
+            atomic_add_relaxed_u64(&self.counts.log_lines_dropped, lines)
+        self.dropped += lines
+        if self.told_ns == 0 or now_ns - self.told_ns >= TELL_NS:
+            self.told_ns = now_ns
+            log.error("access log %s: %s; %d lines are lost so far", self.output, reason, self.dropped)
         return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -119,7 +120,7 @@ class Staging:
         try:
             self._map_memory(workers, sizes)
         except (MemoryError, OSError) as error:
-            raise CannotStage(Problem(text=_no_memory(error), path="$.memory")) from error
+            raise CannotStage(_no_memory(error)) from error
 
     def _open_admin(self, address: str | None, in_use: Listener | None) -> None:
         if address == (in_use.address if in_use else None):
@@ -138,7 +139,13 @@ class Staging:
         try:
             self._bound.append((listener, listener.grow(slots)))
         except OSError as error:
-            problem = Problem(text=f"cannot listen on {listener.address}: {_reason(error)}", path=path)
+            hint = (
+                "another process listens there: ss -ltnp shows which"
+                if error.errno == errno.EADDRINUSE
+                else ""
+            )
+            text = f"cannot listen on {listener.address}: {_reason(error)}"
+            problem = Problem(text=text, path=path, hint=hint)
             if error.errno == errno.EADDRINUSE:
                 raise NoRoomYet(problem) from error
             raise CannotStage(problem) from error
@@ -150,5 +157,17 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _no_memory(error: Exception) -> str:
-    return f"the shared memory cannot be mapped: {_reason(error)}"
+def _no_memory(error: Exception) -> Problem:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return Problem(
+            text=f"the shared memory cannot be mapped: {_reason(error)}",
+            event="not enough memory",
+            hint="lower the sizes in the section memory, or see vm.overcommit_memory and vm.max_map_count",
+        )
+    return Problem(
+        text=f"the shared memory does not fit into the limit of {limit // 1_000_000} MB of address space",
+        event="not enough address space",
+        hint="raise ulimit -v (RLIMIT_AS), or lower the sizes in the section memory. Pages that are not "
+        "used take no memory",
+    )

@@ -321,7 +321,8 @@ class Supervisor:
                 self.table.reloads_refused += 1
             if not is_stopping:
                 for problem in outcome.problems:
-                    self.journal.error("config refused", problem=str(problem))
+                    more = {"hint": problem.hint} if problem.hint and problem.hint not in str(problem) else {}
+                    self.journal.error(problem.event, problem=str(problem), **more)
         self.table.last_reload_realtime_ns = time.time_ns()
         if self.table.phase != STOPPING and self.generation is not None:
             tell_service_manager("READY=1")

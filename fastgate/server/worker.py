@@ -13,7 +13,6 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import ssl
@@ -49,6 +48,7 @@ from fastgate.state.channel import (
     Return,
     bounded,
 )
+from fastgate.state.descriptors import DescriptorWatch, raise_descriptor_limit
 from fastgate.state.host import Seat
 from fastgate.state.journal import Journal, JournalHandler
 
@@ -134,10 +134,7 @@ class Runtime(Protocol):
 
 def run_worker(runtime: Runtime, orders: WorkerOrders) -> None:
     """Runs until the worker has drained. Exit status 0 then; any exception is a crash."""
-    # Shells give 1 024 descriptors for the sake of old programs that use select(2); the hard limit is what is
-    # meant.
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
@@ -188,6 +185,7 @@ class _Worker:
         self._inbox: asyncio.Queue[tuple[Message, int | None] | BaseException | None] = asyncio.Queue()
         self._installed = 0
         self._beat_due_ns = 0
+        self._descriptors = DescriptorWatch(orders.journal)
 
     async def run(self) -> None:
         self._beat()
@@ -247,6 +245,7 @@ class _Worker:
         if self._beat_due_ns:
             self._seat.loop_lag_ns = max(0, now_ns - self._beat_due_ns)
         self._beat_due_ns = now_ns + int(HEARTBEAT_S * 1e9)
+        self._descriptors.look()
         self._loop.call_later(HEARTBEAT_S, self._beat)
 
     def _build(self, version: int, fd: int, size: int) -> None:

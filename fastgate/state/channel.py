@@ -61,6 +61,8 @@ class Problem(msgspec.Struct, frozen=True):
     expected: str = ""
     hint: str = ""
     where: str = ""
+    event: str = "config refused"
+    """What the log line says: not everything that keeps a config from coming into effect is its fault."""
 
     def __str__(self) -> str:
         return self.text

@@ -6,8 +6,8 @@ group. While an old generation drains, two seats serve one slot.
 
 STATE   word 0..31 header, then 16 words for each seat; a word is an aligned 64-bit integer.
 WRITERS every word has one writer: `heartbeat_ns` and `loop_lag_ns` the worker in the seat,
-`controller_heartbeat_ns` the controller, everything else the supervisor. An aligned 8-byte store is one
-instruction, so readers see old or new, never half. Nothing here needs a lock.
+`controller_heartbeat_ns` and `clock_offset_ns` the controller, everything else the supervisor. An aligned
+8-byte store is one instruction, so readers see old or new, never half. Nothing here needs a lock.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class HostTable:
     ready_realtime_ns = _Word(14)
     controller_heartbeat_ns = _Word(15)
     controller_hangs = _Word(16)
+    clock_offset_ns = _Word(17)
 
     def __init__(self, memory: Any, seats: int) -> None:
         """`memory` is any writable buffer of at least `size(seats)` zeroed bytes that all the processes

@@ -522,6 +522,7 @@ def test_a_damaged_store_lets_nobody_in_and_says_so(tmp_path: Path) -> None:
         health = call(gateway.admin, "/health").json
         refused = call(gateway.admin, "/api/auth/api-key", "POST", body={"consumer": "a"})
 
+        assert call(gateway.admin, "/ready").status == 503
         assert health["components"]["store"]["status"] == "degraded"
         assert "the file is damaged" in health["components"]["store"]["problem"]
         assert (refused.status, "the file is damaged" in refused.json["error"]) == (503, True)

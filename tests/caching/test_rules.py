@@ -673,3 +673,12 @@ def test_a_damaged_record_is_nothing() -> None:
     for at in range(len(record)):
         assert StoredResponse.from_bytes(record[:at]) is None
         assert StoredResponse.from_bytes(record[:at] + bytes([record[at] ^ 1]) + record[at + 1 :]) is None
+
+
+def test_what_was_stored_by_a_clock_that_was_set_back_is_not_fresh() -> None:
+    answer = stored(cc("max-age=60, stale-while-revalidate=10"), ("ETag", '"a"'))
+
+    assert verdict(answer, -7200) == REVALIDATE
+    assert verdict(answer, -7200, cc("max-stale")) == REVALIDATE
+    assert verdict(answer, -7200, cc("only-if-cached")) == ONLY_IF_CACHED
+    assert verdict(answer, -2) == FRESH  # the clocks of a fleet differ a little

@@ -42,7 +42,8 @@ def test_a_key_revoked_on_a_full_disk_does_not_come_back() -> None:
 
         ended = call(gateway.admin, f"/api/keys/{key['key_id']}", "DELETE")
 
-        assert (ended.status, ended.json["state"], ended.json["pending_write"]) == (202, "revoked", True)
+        assert (ended.status, ended.json["pending_write"]) == (507, True)
+        assert "The key is refused from now on" in ended.json["error"]
         assert statuses(gateway, key["api_key"]) == {401}
         shown = call(gateway.admin, f"/api/keys/{key['key_id']}").json
         assert (shown["state"], shown["pending_write"]) == ("revoked", True)
@@ -53,7 +54,7 @@ def test_a_key_revoked_on_a_full_disk_does_not_come_back() -> None:
         assert value(scrape(gateway.admin), "fastgate_store_pending_writes") == 1
         assert call(gateway.admin, "/api/auth/api-key", "POST", body={"consumer": "x"}).status == 507
         disabled = call(gateway.admin, "/api/consumers", "POST", body={"name": "acme", "disabled": True})
-        assert disabled.status == 201
+        assert (disabled.status, disabled.json["pending_write"]) == (507, True)
         assert statuses(gateway, other["api_key"]) == {401}
 
         pid = controller_of(gateway)
@@ -73,7 +74,7 @@ def test_what_waits_is_stored_when_there_is_room_again() -> None:
     with Gateway({"routes": [ROUTE]}, allow="store cannot be written", check_descriptors=False) as gateway:
         key = make(gateway)
         fill_disk(gateway)
-        assert call(gateway.admin, f"/api/keys/{key['key_id']}", "DELETE").status == 202
+        assert call(gateway.admin, f"/api/keys/{key['key_id']}", "DELETE").status == 507
 
         pid = controller_of(gateway)
         hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
