@@ -432,6 +432,11 @@ def _route(
         cache=caching.build(route.cache, env, gates, params) if upstream is not None else None,
         timeouts=timeouts,
         max_body_bytes=config.server.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes,
+        request_buffering_bytes=(
+            config.server.request_buffering_bytes
+            if route.request_buffering_bytes is None
+            else route.request_buffering_bytes
+        ),
         preserve_host=preserve_host,
         rewrite=_rewrite(route, params),
         request_edits=_edits(route.request_headers, params, owns=True),

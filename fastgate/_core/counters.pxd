@@ -34,7 +34,9 @@ ctypedef struct worker_counts_t:
     uint64_t plugin_errors
     uint64_t loop_ticks
     uint64_t loop_stalls
-    uint64_t spare[4]
+    uint64_t upstream_limited_total    # requests that waited for a connection because a pool was at its limit
+    uint64_t bodies_collecting         # requests whose body is collected before they go upstream
+    uint64_t spare[2]
 
 cdef class Counters:
     cdef readonly object memory

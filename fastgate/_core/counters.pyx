@@ -38,7 +38,7 @@ cdef uint64_t[2] KEY = [0x66617374, 0x67617465]        # not secret: names come 
 
 WORKER_FIELDS = ("connections_open", "connections_total", "connections_refused", "requests_active", "tunnels_open",
                  "upstream_open", "upstream_opened_total", "upstream_waiting", "log_lines_dropped", "plugin_errors",
-                 "loop_ticks", "loop_stalls")
+                 "loop_ticks", "loop_stalls", "upstream_limited_total", "bodies_collecting")
 
 
 cdef class RouteCounts:
@@ -257,6 +257,7 @@ cdef class Counters:
         atomic_store_u64(&w.tunnels_open, 0)
         atomic_store_u64(&w.upstream_open, 0)
         atomic_store_u64(&w.upstream_waiting, 0)
+        atomic_store_u64(&w.bodies_collecting, 0)
 
 
 cdef void _add(Counters self, RouteCounts out, int slot, int place) noexcept:

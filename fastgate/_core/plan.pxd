@@ -19,6 +19,7 @@ cdef class RoutePlan:
     cdef readonly object upstream               # fastgate.upstream.pool.Upstream, or None for a local answer
     cdef readonly object timeouts
     cdef readonly int64_t max_body_bytes        # 0 = no limit
+    cdef readonly int64_t request_buffering_bytes   # of a body, collected before a connection is taken
     cdef readonly int64_t first_byte_ns
     cdef readonly int64_t between_bytes_ns
     cdef readonly int64_t total_ns

@@ -29,6 +29,7 @@ class RoutePlan:
         cache: Any = None,
         timeouts: Any = None,
         max_body_bytes: int = 0,
+        request_buffering_bytes: int = 0,
         preserve_host: bool = False,
         rewrite: Rewrite | None = None,
         request_edits: HeaderEdits | None = None,
@@ -59,6 +60,8 @@ class RoutePlan:
     def timeouts(self) -> Any: ...
     @property
     def max_body_bytes(self) -> int: ...
+    @property
+    def request_buffering_bytes(self) -> int: ...
     @property
     def first_byte_ns(self) -> int: ...
     @property

@@ -28,7 +28,7 @@ cdef class RoutePlan:
     """One route, frozen."""
 
     def __init__(self, str name, *, Pipeline pipeline not None, Counters counters, int slot, source=None, upstream=None,
-                 cache=None, timeouts=None, max_body_bytes=0, preserve_host=False, rewrite=None, request_edits=None, response_edits=None,
+                 cache=None, timeouts=None, max_body_bytes=0, request_buffering_bytes=0, preserve_host=False, rewrite=None, request_edits=None, response_edits=None,
                  methods=(), header_tests=(), query_tests=(), answers_preflight=False, owned=()):
         self.name = name
         self.name_bytes = name.encode()
@@ -40,6 +40,7 @@ cdef class RoutePlan:
         self.upstream = upstream
         self.timeouts = timeouts
         self.max_body_bytes = max_body_bytes
+        self.request_buffering_bytes = request_buffering_bytes
         if timeouts is not None:
             self.first_byte_ns = timeouts.first_byte_ns
             self.between_bytes_ns = timeouts.between_bytes_ns
@@ -275,8 +276,8 @@ cdef class Plan:
         for plugin in self.plugins if self.installed else self.fresh:
             try:
                 await plugin.close()
-            except Exception as error:
-                failures.append(error)
+            except BaseException as error:              # sys.exit() in a plugin does not end the worker
+                failures.append(error if isinstance(error, Exception) else RuntimeError(f"plugin {plugin.name}: {error!r}"))
         if failures:
             raise ExceptionGroup("plugins failed in close", failures)
 

@@ -1,6 +1,9 @@
 # What the request path asks of a socket itself, beside the loop's transport.
 #
 # WHAT      send_now: one send(2) that never blocks nor raises. The loop's transport is given only what the kernel did not take.
+#           waits_unread: whether there is anything to read.
+#           unsent_now: how much of what was sent the peer has not acknowledged yet.
+#           receive_now: one recv(2) likewise.
 #           peer_silent: whether an idle connection has nothing to read, not even an end of file.
 # COST      The system call. A transport's write() costs 0.4 us more: a method call, a queue and a second look at the end of the
 #           loop's turn (benchmarks/gateway, scenario proxy).
@@ -17,11 +20,37 @@ cdef extern from "sys/socket.h" nogil:
     ssize_t send(int fd, const void* buffer, size_t n, int flags)
 
 
+cdef extern from "sys/ioctl.h" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+    enum: FIONREAD
+
+cdef extern from "linux/sockios.h" nogil:
+    enum: SIOCOUTQ
+
+
+cdef inline int unsent_now(int fd) noexcept nogil:
+    """Bytes in the kernel that the peer has not acknowledged; 0 when it cannot say."""
+    cdef int held = 0
+    return held if ioctl(fd, SIOCOUTQ, &held) == 0 else 0
+
+
+cdef inline bint waits_unread(int fd) noexcept nogil:
+    """True if bytes have arrived that nobody has read."""
+    cdef int waiting = 0
+    return ioctl(fd, FIONREAD, &waiting) == 0 and waiting > 0
+
+
 cdef inline Py_ssize_t send_now(int fd, const char* data, Py_ssize_t n) noexcept nogil:
     """How many of the n bytes the kernel took: 0 when it takes none now, and when the connection is broken, which the transport
     then finds out."""
     cdef ssize_t sent = send(fd, data, n, MSG_NOSIGNAL | MSG_DONTWAIT)
     return sent if sent > 0 else 0
+
+
+cdef inline Py_ssize_t receive_now(int fd, char* into, Py_ssize_t room) noexcept nogil:
+    """How many bytes were there to read: 0 at the end, or when there are none now, or the connection is broken."""
+    cdef ssize_t n = recv(fd, into, room, MSG_DONTWAIT)
+    return n if n > 0 else 0
 
 
 cdef inline bint peer_silent(int fd, bint may_have_data) noexcept nogil:

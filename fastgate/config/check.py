@@ -200,6 +200,14 @@ def check_upstream(name: str, upstream: UpstreamConfig, path: Path, report: Repo
         report(
             (*path, "tls"), "settings for TLS, but no https:// target", "", "write https:// or take tls away"
         )
+    pool = upstream.pool
+    if pool.reserve is not None and pool.max_connections and pool.reserve > pool.max_connections // 2:
+        report(
+            (*path, "pool", "reserve"),
+            str(pool.reserve),
+            f"at most half of max_connections ({pool.max_connections // 2})",
+            "",
+        )
     check_client_tls(upstream.tls, (*path, "tls"), report)
     if upstream.timeouts.deadline_header is not None:
         _check_field_name(upstream.timeouts.deadline_header, (*path, "timeouts", "deadline_header"), report)

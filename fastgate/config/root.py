@@ -260,6 +260,47 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
             ),
         ),
     ] = 30 * SECOND
+    min_upload_rate_bytes: Annotated[
+        Size,
+        Meta(
+            description=(
+                "Bytes per second that a client must send of a request body, on average and after the first "
+                "`rate_grace`; then 408 `body_too_slow`. Time in which the gateway does not read because the "
+                "upstream is slower does not count. 0 is no minimum. 500 is Apache's `MinRate`; a slow "
+                "mobile network sends a hundred times as much."
+            ),
+        ),
+    ] = 500
+    min_download_rate_bytes: Annotated[
+        Size,
+        Meta(
+            description=(
+                "Bytes per second that a client must take of a response, on average and after the first "
+                "`rate_grace`, while the gateway waits for the client and not for the upstream; then the "
+                "connection is closed (`client_too_slow`). 0 is no minimum."
+            ),
+        ),
+    ] = 500
+    rate_grace_ns: Annotated[
+        Duration,
+        Meta(
+            ge=1_000_000,
+            description="How long a client may be slower than the minimum rates. Apache grants 20s too.",
+        ),
+    ] = 20 * SECOND
+    request_buffering_bytes: Annotated[
+        Size,
+        Meta(
+            le=16_777_216,
+            description=(
+                "Collect a request body up to this size before the request takes a connection to the "
+                "upstream, so that a slow client does not hold one. A larger body streams once this much has "
+                "arrived. 0 streams every body as it arrives (nginx: `proxy_request_buffering off`), for "
+                "upstreams that respond while the client still sends. Requests with `Expect: 100-continue` "
+                "are never held back. For routes without their own `request_buffering`."
+            ),
+        ),
+    ] = 65_536
     idle_timeout_ns: Annotated[
         Duration,
         Meta(
@@ -554,6 +595,15 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     ] = None
     max_body_bytes: Annotated[
         Size | None, Meta(description="Request body; more is 413. 0 is no limit. Default: `server.max_body`.")
+    ] = None
+    request_buffering_bytes: Annotated[
+        Annotated[Size, Meta(le=16_777_216)] | None,
+        Meta(
+            description=(
+                "Collect a request body up to this size before a connection to the upstream is taken; 0 "
+                "streams it as it arrives. Default: `server.request_buffering`."
+            ),
+        ),
     ] = None
     timeouts: Annotated[
         TimeoutOverrides | None, Meta(description="In place of the upstream's, one by one.")

@@ -38,6 +38,10 @@ _GAUGES = {
     "tunnels_open": ("fastgate_tunnels", "Upgraded connections (WebSocket) open now."),
     "upstream_open": ("fastgate_upstream_connections", "Connections to upstreams open now."),
     "upstream_waiting": ("fastgate_upstream_queue", "Requests that wait for an upstream connection now."),
+    "bodies_collecting": (
+        "fastgate_request_bodies_collecting",
+        "Requests whose body is being collected before they go upstream.",
+    ),
 }
 _COUNTS = {
     "connections_total": ("fastgate_connections_total", "Client connections accepted."),
@@ -46,6 +50,10 @@ _COUNTS = {
         "Client connections refused at the limit of connections.",
     ),
     "upstream_opened_total": ("fastgate_upstream_connections_total", "Connections opened to upstreams."),
+    "upstream_limited_total": (
+        "fastgate_upstream_limited_total",
+        "Requests that waited or were refused because a connection pool was at its limit.",
+    ),
     "log_lines_dropped": (
         "fastgate_access_log_dropped_total",
         "Access log lines lost: the disk is full, or their reader is too slow.",

@@ -29,7 +29,12 @@ cdef class AnswerStream(ClientStream):
     cdef bint close_after                 # no further request is taken
     cdef bint lingering                   # answered; what still comes is thrown away until the client closes
     cdef bint eof_sent                    # our half of a tunnel is closed
-    cdef Py_ssize_t unsent                # what the transport held when it was last looked at while closing
+    # While the client has bytes to take that the transport holds (slow_since_ns != 0): how fast it takes them
+    cdef int64_t written                  # to the kernel and the transport, since the connection was opened
+    cdef int64_t slow_since_ns
+    cdef int64_t slow_from                # what it had taken then
+    cdef int64_t slow_taken               # what it had taken at the last look
+    cdef int64_t slow_progress_ns         # the last look that found more taken than the one before
     cdef int paused
     cdef int64_t requests
     cdef Exchange exchange                # the one being answered
@@ -46,6 +51,9 @@ cdef class AnswerStream(ClientStream):
     cdef int _pause(self, int why) except -1
     cdef int _resume(self, int why) except -1
     cdef int _close(self) except -1
+    cdef int64_t _taken(self) except -1
+    cdef int _watch(self, int64_t now_ns) except -1
+    cdef int _reset(self) except -1
     cdef int _see_off(self, bint late) except -1
     cdef int _linger(self) except -1
     cdef bint _keeps(self, Exchange exchange)

@@ -21,9 +21,11 @@ from libc.stdint cimport int64_t
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.context cimport M_HEAD, Answer, Reason, RequestContext
 from fastgate._core.headers cimport H_DATE, H_UPGRADE, Headers, HeadWriter, trailer_allowed
-from fastgate._core.sockets cimport send_now
+from fastgate._core.sockets cimport send_now, unsent_now
 from fastgate.server.exchange cimport LENGTH_NONE, LENGTH_UNKNOWN, ClientStream, Exchange, Plane
 from fastgate.server.heads cimport write_response_fields, write_status_line
+
+from fastgate.errors import REASONS
 
 __all__ = ["AnswerStream"]
 
@@ -31,6 +33,9 @@ cdef enum:
     # What is read and thrown away of a request body after the answer to keep the connection
     SMALL_REST_BYTES = 65536
     COPIED_BYTES = 16384                  # a smaller piece of a body is sent together with what stands before it
+
+cdef Reason CLIENT_STALLED = REASONS["client_stalled"]
+cdef Reason CLIENT_TOO_SLOW = REASONS["client_too_slow"]
 
 cdef int64_t LINGER_NS = 2_000_000_000
 
@@ -242,6 +247,7 @@ cdef class AnswerStream(ClientStream):
     cdef int _write(self, const char* data, Py_ssize_t n, bytes whole) except -1:
         """Send n bytes now, and give the transport what the kernel does not take. `whole`: the same bytes, where they are an object."""
         cdef Py_ssize_t sent = 0
+        self.written += n
         if self.buffered and self.transport.get_write_buffer_size() == 0:
             self.buffered = False
         if self.fd >= 0 and not self.buffered:
@@ -277,10 +283,9 @@ cdef class AnswerStream(ClientStream):
         if self.closed or self.transport is None:
             return 0
         self.close_after = True
-        if self.framing == F_CLOSE or self.transport.get_extra_info("ssl_object") is None:
-            sock = self.transport.get_extra_info("socket")
-            if self.framing == F_CLOSE and sock is not None and sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))   # a reset, not an end of file
+        if self.framing == F_CLOSE or self.exchange is not None and (
+                self.exchange.ctx.reason is CLIENT_STALLED or self.exchange.ctx.reason is CLIENT_TOO_SLOW):
+            return self._reset()                        # not an end of file; and who took nothing gets no more time to take it
         if self.framing == F_CHUNKED or self.framing == F_LENGTH:
             self.flush()
             self.lingering = True                       # nothing more is read as a request
@@ -295,20 +300,58 @@ cdef class AnswerStream(ClientStream):
             return self._see_off(False)
         return 0
 
+    cdef int64_t _taken(self) except -1:
+        """How many bytes the client's side has acknowledged since the connection was opened (under TLS, nearly)."""
+        sock = self.transport.get_extra_info("socket")
+        return self.written - <int64_t>self.transport.get_write_buffer_size() - (unsent_now(sock.fileno()) if sock is not None else 0)
+
+    cdef int _watch(self, int64_t now_ns) except -1:
+        """Begin to measure how fast the client takes what is written."""
+        if self.slow_since_ns == 0 and not self.closed:
+            self.slow_since_ns = self.slow_progress_ns = now_ns
+            self.slow_from = self.slow_taken = self._taken()
+        return 0
+
+    cdef Reason too_slow(self, int64_t now_ns):
+        cdef Plane plane = self.plane
+        cdef int64_t taken, over_ns
+        if self.slow_since_ns == 0:
+            return None
+        taken = self._taken()
+        if taken != self.slow_taken:
+            self.slow_taken = taken
+            self.slow_progress_ns = now_ns
+        elif now_ns - self.slow_progress_ns >= plane.body_timeout_ns:
+            return CLIENT_STALLED
+        over_ns = now_ns - self.slow_since_ns - plane.rate_grace_ns
+        if plane.min_download_rate and over_ns > 0 \
+                and <double>(taken - self.slow_from) < 1e-9 * <double>over_ns * <double>plane.min_download_rate:
+            return CLIENT_TOO_SLOW
+        return None
+
+    cdef int _reset(self) except -1:
+        """Drop the connection with a reset: what is unsent goes nowhere, and the kernel keeps none of it."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+        return 0
+
     cdef int _see_off(self, bint late) except -1:
-        """Close, and let what is unsent go out first; but a client that took nothing of it until body_timeout is over (late) is
-        dropped."""
-        cdef Py_ssize_t unsent
+        """Close, and let what is unsent go out first, as long as the client takes it fast enough. late: at a look after the first."""
+        cdef int64_t now_ns
         if self.closed:
             return 0
-        unsent = self.transport.get_write_buffer_size()
-        if late and self.unsent and unsent >= self.unsent:
-            self.transport.abort()
+        if self.transport.get_write_buffer_size() == 0:
+            self.transport.close()
             return 0
-        self.unsent = unsent
+        now_ns = monotonic_ns()
+        self._watch(now_ns)
+        if late and self.too_slow(now_ns) is not None:
+            return self._reset()
         self.transport.close()
-        if unsent and not self.closed:
-            self.plane.wheel.arm(self, monotonic_ns() + self.plane.body_timeout_ns)
+        if not self.closed:
+            self.plane.wheel.arm(self, now_ns + self.plane.look_ns)
         return 0
 
     cdef int _linger(self) except -1:

@@ -12,6 +12,9 @@ cdef class ClientConnection(AnswerStream):
     # Per connection
     cdef str scheme
     cdef bint takes_proxy_header
+    cdef bint admitted
+    cdef bint excess                      # bytes came behind a request that said it is the last
+    cdef int64_t advance_ns               # when the response before the queued requests ended
     cdef bytearray proxy_bytes
     cdef bytes peer
     cdef bytes certificate                # the client's, DER, verified by the handshake
@@ -51,6 +54,7 @@ cdef class ClientConnection(AnswerStream):
     cdef int _parser_error(self, object error) except -1
     cdef bytes _upgraded(self, bytes rest)
     cdef int _advance(self) except -1
+    cdef bint _has_unread(self)
     cdef int _refuse_early(self, Reason reason) except -1
     cdef Reason _check_head(self, RequestContext ctx)
     cdef int _judge_peer(self, Plan plan) except -1

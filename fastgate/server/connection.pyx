@@ -60,6 +60,7 @@ from fastgate._core.headers cimport (
     name_equal,
 )
 from fastgate._core.plan cimport Plan
+from fastgate._core.sockets cimport waits_unread
 from fastgate._core.scan cimport decimal, request_line_t, scan_request_head
 from fastgate.server.answers cimport PAUSED_BODY, PAUSED_QUEUE, PAUSED_UPGRADE, AnswerStream
 from fastgate.server.exchange cimport X_FINISHED, Exchange, Plane
@@ -75,7 +76,8 @@ __all__ = ["ClientConnection"]
 log = logging.getLogger("fastgate")
 
 cdef enum:
-    WRITE_HIGH_BYTES = 65536              # asyncio's default: more unsent and the upstream is not read
+    # More unsent and the upstream is not read. With one read more, the gateway holds at most 64 kB for a client that stalls.
+    WRITE_HIGH_BYTES = 32768
     # Unsent bytes the kernel takes for one client. Linux would grow its send buffer to 4 MB for a slow reader, all of it read
     # ahead of the client; 128 kB keeps a 10 Gbit/s client with 100 us of latency busy.
     NOTSENT_LOWAT_BYTES = 131072
@@ -147,12 +149,19 @@ cdef class ClientConnection(AnswerStream):
         self.is_unix = sock is not None and sock.family == socket.AF_UNIX
         self._set_peer(name[0] if isinstance(name, tuple) and name else "")
         plane.connections.add(self)
-        if len(plane.connections) > plane.max_connections:
+        of_listener = plane.of_listener.get(self.listener, 0)
+        if plane.admitted >= plane.max_connections or of_listener >= plane.max_of_listener:
+            if len(plane.connections) > plane.max_connections + plane.max_connections // 8 + 8:
+                transport.abort()                       # a flood: not even a refusal
+                return
             atomic_add_relaxed_u64(&plane.counts.connections_refused, 1)
             transport.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
                             b"Connection: close\r\nRetry-After: 1\r\n\r\n%s" % (len(OVERLOADED_BODY), OVERLOADED_BODY))
             self._linger()
             return
+        self.admitted = True
+        plane.admitted += 1
+        plane.of_listener[self.listener] = of_listener + 1
         plane.wheel.arm(self, monotonic_ns() + plane.idle_timeout_ns)
 
     def _set_peer(self, str address):
@@ -190,7 +199,7 @@ cdef class ClientConnection(AnswerStream):
                 self.upgrade_rest = data if self.upgrade_rest is None else self.upgrade_rest + data
                 return
             self._feed(data, now_ns)
-        except Exception:
+        except BaseException:
             log.exception("while reading from client %s", self.peer.decode("latin-1"))
             self.cut()
 
@@ -406,6 +415,7 @@ cdef class ClientConnection(AnswerStream):
         if parsing is None or self.close_after:
             # Bytes behind a request that said `Connection: close` are not a request (RFC 9112 §9.6).
             self.close_after = True
+            self.excess = True
             return 0
         if isinstance(error, HttpParserInvalidMethodError):
             reason = UNKNOWN_METHOD
@@ -441,6 +451,10 @@ cdef class ClientConnection(AnswerStream):
         self.close_after = True
         self.in_head = False
         parsing.early = reason
+        if ctx.now_ns == 0:
+            ctx.now_ns = monotonic_ns()
+        if ctx.started_ns == 0:                         # refused in the read in which it began
+            ctx.started_ns = ctx.now_ns
         if ctx.method_bytes is None:
             ctx.method_bytes = b"-"
         if ctx.target is None:
@@ -517,6 +531,8 @@ cdef class ClientConnection(AnswerStream):
                 exchange.body_timeout_ns = self.plane.body_timeout_ns
                 if exchange.ctx.now_ns < exchange.ctx.started_ns:
                     exchange.ctx.now_ns = exchange.ctx.started_ns
+                if exchange.ctx.now_ns < self.advance_ns:
+                    exchange.ctx.now_ns = self.advance_ns       # it was parsed long ago, and waited
                 try:
                     if exchange.early is not None:
                         exchange.counts = self.plane.plan.unmatched
@@ -531,7 +547,7 @@ cdef class ClientConnection(AnswerStream):
                         exchange.start()
                         if exchange.state != X_FINISHED:
                             exchange.body_read_done()
-                except Exception:
+                except BaseException:
                     log.exception("while handling request %s", exchange.ctx.request_id)
                     if exchange.state != X_FINISHED:
                         exchange._fail(REASONS["internal_error"])
@@ -545,7 +561,7 @@ cdef class ClientConnection(AnswerStream):
             return 0
         self._resume(PAUSED_QUEUE)
         if self.close_after or self.half_closed:
-            return self._close()
+            return self._linger() if self._has_unread() else self._close()
         return self._idle(monotonic_ns())
 
     cdef int _idle(self, int64_t now_ns) except -1:
@@ -557,7 +573,11 @@ cdef class ClientConnection(AnswerStream):
                 self.plane.wheel.arm(self, now_ns + self.plane.body_timeout_ns)     # the rest of an answered request's body
         elif self.plane.draining:
             self.plane.wheel.arm(self, now_ns + min(DRAIN_IDLE_NS, self.plane.idle_timeout_ns))
+        elif self.buffered and self.transport.get_write_buffer_size():
+            self._watch(now_ns)
+            self.plane.wheel.arm(self, now_ns + self.plane.look_ns)
         else:
+            self.slow_since_ns = 0
             self.plane.wheel.arm(self, now_ns + self.plane.idle_timeout_ns)
         return 0
 
@@ -588,23 +608,28 @@ cdef class ClientConnection(AnswerStream):
             plane.out.size = 0
         plane.wheel.cancel(self)
         plane.connections.discard(self)
+        if self.admitted:
+            plane.admitted -= 1
+            plane.of_listener[self.listener] -= 1
         atomic_add_relaxed_u64(&plane.counts.connections_open, <uint64_t>-1)
         if exchange is not None:
             try:
                 exchange.client_gone()
-            except Exception:
+            except BaseException:
                 log.exception("while giving up request %s", exchange.ctx.request_id)
         self.exchange = None
         self.transport = None
 
     def pause_writing(self):
         self.client_writable = False
+        self._watch(monotonic_ns())
         if self.exchange is not None:
             self.exchange.ctx.now_ns = monotonic_ns()
             self.exchange.client_drained(False)
 
     def resume_writing(self):
         self.client_writable = True
+        self.slow_since_ns = 0
         if self.exchange is not None:
             self.exchange.ctx.now_ns = monotonic_ns()
             self.exchange.client_drained(True)
@@ -624,9 +649,14 @@ cdef class ClientConnection(AnswerStream):
                 self._advance()
             elif self.parsing is not None:
                 self.cut()
+            elif self.slow_since_ns:                    # the last response is not taken yet
+                if self.too_slow(now_ns) is not None:
+                    self._reset()
+                else:
+                    self._idle(now_ns)
             else:
                 self._close()
-        except Exception:
+        except BaseException:
             log.exception("while a deadline of client %s passed", self.peer.decode("latin-1"))
             self.cut()
         return 0
@@ -639,6 +669,7 @@ cdef class ClientConnection(AnswerStream):
         if self.skipping is not None:
             return
         if self.close_after:
+            self.excess = True
             raise _Refused()
         exchange = self._new_exchange()
         ctx = exchange.ctx
@@ -884,6 +915,11 @@ cdef class ClientConnection(AnswerStream):
             ctx.request_id_bytes = self.plane.new_request_id()
         return 0
 
+    cdef bint _has_unread(self):
+        """True if the client sent, or sends, more than will be read: closing would reset the connection, and could take the last
+        response with it."""
+        return not self.half_closed and (self.excess or self.fd >= 0 and waits_unread(self.fd))
+
     cdef int exchange_finished(self, Exchange exchange) except -1:
         """The answer is out, or given up. What next: another request, or the end of the connection."""
         cdef bytes rest
@@ -904,7 +940,7 @@ cdef class ClientConnection(AnswerStream):
             if left < 0 or left > SMALL_REST_BYTES:
                 return self._linger()
         if not self.keep or self.close_after and self.queue_n == 0:
-            if exchange.body_complete and self.parsing is None:
+            if exchange.body_complete and self.parsing is None and not self._has_unread():
                 return self._close()
             return self._linger()
         if self.paused & PAUSED_UPGRADE:                # the upgrade was not taken: on as HTTP
@@ -914,6 +950,8 @@ cdef class ClientConnection(AnswerStream):
             if rest is not None:
                 self._feed(rest, monotonic_ns())
                 return 0
+        if self.queue_n and not self.advancing:
+            self.advance_ns = monotonic_ns()
         return self._advance()
 
     cdef int _begin_drain(self, bint close_tunnels) except -1:

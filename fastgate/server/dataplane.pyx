@@ -18,10 +18,11 @@ from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.counters cimport Counters
 from fastgate._core.headers cimport WIRE_FIELDS
-from fastgate._core.plan cimport Plan
+from fastgate._core.plan cimport Plan, RoutePlan
 from fastgate.server.accesslog cimport AccessLog
 from fastgate.server.connection cimport ClientConnection
-from fastgate.server.exchange cimport Plane
+from fastgate.server.exchange cimport WHEEL_TICK_NS, Plane
+from fastgate.upstream.connection cimport SAME_CLIENT, SAME_LISTENER, SAME_ROUTE
 
 from fastgate._core.plan import plugin_title
 
@@ -72,10 +73,18 @@ cdef class DataPlane(Plane):
         self.max_target_bytes = server.max_target_bytes
         self.header_timeout_ns = server.header_timeout_ns
         self.body_timeout_ns = server.body_timeout_ns
+        self.min_upload_rate = server.min_upload_rate_bytes
+        self.min_download_rate = server.min_download_rate_bytes
+        self.rate_grace_ns = server.rate_grace_ns
+        # An eighth: a client that stops is then given up after body_timeout and not up to twice as late.
+        self.look_ns = max(WHEEL_TICK_NS, min(1_000_000_000, server.body_timeout_ns // 8, server.rate_grace_ns))
         self.idle_timeout_ns = server.idle_timeout_ns
-        # The descriptors this process may open bound its connections too: a quarter is left for upstreams, logs and the rest.
+        # The descriptors this process may open bound its connections too: half of them is for clients, three eighths for
+        # upstreams (Upstream.budget), the rest for files, listeners and Redis.
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.max_connections = min(server.max_connections, max(64, descriptors - descriptors // 4))
+        self.max_connections = min(server.max_connections, max(64, descriptors // 2))
+        # With several listeners a tenth is left to the others by each: a flood of one does not shut the rest.
+        self.max_of_listener = self.max_connections - (self.max_connections // 10 if len(plan.config.listen) > 1 else 0)
         self.max_requests = server.max_requests_per_connection
         self.half_close_allowed = server.client_half_close == "allow"
         if (self.log.output, self.log.format) != (plan.config.access_log.output, plan.config.access_log.format):
@@ -84,6 +93,10 @@ cdef class DataPlane(Plane):
             self.log = fresh
         query_key = plan.config.auth.api_key.query
         self.log.secrets = frozenset() if query_key is None else frozenset((query_key.encode(),))
+        for upstream in plan.upstreams.values():
+            routes = sum(1 for route in plan.routes if (<RoutePlan>route).upstream is upstream)
+            upstream.shares = SAME_CLIENT | (SAME_ROUTE if routes > 1 else 0) \
+                | (SAME_LISTENER if len(plan.config.listen) > 1 else 0)
         plan.installed = True
         self.plan = plan
         if old is None:
@@ -106,13 +119,18 @@ cdef class DataPlane(Plane):
             await asyncio.sleep(0.1)
         try:
             await plugin.close()
-        except Exception:
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():
+                raise                                   # the worker's end, and not the plugin's own
+            log.exception("%s failed in close", plugin_title(plugin))
+        except BaseException:
             log.exception("%s failed in close", plugin_title(plugin))
 
     def connection(self, listener):
         """The protocol for a new connection on a listener (its config)."""
         cdef ClientConnection connection = ClientConnection.__new__(ClientConnection)
         connection.plane = self
+        connection.listener = listener.address
         connection.scheme = "https" if listener.tls is not None else "http"
         connection.takes_proxy_header = listener.proxy_protocol
         connection.redirect_port = listener.redirect

@@ -17,6 +17,9 @@ cdef enum:
     LENGTH_UNKNOWN = -1
     LENGTH_NONE = -2          # no body at all: HEAD, 204, 304
 
+cdef enum:
+    WHEEL_TICK_NS = 20000000
+
 cdef class Plane:
     cdef readonly object loop
     cdef readonly object memory           # fastgate.state.memory.HostMemory
@@ -37,8 +40,16 @@ cdef class Plane:
     cdef int64_t max_target_bytes
     cdef int64_t header_timeout_ns
     cdef int64_t body_timeout_ns
+    cdef int64_t min_upload_rate          # bytes per second; 0: none
+    cdef int64_t min_download_rate
+    cdef int64_t rate_grace_ns
+    cdef int64_t look_ns                  # between two looks at a client that does not take its response
+    cdef int64_t collected_bytes          # of all bodies that are being collected
     cdef int64_t idle_timeout_ns
     cdef int64_t max_connections
+    cdef int64_t max_of_listener          # of max_connections
+    cdef int64_t admitted                 # connections that are not just being refused
+    cdef dict of_listener                 # the same by the listener's address
     cdef int64_t max_requests
     cdef bint half_close_allowed
     cdef uint64_t id_high
@@ -52,6 +63,7 @@ cdef class ClientStream(Timed):
     # The few verbs an exchange needs of a client, whatever the wire version
     cdef bint client_writable
     cdef int redirect_port                      # its listener redirects plain HTTP to https at this port; 0 = it does not
+    cdef str listener                     # its address; None where there is none
     cdef int respond_head(self, Exchange exchange, int status, bytes phrase, Headers fields, int64_t length) except -1
     cdef int respond_chunk(self, Exchange exchange, bytes chunk) except -1
     cdef int respond_end(self, Exchange exchange, Headers trailers) except -1
@@ -67,6 +79,7 @@ cdef class ClientStream(Timed):
     cdef int tunnel_write(self, bytes data) except -1
     cdef int tunnel_eof(self) except -1
     cdef int exchange_finished(self, Exchange exchange) except -1
+    cdef Reason too_slow(self, int64_t now_ns)
     cdef int cut(self) except -1
 
 cdef enum:
@@ -77,6 +90,7 @@ cdef enum:
     X_RELAYING = 4            # the answer's head is out
     X_TUNNEL = 5
     X_FINISHED = 6
+    X_COLLECTING = 7          # the request body, before a connection is taken
 
 cdef class Exchange(ResponseSink):
     cdef Plane plane
@@ -94,6 +108,10 @@ cdef class Exchange(ResponseSink):
     cdef int64_t body_bytes               # received so far
     cdef readonly bint body_complete
     cdef bint body_paused
+    cdef int64_t body_paused_ns           # since when
+    cdef int64_t body_clock_ns            # when the gateway began to wait for the body, less the time in which it did not read
+    cdef int64_t body_clock_from          # body_bytes at that time
+    cdef int64_t collected                # its part of Plane.collected_bytes
     cdef bint buffer_body                 # somebody wants it whole
     cdef int64_t buffer_bytes             # … and takes no more than this
     cdef object body_waiter
@@ -140,6 +158,12 @@ cdef class Exchange(ResponseSink):
     cdef int _decide(self, int start) except -1
     cdef int _after_decide(self, int verdict) except -1
     cdef int _forward(self) except -1
+    cdef int _first_attempt(self) except -1
+    cdef int _collect(self) except -1
+    cdef int _end_collecting(self) except -1
+    cdef int _await_body(self) except -1
+    cdef int _pause_client(self) except -1
+    cdef int _resume_client(self) except -1
     cdef int _attempt(self) except -1
     cdef int _send_head(self) except -1
     cdef int _send_pending(self) except -1
@@ -153,6 +177,7 @@ cdef class Exchange(ResponseSink):
     cdef int _let_go(self) except -1
     cdef int _plugin_failed(self, object plugin, str phase) except -1
     cdef int _answer_head(self, int status, bytes phrase, Headers fields, int64_t length, bytes whole) except -1
+    cdef Headers _switching_head(self, UpstreamConnection connection)
     cdef int _response_hooks(self, ResponseHead head) except -1
     cdef bint _pass_over(self, Plugin plugin) except -1
     cdef list _hooked_request_chunks(self, list pieces, bint ends)

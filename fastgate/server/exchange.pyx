@@ -14,7 +14,7 @@ WHAT     An `Exchange` takes one request from its parsed head to its log line: d
                         replay ◄── on_failed ──► fail ─ nothing out yet ─► reply  ▲
                                                    └─── bytes are out ──► cut ────┘
 
-STATE    NEW → SUSPENDED → NEW → WAITING → SENDING → RELAYING | TUNNEL → FINISHED. Every path ends in `_finish`, exactly once.
+STATE    NEW → SUSPENDED → NEW → COLLECTING → WAITING → SENDING → RELAYING | TUNNEL → FINISHED. Every path ends in `_finish`, exactly once.
 WHO      The worker's loop.
 COST     See DESIGN: the kernel is most of it. No task, dict, closure or exception unless a plugin must await.
 SOURCES  Varnish cache_req_fsm.c (steps and verdicts); pingora-error (source, retryable); RFC 9110 §9.2.2 (what may be sent twice).
@@ -34,15 +34,16 @@ from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.context cimport M_HEAD, Answer, Reason, RequestContext, method_idempotent, method_number
 from fastgate._core.counters cimport Counters, route_counts_t
-from fastgate._core.headers cimport Headers, HeadWriter, field_t, is_owned, names_fold, trailer_allowed
+from fastgate._core.headers cimport H_UPGRADE, Headers, HeadWriter, field_t, is_owned, names_fold, trailer_allowed
 from fastgate._core.histogram cimport histogram_record
+from fastgate._core.identity cimport Identity
 from fastgate._core.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Pipeline, Plugin, RequestHead, ResponseHead, hook_done, verdict_of
 from fastgate._core.plan cimport Plan, RoutePlan
 from fastgate._core.wheel cimport Timed, TimerWheel
 from fastgate.server.accesslog cimport AccessLog
 from fastgate.server.caching cimport CachedRequest, cache_begin
 from fastgate.server.heads cimport upstream_target, write_request_head
-from fastgate.upstream.connection cimport U_DONE, ResponseSink, UpstreamConnection
+from fastgate.upstream.connection cimport SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, U_DONE, ResponseSink, UpstreamConnection
 from fastgate.upstream.credential cimport Credential
 from fastgate.upstream.pool cimport A_FULL, A_OPENING, Target, Upstream
 
@@ -59,7 +60,8 @@ cdef enum:
     REPLAY_BYTES = 65536
     # Body held for an upstream connection that is not there yet; beyond it the client is not read.
     PENDING_BYTES = 65536
-    WHEEL_TICK_NS = 20000000
+    # Of all bodies that are being collected in a worker; beyond it they stream as they arrive.
+    COLLECTED_MOST_BYTES = 67108864
 
 cdef int64_t LOUD_NS = 10_000_000_000           # between two log lines about the same target
 cdef int64_t PLUGIN_WAIT_NS = 60_000_000_000    # a plugin's request() may take this long, unless the route's total is less
@@ -68,6 +70,7 @@ cdef Reason NO_ROUTE = REASONS["no_route"]
 cdef Reason METHOD_NOT_ALLOWED = REASONS["method_not_allowed"]
 cdef Reason BODY_TOO_LARGE = REASONS["body_too_large"]
 cdef Reason BODY_TIMEOUT = REASONS["body_timeout"]
+cdef Reason BODY_TOO_SLOW = REASONS["body_too_slow"]
 cdef Reason CLIENT_CLOSED = REASONS["client_closed"]
 cdef Reason CLIENT_STALLED = REASONS["client_stalled"]
 cdef Reason PLUGIN_ERROR = REASONS["plugin_error"]
@@ -99,6 +102,7 @@ cdef class Plane:
         self.writer = HeadWriter()
         self.out = HeadWriter()
         self.connections = set()
+        self.of_listener = {}
         self.id_high = int.from_bytes(os.urandom(8), "little")
         self.id_low = int.from_bytes(os.urandom(8), "little")
 
@@ -174,6 +178,10 @@ cdef class ClientStream(Timed):
     cdef int exchange_finished(self, Exchange exchange) except -1:
         return 0
 
+    cdef Reason too_slow(self, int64_t now_ns):
+        """Why a client that has bytes to take is given up; None while it takes them fast enough."""
+        return None
+
     cdef int cut(self) except -1:
         return 0
 
@@ -210,6 +218,26 @@ cdef class Exchange(ResponseSink):
             return self._after_decide(V_CONTINUE)
         return self._after_decide(self._decide(0))
 
+    cdef int shared_with(self, ResponseSink other) noexcept:
+        cdef Exchange x
+        cdef Identity mine, theirs
+        cdef int common = 0
+        if type(other) is not Exchange:
+            return 0
+        x = <Exchange>other
+        if self.counts == x.counts:
+            common |= SAME_ROUTE
+        if self.client is not None and x.client is not None and self.client.listener == x.client.listener:
+            common |= SAME_LISTENER
+        mine = self.ctx.identity
+        theirs = x.ctx.identity
+        if mine is not None and not mine.by_address and mine.consumer_bytes is not None:
+            if theirs is not None and mine.consumer_bytes == theirs.consumer_bytes:
+                common |= SAME_CLIENT
+        elif self.ctx.client == x.ctx.client:
+            common |= SAME_CLIENT
+        return common
+
     cdef bint up_active(self):
         """True while an upstream connection takes the request body."""
         return self.up is not None
@@ -244,14 +272,48 @@ cdef class Exchange(ResponseSink):
                 if self.body_waiter is not None and not self.body_waiter.done():
                     self.body_waiter.set_result(None)
             else:
-                self._arm(self.body_timeout_ns, BODY_TIMEOUT)
+                self._await_body()
             return 0
+        if self.state == X_COLLECTING:
+            return self._collect()
         if self.up is not None and not self.end_sent:
             return self._send_pending()
-        if not self.body_complete and self.pending_bytes > PENDING_BYTES and not self.body_paused:
+        if self.pending_bytes > PENDING_BYTES:
+            self._pause_client()
+        return 0
+
+    cdef int _pause_client(self) except -1:
+        """Read no more of the body until `_resume_client`."""
+        if not self.body_paused and not self.body_complete:
             self.body_paused = True
+            self.body_paused_ns = self.ctx.now_ns
             self.client.pause_body()
         return 0
+
+    cdef int _resume_client(self) except -1:
+        if self.body_paused:
+            self.body_paused = False
+            if self.body_clock_ns:
+                self.body_clock_ns += self.ctx.now_ns - self.body_paused_ns
+            self.client.resume_body()
+        return 0
+
+    cdef int _await_body(self) except -1:
+        """Wait for the client to send more of the body: not longer than body_timeout, and not below the minimum rate."""
+        cdef Plane plane = self.plane
+        cdef int64_t now_ns = self.ctx.now_ns
+        cdef int64_t left_ns
+        if self.body_clock_ns == 0:
+            self.body_clock_ns = now_ns
+            self.body_clock_from = self.body_bytes
+        if plane.min_upload_rate:
+            left_ns = self.body_clock_ns + plane.rate_grace_ns - now_ns \
+                + <int64_t>min(1e9 * <double>(self.body_bytes - self.body_clock_from) / <double>plane.min_upload_rate, 1e17)
+            if left_ns <= 0:
+                return self._fail(BODY_TOO_SLOW)
+            if left_ns < self.body_timeout_ns:
+                return self._arm(left_ns, BODY_TOO_SLOW)
+        return self._arm(self.body_timeout_ns, BODY_TIMEOUT)
 
     cdef int client_gone(self) except -1:
         """The client closed: cancel the upstream at once, answer nothing."""
@@ -283,6 +345,10 @@ cdef class Exchange(ResponseSink):
             reason = TOTAL_TIMEOUT
         elif self.cached is not None and (<CachedRequest>self.cached).waiting:
             return (<CachedRequest>self.cached).wait_over(self)
+        if reason is CLIENT_STALLED:
+            reason = self.client.too_slow(now_ns)
+            if reason is None:
+                return self._rearm()
         if reason is None:
             return 0
         if self.state == X_TUNNEL:
@@ -309,7 +375,7 @@ cdef class Exchange(ResponseSink):
         while True:
             try:
                 verdict = pipeline.decide(self.ctx, start, &at)
-            except Exception:
+            except BaseException:
                 self._plugin_failed(pipeline.steps[at], "decide")
                 self.ctx.reason = PLUGIN_ERROR
                 self.ctx.answer = None
@@ -387,8 +453,9 @@ cdef class Exchange(ResponseSink):
                 return                                  # we cancelled it: the request is over
             self._plugin_failed(plugin, "request (cancelled itself)")
             self.ctx.reason = PLUGIN_ERROR
+            self.ctx.answer = None
             verdict = V_RESPOND
-        except Exception:
+        except BaseException:
             if self.state != X_SUSPENDED:
                 return
             self._plugin_failed(plugin, "request")
@@ -420,10 +487,8 @@ cdef class Exchange(ResponseSink):
                 self.ctx.headers.drop(b"expect", 6)
             self.body_waiter = self.plane.loop.create_future()
             self.ctx.now_ns = monotonic_ns()
-            self._arm(self.body_timeout_ns, BODY_TIMEOUT)
-            if self.body_paused:
-                self.body_paused = False
-                self.client.resume_body()
+            self._await_body()
+            self._resume_client()
             await self.body_waiter
             self.body_waiter = None
             if self.state == X_FINISHED:
@@ -460,6 +525,33 @@ cdef class Exchange(ResponseSink):
             ctx.content_length = len(ctx.body)
             ctx.has_body = True
         self.chunk_upstream = ctx.has_body and (ctx.content_length < 0 or len(self.route.pipeline.request_chunk) > 0)
+        if ctx.has_body and not self.body_complete and not ctx.expects_continue and not ctx.upgrade \
+                and self.pending_bytes < self.route.request_buffering_bytes:
+            self.state = X_COLLECTING
+            atomic_add_relaxed_u64(&self.plane.counts.bodies_collecting, 1)
+            self._resume_client()
+            return self._collect()
+        return self._first_attempt()
+
+    cdef int _collect(self) except -1:
+        """Wait until the body is whole or has reached the bound of the route: a slow client holds no connection to the upstream."""
+        cdef Plane plane = self.plane
+        plane.collected_bytes += self.pending_bytes - self.collected
+        self.collected = self.pending_bytes
+        if self.body_complete or self.pending_bytes >= self.route.request_buffering_bytes \
+                or plane.collected_bytes > COLLECTED_MOST_BYTES:
+            self._end_collecting()
+            return self._first_attempt()
+        return self._await_body()
+
+    cdef int _end_collecting(self) except -1:
+        self.state = X_NEW
+        self.plane.collected_bytes -= self.collected
+        self.collected = 0
+        atomic_add_relaxed_u64(&self.plane.counts.bodies_collecting, <uint64_t>-1)
+        return 0
+
+    cdef int _first_attempt(self) except -1:
         self.attempts_left = len(self.upstream.targets)
         self.target = self.upstream.pick()
         return self._attempt()
@@ -474,7 +566,7 @@ cdef class Exchange(ResponseSink):
         ctx.upstream_address = self.target.address
         atomic_add_relaxed_u64(&self.counts.attempts, 1)
         if not self.replayed:
-            connection = self.target.take(ctx.now_ns, not method_idempotent(ctx.method_id))
+            connection = self.target.take(self, ctx.now_ns)
         if connection is not None:
             self.up = connection
             return self._send_head()
@@ -537,7 +629,7 @@ cdef class Exchange(ResponseSink):
                         check_head(head, ctx)
                         hook_done(<Plugin>plugin, ctx, began_ns, "upstream_request")
                         began_ns = ctx.now_ns
-                    except Exception:
+                    except BaseException:
                         self._plugin_failed(plugin, "upstream_request")
                         return self._fail(PLUGIN_ERROR)
                 method = head.method.encode("latin-1")
@@ -608,12 +700,9 @@ cdef class Exchange(ResponseSink):
         if self.up is not up:
             return 0
         if up.writable:
-            if self.body_paused:
-                self.body_paused = False
-                self.client.resume_body()
-        elif not self.body_complete and not self.body_paused:
-            self.body_paused = True
-            self.client.pause_body()
+            self._resume_client()
+        else:
+            self._pause_client()
         return self._rearm()
 
     cdef bint _is_credential(self, const field_t* field) except -1:
@@ -662,7 +751,7 @@ cdef class Exchange(ResponseSink):
                     hook_done(<Plugin>plugin, self.ctx, began_ns, "request_chunk")
                     if not isinstance(chunk, bytes):
                         raise TypeError(f"request_chunk returned {type(chunk).__name__}, expected bytes")
-                except Exception:
+                except BaseException:
                     self._plugin_failed(plugin, "request_chunk")
                     return None
             out.append(chunk)
@@ -671,14 +760,11 @@ cdef class Exchange(ResponseSink):
     cdef int on_upstream_writable(self, bint writable) except -1:
         if self.state == X_FINISHED:
             return 0
-        if not writable:
-            if not self.body_paused:
-                self.body_paused = True
-                self.client.pause_body()
-        elif self.body_paused:
-            self.body_paused = False
-            self.client.resume_body()
         self.ctx.now_ns = monotonic_ns()
+        if writable:
+            self._resume_client()
+        else:
+            self._pause_client()
         return self._rearm()
 
     # relay
@@ -691,15 +777,19 @@ cdef class Exchange(ResponseSink):
         cdef RequestContext ctx = self.ctx
         cdef int status = connection.status
         cdef int64_t length
+        cdef Headers fields
         ctx.first_byte_ns = connection.now_ns
         ctx.upstream_status = status
         self.kept = None
         self.keeps = False
         histogram_record(&self.counts.upstream, ctx.first_byte_ns - ctx.upstream_started_ns)
         if status == 101:
+            fields = self._switching_head(connection)
+            if fields is None:
+                return 0
             ctx.status = 101
             self.response_started = True
-            self.client.respond_head(self, 101, connection.phrase, connection.fields, LENGTH_NONE)
+            self.client.respond_head(self, 101, connection.phrase, fields, LENGTH_NONE)
             self.client.flush()
             self.state = X_TUNNEL
             atomic_add_relaxed_u64(&self.plane.counts.tunnels_open, 1)
@@ -719,6 +809,40 @@ cdef class Exchange(ResponseSink):
             return 0
         return self._answer_head(status, connection.phrase, connection.fields, length, None)
 
+    cdef Headers _switching_head(self, UpstreamConnection connection):
+        """The fields of a 101 as gates, hooks and edits leave them. What is switched to is the upstream's word, and neither status
+        nor Upgrade can be changed. None when a hook failed: the request is over then."""
+        cdef RequestContext ctx = self.ctx
+        cdef Pipeline pipeline = self.route.pipeline
+        cdef Headers fields = connection.fields
+        cdef bytes protocol = fields.find_known(H_UPGRADE)
+        cdef ResponseHead head
+        cdef int64_t began_ns
+        for gate in pipeline.answer:
+            (<Plugin>gate).c_answer(ctx, fields)
+        if pipeline.upstream_response or pipeline.response:
+            head = ResponseHead(101, fields, None)
+            for plugin in pipeline.upstream_response:
+                try:
+                    began_ns = monotonic_ns()
+                    edited_only(plugin.upstream_response(ctx, head), ctx, None, None, "upstream_response")
+                    check_answer(head, 101, None, ctx)
+                    hook_done(<Plugin>plugin, ctx, began_ns, "upstream_response")
+                except BaseException:
+                    self._plugin_failed(plugin, "upstream_response")
+                    self._fail(PLUGIN_RESPONSE_ERROR)
+                    return None
+            if self.route.response_edits is not None:
+                self.route.response_edits.apply(ctx, head.headers)
+            self._response_hooks(head)
+            fields = head.headers
+        elif self.route.response_edits is not None:
+            self.route.response_edits.apply(ctx, fields)
+        fields.drop(b"upgrade", 7)
+        if protocol is not None:
+            fields.add(b"Upgrade", protocol)
+        return fields
+
     cdef int _answer_head(self, int status, bytes phrase, Headers fields, int64_t length, bytes whole) except -1:
         """Run the head hooks and edits, and give the head to the client. `whole` is the body of a held answer."""
         cdef RequestContext ctx = self.ctx
@@ -736,7 +860,7 @@ cdef class Exchange(ResponseSink):
                     check_answer(head, status, whole, ctx)
                     hook_done(<Plugin>plugin, ctx, began_ns, "upstream_response")
                     began_ns = ctx.now_ns
-                except Exception:
+                except BaseException:
                     self._plugin_failed(plugin, "upstream_response")
                     return self._fail(PLUGIN_RESPONSE_ERROR)
             if self.cached is not None:
@@ -788,7 +912,7 @@ cdef class Exchange(ResponseSink):
                 check_answer(head, status, body, self.ctx)
                 hook_done(<Plugin>plugin, self.ctx, began_ns, "response")
                 began_ns = self.ctx.now_ns
-            except Exception:
+            except BaseException:
                 self._plugin_failed(plugin, "response")
                 head.headers = fields
                 head.status = status
@@ -840,7 +964,7 @@ cdef class Exchange(ResponseSink):
                 if not isinstance(out, bytes):
                     raise TypeError(f"response_chunk returned {type(out).__name__}, expected bytes")
                 chunk = out
-            except Exception:
+            except BaseException:
                 self._plugin_failed(plugin, "response_chunk")
                 self._fail(PLUGIN_ERROR)
                 return None
@@ -1023,6 +1147,8 @@ cdef class Exchange(ResponseSink):
         cdef UpstreamConnection up = self.up
         if self.waiting:
             self.target.forget(self)
+        elif self.state == X_COLLECTING:
+            self._end_collecting()
         if self.task is not None:
             task = self.task
             self.task = None
@@ -1059,7 +1185,7 @@ cdef class Exchange(ResponseSink):
         if self.state == X_TUNNEL:
             atomic_add_relaxed_u64(&self.plane.counts.tunnels_open, <uint64_t>-1)
         self.state = X_FINISHED
-        ctx.finished_ns = monotonic_ns() if self.target is None or ctx.reason is not None else ctx.now_ns
+        ctx.finished_ns = monotonic_ns() if self.target is None or ctx.reason is not None or ctx.status == 101 else ctx.now_ns
         ctx.bytes_received = ctx.bytes_received + self.body_bytes
         self.deadline_reason = None
         self.total_deadline_ns = 0
@@ -1084,7 +1210,7 @@ cdef class Exchange(ResponseSink):
                     began_ns = monotonic_ns()
                     plugin.log(ctx)
                     hook_done(<Plugin>plugin, ctx, began_ns, "log")
-                except Exception:
+                except BaseException:
                     self._plugin_failed(plugin, "log")
         self.plane.log.record(ctx)
         return self._forget(client)
@@ -1120,10 +1246,12 @@ cdef class Exchange(ResponseSink):
                 return self._arm(route.first_byte_ns, FIRST_BYTE_TIMEOUT)
             if self.body_paused:
                 return self._arm(route.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
-            return self._arm(self.body_timeout_ns, BODY_TIMEOUT)
+            if self.ctx.expects_continue and self.body_bytes == 0:
+                return self._arm(route.first_byte_ns, FIRST_BYTE_TIMEOUT)       # it is for the upstream to say 100
+            return self._await_body()
         if self.state == X_RELAYING or self.state == X_TUNNEL:
             if not self.client.client_writable:
-                return self._arm(self.body_timeout_ns, CLIENT_STALLED)
+                return self._arm(self.plane.look_ns, CLIENT_STALLED)
             return self._arm(route.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
         return 0
 
@@ -1159,6 +1287,8 @@ cdef int check_head(RequestHead head, RequestContext ctx) except -1:
 cdef int check_answer(ResponseHead head, int status, object body, RequestContext ctx) except -1:
     """ValueError or TypeError when what a plugin made of an answer cannot be sent. status and body are what they were."""
     if head.status != status:
+        if status == 101:
+            raise ValueError(f"status: 101 cannot become {head.status}, the upstream has switched protocols")
         if not 200 <= head.status <= 599:
             raise ValueError(f"status: expected 200 to 599, got {head.status}")
         if ctx.method_id != M_HEAD and (head.status in (204, 304) or status in (204, 304)):

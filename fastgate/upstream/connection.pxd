@@ -14,9 +14,16 @@ cdef enum:
     U_TUNNEL = 4         # 101 seen: bytes pass untouched
     U_CLOSED = 5
 
+cdef enum:
+    # What two requests may have in common, for the shares of a pool
+    SAME_ROUTE = 1
+    SAME_LISTENER = 2
+    SAME_CLIENT = 4
+
 cdef class ResponseSink:
     # What an upstream connection and a pool tell the request they serve
     cdef bint waiting                       # in a pool's queue
+    cdef int shared_with(self, ResponseSink other) noexcept
     cdef int on_connection(self, UpstreamConnection connection) except -1
     cdef int on_connect_failed(self, Reason reason, str detail) except -1
     cdef int on_interim(self, UpstreamConnection connection) except -1
@@ -54,7 +61,11 @@ cdef class UpstreamConnection(Timed):
     cdef bint chunked
     cdef int64_t content_length             # -1 when unknown
     cdef bint until_close
+    cdef bint wary                          # its head told a body that must not come (HEAD, 204, 304): look before the next use
     cdef bint keep_alive
+    cdef bytes partial                      # the beginning of a head that is not whole
+    cdef Py_ssize_t overhead                # bytes of chunked framing since the last body byte
+    cdef bint bulk                          # read through a BulkReader
     cdef bint counted                       # the body is passed on by count, without the parser
     cdef int64_t body_left
     cdef Headers trailers
@@ -63,6 +74,7 @@ cdef class UpstreamConnection(Timed):
     cdef int64_t released_ns
     cdef readonly int64_t requests
     cdef bint adopted                       # counted by its owner
+    cdef Py_ssize_t place                   # in its target's list of open connections
     cdef int fd
     cdef bint is_tls
     cdef bint buffered                      # the transport holds bytes the kernel did not take
@@ -77,6 +89,11 @@ cdef class UpstreamConnection(Timed):
     cdef int close(self) except -1
     cdef int abort(self) except -1
     cdef bint seems_alive(self)
+    cdef int _digest(self, bytes data, int64_t now_ns) except -1
+    cdef bytes _whole_head(self, bytes data)
+    cdef int _read_rest(self) except -1
+    cdef int _read_in_bulk(self) except -1
+    cdef int _end(self) except -1
     cdef int _fail(self, Reason reason) except -1
     cdef bint _read_head(self) except -1
     cdef bint _plain_answer(self, bytes data) except -1

@@ -10,6 +10,8 @@ COST     One httptools parse; no object per answer but its header table.
 SOURCES  RFC 9112 §6.3 (body length), §9.6 (close); RFC 9110 §15.2 (interim answers).
 """
 
+import logging
+
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -31,11 +33,13 @@ from fastgate._core.headers cimport (
 )
 
 from fastgate._core.scan cimport decimal, scan_response_head, status_line_t
-from fastgate._core.sockets cimport peer_silent, send_now
+from fastgate._core.sockets cimport peer_silent, receive_now, send_now
 
 from fastgate.errors import REASONS
 
 __all__ = ["UpstreamConnection"]
+
+log = logging.getLogger("fastgate")
 
 cdef enum:
     # An answer's head beyond this is refused. nginx gives 4-8 kB by default and its users raise it; Envoy 60 kB, Node 16 kB.
@@ -45,7 +49,17 @@ cdef enum:
     # More than this unsent makes us stop reading from the client (asyncio's own default)
     WRITE_HIGH_BYTES = 65536
 
+    # A longer beginning of a head goes to the parser at once: until then heads in pieces are read exactly as whole ones are.
+    PARTIAL_BYTES = 16384
+    # From a read of this size on, a connection is read into a buffer of BULK_BYTES. The loop reads up to 256 kB at once, all of
+    # which stands in memory for a client that does not take it.
+    BULK_FROM_BYTES = 16384
+    BULK_BYTES = 32768
+
 cdef bytes OK = b"OK"
+
+# What the loop reads into and is copied from at once, before it does anything else: one for all connections of the process.
+cdef object SCRATCH = memoryview(bytearray(BULK_BYTES))
 
 cdef Reason BAD_RESPONSE = REASONS["bad_upstream_response"]
 cdef Reason CLOSED_EARLY = REASONS["upstream_closed"]
@@ -55,6 +69,10 @@ cdef Reason INTERNAL = REASONS["internal_error"]
 
 cdef class ResponseSink:
     """What an upstream connection and a pool tell the request they serve. The exchange implements it."""
+
+    cdef int shared_with(self, ResponseSink other) noexcept:
+        """What this request has in common with another, as SAME_* bits. 0: it counts against no share of a pool."""
+        return 0
 
     cdef int on_connection(self, UpstreamConnection connection) except -1:
         return 0
@@ -120,7 +138,10 @@ cdef class UpstreamConnection(Timed):
         self.extra_bytes = False
         self.interims = 0
         self.head_bytes = 0
+        self.partial = None
+        self.overhead = 0
         self.counted = False
+        self.wary = False
         self.reused = self.requests > 0
         self.requests += 1
         return 0
@@ -199,35 +220,88 @@ cdef class UpstreamConnection(Timed):
             if self.state == U_IDLE:                    # unsolicited bytes: out of step, whatever they are
                 self.close()
             return
+        try:
+            self._digest(data, now_ns)
+        except BaseException:                           # whatever a plugin raises, SystemExit too, ends this request only
+            log.exception("while relaying a response")
+            self._fail(INTERNAL)
+            return
+        if PyBytes_GET_SIZE(data) >= BULK_FROM_BYTES and not self.bulk:
+            self._read_in_bulk()
+
+    cdef int _digest(self, bytes data, int64_t now_ns) except -1:
+        """Take one read of a response."""
+        cdef ResponseSink sink = self.sink
+        cdef Py_ssize_t room
+        if self.partial is not None:
+            data = self.partial + data
+            self.partial = None
         if self.state == U_WAITING and self.head_bytes == 0 and self._plain_answer(data):
             if sink is self.sink or self.state == U_CLOSED:
                 sink.on_read_done(now_ns)
-            return
+            return 0
         if self.counted:
             self._counted_body(data, 0)
             if sink is self.sink or self.state == U_CLOSED:
                 sink.on_read_done(now_ns)
-            return
-        if not self.saw_bytes:
+            return 0
+        if self.state == U_WAITING and self.head_bytes == 0:
             self.saw_bytes = True
-            if PyBytes_GET_SIZE(data) >= 9:
-                if memcmp(PyBytes_AS_STRING(data), b"HTTP/1.1 ", 9) == 0:
-                    self.version_minor = 1
-                elif memcmp(PyBytes_AS_STRING(data), b"HTTP/1.0 ", 9) == 0:
-                    self.version_minor = 0
-                else:
-                    self._fail(BAD_RESPONSE)
-                    return
-            else:
-                self.version_minor = -1                 # ask the parser once it knows
+            data = self._whole_head(data)
+            if data is None:
+                return 0
         if self.state == U_WAITING:
+            # All heads of a response, interim ones included, share one bound, wherever its bytes are split.
+            room = MAX_HEAD_BYTES - self.head_bytes
             self.head_bytes += PyBytes_GET_SIZE(data)
-        self._parse(data)
-        if self.state == U_WAITING and self.head_bytes > MAX_HEAD_BYTES:
-            self._fail(BAD_RESPONSE)
-            return
+            if self.head_bytes > MAX_HEAD_BYTES:
+                self._parse(data[:room])
+                if self.state == U_WAITING:
+                    return self._fail(BAD_RESPONSE)
+                if sink is self.sink:
+                    if self.state == U_DONE:
+                        self.extra_bytes = True
+                    else:
+                        self._parse(data[room:])
+            else:
+                self._parse(data)
+        else:
+            if self.chunked and self.state == U_BODY:
+                self.overhead += PyBytes_GET_SIZE(data)
+            self._parse(data)
+            if self.overhead > MAX_HEAD_BYTES and self.state == U_BODY:
+                return self._fail(BAD_RESPONSE)         # chunk extensions or trailers without end
+        if self.state == U_DONE and self.chunked and data.endswith(b"\r\n\r\n\r\n"):
+            self.extra_bytes = True                     # llhttp passes over an empty line behind a message
         if sink is self.sink or self.state == U_CLOSED:
             sink.on_read_done(now_ns)
+        return 0
+
+    cdef bytes _whole_head(self, bytes data):
+        """data, the beginning of a response; None when it was refused, or kept until its head is whole."""
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
+        cdef const char* p = PyBytes_AS_STRING(data)
+        if memcmp(p, b"HTTP/1.1 ", min(n, 9)) != 0 and memcmp(p, b"HTTP/1.0 ", min(n, 9)) != 0:
+            self._fail(BAD_RESPONSE)
+            return None
+        if n < PARTIAL_BYTES and b"\r\n\r\n" not in data and b"\n\n" not in data:
+            self.partial = data
+            return None
+        self.version_minor = 1 if p[7] == c"1" else 0
+        return data
+
+    cdef int _read_in_bulk(self) except -1:
+        """Read BULK_BYTES at most at a time from now on."""
+        if self.state == U_CLOSED or self.is_tls or self.fd < 0:
+            return 0
+        self.bulk = True
+        # The loop looks at what a protocol can do when it begins to read.
+        if not self.reading_paused:
+            self.transport.pause_reading()
+        self.transport.set_protocol(BulkReader(self))
+        if not self.reading_paused:
+            self.transport.resume_reading()
+        return 0
 
     cdef int _parse(self, bytes data) except -1:
         cdef ResponseSink sink = self.sink
@@ -245,23 +319,36 @@ cdef class UpstreamConnection(Timed):
         except HttpParserCallbackError as error:
             if isinstance(error.__context__, _HeadDone) and self.state == U_DONE:
                 # What follows the head in this read is the body a HEAD answer must not have (RFC 9110 §9.3.2).
-                self.extra_bytes = not b"\r\n\r\n".endswith(data[max(0, len(data) - 4):])
+                self.extra_bytes = not data.endswith(b"\r\n\r\n") or self.head_size(data) != PyBytes_GET_SIZE(data)
             elif self.state == U_DONE:
                 self.extra_bytes = True
             elif self.state != U_CLOSED:
                 if not isinstance(error.__context__, _BadResponse):
-                    import logging
-
-                    logging.getLogger("fastgate").error("while relaying an answer", exc_info=error.__context__)
+                    log.error("while relaying an answer", exc_info=error.__context__)
                     self._fail(INTERNAL)
                 else:
                     self._fail(BAD_RESPONSE)
-        except HttpParserError:
+        except HttpParserError as error:
             if self.state == U_DONE:
                 self.extra_bytes = True
+            elif self.state == U_BODY and self.chunked and "Content-Length" in str(error):
+                # llhttp refuses Content-Length among the trailers, where it means nothing (RFC 9110 §6.5.1): the body before it is
+                # whole. What follows cannot be told apart any more.
+                self.extra_bytes = True
+                self.trailers = None
+                self._end()
             elif self.state != U_CLOSED:
                 self._fail(BAD_RESPONSE)
         return 0
+
+    def head_size(self, bytes data):
+        """Where the final head in this read ends, behind interim ones."""
+        at = 0
+        for _ in range(self.interims + 1):
+            at = data.find(b"\r\n\r\n", at) + 4
+            if at == 3:
+                return PyBytes_GET_SIZE(data)           # it began in an earlier read
+        return at
 
     def eof_received(self):
         cdef ResponseSink sink = self.sink
@@ -276,9 +363,29 @@ cdef class UpstreamConnection(Timed):
             sink.on_read_done(monotonic_ns())
         return False
 
+    cdef int _read_rest(self) except -1:
+        """A write failed. An upstream that refuses an upload answers, closes, and resets what still comes: its response, if it
+        was whole, is in the kernel, and counts."""
+        cdef bytes data
+        cdef Py_ssize_t n
+        cdef int pieces
+        cdef char[16384] piece
+        for pieces in range(16):                        # more than a refusal has; the rest of a long body is lost with the reset
+            n = receive_now(self.fd, piece, 16384)
+            if n <= 0 or self.sink is None:
+                return 0
+            data = PyBytes_FromStringAndSize(piece, n)
+            self.data_received(data)
+        return 0
+
     def connection_lost(self, exc):
-        cdef int state = self.state
-        cdef ResponseSink sink = self.sink
+        cdef int state
+        cdef ResponseSink sink
+        if exc is not None and self.sink is not None and self.fd >= 0 and not self.is_tls \
+                and (self.state == U_WAITING or self.state == U_BODY):
+            self._read_rest()
+        state = self.state
+        sink = self.sink
         self.state = U_CLOSED
         self.parser = None                              # holds bound methods of this object: a cycle
         self.wheel.cancel(self)
@@ -356,11 +463,6 @@ cdef class UpstreamConnection(Timed):
     def on_headers_complete(self):
         cdef bint bodyless
         self.status = self.parser.get_status_code()
-        if self.version_minor < 0:
-            version = self.parser.get_http_version()
-            if version != "1.1" and version != "1.0":
-                raise _BadResponse()
-            self.version_minor = 1 if version == "1.1" else 0
         if not self._read_head():
             raise _BadResponse()
         if self.status < 200:
@@ -372,12 +474,13 @@ cdef class UpstreamConnection(Timed):
                 self.sink.on_head(self)
                 return
             self.interims += 1
-            if self.interims > MAX_INTERIMS or self.chunked or self.content_length > 0:
+            if self.interims > MAX_INTERIMS or self.chunked:
                 raise _BadResponse()
             self.sink.on_interim(self)
             return
         bodyless = self.head_only or self.status == 204 or self.status == 304
         self.until_close = not bodyless and not self.chunked and self.content_length < 0
+        self.wary = bodyless and (self.chunked or self.content_length > 0)
         self.state = U_BODY
         self.sink.on_head(self)
         if self.head_only and self.state == U_BODY:
@@ -393,6 +496,7 @@ cdef class UpstreamConnection(Timed):
         cdef field_t* field
         cdef int i
         cdef bint listed = False
+        cdef int64_t length
         self.chunked = False
         self.content_length = -1
         self.keep_alive = self.version_minor == 1
@@ -403,11 +507,11 @@ cdef class UpstreamConnection(Timed):
             if field.id == H_OTHER or field.id > H_CONTENT_LENGTH:
                 continue
             if field.id == H_CONTENT_LENGTH:
-                if self.content_length >= 0:
+                length = decimal(field.value, field.value_n)
+                # The same length twice is one length (RFC 9110 §8.6).
+                if length < 0 or self.content_length >= 0 and self.content_length != length:
                     return False
-                self.content_length = decimal(field.value, field.value_n)
-                if self.content_length < 0:
-                    return False
+                self.content_length = length
             elif field.id == H_TRANSFER_ENCODING:
                 if self.chunked or field.value_n != 7 or not name_equal(field.value, b"chunked", 7):
                     return False
@@ -441,6 +545,7 @@ cdef class UpstreamConnection(Timed):
             return False
         if self.head_only or self.status == 204 or self.status == 304:
             self.body_left = 0
+            self.wary = self.content_length > 0
         elif self.content_length >= 0:
             self.body_left = self.content_length
         else:
@@ -473,16 +578,18 @@ cdef class UpstreamConnection(Timed):
             self.sink.on_end(None)
         return 0
 
+    cdef int _end(self) except -1:
+        self.state = U_DONE
+        return self.sink.on_end(self.trailers)
+
     def on_body(self, bytes chunk):
+        self.overhead = 0
         if self.state == U_BODY:
             self.sink.on_chunk(chunk)
 
     def on_message_complete(self):
-        if self.state == U_WAITING:                     # an interim answer
-            self.head_bytes = 0
-        elif self.state == U_BODY:
-            self.state = U_DONE
-            self.sink.on_end(self.trailers)
+        if self.state == U_BODY:                        # else an interim response
+            self._end()
 
 
 class _BadResponse(Exception):
@@ -491,3 +598,20 @@ class _BadResponse(Exception):
 
 class _HeadDone(Exception):
     """Raised inside a parser callback: the answer to HEAD is complete, its parser is of no more use."""
+
+
+class BulkReader:
+    """The protocol of a connection that carries large responses: tells the loop into which buffer to read, and passes the rest on."""
+
+    def __init__(self, connection):
+        self.received = connection.data_received
+        self.eof_received = connection.eof_received
+        self.connection_lost = connection.connection_lost
+        self.pause_writing = connection.pause_writing
+        self.resume_writing = connection.resume_writing
+
+    def get_buffer(self, _size):
+        return SCRATCH
+
+    def buffer_updated(self, n):
+        self.received(bytes(SCRATCH[:n]))

@@ -23,6 +23,7 @@ cdef class Target(ConnectionOwner):
     cdef readonly bytes authority            # for the Host field
     cdef readonly bytes address              # for logs
     cdef Upstream upstream
+    cdef list open                           # every connection, by its place
     cdef list idle                           # most recently used last
     cdef object waiters                      # deque of ResponseSink
     cdef readonly int total                  # open and opening
@@ -30,10 +31,17 @@ cdef class Target(ConnectionOwner):
     cdef set tasks
     cdef int64_t failed_loudly_ns            # when a failure to connect was last logged
     cdef int64_t failed_quietly              # failures since
-    cdef UpstreamConnection take(self, int64_t now_ns, bint must_be_alive)
+    cdef int64_t limited_loudly_ns           # when the limit of the pool was last logged
+    cdef int64_t limited_quietly             # requests since that met it
+    cdef UpstreamConnection take(self, ResponseSink sink, int64_t now_ns)
     cdef int acquire(self, ResponseSink sink) except -1
     cdef int forget(self, ResponseSink sink) except -1
     cdef int release(self, UpstreamConnection connection, int64_t now_ns) except -1
+    cdef bint _may_open(self)
+    cdef int _over_share(self, ResponseSink sink) except -1
+    cdef bint _has_queue_place(self, ResponseSink sink)
+    cdef ResponseSink _next_waiter(self)
+    cdef int _say_limited(self) except -1
     cdef int _hand_over(self, UpstreamConnection connection, int64_t now_ns) except -1
     cdef int _open(self) except -1
     cdef bint _is_too_old(self, UpstreamConnection connection, int64_t now_ns) noexcept
@@ -50,6 +58,9 @@ cdef class Upstream:
     cdef worker_counts_t* counts
     cdef object _counters                    # keeps the memory that counts points into
     cdef readonly int max_connections
+    cdef readonly int most_of_one             # of max_connections that one route, listener or client may hold
+    cdef readonly int budget                  # connections of this process to all upstreams
+    cdef public int shares                    # SAME_* bits that are told apart here
     cdef readonly int max_idle
     cdef readonly int max_queue
     cdef readonly int64_t max_requests

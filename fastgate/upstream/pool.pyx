@@ -3,15 +3,21 @@
 
 WHAT     `Upstream` is a named set of targets with a balancing order; `Target` keeps the idle connections to one address and the
          requests that wait for one. Whichever connection is free first, a released or a new one, serves the longest waiter.
-STATE    total = open + opening ≤ max_connections; idle ⊆ open; while a request waits, no connection is idle, and either an
-         opening is under way or total is at its bound.
+STATE    total = open + opening ≤ max_connections; idle ⊆ open; while a request waits that is within its share, no connection is
+         idle, and either an opening is in flight or total is at its bound.
+SHARES   A connection in use belongs to a route, a listener and a client (the consumer, or the address of a request without one). None
+         of them holds more than most_of_one = max_connections − reserve of a pool, nor the same part of its queue: one that has
+         its share waits for its own connections, and the rest stays free for the others. What each holds is counted only while
+         at least most_of_one connections are in use: below that nobody can be over its share.
 WHO      The worker's loop. Each worker has its own pools: max_connections is per worker and target.
-COST     take and release: a list pop and append. Opening a connection takes a task.
+COST     take and release: a list pop and append. Opening a connection takes a task. Near the limit of a pool: a pass over its
+         connections (1 024 of them at most, evenly spaced) for each request.
 SOURCES  Go net/http Transport (first free connection serves the first waiter); httpcore connection_pool.py.
 """
 
 import asyncio
 import logging
+import resource
 import ssl as ssl_module
 from collections import deque
 
@@ -23,20 +29,47 @@ from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.context cimport Reason
 from fastgate._core.counters cimport Counters
 from fastgate._core.wheel cimport TimerWheel
-from fastgate.upstream.connection cimport U_CLOSED, U_IDLE, ConnectionOwner, ResponseSink, UpstreamConnection
+from fastgate.upstream.connection cimport (
+    SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, U_CLOSED, U_IDLE, ConnectionOwner, ResponseSink, UpstreamConnection,
+)
 
 from fastgate.errors import REASONS
 
 __all__ = ["Target", "Upstream"]
+
+log = logging.getLogger("fastgate")
 
 cdef Reason CONNECT_FAILED = REASONS["upstream_connect_failed"]
 cdef Reason CONNECT_TIMEOUT = REASONS["upstream_connect_timeout"]
 cdef Reason TLS_FAILED = REASONS["upstream_tls_failed"]
 
 cdef enum:
-    # A non-idempotent request takes a connection that was idle for longer than this only after a look at its socket: the
-    # peer's close of an idle connection is what such a request would meet, and it must not be sent twice.
+    # A connection that was idle for longer than this is used only after a look at its socket. What it would meet there is the
+    # peer's close, which a request that must not be sent twice would be lost by, or bytes that nobody asked for, which would
+    # become the next response.
     PEEK_AFTER_NS = 1000000
+    # A connection whose last head told a body that must not follow (HEAD, 304) is not used for so long: a body that comes all the
+    # same comes right behind its head.
+    WARY_NS = 100000000
+    # Connections that are looked at to count what one party holds. A sample of 1 024 is off by 3 %, a third of the reserve.
+    SAMPLE = 1024
+    MOST_CONNECTIONS = 65536
+
+cdef int64_t LOUD_NS = 10_000_000_000           # between two log lines about the same pool
+
+
+cdef int parties_over(list sinks, ResponseSink sink, int shares, int64_t most) except -1:
+    """Which of the parties of sink (SAME_* bits) have at least `most` of the sinks: its route, its listener, its client."""
+    cdef int64_t routes = 0, listeners = 0, clients = 0
+    cdef int common
+    for each in sinks:
+        common = sink.shared_with(<ResponseSink>each)
+        routes += (common & SAME_ROUTE) != 0
+        listeners += (common & SAME_LISTENER) != 0
+        clients += (common & SAME_CLIENT) != 0
+    common = (SAME_ROUTE if routes >= most else 0) | (SAME_LISTENER if listeners >= most else 0) \
+        | (SAME_CLIENT if clients >= most else 0)
+    return common & shares
 
 
 cdef class Target(ConnectionOwner):
@@ -52,13 +85,16 @@ cdef class Target(ConnectionOwner):
         self.server_name = server_name
         self.authority = authority
         self.address = unix_path.encode() if unix_path else f"{host}:{port}".encode()
+        self.open = []
         self.idle = []
         self.waiters = deque()
         self.tasks = set()
 
-    cdef UpstreamConnection take(self, int64_t now_ns, bint must_be_alive):
+    cdef UpstreamConnection take(self, ResponseSink sink, int64_t now_ns):
         """An idle connection, the one used last, or None."""
         cdef UpstreamConnection connection
+        if len(self.open) - len(self.idle) >= self.upstream.most_of_one and self._over_share(sink):
+            return None
         while self.idle:
             connection = <UpstreamConnection>self.idle.pop()
             if connection.state != U_IDLE:
@@ -66,18 +102,23 @@ cdef class Target(ConnectionOwner):
             if self._is_too_old(connection, now_ns):
                 connection.close()
                 continue
-            if must_be_alive and now_ns - connection.released_ns > PEEK_AFTER_NS and not connection.seems_alive():
+            if connection.wary and now_ns - connection.released_ns < WARY_NS:
+                connection.close()                      # the body that its last head told may still be on its way
+                continue
+            if now_ns - connection.released_ns > PEEK_AFTER_NS and not connection.seems_alive():
                 connection.close()
                 continue
             return connection
         return None
 
     cdef int acquire(self, ResponseSink sink) except -1:
-        """Queue sink for the next free connection, opening one if the bound allows. A_OPENING, A_QUEUED or A_FULL."""
+        """Queue sink for the next free connection, opening one if the bounds allow. A_OPENING, A_QUEUED or A_FULL."""
         cdef Upstream upstream = self.upstream
-        cdef bint may_open = self.total < upstream.max_connections
-        if not may_open and len(self.waiters) - self.opening >= upstream.max_queue:
-            return A_FULL
+        cdef bint may_open = self._may_open() and (len(self.open) - len(self.idle) < upstream.most_of_one or not self._over_share(sink))
+        if not may_open:
+            self._say_limited()
+            if not self._has_queue_place(sink):
+                return A_FULL
         sink.waiting = True
         self.waiters.append(sink)
         atomic_add_relaxed_u64(&upstream.counts.upstream_waiting, 1)
@@ -85,6 +126,55 @@ cdef class Target(ConnectionOwner):
             self._open()
             return A_OPENING
         return A_QUEUED
+
+    cdef bint _may_open(self):
+        """True if neither this pool nor the process is at its limit of connections."""
+        cdef Upstream upstream = self.upstream
+        # The first connection of a target is always allowed: a busy upstream must not keep the others from working.
+        return self.total < upstream.max_connections \
+            and (self.total == 0 or <int64_t>upstream.counts.upstream_open < upstream.budget)
+
+    cdef int _over_share(self, ResponseSink sink) except -1:
+        """Which of the parties of sink (SAME_* bits) hold all that one of them may hold here; 0: it may take a connection."""
+        cdef UpstreamConnection connection
+        cdef Py_ssize_t n = len(self.open)
+        cdef Py_ssize_t stride = max(1, (n + SAMPLE - 1) // SAMPLE)
+        cdef Py_ssize_t i
+        cdef list sinks = []
+        cdef int64_t most = self.upstream.most_of_one
+        if most >= self.upstream.max_connections:
+            return 0
+        for i in range(0, n, stride):
+            connection = <UpstreamConnection>self.open[i]
+            if connection.sink is not None:
+                sinks.append(connection.sink)
+        return parties_over(sinks, sink, self.upstream.shares, (most + stride - 1) // stride)
+
+    cdef bint _has_queue_place(self, ResponseSink sink):
+        """True if sink may wait: the queue has room, and of its last tenth only for who does not fill the rest of it alone."""
+        cdef Upstream upstream = self.upstream
+        cdef Py_ssize_t waiting = len(self.waiters) - self.opening
+        cdef int most = upstream.max_queue - upstream.max_queue // 10
+        if waiting >= upstream.max_queue:
+            return False
+        if waiting < most or upstream.most_of_one >= upstream.max_connections:
+            return True
+        return parties_over(list(self.waiters), sink, upstream.shares, most) == 0
+
+    cdef int _say_limited(self) except -1:
+        """Count a request that meets the limit of the pool, and log it now and then."""
+        cdef Upstream upstream = self.upstream
+        cdef int64_t now_ns = monotonic_ns()
+        atomic_add_relaxed_u64(&upstream.counts.upstream_limited_total, 1)
+        self.limited_quietly += 1
+        if self.limited_loudly_ns == 0 or now_ns >= self.limited_loudly_ns + LOUD_NS:
+            self.limited_loudly_ns = now_ns
+            log.warning("upstream %s at %s: connection limit reached: %d connections in use (limit %d, for one route, listener or client "
+                        "%d), %d requests waiting, %d requests since the last such line", upstream.name, self.url,
+                        len(self.open) - len(self.idle), upstream.max_connections, upstream.most_of_one, len(self.waiters),
+                        self.limited_quietly)
+            self.limited_quietly = 0
+        return 0
 
     cdef int forget(self, ResponseSink sink) except -1:
         """Take sink out of the queue, if it is there."""
@@ -109,41 +199,85 @@ cdef class Target(ConnectionOwner):
             return 0
         connection.resume()
         connection.released_ns = now_ns
+        return self._hand_over(connection, now_ns)
+
+    cdef bint _is_too_old(self, UpstreamConnection connection, int64_t now_ns) noexcept:
+        cdef int64_t most_ns = self.upstream.max_lifetime_ns
+        return most_ns != 0 and now_ns - connection.opened_ns >= most_ns
+
+    cdef ResponseSink _next_waiter(self):
+        """The longest waiting request that is within its share, taken out of the queue; None when there is none."""
+        cdef ResponseSink sink, full_route = None, full_listener = None, full_client = None
+        cdef Py_ssize_t at = 0
+        cdef int over
+        if len(self.open) - len(self.idle) > self.upstream.most_of_one:       # the connection to give is among them
+            for each in self.waiters:
+                sink = <ResponseSink>each
+                # At most one route, one listener and one client are over their share: each is counted once.
+                if not (full_route is not None and sink.shared_with(full_route) & SAME_ROUTE
+                        or full_listener is not None and sink.shared_with(full_listener) & SAME_LISTENER
+                        or full_client is not None and sink.shared_with(full_client) & SAME_CLIENT):
+                    over = self._over_share(sink)
+                    if over == 0:
+                        break
+                    if over & SAME_ROUTE:
+                        full_route = sink
+                    if over & SAME_LISTENER:
+                        full_listener = sink
+                    if over & SAME_CLIENT:
+                        full_client = sink
+                at += 1
+        if at == len(self.waiters):
+            return None
+        sink = <ResponseSink>self.waiters[at]
+        del self.waiters[at]
+        sink.waiting = False
+        atomic_add_relaxed_u64(&self.upstream.counts.upstream_waiting, <unsigned long long>-1)
+        return sink
+
+    cdef int _hand_over(self, UpstreamConnection connection, int64_t now_ns) except -1:
+        """Give a free connection to a waiting request, or keep it idle."""
+        cdef Upstream upstream = self.upstream
+        cdef ResponseSink sink = None
+        cdef int64_t idle_until_ns
         if self.waiters:
-            return self._hand_over(connection, now_ns)
+            if connection.requests and (connection.wary or not connection.seems_alive()):
+                connection.close()                      # its place is free for another one
+                return 0
+            sink = self._next_waiter()
+        if sink is not None:
+            sink.on_connection(connection)
+            return 0
         if len(self.idle) >= upstream.max_idle:
             connection.close()
             return 0
-        self.idle.append(connection)
+        if connection.wary:
+            self.idle.insert(0, connection)             # the last to be used
+        else:
+            self.idle.append(connection)
         idle_until_ns = now_ns + upstream.idle_timeout_ns
         if upstream.max_lifetime_ns:
             idle_until_ns = min(idle_until_ns, connection.opened_ns + upstream.max_lifetime_ns)
         upstream.wheel.arm(connection, idle_until_ns)
         return 0
 
-    cdef bint _is_too_old(self, UpstreamConnection connection, int64_t now_ns) noexcept:
-        cdef int64_t most_ns = self.upstream.max_lifetime_ns
-        return most_ns != 0 and now_ns - connection.opened_ns >= most_ns
-
-    cdef int _hand_over(self, UpstreamConnection connection, int64_t now_ns) except -1:
-        cdef ResponseSink sink = self.waiters.popleft()
-        sink.waiting = False
-        atomic_add_relaxed_u64(&self.upstream.counts.upstream_waiting, <unsigned long long>-1)
-        sink.on_connection(connection)
-        return 0
-
     cdef int connection_closed(self, UpstreamConnection connection) except -1:
+        cdef UpstreamConnection last = <UpstreamConnection>self.open.pop()
+        if last is not connection:
+            self.open[connection.place] = last
+            last.place = connection.place
         self.total -= 1
         atomic_add_relaxed_u64(&self.upstream.counts.upstream_open, <unsigned long long>-1)
         if connection in self.idle:
             self.idle.remove(connection)
-        if len(self.waiters) > self.opening and self.total < self.upstream.max_connections:
+        if len(self.waiters) > self.opening and self._may_open():
             self._open()
         return 0
 
     cdef int _open(self) except -1:
         self.total += 1
         self.opening += 1
+        atomic_add_relaxed_u64(&self.upstream.counts.upstream_open, 1)
         task = self.upstream.loop.create_task(self._opened())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -181,7 +315,8 @@ cdef class Target(ConnectionOwner):
             detail = "closed at once"
         if reason is None:
             connection.adopted = True
-            atomic_add_relaxed_u64(&upstream.counts.upstream_open, 1)
+            connection.place = len(self.open)
+            self.open.append(connection)
             atomic_add_relaxed_u64(&upstream.counts.upstream_opened_total, 1)
             if self.waiters:
                 self._hand_over(connection, monotonic_ns())
@@ -190,12 +325,13 @@ cdef class Target(ConnectionOwner):
             return
         connection.abort()
         self.total -= 1
+        atomic_add_relaxed_u64(&upstream.counts.upstream_open, <unsigned long long>-1)
         if self.waiters:
             sink = self.waiters.popleft()
             sink.waiting = False
             atomic_add_relaxed_u64(&upstream.counts.upstream_waiting, <unsigned long long>-1)
             sink.on_connect_failed(reason, detail)
-        if len(self.waiters) > self.opening and self.total < upstream.max_connections:
+        if len(self.waiters) > self.opening and self._may_open():
             self._open()
 
     def __repr__(self):
@@ -213,7 +349,13 @@ cdef class Upstream:
         self.wheel = wheel
         self._counters = counters
         self.counts = counters.worker(slot)
-        self.max_connections = pool.max_connections
+        # What is not for clients (half of the descriptors, see DataPlane.install) or for files and listeners.
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.budget = MOST_CONNECTIONS if descriptors == resource.RLIM_INFINITY else max(64, min(MOST_CONNECTIONS, descriptors * 3 // 8))
+        self.max_connections = pool.max_connections if pool.max_connections else self.budget
+        self.most_of_one = self.max_connections \
+            - (self.max_connections // 10 if pool.reserve is None else min(pool.reserve, self.max_connections // 2))
+        self.shares = SAME_ROUTE | SAME_LISTENER | SAME_CLIENT
         self.max_idle = pool.max_idle
         self.max_queue = pool.max_queue
         self.max_requests = pool.max_requests

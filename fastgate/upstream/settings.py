@@ -113,23 +113,38 @@ class PoolConfig(Settings, frozen=True, kw_only=True):
     max_connections: Annotated[
         int,
         Meta(
-            ge=1,
+            ge=0,
             le=65536,
             description=(
-                "Connections open to one target at once, per worker. Beyond it requests wait in the queue. "
-                "256 keeps a slow service from being buried and is above what one worker drives through a "
-                "healthy one."
+                "Connections open to one target at once, per worker. Further requests wait in the queue. "
+                "0, the default, sets no limit of its own, as in nginx and HAProxy: then only the process's "
+                "file descriptor limit applies, a quarter of which is for upstreams. Set it to protect a "
+                "service that cannot take more."
             ),
         ),
-    ] = 256
+    ] = 0
+    reserve: Annotated[
+        Annotated[int, Meta(ge=0, le=65535)] | None,
+        Meta(
+            description=(
+                "Connections that no single route, listener or client may take: each alone gets at most "
+                "`max_connections` less this many, while another route, listener or client can use the rest. "
+                "A client is the consumer, or the address of a request without one. 0 lets one client take "
+                "everything. Default: a tenth of `max_connections`, rounded down."
+            ),
+        ),
+    ] = None
     max_idle: Annotated[
         int,
         Meta(
             ge=0,
             le=65536,
-            description="Idle connections kept to one target, per worker. 0 closes after each request.",
+            description=(
+                "Idle connections kept to one target, per worker. 0 closes after each request. The default "
+                "lets a burst of requests reuse its connections."
+            ),
         ),
-    ] = 64
+    ] = 1024
     idle_timeout_ns: Annotated[
         Duration,
         Meta(

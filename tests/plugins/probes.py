@@ -29,6 +29,16 @@ from fastgate.settings import Size
 __all__ = ["Chunker", "Decider", "Logger", "Responder", "Starter", "Upstreamer", "Waiter", "Whole"]
 
 
+RAISED: dict[str, type[BaseException]] = {
+    "": RuntimeError,
+    "cancelled": asyncio.CancelledError,
+    "exit": SystemExit,
+    "interrupt": KeyboardInterrupt,
+    "generator": GeneratorExit,
+}
+"""What `raise` and `raise:exit` and so on raise."""
+
+
 class Probe(Plugin):
     """What all of them share."""
 
@@ -58,7 +68,7 @@ class Probe(Plugin):
             if wanted == phase:
                 name, _, argument = action.partition(":")
                 if name == "raise":
-                    raise RuntimeError(f"{self.config.label} was told to fail in {phase}")
+                    raise RAISED[argument](f"{self.config.label} was told to fail in {phase}")
                 return name, argument
         return "", ""
 
@@ -99,6 +109,8 @@ def verdict(plugin: Probe, ctx: RequestContext, action: str, argument: str) -> A
             ctx.add_response_header("X-Added-By", "a\r\nX-Evil: b")
         case "remember":
             ctx.remember(plugin, [label])
+        case "override":
+            ctx.upstream_override = argument
     return None
 
 
@@ -128,6 +140,11 @@ class Waiter(Probe):
                 await asyncio.sleep(0)
             case "cancel":
                 raise asyncio.CancelledError
+            case "canceltask":
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                await asyncio.sleep(0)
             case "replace":
                 ctx.replace_body(argument.encode())
         return verdict(self, ctx, action, argument)
@@ -274,6 +291,8 @@ class Starter(Probe):
     def build(cls, config: Any, env: PluginEnv) -> Self:
         if config.label == "bad-build":
             raise ValueError("this one cannot be built")
+        if config.label == "exit-build":
+            raise SystemExit(3)
         if config.label == "no-plugin":
             return config  # type: ignore[no-any-return]
         plugin = super().build(config, env)
@@ -285,6 +304,10 @@ class Starter(Probe):
         if self.config.label == "bad-start":
             await asyncio.sleep(0)
             raise OSError("this one cannot start")
+        if self.config.label == "exit-start":
+            raise SystemExit(3)
+        if self.config.label == "cancel-start":
+            raise asyncio.CancelledError
 
     async def close(self) -> None:
         self.note("close", None)

@@ -126,6 +126,7 @@ def running() -> Iterator[Wire]:
                 {"path": "/limited", "upstream": "origin", "max_body": "1KB"},
                 {"path": "/post-only", "upstream": "origin", "methods": ["POST"]},
                 {"host": "only.test", "path": "/only", "upstream": "origin"},
+                {"path": "/streams", "upstream": "origin", "request_buffering": 0},
                 {"path": "/{rest...}", "upstream": "origin"},
             ],
         }

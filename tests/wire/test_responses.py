@@ -217,7 +217,6 @@ BAD_HEADS = {
     "chunked and length": HEAD
     + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     "unequal lengths": HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok!",
-    "equal lengths": HEAD + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nok",
     "lengths in a list": HEAD + b"Content-Length: 2, 3\r\n\r\nok!",
     "negative length": HEAD + b"Content-Length: -2\r\n\r\nok",
     "signed length": HEAD + b"Content-Length: +2\r\n\r\nok",
@@ -238,7 +237,6 @@ BAD_HEADS = {
     "no colon": HEAD + b"X-A\r\nContent-Length: 2\r\n\r\nok",
     "header section too large": HEAD + b"X-A: " + b"v" * 300_000 + b"\r\nContent-Length: 2\r\n\r\nok",
     "101 nobody asked for": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
-    "interim answer with a length": b"HTTP/1.1 103 Early Hints\r\nContent-Length: 9\r\n\r\n" + OK,
 }
 
 CUT_HEADS = {
@@ -391,7 +389,7 @@ def test_answer_before_the_request_body_is_finished(wire: Wire) -> None:
 
     wire.upstream.script = script
     with wire.client() as client:
-        client.send(request("/a", "POST", "Content-Length: 1000000", body=b"x" * 1000))
+        client.send(request("/streams", "POST", "Content-Length: 1000000", body=b"x" * 1000))
         response = client.read_response()
         assert (response.status, response.body) == (413, b"big")
         client.send(b"y" * 1000)
@@ -407,7 +405,7 @@ def test_answer_before_the_request_body_is_finished_by_an_upstream_that_reads_on
 
     wire.upstream.script = script
     with wire.client() as client:
-        client.send(request("/a", "POST", body=b"x" * 1000)[:-500])
+        client.send(request("/streams", "POST", body=b"x" * 1000)[:-500])
         assert client.read_response().body == b"ok"
         client.send(b"x" * 500)
         client.send(request("/b", "POST"))

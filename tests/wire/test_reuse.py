@@ -17,7 +17,9 @@ from tests.wire.conftest import Wire
 def keeping() -> Iterator[Wire]:
     with (
         Upstream(answer()) as upstream,
-        Gateway({"routes": [{"path": "/{rest...}", "upstream": upstream.url}]}) as gateway,
+        Gateway(
+            {"routes": [{"path": "/{rest...}", "upstream": upstream.url, "request_buffering": 0}]}
+        ) as gateway,
     ):
         yield Wire(gateway, upstream)
 

@@ -30,7 +30,8 @@ AHEAD_BYTES = MIB  # what the gateway may hold for a client that reads slowly
 def streaming() -> Iterator[Wire]:
     with Upstream() as upstream:
         origin = {"targets": [upstream.url], "pool": {"max_requests": 1}}
-        config = {"upstreams": {"origin": origin}, "routes": [{"path": "/{rest...}", "upstream": "origin"}]}
+        route = {"path": "/{rest...}", "upstream": "origin", "request_buffering": 0}
+        config = {"upstreams": {"origin": origin}, "routes": [route]}
         with Gateway(config) as gateway:
             yield Wire(gateway, upstream)
 
