@@ -290,6 +290,8 @@ cdef class ClientConnection(AnswerStream):
             self.head_bytes += n
         self.chunk_overhead += n
         self.begun = 0
+        if self.close_after and self.parsing is None:
+            self.excess = True                          # behind the last request
         if self.parser is None:
             self.parser = HttpRequestParser(self)       # most connections never need one
         try:
@@ -415,7 +417,6 @@ cdef class ClientConnection(AnswerStream):
         if parsing is None or self.close_after:
             # Bytes behind a request that said `Connection: close` are not a request (RFC 9112 §9.6).
             self.close_after = True
-            self.excess = True
             return 0
         if isinstance(error, HttpParserInvalidMethodError):
             reason = UNKNOWN_METHOD
@@ -669,7 +670,6 @@ cdef class ClientConnection(AnswerStream):
         if self.skipping is not None:
             return
         if self.close_after:
-            self.excess = True
             raise _Refused()
         exchange = self._new_exchange()
         ctx = exchange.ctx
