@@ -280,6 +280,17 @@ cdef class ClientConnection(AnswerStream):
                 data = data[taken:]
                 start = PyBytes_AS_STRING(data)
                 n -= taken
+        if self.parsing is None and self.close_after:
+            # Behind the last request: read and forgotten, so that closing does not reset the connection under its response.
+            self.excess = True
+            self.linger_bytes += n
+            if self.linger_bytes > LINGER_BYTES:
+                self._pause(PAUSED_QUEUE)
+            if receiving is not None and receiving is self.exchange:
+                receiving.body_read_done()
+            if self.exchange is None or self.queue_n:
+                self._advance()
+            return None
         if self.parsing is None:
             # At the start of a request the version is read off the line itself: asking the parser costs a string.
             newline = <const char*>memchr(start, c"\n", n)
@@ -290,8 +301,6 @@ cdef class ClientConnection(AnswerStream):
             self.head_bytes += n
         self.chunk_overhead += n
         self.begun = 0
-        if self.close_after and self.parsing is None:
-            self.excess = True                          # behind the last request
         if self.parser is None:
             self.parser = HttpRequestParser(self)       # most connections never need one
         try:
@@ -417,6 +426,7 @@ cdef class ClientConnection(AnswerStream):
         if parsing is None or self.close_after:
             # Bytes behind a request that said `Connection: close` are not a request (RFC 9112 §9.6).
             self.close_after = True
+            self.excess = True
             return 0
         if isinstance(error, HttpParserInvalidMethodError):
             reason = UNKNOWN_METHOD
@@ -670,6 +680,7 @@ cdef class ClientConnection(AnswerStream):
         if self.skipping is not None:
             return
         if self.close_after:
+            self.excess = True
             raise _Refused()
         exchange = self._new_exchange()
         ctx = exchange.ctx

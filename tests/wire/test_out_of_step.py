@@ -351,11 +351,11 @@ def test_bytes_behind_a_last_request_do_not_cost_its_response(behind: bytes, at_
     asked, sent = threading.Event(), threading.Event()
 
     def script(peer: Peer) -> None:
-        peer.read_request()
-        asked.set()
-        assert sent.wait(WAIT_S)
-        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        peer.wait_closed()
+        while True:
+            peer.read_request()
+            asked.set()
+            assert sent.wait(WAIT_S)
+            peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
     with (
         Upstream(script) as upstream,
