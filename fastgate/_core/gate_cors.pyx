@@ -157,7 +157,7 @@ cdef class CorsGate(Plugin):
         if self.reflect_methods:
             key = key + b"\n" + method
         if self.reflect_headers:
-            asked = ctx.headers.find(b"access-control-request-headers", 30)
+            asked = asked_headers(ctx)
             if asked is not None:
                 key = key + b"\r" + asked
         if private:
@@ -194,6 +194,17 @@ cdef class CorsGate(Plugin):
             if fields.fields[i].name_n > 21 and name_equal(fields.fields[i].name, b"access-control-", 15):
                 fields.fields[i].id = H_DROPPED
         return 0
+
+
+cdef bytes asked_headers(RequestContext ctx):
+    """Access-Control-Request-Headers, the values of several lines as one list (RFC 9110 §5.3); None when there is none."""
+    cdef int i
+    cdef bytes found = None
+    for i in range(ctx.headers.count):
+        if ctx.headers.fields[i].name_n == 30 and ctx.headers.fields[i].id != H_DROPPED \
+                and name_equal(ctx.headers.fields[i].name, b"access-control-request-headers", 30):
+            found = ctx.headers.value_at(i) if found is None else found + b", " + ctx.headers.value_at(i)
+    return found
 
 
 cdef bytes the_origin(RequestContext ctx):

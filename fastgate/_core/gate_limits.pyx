@@ -70,6 +70,7 @@ cdef enum:
     REFUSED = 0
     NO_PLACE = -1
     ONE = 65536             # a factor of 1
+    FROM_CLIENT = 1         # context.CLIENT: whose fault a reason tells of
     # Networks that share one source's part of the table: what a customer of a provider is given at most.
     SOURCE_V4_BITS = 24
     SOURCE_V6_BITS = 48
@@ -351,9 +352,10 @@ cdef class LimitRule:
             self.policy_names.append(text.encode())
             if kind == K_COST:
                 policies.append(f'{text};q={self.slots[i].spec.limit // COST_UNIT};qu="cost";w=3600')
-            elif kind == K_BURST:
-                # What fills the whole bucket, in seconds
-                seconds = max(1, -(-self.slots[i].spec.limit * self.slots[i].spec.window_ns // 16_000_000_000))
+            elif self.slots[i].spec.kind == PACED:
+                # What fills the whole bucket, in seconds: the time of a token was rounded up, by less than 1.
+                full = self.slots[i].spec.limit * (self.slots[i].spec.window_ns - 1) + 1
+                seconds = max(1, -(-full // 16_000_000_000))
                 policies.append(f"{text};q={self.slots[i].spec.limit};w={seconds}")
             else:
                 policies.append(f"{text};q={self.slots[i].spec.limit};w={self.slots[i].period_s}")
@@ -1058,9 +1060,10 @@ cdef class LimitGate(Plugin):
         if hold == NULL:
             return 0
         if self.settles:
-            # Nothing came of it, and not by the client's doing: nothing to pay.
+            # Nothing came of it, and not by the client's doing: nothing to pay. A client that leaves, or sends too slowly, once its
+            # request went upstream has had the work done: else it could have that for nothing.
             amounts[COST] = hold.reserved
-            if ctx.upstream_status != 0 or ctx.reason is None:
+            if ctx.upstream_status != 0 or ctx.reason is None or (ctx.attempts != 0 and ctx.reason.source == FROM_CLIENT):
                 amounts[COST] -= self.cost_of(ctx, True, hold.reported)
             amounts[REQUESTS] = 0
             now_ns = monotonic_ns()

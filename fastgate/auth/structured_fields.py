@@ -3,8 +3,9 @@
 `dictionary`, `items` and `item` read a field value strictly, the `…_text` functions write one back in the one
 form the RFC fixes. A value is a str (sf-string), a Token, bytes, bool, int or Decimal; dates and display
 strings are refused, as nothing here has them. A member is an item or an inner list, each with parameters.
-Duplicate keys of parameters keep the last one, as the RFC says; of a dictionary's members they are refused,
-because two readers that disagree about which one counts would disagree about what was signed.
+Of duplicate keys of parameters the last value counts, in the place of the first, as the RFC says; of a
+dictionary's members they are refused, because two readers that disagree about which one counts would
+disagree about what was signed.
 """
 
 from __future__ import annotations
@@ -216,8 +217,7 @@ class _Reader:
                 pass
             key = self.key()
             value = self.bare() if self.take("=") else True
-            found.pop(key, None)  # the last one counts, and stands in its own place
-            found[key] = value
+            found[key] = value  # the last value counts, in the place of the first (§4.2.3.2)
             if len(found) > MOST_PARAMETERS:
                 raise ValueError("too many parameters")
         return found

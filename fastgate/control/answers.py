@@ -38,7 +38,7 @@ _IN_WORDS = {
 }
 
 LATEST_NS = 9_223_372_036 * 10**9
-"""2262-04-11T23:47:16Z: the last whole second below 2**63 ns, which is what the directory and the store hold."""
+"""2262-04-11T23:47:16Z: the last whole second below 2**63 ns, which is what the store holds."""
 
 
 class Refused(Exception):

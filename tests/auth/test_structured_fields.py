@@ -122,3 +122,8 @@ def test_nothing_but_a_value_error_comes_of_any_text(text: str) -> None:
     for read in (dictionary, items, item):
         with contextlib.suppress(ValueError):
             read(text)
+
+
+def test_a_repeated_parameter_has_the_last_value_in_the_first_place() -> None:
+    assert item_text(item("a;x=1;y=2;x=3")) == "a;x=3;y=2"
+    assert items_text(items("(a;p=1;q;p=2);m=1;n=2;m=3")) == "(a;p=2;q);m=3;n=2"

@@ -205,6 +205,16 @@ def test_any_origin_is_a_star_that_does_not_vary(gateway: Gateway) -> None:
     assert "PATCH" in values(message, "access-control-allow-methods")[0]
 
 
+def test_several_lines_of_asked_headers_are_one_list(gateway: Gateway) -> None:
+    lines = [f"Access-Control-Request-Headers: {names}" for names in ("x-a, x-b", "authorization")]
+
+    message = preflight(gateway, "/any", "https://x.test", "PATCH", *lines)
+    again = preflight(gateway, "/any", "https://x.test", "PATCH", lines[0])
+
+    assert values(message, "access-control-allow-headers") == ["x-a, x-b, authorization"]
+    assert values(again, "access-control-allow-headers") == ["x-a, x-b"]
+
+
 @pytest.mark.parametrize("asked", ["x-a\x01", "x-a; evil", 'x-"a"', "a" * 5000])
 def test_only_names_are_reflected(gateway: Gateway, asked: str) -> None:
     message = preflight(gateway, "/any", "https://x.test", "PUT", f"Access-Control-Request-Headers: {asked}")

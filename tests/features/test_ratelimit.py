@@ -630,6 +630,54 @@ def test_a_request_that_got_no_answer_costs_nothing_of_what_is_settled() -> None
         assert [get(served.port, method="POST", body=b"x").status for _ in range(6)] == [502] * 6
 
 
+def test_a_client_that_leaves_before_the_first_byte_pays_what_was_reserved() -> None:
+    limits = {"cost_per_hour": 100, "by": "ip", "cost": {"fixed": 1, "header": "X-Cost", "reserve": 30}}
+    arrived = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        arrived.set()
+        peer.read_some()  # until the gateway gives up
+
+    with Upstream(script) as upstream, gateway(upstream, limits) as served:
+        with Client(served.port) as client:
+            client.send(request())
+            assert arrived.wait(60)
+        deadline = time.monotonic() + 60
+        while not value(scrape(served.admin), "fastgate_refusals_total", reason="client_closed"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+        rows = call(served.admin, "/api/limits?ip=127.0.0.1").json["rules"]
+
+    assert [row["limits"][0]["remaining"] for row in rows] == [70.0]
+
+
+@pytest.mark.parametrize(
+    ("limits", "policy"),
+    [
+        # A bucket is full again after limit / rate: that is the window its limit holds for.
+        (
+            {"algorithm": "token_bucket", "per_minute": 60, "burst": 5},
+            b'"per_minute";q=5;w=5',
+        ),
+        (
+            {"algorithm": "token_bucket", "per_minute": 7, "burst": 100},
+            b'"per_minute";q=100;w=858',
+        ),
+        ({"algorithm": "token_bucket", "per_minute": 7}, b'"per_minute";q=7;w=60'),
+        (
+            {"algorithm": "token_bucket", "per_second": 3, "per_hour": 1000, "burst": 9},
+            b'"per_second";q=9;w=3, "per_hour";q=1000;w=3600',
+        ),
+        ({"per_minute": 7, "burst": 3}, b'"burst";q=3;w=26, "per_minute";q=7;w=60'),
+    ],
+)
+def test_the_window_of_a_policy_holds(limits: dict[str, Any], policy: bytes) -> None:
+    with Upstream() as upstream, gateway(upstream, limits) as served:
+        assert get(served.port).get("ratelimit-policy") == policy
+
+
 # --- shadow, penalties, health
 
 
