@@ -133,7 +133,7 @@ def origin(suite: Path, port: int) -> Iterator[int]:
             ["node", "server/server.mjs"], cwd=suite, env=environ, stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not (found := re.search(rb"http://.*:(\d+)/", (Path(folder) / "log").read_bytes())):
                 if process.poll() is not None or time.monotonic() > deadline:
                     text = (Path(folder) / "log").read_text(errors="replace")
@@ -180,7 +180,7 @@ def redis(wanted: bool) -> Iterator[str]:
         arguments = ["--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no", "--dir", folder]
         process = subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL)
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not os.path.exists(path):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise Skip("redis-server did not start")

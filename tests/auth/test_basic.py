@@ -100,9 +100,9 @@ def test_an_unknown_user_takes_as_long_as_a_wrong_password(monkeypatch: pytest.M
         took: dict[str, list[float]] = {"alice": [], "mallory": []}
         for _ in range(7):
             for user, times in took.items():
-                began = time.perf_counter()
+                began = time.process_time()  # of all threads: what a loaded machine adds does not count
                 await rig.ask(pair(user, "wrong"))
-                times.append(time.perf_counter() - began)
+                times.append(time.process_time() - began)
         known, unknown = min(took["alice"]), min(took["mallory"])
         assert 0.6 < unknown / known < 1.6
 

@@ -24,7 +24,7 @@ def pasted(page: str, port: int) -> str:
     script = script.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace(
         "curl ", "curl -s -w '%{http_code}' "
     )
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=20).stdout
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60).stdout
 
 
 @pytest.mark.parametrize(

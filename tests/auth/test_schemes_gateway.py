@@ -7,7 +7,6 @@ import hashlib
 import json
 import ssl
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ class Judge(Upstream):
 
 def forwarded(judge: Upstream, upstream: Upstream, *before: str, **more: Any) -> dict[str, Any]:
     return {
-        "auth": {"forward": {"url": judge.url + "/check?a=b", "timeout": "400ms", **more}},
+        "auth": {"forward": {"url": judge.url + "/check?a=b", "timeout": "60s", **more}},
         "routes": [route(upstream, *before, "forward")],
     }
 
@@ -149,11 +148,11 @@ def test_a_service_that_does_not_answer(how: str, on_error: str) -> None:
         else:
             judge.status = int(how)
         config = forwarded(judge, upstream, on_error=on_error, upstream_headers=["X-User"])
+        if how == "mute":
+            config["auth"]["forward"]["timeout"] = "400ms"
         with Gateway(config, allow="forward") as gateway:
-            began = time.monotonic()
             answer = ask(gateway, "X-User: admin")
             assert answer.status == (503 if on_error == "deny" else 200)
-            assert time.monotonic() - began < 5
             for _ in range(5):
                 ask(gateway)
             assert gateway.stderr_text.count("auth forward: ") == 1  # and not once per request

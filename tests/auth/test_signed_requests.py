@@ -96,7 +96,7 @@ def send(port: int, data: bytes) -> Message:
 
 
 def counted(gateway: Gateway, name: str, **labels: str) -> int:
-    connection = http.client.HTTPConnection(gateway.admin, timeout=10)
+    connection = http.client.HTTPConnection(gateway.admin, timeout=60)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
@@ -188,7 +188,7 @@ def test_shadow_mode_refuses_no_long_body_either(gateway: Gateway) -> None:
 
 def test_a_secret_made_at_run_time_works_and_ends_at_once(gateway: Gateway) -> None:
     def admin(method: str, body: str | None = None) -> int:
-        connection = http.client.HTTPConnection(gateway.admin, timeout=10)
+        connection = http.client.HTTPConnection(gateway.admin, timeout=60)
         connection.request(method, "/api/secrets/hmac/acme/2", body, {"Content-Type": "application/json"})
         status = connection.getresponse().status
         connection.close()

@@ -13,8 +13,9 @@ import pytest
 
 from fastgate._core.http_fields import format_date
 from tests.client import Client, get, request
-from tests.control.admin_client import call
+from tests.control.admin_client import call, scrape, value
 from tests.gateway import Gateway
+from tests.server.gateway_rig import until
 from tests.strict import Message
 from tests.upstream import Peer, Upstream
 
@@ -33,7 +34,7 @@ class Origin:
         while True:
             asked = peer.read_request()
             self.asked.append(asked)
-            self.gate.wait(10)
+            self.gate.wait(60)
             said = self.say(asked)
             if said is None:
                 peer.close()
@@ -80,6 +81,21 @@ class Rig:
 
     def get(self, target: str = "/", *fields: str, method: str = "GET", body: bytes = b"") -> Message:
         return get(self.gateway.port, target, *fields, method=method, body=body)
+
+    def takes(self, count: int) -> None:
+        """Returns once so many requests are with the gateway."""
+        until(
+            lambda: value(scrape(self.gateway.admin), "fastgate_requests_active") == count,
+            f"{count} requests at once",
+        )
+
+    def stores(self, count: float) -> None:
+        """Returns once the disk tier has stored so many answers: it is written behind the answer."""
+        until(lambda: self.stored() >= count, f"{count} answers on the disk")
+
+    def stored(self) -> float:
+        samples = scrape(self.gateway.admin)
+        return value(samples, "fastgate_cache_tier_total", tier="disk", event="stored")
 
     @property
     def asked(self) -> int:
@@ -195,7 +211,7 @@ def test_stale_while_revalidate_answers_at_once_and_renews_behind() -> None:
         rig.origin.reply = answer(b"two", "Cache-Control: max-age=60")
 
         assert rig.get().body == b"one"
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while rig.get().body != b"two" and time.monotonic() < deadline:
             time.sleep(0.01)
 
@@ -374,7 +390,7 @@ def test_one_request_for_many_at_once() -> None:
         threads = [threading.Thread(target=lambda: bodies.append(rig.get().body)) for _ in range(8)]
         for thread in threads:
             thread.start()
-        time.sleep(0.3)
+        rig.takes(8)
         rig.origin.gate.set()
         for thread in threads:
             thread.join()
@@ -446,10 +462,11 @@ def test_a_renewal_by_one_worker_is_found_by_the_others(tmp_path: Path) -> None:
         for _ in range(20):  # until every worker has it
             rig.get()
             time.sleep(0.02)
-        time.sleep(1)
+        time.sleep(1.1)  # the age of an answer is in whole seconds of the clock of the machine
         rig.origin.reply = answer(b"", "Cache-Control: max-age=60", 'ETag: "a"', status="304 Not Modified")
+        stored = rig.stored()
         rig.get()
-        time.sleep(0.3)  # the disk is written behind the answer
+        rig.stores(stored + 1)
         asked = rig.asked
 
         assert {rig.get().body for _ in range(20)} == {b"one"}
@@ -480,13 +497,26 @@ def test_what_is_kept_has_not_met_the_response_hooks() -> None:
         assert rig.asked == 1
 
 
-def ask_together(rig: Rig, times: int) -> list[bytes]:
-    """So many requests at once, to an origin that takes 0.2 s for each."""
-    rig.origin.say = lambda _: time.sleep(0.2) or rig.origin.reply
+def ask_together(rig: Rig, times: int, at_once: int = 1) -> list[bytes]:
+    """So many requests at once. The origin answers the first when the gateway has them all, and the others
+    when it has been asked `at_once` times.
+    """
+    before = rig.asked
+    all_are_here, enough = threading.Event(), threading.Event()
+
+    def say(_: Message) -> bytes:
+        assert (all_are_here if rig.asked == before + 1 else enough).wait(60)
+        return rig.origin.reply
+
+    rig.origin.say = say
     clients = [Client(rig.gateway.port) for _ in range(times)]
     try:
         for client in clients:
             client.send(request("/"))
+        rig.takes(times)
+        all_are_here.set()
+        until(lambda: rig.asked >= before + at_once, f"{at_once} requests at the origin")
+        enough.set()
         return [client.read_response().body for client in clients]
     finally:
         for client in clients:
@@ -496,10 +526,9 @@ def ask_together(rig: Rig, times: int) -> list[bytes]:
 def test_what_is_stale_as_it_comes_is_not_waited_for_one_by_one() -> None:
     with Rig() as rig:
         rig.origin.reply = answer(b"one", "Cache-Control: no-cache", 'ETag: "a"')
-        began = time.monotonic()
 
-        assert ask_together(rig, 40) == [b"one"] * 40
-        assert time.monotonic() - began < 3  # one after the other would take 8 s
+        # After the first they go together: the origin holds them back until it has 20.
+        assert ask_together(rig, 40, at_once=20) == [b"one"] * 40
 
 
 def test_one_failure_is_told_to_all_who_wait_for_the_answer() -> None:

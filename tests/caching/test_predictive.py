@@ -46,7 +46,7 @@ class Origin:
             peer.send(head.encode() + body)
 
     def wait_for(self, target: str, times: int = 1) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.asked.count(target) < times:
             assert time.monotonic() < deadline, f"{target} was not asked for {times} times: {self.asked}"
             time.sleep(0.005)
@@ -71,7 +71,7 @@ def ttl_of(answer: Message) -> int:
 
 def settled(port: int, target: str) -> Message:
     """The answer once it comes from the cache: a fetch behind the scenes takes a moment to be stored."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         answer = get(port, target)
         if b"hit" in answer.values("cache-status")[0] or time.monotonic() > deadline:
@@ -121,12 +121,13 @@ def test_a_failing_strategy_caches_nothing_and_costs_no_request(origin: tuple[Or
 def test_adaptive_ttl_grows_for_what_stays_the_same(origin: tuple[Origin, Upstream]) -> None:
     script, upstream = origin
     script.body = "always this"
-    adaptive = {"min": "1s", "max": "1h", "staleness": 0.5}
+    adaptive = {"min": "4s", "max": "1h", "staleness": 0.5}
 
-    with gateway_for(upstream, ttl="1s", predict={"adaptive_ttl": adaptive}) as gateway:
+    # Four seconds: the second request must come in time, on a loaded machine too.
+    with gateway_for(upstream, ttl="4s", predict={"adaptive_ttl": adaptive}) as gateway:
         get(gateway.port, "/page")
-        assert ttl_of(get(gateway.port, "/page")) <= 1
-        time.sleep(1.1)
+        assert ttl_of(get(gateway.port, "/page")) <= 4
+        time.sleep(4.1)
         get(gateway.port, "/page")
 
         assert script.asked == ["/page"] * 2
@@ -145,12 +146,11 @@ def test_adaptive_ttl_leaves_the_origins_own_word_alone(origin: tuple[Origin, Up
 
 def test_a_popular_answer_is_fetched_again_before_it_expires(origin: tuple[Origin, Upstream]) -> None:
     script, upstream = origin
-    script.fields = "Cache-Control: max-age=4\r\n"
+    script.fields = "Cache-Control: max-age=8\r\n"  # half of it is left for the fetch on a loaded machine
 
     with gateway_for(upstream, predict={"refresh_ahead": {"window": 0.5, "hits": 2}}) as gateway:
         answers = [get(gateway.port, "/hot")]
-        end = time.monotonic() + 5
-        while time.monotonic() < end:
+        while len(script.asked) < 2 or len(answers) < 20:
             answers.append(get(gateway.port, "/hot"))
             time.sleep(0.1)
 
@@ -168,6 +168,7 @@ def test_what_usually_follows_is_there_before_it_is_asked_for(origin: tuple[Orig
             get(gateway.port, "/list")
             get(gateway.port, "/item?id=1")
         time.sleep(1.1)
+        script.fields = "Cache-Control: max-age=60\r\n"
         before = script.asked.count("/item?id=1")
         get(gateway.port, "/list")
         script.wait_for("/item?id=1", before + 1)

@@ -48,11 +48,17 @@ def tier(running: Gateway, name: str, event: str) -> float:
     return value(scrape(admin(running)), "fastgate_cache_tier_total", tier=name, event=event)
 
 
-def until(what: Any, timeout_s: float = 10) -> None:
+def until(what: Any, timeout_s: float = 60) -> None:
     end = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
+
+
+def written(running: Gateway, origin: Origin) -> None:
+    """Waits until every answer of the origin has been stored on the disk, or not been taken."""
+    events = ("stored", "refused", "dropped")
+    until(lambda: sum(tier(running, "disk", event) for event in events) >= len(origin.asked))
 
 
 def ready(running: Gateway, port_path: str = "/ready") -> None:
@@ -74,7 +80,7 @@ def test_what_one_worker_stored_is_a_hit_in_the_others(tmp_path: Path) -> None:
     with gateway(origin, workers=2, disk={"path": str(tmp_path / "c"), "size": "16MiB"}) as running:
         ready(running)
         get(running.port, "/a")
-        time.sleep(0.3)
+        written(running, origin)
         asked = len(origin.asked)
 
         bodies = {get(running.port, "/a").body for _ in range(20)}
@@ -95,7 +101,7 @@ def test_answers_outlive_a_restart_and_a_purge_does_too(tmp_path: Path) -> None:
         ready(running)
         for path in ("/a", "/b", "/c"):
             ask(running, path)
-        time.sleep(0.3)
+        written(running, origin)
         told = call(admin(running), "/api/cache/purge", "POST", body={"tag": "b"}).json
         assert told["purged"] == 1
         assert told["disk"] is True
@@ -157,7 +163,7 @@ def test_many_requests_at_once_are_one_for_the_origin_across_workers(tmp_path: P
         ]
         for thread in threads:
             thread.start()
-        time.sleep(0.5)
+        until(lambda: value(scrape(admin(running)), "fastgate_requests_active") == 24)
         origin.gate.set()
         for thread in threads:
             thread.join()

@@ -49,7 +49,7 @@ def test_ready_is_false_from_the_first_moment_of_a_drain() -> None:
         assert call(gateway.admin, "/live").status == 200
         assert call(gateway.admin, "/health").json["phase"] == "draining"
         client.close()
-        assert gateway.process.wait(20) == 0
+        assert gateway.process.wait(60) == 0
 
 
 def test_status_tells_of_every_worker() -> None:

@@ -21,7 +21,7 @@ DENY = {"name": "no-delete", "when": "request.method == 'DELETE'", "routes": "*"
 
 
 def send(address: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection(address, timeout=30)
+    connection = http.client.HTTPConnection(address, timeout=60)
     try:
         connection.request(method, path, None if body is None else json.dumps(body))
         answer = connection.getresponse()

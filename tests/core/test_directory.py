@@ -332,12 +332,9 @@ def test_uses_of_many_processes_add_up() -> None:
 def test_a_hundred_thousand_entries() -> None:
     directory = Directory(250_000, 128 << 20)
     keys = [digest(i) for i in range(100_000)]
-    started = time.perf_counter()
     for key in keys:
         directory.put(key, key * 5)
-    took_s = time.perf_counter() - started
 
-    assert took_s < 5  # 0.1 s on an idle machine
     assert directory.entries() == 100_000
     assert all(directory.get(key)[2] == key * 5 for key in keys)  # type: ignore[index]
 

@@ -191,7 +191,7 @@ def test_a_reader_of_a_ring_that_is_overwritten_never_sees_half_a_record() -> No
     writers = [spawn(write), spawn(write)]
     looked = torn = 0
     until = time.monotonic() + 1
-    while time.monotonic() < until:
+    while time.monotonic() < until or looked <= 1000:  # a loaded machine may need longer
         for record in epochs.since(epochs.sequence - 15) or ():
             looked += 1
             digit = record.text[:1]

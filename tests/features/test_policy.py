@@ -97,14 +97,14 @@ def test_expensive_expressions_end(language: Language) -> None:
 
     for rule in rules:
         program = language.compile(rule)
-        began = time.perf_counter()
+        began = time.thread_time()  # of this thread: what a loaded machine adds does not count
         try:
             outcome = program.eval(data=data).value()
         except RuntimeError as error:
             outcome = str(error)
 
         assert outcome is False or "budget" in str(outcome)
-        assert time.perf_counter() - began < 0.5
+        assert time.thread_time() - began < 0.5
 
 
 def test_an_address_is_looked_up_in_a_range(language: Language) -> None:

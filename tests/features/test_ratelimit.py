@@ -487,7 +487,7 @@ def test_more_at_once_than_allowed_are_refused_and_the_end_of_one_makes_room() -
     def script(peer: Peer) -> None:
         while True:
             peer.read_request()
-            release.wait(10)
+            release.wait(60)
             peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
     with Upstream(script) as upstream, gateway(upstream, {"concurrent": 2}) as served:
@@ -528,7 +528,7 @@ def test_however_a_request_ends_its_place_is_free_again(ending: str) -> None:
                 peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
                 peer.close()
                 return
-            go.wait(10)
+            go.wait(60)
             peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
     limits = {"concurrent": 1}
@@ -542,7 +542,7 @@ def test_however_a_request_ends_its_place_is_free_again(ending: str) -> None:
             else:
                 client.send(request())
                 if ending in ("close", "reset"):
-                    assert arrived.acquire(timeout=10)
+                    assert arrived.acquire(timeout=60)
                 else:
                     with contextlib.suppress(Exception):
                         client.read_response()
@@ -555,7 +555,7 @@ def test_however_a_request_ends_its_place_is_free_again(ending: str) -> None:
 
 def in_flight(served: Gateway) -> int:
     """Requests under way, once what was ended has ended."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while True:
         samples = scrape(served.admin)
         active = int(sum(n for (name, _), n in samples.items() if name == "fastgate_requests_active"))
@@ -704,7 +704,7 @@ def test_shadow_mode_leaves_what_other_gates_have_added() -> None:
 
 
 def test_who_keeps_running_into_limits_is_banned_for_longer_each_time() -> None:
-    penalty = {"strikes": 3, "within": "60s", "bans": ["1s", "30s"], "forget": "1h"}
+    penalty = {"strikes": 3, "within": "60s", "bans": ["1s", "600s"], "forget": "1h"}
     with Upstream() as upstream, gateway(upstream, {"per_second": 1, "penalty": penalty}) as served:
         abuser, other = FORWARDED.format("10.0.0.1"), FORWARDED.format("10.0.0.2")
         while (refused := get(served.port, "/", abuser)).status == 200 or b"Rate limit" in refused.body:
@@ -722,7 +722,7 @@ def test_who_keeps_running_into_limits_is_banned_for_longer_each_time() -> None:
         assert get(served.port, "/", abuser).status in (200, 429)
         while b"ban" not in (refused := get(served.port, "/", abuser)).body:
             pass
-        assert 28 <= json.loads(refused.body)["retry_after"] <= 30
+        assert 500 <= json.loads(refused.body)["retry_after"] <= 600
         samples = scrape(served.admin)
         assert value(samples, "fastgate_limits_bans_total") == 2
         assert value(samples, "fastgate_refusals_total", route="main", reason="client_banned") >= 1
@@ -748,12 +748,12 @@ def test_limits_fall_while_the_upstream_fails_and_rise_again() -> None:
         usual = left()
         assert usual > 99_000
         bad.set()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while left() > 12_000 and time.monotonic() < deadline:
             time.sleep(0.002)
         assert left() <= 12_000
         bad.clear()
-        while left() < 50_000 and time.monotonic() < deadline + 10:
+        while left() < 50_000 and time.monotonic() < deadline + 60:
             time.sleep(0.002)
         assert left() >= 50_000
 
@@ -849,11 +849,11 @@ def test_killed_workers_lose_no_count(algorithm: str) -> None:
 
 def wait_for_workers(served: Gateway, count: int) -> None:
     """Until so many accept, and a request of before has ended on each."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while value(scrape(served.admin), "fastgate_workers", state="ready") < count:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.2)
+    assert in_flight(served) == 0
     served.seen |= set(served.children())
     served.settle()
 
@@ -918,7 +918,7 @@ def _leases_never_leak(seconds: float, seed: int) -> None:
         def slow(peer: Peer) -> None:
             while True:
                 peer.read_request()
-                release.wait(10)
+                release.wait(60)
                 peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
         upstream.forget()

@@ -250,7 +250,7 @@ def test_keys_of_several_roles_on_the_wire(tmp_path: Path) -> None:
 
 
 def made(address: str, consumer: str) -> str:
-    connection = http.client.HTTPConnection(address, timeout=30)
+    connection = http.client.HTTPConnection(address, timeout=60)
     connection.request("POST", "/api/auth/api-key", json.dumps({"consumer": consumer}))
     told = json.loads(connection.getresponse().read())
     connection.close()

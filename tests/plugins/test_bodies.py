@@ -225,7 +225,7 @@ def test_a_failing_request_hook_is_an_error_upstream_never_takes_for_whole(rig: 
         client.send(body)
         assert client.read_response().status == 500
 
-    assert cut.wait(10)
+    assert cut.wait(60)
     assert rig.logged()["reason"] == "plugin_error"
     rig.complaint("plugin tests.plugins.probes:Chunker", "failed in request_chunk")
     assert all(b"\r\n0\r\n\r\n" not in bytes(peer.received) for peer in rig.upstream.peers)

@@ -99,7 +99,7 @@ def test_a_client_that_leaves_is_logged(rig: Rig, moment: str) -> None:
     rig.upstream.script = script
     with Client(rig.gateway.port) as client:
         client.send(request("/chunks"))
-        assert asked.wait(10)
+        assert asked.wait(60)
         if moment == "within":
             client.read_until(b"half")
 
@@ -127,12 +127,12 @@ def test_a_tunnel_is_logged_when_it_ends(rig: Rig, first: str) -> None:
         client.send(request("/small", "GET", "Connection: Upgrade", "Upgrade: raw"))
         assert client.read_response().status == 101
         client.send(b"hello")
-        assert opened.wait(10)
+        assert opened.wait(60)
         assert rig.notes("log") == []
         if first == "upstream":
             client.read_to_end()
 
-    assert over.wait(10)
+    assert over.wait(60)
     assert facts(rig) == (101, 101, None)
 
 

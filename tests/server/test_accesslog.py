@@ -234,7 +234,7 @@ class Piped:
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.rest = self.reading.read()
-        assert self.process.wait(15) == 0
+        assert self.process.wait(60) == 0
         self.reading.close()
         self.errors.close()
         assert "Traceback" not in (self.path.parent / "stderr").read_text()
@@ -319,7 +319,7 @@ def test_a_key_in_the_query_is_not_written(tmp_path: Path) -> None:
     settings["routes"] = [{"path": "/*", "respond": "hi", "auth": ["api_key"]}]
     with Gateway(settings) as gateway:
         for target in ("/a?x=1&api_key=fg_secret&y=2", "/a?%61pi_key=fg_secret"):
-            connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
             connection.request("GET", target)
             assert connection.getresponse().status == 401
             connection.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
@@ -273,7 +272,8 @@ def test_what_was_answered_survives_a_kill(store: Store) -> None:
             number += 1
             store.insert_keys([key(number)])
             os.write(writing, b"%6d" % number)
-    time.sleep(0.3)
+    for _ in range(20):
+        assert int(os.read(reading, 6)) > 0
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(writing)
@@ -309,9 +309,4 @@ def test_the_default_place_is_the_services_state_directory() -> None:
 def test_a_hundred_thousand_keys(store: Store) -> None:
     store.insert_keys(key(i) for i in range(100_000))
 
-    started = time.perf_counter()
-    count = sum(1 for _ in store.good_keys(NOW))
-    took_s = time.perf_counter() - started
-
-    assert count == 100_000
-    assert took_s < 10  # 0.5 s on an idle machine
+    assert sum(1 for _ in store.good_keys(NOW)) == 100_000

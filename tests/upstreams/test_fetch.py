@@ -13,7 +13,7 @@ import pytest
 from fastgate.upstream.fetch import Fetched, Fetcher, FetchError, check_url
 from fastgate.upstream.settings import UpstreamTlsConfig
 from tests.authority import Authority
-from tests.surroundings import Surroundings, run
+from tests.surroundings import Surroundings, run, until
 from tests.upstream import OK, Peer, Upstream, answer
 from tests.upstreams.test_tls import server_context
 
@@ -149,10 +149,9 @@ def endless(peer: Peer) -> None:
     ],
 )
 def test_what_is_no_answer_is_one_kind_of_error(script: Callable[[Peer], None], kind: str) -> None:
-    began = time.monotonic()
+    limit_ns = 300_000_000 if kind == "timeout" else 60_000_000_000
 
-    assert failure(script, timeout_ns=300_000_000) == kind
-    assert time.monotonic() - began < 5
+    assert failure(script, timeout_ns=limit_ns) == kind
 
 
 def test_nobody_there_is_an_error() -> None:
@@ -241,7 +240,7 @@ def test_a_cancelled_request_leaves_nothing_behind() -> None:
     async def scenario(around: Surroundings) -> None:
         fetcher = Fetcher(around, max_connections=1)
         tasks = [asyncio.create_task(fetcher.request("GET", url)) for _ in range(3)]
-        await asyncio.sleep(0.2)
+        await until(lambda: upstream.requests)  # the first is out, the others wait
         for task in tasks:
             task.cancel()
         assert all(

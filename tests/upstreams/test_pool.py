@@ -132,7 +132,7 @@ class Held:
     def __call__(self, peer: Peer) -> None:
         while True:
             peer.read_request()
-            assert self.let_go.wait(15)
+            assert self.let_go.wait(60)
             peer.send(OK)
 
 
@@ -227,7 +227,7 @@ def test_everyone_who_waits_is_served(rig: Rig, connections: int) -> None:
 
 @pytest.mark.parametrize(("kind", "kept"), [("one-idle", 1), ("no-idle", 0)])
 def test_only_so_many_idle_connections_are_kept(rig: Rig, kind: str, kept: int) -> None:
-    together = threading.Barrier(3, timeout=15)
+    together = threading.Barrier(3, timeout=60)
 
     def script(peer: Peer) -> None:
         peer.read_request()
@@ -252,7 +252,7 @@ def test_only_so_many_idle_connections_are_kept(rig: Rig, kind: str, kept: int) 
 def test_an_idle_connection_is_closed_when_its_time_is_over(rig: Rig, kind: str) -> None:
     assert rig.get(f"/{kind}/1").status == 200
 
-    assert rig.upstream.peers[0].ended.wait(15)
+    assert rig.upstream.peers[0].ended.wait(60)
     assert rig.get(f"/{kind}/2").status == 200
     assert len(rig.upstream.peers) == 2
 
@@ -263,7 +263,7 @@ def test_a_connection_past_its_lifetime_is_not_used_again_however_busy(rig: Rig)
         return len(rig.upstream.peers) == 3
 
     until(ask, "the third connection")
-    assert all(peer.ended.wait(15) for peer in rig.upstream.peers[:2])
+    assert all(peer.ended.wait(60) for peer in rig.upstream.peers[:2])
 
 
 def test_a_connection_carries_only_so_many_requests(rig: Rig) -> None:

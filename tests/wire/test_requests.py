@@ -118,7 +118,7 @@ def test_pipelined_requests_wait_for_a_slow_first_one(wire: Wire) -> None:
     def script(peer: Peer) -> None:
         target = peer.read_request().target
         if target == b"/0":
-            assert release.wait(10)
+            assert release.wait(60)
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(target), target))
 
     wire.upstream.script = script

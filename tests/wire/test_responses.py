@@ -161,7 +161,7 @@ def test_early_hints_arrive_before_the_answer(wire: Wire) -> None:
     def script(peer: Peer) -> None:
         peer.read_request()
         peer.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n")
-        assert seen_hints.wait(10)
+        assert seen_hints.wait(60)
         peer.send(OK)
 
     seen_hints = threading.Event()

@@ -69,7 +69,7 @@ def test_connection_is_reused(kept: Wire) -> None:
 
 
 def test_latest_connection_is_reused_first(kept: Wire) -> None:
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
 
     def script(peer: Peer) -> None:
         peer.read_request()
@@ -175,7 +175,7 @@ def test_connection_closed_while_idle_is_not_used(kept: Wire) -> None:
 
     kept.upstream.script = script
     get(kept.gateway.port, "/first")
-    assert let_go.wait(10)
+    assert let_go.wait(60)
 
     assert get(kept.gateway.port, "/second", method="POST", body=b"pay 5").status == 200
     assert [message.target for message in kept.upstream.requests] == [b"/first", b"/second"]
@@ -226,7 +226,7 @@ def test_bytes_on_an_idle_connection_end_it(kept: Wire, extra: bytes) -> None:
         peer.read_request()
         peer.send(OK)
         if peer.number == 0:
-            assert idle.wait(10)
+            assert idle.wait(60)
             peer.send(extra)
             if peer.wait_closed():
                 ended.set()
@@ -236,7 +236,7 @@ def test_bytes_on_an_idle_connection_end_it(kept: Wire, extra: bytes) -> None:
     kept.upstream.script = script
     assert get(kept.gateway.port).body == b"ok"
     idle.set()
-    assert ended.wait(10)
+    assert ended.wait(60)
 
     assert get(kept.gateway.port).body == b"ok"
     assert len(kept.upstream.peers) == 2
@@ -299,7 +299,7 @@ def test_client_that_leaves_cancels_the_upstream(kept: Wire, moment: str, how: s
         client.send(request("/", "POST", "Content-Length: 100", body=b"half"))
     else:
         client.send(request("/"))
-    assert asked.wait(10)
+    assert asked.wait(60)
     if moment == "within the answer":
         client.read_until(b"begun")
     if how == "close":
@@ -307,7 +307,7 @@ def test_client_that_leaves_cancels_the_upstream(kept: Wire, moment: str, how: s
     else:
         client.reset()
 
-    assert cancelled.wait(10)
+    assert cancelled.wait(60)
     kept.upstream.script = answer()
     assert get(kept.gateway.port).body == b"ok"
 
@@ -334,17 +334,17 @@ def test_half_closed_client_is_answered_only_where_allowed(half_closing: tuple[s
             if peer.wait_closed():
                 cancelled.set()
         else:
-            assert answered.wait(10)
+            assert answered.wait(60)
             peer.send(OK)
             answer()(peer)
 
     wire.upstream.script = script
     with Client(wire.gateway.port) as client:
         client.send(request("/"))
-        assert asked.wait(10)
+        assert asked.wait(60)
         client.half_close()
         if mode == "abort":
-            assert cancelled.wait(10)
+            assert cancelled.wait(60)
             assert client.read_to_end() == b""
         else:
             assert client.is_idle()

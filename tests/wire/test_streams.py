@@ -165,7 +165,7 @@ def test_upstream_that_does_not_read_stops_the_client(streaming: Wire) -> None:
     def script(peer: Peer) -> None:
         peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         peer.read_head()
-        release.wait(10)
+        release.wait(60)
 
     streaming.upstream.script = script
     ports = {streaming.gateway.port, streaming.upstream.port}
@@ -212,7 +212,7 @@ def test_events_are_relayed_as_they_come(streaming: Wire) -> None:
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         for event in events:
             peer.send(b"%x\r\n%b\r\n" % (len(event), event))
-            assert seen.acquire(timeout=10), "the event before did not arrive"
+            assert seen.acquire(timeout=60), "the event before did not arrive"
         peer.send(b"0\r\n\r\n")
         peer.wait_closed()
 
@@ -237,7 +237,7 @@ def test_half_an_event_is_relayed_as_it_comes(streaming: Wire) -> None:
         peer.send(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n8\r\nda"
         )
-        assert seen.wait(10)
+        assert seen.wait(60)
         peer.send(b"ta: 1\n\r\n0\r\n\r\n")
         peer.wait_closed()
 
@@ -266,7 +266,7 @@ def test_request_body_is_relayed_as_it_comes(streaming: Wire) -> None:
         client.send(request("/", "POST", "Content-Length: 100"))
         for _ in range(20):
             client.send(b"hello")
-            assert arrived.acquire(timeout=10), "the part before did not arrive"
+            assert arrived.acquire(timeout=60), "the part before did not arrive"
         assert client.read_response().body == b"ok"
 
 

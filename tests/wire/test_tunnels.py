@@ -147,7 +147,7 @@ def test_end_of_the_client_reaches_the_upstream(wire: Wire) -> None:
         switch(client, "whole")
         client.send(b"bye")
 
-    assert ended.wait(10)
+    assert ended.wait(60)
 
 
 def test_what_the_upstream_sends_before_its_reset_is_not_a_clean_http_end(wire: Wire) -> None:
@@ -318,7 +318,7 @@ def test_websocket_is_told_1001_between_frames_on_drain(half_sent: bool) -> None
     def script(peer: Peer) -> None:
         peer.read_head()
         peer.send(SWITCHING + (frame[:3] if half_sent else frame))
-        assert finish.wait(10)
+        assert finish.wait(60)
         if half_sent:
             peer.send(frame[3:])
         peer.wait_closed()
