@@ -12,6 +12,7 @@ ends the whole run.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import signal
 import tempfile
@@ -22,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # Above every bound that a wait inside a test may have, and below faulthandler_timeout.
-HANG_S = float(os.environ.get("FASTGATE_HANG_S", "300"))
+HANG_S = float(os.environ.get("FASTGATE_HANG_S", "600"))
 AGAIN_S = 30  # for what swallows the first exception
 
 settings.register_profile(
@@ -77,3 +78,15 @@ def pytest_runtest_call() -> Generator[None, Any, Any]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Generator[None, Any, Any]:
     return (yield from _bounded())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    """No garbage collection while a traceback is formatted. An object that it ends may have one formatted,
+    too, and Python 3.11 then fails inside `ast.parse` (CPython gh-106905), which would end the whole run.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()

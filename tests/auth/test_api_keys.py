@@ -206,10 +206,10 @@ def test_an_unknown_and_a_revoked_key_take_the_same_time() -> None:
         }
         (worker,) = gateway.worker_pids()
         times: dict[str, list[float]] = {name: [] for name in fields}
-        for _ in range(60):
+        for _ in range(200):
             for name, field in fields.items():  # in turns, so that the machine's moods meet both alike
                 started = cpu_ns(worker)  # what other processes take does not count
-                for _ in range(50):
+                for _ in range(8):  # few, so that some of them run without a break
                     client.send(request("/", "GET", field))
                     client.read_response()
                 times[name].append(cpu_ns(worker) - started)
@@ -591,9 +591,11 @@ def test_a_hundred_thousand_keys_are_there_within_seconds(tmp_path: Path) -> Non
     store.close()
 
     with Gateway({"routes": [ROUTE], "store": {"path": str(path)}}, workers=2) as gateway:
-        first = use(gateway, f"fg_{99_999:043}")  # waits until they are all read
+        seen = []
+        # A request waits until they are all read, or is told that they are not.
+        until(lambda: seen.append(use(gateway, f"fg_{99_999:043}")) or seen[-1] != 503, "the keys")
 
-        assert first == 200
+        assert seen[-1] == 200
         assert call(gateway.admin, "/api/keys").json["total"] == 100_000
         assert {use(gateway, f"fg_{i:043}") for i in range(0, 100_000, 997)} == {200}
         assert use(gateway, f"fg_{100_000:043}") == 401

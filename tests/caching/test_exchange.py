@@ -384,7 +384,7 @@ def test_other_statuses_are_kept_too(status: str) -> None:
 
 
 def test_one_request_for_many_at_once() -> None:
-    with Rig() as rig:
+    with Rig(coalesce_wait="60s") as rig:
         rig.origin.gate.clear()
         bodies: list[bytes] = []
         threads = [threading.Thread(target=lambda: bodies.append(rig.get().body)) for _ in range(8)]
@@ -524,7 +524,7 @@ def ask_together(rig: Rig, times: int, at_once: int = 1) -> list[bytes]:
 
 
 def test_what_is_stale_as_it_comes_is_not_waited_for_one_by_one() -> None:
-    with Rig() as rig:
+    with Rig(coalesce_wait="60s") as rig:
         rig.origin.reply = answer(b"one", "Cache-Control: no-cache", 'ETag: "a"')
 
         # After the first they go together: the origin holds them back until it has 20.
@@ -532,7 +532,7 @@ def test_what_is_stale_as_it_comes_is_not_waited_for_one_by_one() -> None:
 
 
 def test_one_failure_is_told_to_all_who_wait_for_the_answer() -> None:
-    with Rig() as rig:
+    with Rig(coalesce_wait="60s") as rig:
         rig.origin.reply = answer(b"one", "Cache-Control: max-age=1, stale-if-error=60")
         rig.get()
         time.sleep(1.1)

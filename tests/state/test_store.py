@@ -272,12 +272,12 @@ def test_what_was_answered_survives_a_kill(store: Store) -> None:
             number += 1
             store.insert_keys([key(number)])
             os.write(writing, b"%6d" % number)
-    for _ in range(20):
-        assert int(os.read(reading, 6)) > 0
+    answered = 0
+    while answered < 20:
+        answered = int(os.read(reading, 6))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(writing)
-    answered = 0
     while text := os.read(reading, 6):
         answered = int(text)
     os.close(reading)
@@ -285,7 +285,6 @@ def test_what_was_answered_survives_a_kill(store: Store) -> None:
     again = Store(store.path, {})
     again.open()
 
-    assert answered > 0
     assert again.count_keys() in (answered, answered + 1)
 
 
