@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -209,15 +210,16 @@ def test_an_unknown_and_a_revoked_key_take_the_same_time() -> None:
         for _ in range(200):
             for name, field in fields.items():  # in turns, so that the machine's moods meet both alike
                 started = cpu_ns(worker)  # what other processes take does not count
-                for _ in range(8):  # few, so that some of them run without a break
+                for _ in range(8):
                     client.send(request("/", "GET", field))
                     client.read_response()
                 times[name].append(cpu_ns(worker) - started)
 
-        unknown, revoked_ns = (min(times[name]) for name in fields)
+        pairs = zip(times["unknown"], times["revoked"], strict=True)
+        apart = statistics.median(revoked_ns - unknown_ns for unknown_ns, revoked_ns in pairs)
 
-        # The look-up itself is 0.1 % of a request.
-        assert abs(unknown - revoked_ns) < 0.05 * unknown, (unknown, revoked_ns)
+        # Neighbours in time meet the same machine. The look-up itself is 0.1 % of a request.
+        assert abs(apart) < 0.05 * statistics.median(times["unknown"]), apart
 
 
 def test_two_keys_in_one_request_are_refused() -> None:
