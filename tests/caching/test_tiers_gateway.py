@@ -28,7 +28,9 @@ def gateway(origin: Origin, *, workers: int = 1, allow: str | None = None, **sto
             "cache_store": store,
             # By name: what is stored outlives a restart, also when the origin comes back on another port.
             "upstreams": {"origin": {"targets": [upstream.url]}},
-            "routes": [{"path": "/*", "name": "all", "upstream": "origin", "cache": {"coalesce_wait": "60s"}}],
+            "routes": [
+                {"path": "/*", "name": "all", "upstream": "origin", "cache": {"coalesce_wait": "60s"}},
+            ],
         }
         with Gateway(config, workers=workers, allow=allow, check_descriptors=False) as running:
             yield running
