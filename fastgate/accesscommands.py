@@ -156,6 +156,9 @@ def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
         if as_json:
             click.echo(json.dumps(rows, indent=2))
         else:
+            for row in rows:
+                if row.get("pending_write"):
+                    row["state"] += " (not stored yet)"
             _table(
                 rows, ("key_id", "name", "hint", "consumer", "state", "tier", "expires", "used", "last_used")
             )

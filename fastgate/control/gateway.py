@@ -114,6 +114,7 @@ class GatewayResource:
                 "reloads_refused": table.reloads_refused,
                 "worker_restarts": table.worker_restarts,
                 "worker_hangs": table.worker_hangs,
+                "controller_hangs": table.controller_hangs,
                 "controller_restarts": table.controller_restarts,
                 "last_reload": _reload_answer(view.last_reload) if view.last_reload else None,
                 "workers": workers,

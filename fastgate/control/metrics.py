@@ -247,6 +247,10 @@ def _supervision(out: list[str], view: View) -> None:
         [("", table.worker_hangs)],
     )  # fmt: skip
     _family(
+        out, "fastgate_controller_hangs_total", "counter", "Controllers killed because they hung.",
+        [("", table.controller_hangs)],
+    )  # fmt: skip
+    _family(
         out, "fastgate_start_time_seconds", "gauge", "When the gateway was started.",
         [("", table.started_realtime_ns / 1e9)],
     )  # fmt: skip

@@ -192,9 +192,8 @@ class Supervisor:
         now_ns = time.monotonic_ns()
         is_late = now_ns - self._ticked_ns > PAUSED_NS
         self._ticked_ns = now_ns
-        if (
-            not is_late
-        ):  # else this process was stopped itself, or the machine suspended: its children were too
+        # When it is, this process was stopped or the machine suspended, and its children were, too.
+        if not is_late:
             self.crew.kill_hung(now_ns)
             self.controller.kill_hung(now_ns, self._hang_limit_ns)
 
