@@ -1,7 +1,8 @@
 # Every command of the project. `make run` and `make test` set up what they need in .venv, without root.
 #
 # PYTHON=...  the interpreter to make .venv from (3.11 or newer, with its C headers); found when not given
-# ARGS=...    more arguments for run, bench, soak and fuzz
+# ARGS=...    more arguments for run, bench (the gateway's: --rounds 1), soak and fuzz
+# CORE_ARGS=...  more arguments for bench, for pytest with the primitives: -k router
 # pip reads its own configuration (index, mirrors, certificates); nothing here overrides it.
 
 .DEFAULT_GOAL := help
@@ -40,7 +41,7 @@ unit: $(VENV)/.dev ## all tests
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 bench: $(VENV)/.bench ## the primitives beside their rivals, then the gateway beside nginx and HAProxy
-	@$(BIN)/python -m pytest benchmarks/core -q -p benchmark --benchmark-columns=median,iqr,ops $(ARGS)
+	@$(BIN)/python -m pytest benchmarks/core -q -p benchmark --benchmark-columns=median,iqr,ops $(CORE_ARGS)
 	@$(BIN)/python -m benchmarks.gateway $(ARGS)
 
 soak: $(VENV)/.dev ## the tests that take minutes: many reloads, many kills, flat memory

@@ -71,7 +71,7 @@ _SIZE_UNITS: Final = {
 DURATION_PATTERN: Final = r"^([0-9]+(\.[0-9]+)?(us|µs|ms|s|m|h|d))+$(?!\n)"
 SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]i?B)$(?!\n)"
 LONGEST_NUMBER: Final = 64
-"""Characters of a duration or a size. Python refuses to convert more than 4 300 digits, with another error."""
+"""Characters of a duration or a size: Python converts at most 4 300 digits."""
 _DURATION = re.compile(DURATION_PATTERN, re.ASCII)
 _DURATION_PART = re.compile(r"([0-9]+)(?:\.([0-9]+))?(us|µs|ms|s|m|h|d)")
 _SIZE = re.compile(r"([0-9]+)(?:\.([0-9]+))? ?([A-Za-z]+)", re.ASCII)

@@ -543,6 +543,12 @@ cdef class CircuitBreaker:
         settle(self, held.ticket, monotonic_ns() - held.began_ns if self.times_calls else 0, error)
         return False
 
+    async def __aenter__(self):
+        return self.__enter__()
+
+    async def __aexit__(self, kind, error, traceback):
+        return self.__exit__(kind, error, traceback)
+
     def settle(self, ticket, latency_ns, error=None):
         """Records what a call came to: error is the exception it ended with, or None. See `failures` and `ignore`."""
         settle(self, ticket_of(ticket), int_argument(latency_ns, "latency_ns", 0, LATEST_NS), error)

@@ -44,10 +44,13 @@ limits = st.dictionaries(
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "consumer": texts, "name": texts, "tier": texts, "scopes": st.lists(texts, max_size=2) | values,
     "roles": st.lists(texts, max_size=2), "metadata": st.dictionaries(texts, values, max_size=3) | values,
-    "limits": limits | values, "expires_at": texts, "expires_in": texts, "starts_at": texts, "starts_in": texts,
+    "limits": limits | values, "expires_at": texts, "expires_in": texts, "starts_at": texts,
+    "starts_in": texts,
     "overlap": texts, "disabled": st.booleans() | values, "for": texts, "value": texts | values,
-    "url": texts, "tag": texts, "pattern": texts, "key": texts, "prefix": texts, "all": st.booleans() | values,
-    "when": texts, "action": texts, "priority": numbers, "status": numbers, "limit": values, "policies": values,
+    "url": texts, "tag": texts, "pattern": texts, "key": texts, "prefix": texts,
+    "all": st.booleans() | values,
+    "when": texts, "action": texts, "priority": numbers, "status": numbers, "limit": values,
+    "policies": values,
 }  # fmt: skip
 OTHERS = {name: field for name, field in FIELDS.items() if name != "consumer"}
 bodies = (
@@ -63,8 +66,10 @@ CALLS = [
     ("POST", "/api/keys/{}/rotate", ""), ("POST", "/api/keys/{}/revoke", ""),
     ("POST", "/api/consumers", ""), ("GET", "/api/consumers", ""), ("PATCH", "/api/consumers/{}", ""),
     ("GET", "/api/consumers/{}", ""), ("DELETE", "/api/consumers/{}", ""),
-    ("GET", "/api/limits", "consumer"), ("PUT", "/api/limits", "consumer"), ("DELETE", "/api/limits", "consumer"),
-    ("POST", "/api/limits/reset", "ip"), ("POST", "/api/limits/ban", "ip"), ("POST", "/api/limits/ban", "key"),
+    ("GET", "/api/limits", "consumer"), ("PUT", "/api/limits", "consumer"), ("DELETE",
+    "/api/limits", "consumer"),
+    ("POST", "/api/limits/reset", "ip"), ("POST", "/api/limits/ban", "ip"), ("POST",
+    "/api/limits/ban", "key"),
     ("POST", "/api/limits/ban", "consumer"), ("POST", "/api/limits/pardon", "ip"),
     ("GET", "/api/policies", ""), ("PUT", "/api/policies", ""), ("DELETE", "/api/policies", ""),
     ("GET", "/api/policies/violations", "limit"), ("GET", "/api/cache", ""), ("POST", "/api/cache/purge", ""),
