@@ -1,4 +1,4 @@
-"""Conversions of what comes from outside: no pattern that a final line feed passes, no traceback for odd numbers."""
+"""What comes from outside: no pattern that a final line feed passes, no traceback for odd numbers."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_final_line_feed_is_refused(root: dict[str, Any], path: str) -> None:
         (f'{{"cache_store": {{"redis": {{"url": "redis://a/{LONG}"}}}}}}', "json", "$.cache_store.redis.url"),
         ('{"auth": {"forward": {"url": "http://["}}}', "json", "$.auth.forward.url"),
         (
-            '{"routes": [{"path": "/*", "upstream": "http://a", "rewrite": {"regex": "^/(a)", "to": "/\\\\g<²>"}}]}',
+            '{"routes": [{"path": "/*", "upstream": "http://a", "rewrite": {"regex": "^/(a)", "to": "/\\\\g<²>"}}]}',  # noqa: E501
             "json",
             "$.routes[0].rewrite.to",
         ),
