@@ -16,14 +16,14 @@ import msgspec
 from msgspec import inspect
 
 from fastgate.config.root import Config, PluginUse
-from fastgate.settings import DURATION_PATTERN, duration_text, size_text
+from fastgate.settings import duration_text, size_text
 
 __all__ = ["Key", "json_schema", "keys", "sections"]
 
 _KINDS: Final[dict[type, str]] = {int: "integer", bool: "boolean", str: "string"}
 #: As the reader takes them: spaces around, sizes in any case.
 _UNIT_PATTERNS: Final = {
-    "duration": rf"^\s*(0|{DURATION_PATTERN.strip('^$')})\s*$",
+    "duration": r"^\s*(0|([0-9]+(\.[0-9]+)?(us|µs|ms|s|m|h|d))+)\s*$",
     "size": r"^\s*(0|[0-9]+(\.[0-9]+)? ?([bB]|[kKmMgGtT][iI]?[bB]))\s*$",
 }
 _VARIABLE: Final = {"type": "string", "pattern": r"\$\{[A-Za-z_]", "description": "from the environment"}

@@ -12,6 +12,7 @@ import pytest
 from fastgate.config import Config, check, load
 from fastgate.config.foreign import FOREIGN
 from fastgate.config.schema import sections
+from fastgate.explain import explain_request
 from fastgate.settings import SECOND
 
 ROUTES = "routes: [{path: /, upstream: 'http://127.0.0.1:9000'}]\n"
@@ -188,3 +189,13 @@ def test_words_in_place_of_a_file_stay_words(tmp_path: Path) -> None:
     for word in ("stdout", "off"):
         file.write_text(f"access_log: {word}\n{ROUTES}")
         assert load(file, {}).access_log.output == word
+
+
+def test_cors_false_switches_the_roots_cors_off_for_a_route() -> None:
+    config = good(
+        "cors: true\nroutes: [{path: /a, respond: x}, {path: /b, respond: x, cors: false}]",
+    )
+    origin = [("Origin", "https://app.test")]
+
+    assert "Access-Control-Allow-Origin: *" in explain_request(config, "GET", "/a", origin).answer
+    assert "Access-Control" not in explain_request(config, "GET", "/b", origin).answer
