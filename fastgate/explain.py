@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fastgate._core.router import Route
+from fastgate._core.urlpath import normalise
 from fastgate.config import AccessLogConfig, Config, ListenerConfig, PluginUse, RouteConfig, TlsConfig
 from fastgate.features.policy import ViolationLog
 from fastgate.plan import freeze_now
@@ -30,7 +31,6 @@ from fastgate.plugin import CONTINUE, Plugin, RequestContext
 from fastgate.server.dataplane import DataPlane
 from fastgate.server.heads import request_head_bytes
 from fastgate.server.target import host as host_of
-from fastgate.server.target import normalise
 from fastgate.settings import duration_text, size_text
 from fastgate.state.memory import HostMemory
 

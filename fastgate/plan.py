@@ -29,6 +29,7 @@ from fastgate._core.wheel import TimerWheel
 from fastgate.auth import build as auth
 from fastgate.caching import build as caching
 from fastgate.config import TRUSTED_UNIX, Changes, Config, PluginUse, RouteConfig
+from fastgate.errors import REASONS
 from fastgate.features import access, cors, policy, ratelimit, rbac, security_headers, validation
 from fastgate.features.transform import HeaderEditsConfig
 from fastgate.plugin import PluginEnv, Registry
@@ -194,7 +195,7 @@ def _https_redirect(port: int, around: Surroundings) -> RoutePlan:
     location = Template("https://{host}" + (f":{port}" if port != 443 else "") + "{path}", [])
     return RoutePlan(
         "(https redirect)",
-        pipeline=Pipeline([Redirect(location, 308, True)]),
+        pipeline=Pipeline([Redirect(location, 308, True, REASONS["ambiguous_path"])]),
         counters=around.counters,
         slot=around.slot,
     )
@@ -409,7 +410,12 @@ def _route(
     gates += plugins
     if route.redirect is not None:
         gates.append(
-            Redirect(Template(route.redirect.to, params), route.redirect.status, route.redirect.keep_query)
+            Redirect(
+                Template(route.redirect.to, params),
+                route.redirect.status,
+                route.redirect.keep_query,
+                REASONS["ambiguous_path"],
+            )
         )
     elif route.respond is not None:
         body, content_type = route.respond.payload()
@@ -442,6 +448,7 @@ def _route(
         request_edits=_edits(route.request_headers, params, owns=True),
         response_edits=_edits(route.response_headers, params),
         methods=route.methods,
+        allow_encoded_slashes=route.allow_encoded_slashes,
         answers_preflight=any(gate.name == "cors" for gate in gates),
         owned=[name for gate in gates for name in getattr(gate, "owned", ())],
         header_tests=[
@@ -466,7 +473,7 @@ def _rewrite(route: RouteConfig, params: list[str]) -> Rewrite | None:
     if settings.replace_prefix is not None:
         return Rewrite.prefix_to(settings.replace_prefix.from_, settings.replace_prefix.to)
     if settings.path is not None:
-        return Rewrite.to_template(Template(settings.path, params))
+        return Rewrite.to_template(Template(settings.path, params, in_path=True))
     return Rewrite.by_regex(settings.regex or "", settings.to or "")
 
 

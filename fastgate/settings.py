@@ -22,6 +22,7 @@ __all__ = [
     "ConfigError",
     "Duration",
     "FileName",
+    "Places",
     "RootedPath",
     "Settings",
     "Size",
@@ -88,6 +89,8 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 FileName = Annotated[str, msgspec.Meta(min_length=1, extra={"file": True})]
 #: A URL path, or the beginning of one.
 RootedPath = Annotated[str, msgspec.Meta(pattern="^/")]
+Places = Annotated[str, msgspec.Meta(extra={"places": True})]
+"""Text with `{name}` places."""
 
 
 def short_key(field: str) -> str:

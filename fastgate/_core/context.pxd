@@ -46,7 +46,9 @@ cdef class RequestContext:
     cdef bytes method_bytes
     cdef int method_id
     cdef bytes target
-    cdef bytes path_bytes             # normalised, without query
+    cdef bytes path_bytes             # in normal form (urlpath.pyx), without query
+    cdef int second                   # SECOND_*: why somebody else may read another path than this
+    cdef bint ambiguous               # … and it would have led them past the route
     cdef bytes query_bytes            # without the question mark; None when there was none
     cdef bytes host_received          # the Host, or the authority of an absolute-form target, as received and checked
     cdef bytes authority              # the same in normal form: lower case, no final dot, no default port of `scheme`

@@ -12,10 +12,11 @@ SOURCES  RFC 9110 §9 (methods), RFC 9112 §3 (request line); pingora's typed CT
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.string cimport memcmp
+from libc.string cimport memcmp, strlen
 
 from fastgate._core.headers cimport HeadWriter, Headers
 from fastgate._core.identity cimport Identity
+from fastgate._core.urlpath cimport next_reading, read_as, reading_t
 
 __all__ = ["CLIENT", "CONTINUE", "GATEWAY", "RESPOND", "SUSPEND", "UPSTREAM", "Answer", "Reason", "RequestContext"]
 
@@ -30,48 +31,49 @@ RESPOND = 1
 SUSPEND = 2
 
 
+cdef enum:
+    OTHERS = 35
+
+# https://www.iana.org/assignments/http-methods, and M-SEARCH, NOTIFY, SUBSCRIBE, UNSUBSCRIBE (UPnP), PURGE (caches)
+cdef const char** OTHER_METHODS = [
+    "ACL", "BASELINE-CONTROL", "BIND", "CHECKIN", "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR",
+    "MKCOL", "MKREDIRECTREF", "MKWORKSPACE", "MOVE", "ORDERPATCH", "PROPFIND", "PROPPATCH", "QUERY", "REBIND", "REPORT", "SEARCH",
+    "UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL", "M-SEARCH", "NOTIFY", "SUBSCRIBE",
+    "UNSUBSCRIBE", "PURGE",
+]
+
+
 cdef int method_number(const char* m, Py_ssize_t n) noexcept nogil:
-    """The M_* of a method (RFC 9110 §9, RFC 5789). WebDAV and the other registered HTTP methods share M_OTHER; what is not an
-    HTTP method (RTSP, ICE and the HTTP/2 preface, which llhttp also accepts) is M_UNKNOWN."""
+    """The M_* of a method (RFC 9110 §9, RFC 5789). The others in the IANA registry, most of them of WebDAV, and those of UPnP and
+    caches share M_OTHER; everything else is M_UNKNOWN."""
+    cdef int i
     if n == 3:
         if memcmp(m, b"GET", 3) == 0:
             return M_GET
         if memcmp(m, b"PUT", 3) == 0:
             return M_PUT
-        if memcmp(m, b"PRI", 3) == 0:
-            return M_UNKNOWN
     elif n == 4:
         if memcmp(m, b"POST", 4) == 0:
             return M_POST
         if memcmp(m, b"HEAD", 4) == 0:
             return M_HEAD
-        if memcmp(m, b"PLAY", 4) == 0:
-            return M_UNKNOWN
     elif n == 5:
         if memcmp(m, b"PATCH", 5) == 0:
             return M_PATCH
         if memcmp(m, b"TRACE", 5) == 0:
             return M_TRACE
-        if memcmp(m, b"SETUP", 5) == 0 or memcmp(m, b"PAUSE", 5) == 0 or memcmp(m, b"FLUSH", 5) == 0:
-            return M_UNKNOWN
     elif n == 6:
         if memcmp(m, b"DELETE", 6) == 0:
             return M_DELETE
-        if memcmp(m, b"RECORD", 6) == 0 or memcmp(m, b"SOURCE", 6) == 0:
-            return M_UNKNOWN
     elif n == 7:
         if memcmp(m, b"OPTIONS", 7) == 0:
             return M_OPTIONS
         if memcmp(m, b"CONNECT", 7) == 0:
             return M_CONNECT
-    elif n == 8:
-        if memcmp(m, b"DESCRIBE", 8) == 0 or memcmp(m, b"ANNOUNCE", 8) == 0 or memcmp(m, b"TEARDOWN", 8) == 0 \
-                or memcmp(m, b"REDIRECT", 8) == 0:
-            return M_UNKNOWN
-    elif n == 13:
-        if memcmp(m, b"GET_PARAMETER", 13) == 0 or memcmp(m, b"SET_PARAMETER", 13) == 0:
-            return M_UNKNOWN
-    return M_OTHER
+    for i in range(OTHERS):
+        if <Py_ssize_t>strlen(OTHER_METHODS[i]) == n and memcmp(m, OTHER_METHODS[i], n) == 0:
+            return M_OTHER
+    return M_UNKNOWN
 
 
 cdef bint method_idempotent(int number) noexcept nogil:
@@ -139,9 +141,29 @@ cdef class RequestContext:
 
     @property
     def path(self):
-        """The path routes are matched against: percent-encoded unreserved characters decoded, dot segments removed
-        (RFC 3986 §6.2.2), without the query."""
+        """The path that is matched and goes upstream, without the query: percent-encoded unreserved characters decoded, other
+        escapes in upper case, dot segments removed, empty segments merged (RFC 3986 §6.2.2)."""
         return self.path_bytes.decode("latin-1")
+
+    def other_paths(self, bint keep_slashes=False):
+        """What other paths an upstream could read in this one, because it decodes more than once, takes `\\` or an encoded slash for a
+        slash, or ignores path parameters. Empty for almost every request. keep_slashes: its encoded slashes are data."""
+        cdef reading_t how
+        cdef bytes once, other
+        cdef list out = []
+        how.decoding = 1
+        how.backslash = how.strips_first = how.strips_last = how.merge = False
+        if self.second == 0:
+            return ()
+        once = read_as(self.path_bytes, &how, True)     # escapes of data decoded: another spelling, and the same path
+        how.decoding = 0
+        while next_reading(&how, self.second):
+            other = read_as(self.path_bytes, &how, keep_slashes)
+            if other is None:
+                out.append("\0")
+            elif other != self.path_bytes and other != once and (<bytes>other).decode("latin-1") not in out:
+                out.append((<bytes>other).decode("latin-1"))
+        return tuple(out)
 
     @property
     def query(self):

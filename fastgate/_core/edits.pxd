@@ -6,7 +6,11 @@ from fastgate._core.headers cimport Headers
 cdef class Template:
     cdef tuple parts
     cdef bytes fixed
+    cdef bint in_path
+    cdef bint anchored                    # the host of a redirect to it, or that it is a path, does not depend on the request
     cdef bytes render(self, RequestContext ctx)
+    cdef bytes render_location(self, RequestContext ctx)
+    cdef list values(self, RequestContext ctx)
 
 cdef class Rewrite:
     cdef int kind
@@ -14,6 +18,7 @@ cdef class Rewrite:
     cdef bytes replacement
     cdef Template template
     cdef object regex
+    cdef bint stays(self, RequestContext ctx) except -1
     cdef bytes apply(self, RequestContext ctx)
 
 cdef class HeaderEdits:

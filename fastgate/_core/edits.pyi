@@ -3,7 +3,7 @@ from collections.abc import Iterable, Mapping
 __all__ = ["HeaderEdits", "Rewrite", "Template"]
 
 class Template:
-    def __init__(self, text: str, param_names: Iterable[str] = ()) -> None: ...
+    def __init__(self, text: str, param_names: Iterable[str] = (), in_path: bool = False) -> None: ...
 
 class Rewrite:
     @staticmethod

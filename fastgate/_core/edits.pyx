@@ -9,15 +9,23 @@ SOURCES  RFC 3986 §3.3 (what a path segment may hold).
 """
 
 import re
+from urllib.parse import quote_from_bytes
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
-from fastgate._core.context cimport RequestContext
+from fastgate._core.context cimport M_TRACE, RequestContext
 from fastgate._core.headers cimport Headers, header_id, value_valid
+
+from fastgate._core.urlpath import normalise
 
 __all__ = ["HeaderEdits", "Rewrite", "Template"]
 
-cdef object PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}")
+cdef object PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}|\{\{\}")
+cdef object ANCHORED = re.compile(rb"https?://[^/?#\\]+[/?#]|/[^/\\]")
+cdef object LABELS = re.compile(rb"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+cdef object SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:")
+# What may stand in a path segment as it is, but for `;` (RFC 3986 §3.3)
+cdef str SEGMENT_BYTES = "!$&'()*+,=:@"
 
 cdef enum:
     P_CLIENT_IP = -1
@@ -35,9 +43,11 @@ cdef dict SPECIAL = {"client_ip": P_CLIENT_IP, "host": P_HOST, "method": P_METHO
 
 cdef class Template:
     """Text with places: `{name}` is a parameter of the route's path, or else one of client_ip, host, method, path, query,
-    request_id, route, scheme. ValueError names a place that is neither."""
+    request_id, route, scheme. `{{}` is a brace. ValueError names a place that is neither.
 
-    def __init__(self, str text, param_names=()):
+    in_path: it makes a path, in which a value that is no path itself fills one segment at most."""
+
+    def __init__(self, str text, param_names=(), bint in_path=False):
         cdef list parts = []
         cdef Py_ssize_t end = 0
         names = list(param_names)
@@ -45,7 +55,9 @@ cdef class Template:
             name = found.group(1)
             if found.start() > end:
                 parts.append(text[end:found.start()].encode("latin-1"))
-            if name in names:
+            if name is None:
+                parts.append(b"{")
+            elif name in names:
                 parts.append((name.encode(),))
             elif name in SPECIAL:
                 parts.append(SPECIAL[name])
@@ -54,45 +66,114 @@ cdef class Template:
             end = found.end()
         if end < len(text):
             parts.append(text[end:].encode("latin-1"))
-        self.parts = tuple(parts)
+        joined = []                                     # literals that lie side by side are one
+        literal = b""
+        for part in parts:
+            if isinstance(part, bytes):
+                literal += part
+                continue
+            if literal:
+                joined.append(literal)
+                literal = b""
+            joined.append(part)
+        if literal:
+            joined.append(literal)
+        if in_path:
+            joined = [quote_from_bytes(part, SEGMENT_BYTES + "/;%").encode() if isinstance(part, bytes) else part for part in joined]
+        self.parts = tuple(joined)
+        self.in_path = in_path
         self.fixed = None
-        if all(isinstance(part, bytes) for part in parts):
-            self.fixed = b"".join(parts)
+        if not joined or (len(joined) == 1 and isinstance(joined[0], bytes)):
+            self.fixed = b"".join(joined)
+        self.anchored = self.fixed is not None or (isinstance(joined[0], bytes) and ANCHORED.match(joined[0]) is not None)
 
     cdef bytes render(self, RequestContext ctx):
-        cdef list out
-        cdef int place, i
         if self.fixed is not None:
             return self.fixed
-        out = []
+        return b"".join(self.values(ctx))
+
+    cdef bytes render_location(self, RequestContext ctx):
+        """The template as the target of a redirect; None when what the request says would choose the host or the scheme.
+
+        `/{rest}` stays a path whatever rest is, and `https://example.com{rest}` stays at example.com.
+        """
+        cdef bytes text = b"", value, following
+        cdef bint within = False                        # the authority
+        cdef Py_ssize_t i
+        cdef list values
+        if self.anchored:
+            return self.render(ctx)
+        values = self.values(ctx)
+        for i in range(len(values)):
+            value = values[i]
+            part = self.parts[i]
+            if isinstance(part, bytes) or part == P_SCHEME:
+                text += value
+                if text.startswith(b"/"):
+                    break
+                head, colon, rest = text.partition(b"://")
+                if colon:
+                    within = True
+                    if re.search(rb"[/?#]", rest):
+                        break
+                continue
+            if part == P_HOST:
+                if not value:
+                    return None
+            elif within:
+                if value[:1] in (b"/", b"?", b"#"):
+                    break
+                following = self.parts[i + 1] if i + 1 < len(values) and isinstance(self.parts[i + 1], bytes) else b"/"
+                if value:
+                    if not following.startswith(b".") or LABELS.fullmatch(value) is None:
+                        return None
+                elif following[:1] not in (b"/", b"?", b"#"):
+                    return None
+            elif SCHEME.match(text + value):
+                return None
+            else:
+                break
+            text += value
+        text = b"".join(values)
+        return b"/" + text.lstrip(b"/\\") if text.startswith((b"/", b"\\")) else text
+
+    cdef list values(self, RequestContext ctx):
+        """What each part is for this request."""
+        cdef list out = []
+        cdef int place, i
+        cdef bytes value
         for part in self.parts:
             if isinstance(part, bytes):
                 out.append(part)
                 continue
+            value = b""
             if isinstance(part, tuple):                 # a parameter: where it stands depends on which pattern matched
                 for i in range(ctx.params_n):
                     if ctx.param_names[i] == part[0]:
-                        out.append(ctx.path_bytes[ctx.param_start[i]:ctx.param_start[i] + ctx.param_size[i]])
+                        value = ctx.path_bytes[ctx.param_start[i]:ctx.param_start[i] + ctx.param_size[i]]
                         break
+                out.append(value)
                 continue
             place = part
-            if place == P_CLIENT_IP:
-                out.append(ctx.client)
-            elif place == P_HOST:
-                out.append(ctx.authority)
-            elif place == P_METHOD:
-                out.append(ctx.method_bytes)
-            elif place == P_PATH:
+            if place == P_PATH:
                 out.append(ctx.path_bytes)
+                continue
+            if place == P_CLIENT_IP:
+                value = ctx.client
+            elif place == P_HOST:
+                value = ctx.authority
+            elif place == P_METHOD:
+                value = ctx.method_bytes
             elif place == P_QUERY:
-                out.append(ctx.query_bytes or b"")
+                value = ctx.query_bytes or b""
             elif place == P_REQUEST_ID:
-                out.append(ctx.request_id_bytes)
+                value = ctx.request_id_bytes
             elif place == P_ROUTE:
-                out.append(ctx.route.name_bytes)
+                value = ctx.route.name_bytes
             else:
-                out.append(ctx.scheme.encode())
-        return b"".join(out)
+                value = ctx.scheme.encode()
+            out.append(quote_from_bytes(value, SEGMENT_BYTES).encode() if self.in_path else value)
+        return out
 
 
 cdef enum:
@@ -109,8 +190,8 @@ cdef class Rewrite:
         """Whole segments of prefix taken away, replacement put in their place; a path without the prefix stays."""
         cdef Rewrite self = Rewrite()
         self.kind = R_PREFIX
-        self.prefix = prefix.rstrip("/").encode("latin-1")
-        self.replacement = replacement.rstrip("/").encode("latin-1")
+        self.prefix = normalise(prefix.encode(), False).rstrip(b"/")
+        self.replacement = normalise(replacement.encode(), False).rstrip(b"/") if replacement else b""
         return self
 
     @staticmethod
@@ -130,6 +211,14 @@ cdef class Rewrite:
         self.replacement = to.encode("latin-1")
         return self
 
+    cdef bint stays(self, RequestContext ctx) except -1:
+        """False if what the request fills in makes a dot segment: the upstream would resolve it to a path of the client's choice."""
+        cdef bytes path
+        if self.kind == R_PREFIX or b"." not in ctx.path_bytes:
+            return True
+        path = self.apply(ctx)
+        return b"/./" not in path and b"/../" not in path and not path.endswith((b"/.", b"/.."))
+
     cdef bytes apply(self, RequestContext ctx):
         cdef bytes path = ctx.path_bytes
         cdef Py_ssize_t n
@@ -143,9 +232,9 @@ cdef class Rewrite:
             path = self.regex.sub(self.replacement, path, count=1)
         if not path.startswith(b"/"):
             path = b"/" + path
-        # `/{rest}` with an empty rest, or a replacement that ends in a slash before a tail that begins with one
-        if path.startswith(b"//") and not ctx.path_bytes.startswith(b"//"):
-            path = path[1:]
+        # An empty parameter, or a replacement that ends in a slash before a tail that begins with one
+        if self.kind != R_PREFIX and b"//" in path and b"//" not in ctx.path_bytes:
+            path = normalise(path)
         return path
 
 
@@ -173,6 +262,9 @@ cdef class HeaderEdits:
             self._drop(headers, lower)
         for name, lower, template in self.sets:
             self._drop(headers, lower)
+        if self.owns and ctx.method_id == M_TRACE:
+            return 0                                    # its response would show the client what is set here (RFC 9110 §9.3.8)
+        for name, lower, template in self.sets:
             self._add(headers, name, template.render(ctx))
         for name, template in self.adds:
             self._add(headers, name, template.render(ctx))

@@ -46,6 +46,10 @@ cdef unsigned char[256] TOKEN             # RFC 9110 §5.6.2 tchar
 cdef unsigned char[256] FIELD             # field-vchar, SP, HTAB (RFC 9110 §5.5): everything but the controls
 
 cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil
+cdef inline bint trimmed_by_some(unsigned char c) noexcept nogil:
+    """True for NEL and NBSP, which parsers that read fields as Latin-1 text trim off a value as white space (Python's str.strip)."""
+    return c == 0x85 or c == 0xA0
+
 cdef bint name_equal(const char* a, const char* lower, Py_ssize_t n) noexcept nogil
 cdef bint names_fold(const char* a, const char* b, Py_ssize_t n) noexcept nogil
 cdef bint name_valid(const char* name, Py_ssize_t n) noexcept nogil

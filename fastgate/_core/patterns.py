@@ -88,7 +88,7 @@ def compile_host(host: object) -> str | None:
         return None
     if not isinstance(host, str):
         raise TypeError(f"host: expected str or None, got {type(host).__name__}")
-    lowered = host.lower()
+    lowered = host.lower().removesuffix(".")  # as the host of a request is looked up
     name = lowered[2:] if lowered.startswith("*.") else lowered
     if len(name) > 253 or not _HOST.fullmatch(name) or (name.startswith("[") and name is not lowered):
         raise ValueError(
@@ -106,12 +106,14 @@ def _compile_regex(pattern: str, max_params: int) -> Pattern:
     if len(pattern) == 1:
         raise _bad(pattern, 1, "expected a regular expression after '~'")
     try:
-        regex = re.compile(pattern[1:].encode("utf-8"))
+        regex = re.compile(_normal_regex(pattern[1:]))
     except (re.error, OverflowError, RecursionError) as error:
         position = 1 + (getattr(error, "pos", None) or 0)
         raise _bad(pattern, position, f"not a regular expression: {error}") from None
     except UnicodeEncodeError as error:
         raise _bad(pattern, 1 + error.start, "a lone surrogate is not a character") from None
+    except ValueError as error:
+        raise _bad(pattern, 1, str(error)) from None
     groups = sorted((number, name) for name, number in regex.groupindex.items())
     if len(groups) > max_params:
         raise _bad(pattern, 0, f"{len(groups)} named groups, expected at most {max_params}")
@@ -122,6 +124,47 @@ def _compile_regex(pattern: str, max_params: int) -> Pattern:
         regex=regex,
         groups=tuple(number for number, _ in groups),
     )
+
+
+def _normal_regex(text: str) -> bytes:
+    """The expression in the form of the paths it is searched in: escapes in upper case or, where they are
+    needless, decoded; characters beyond ASCII as the escapes of their UTF-8. ValueError for one of those in
+    a set: its bytes are no alternatives.
+    """
+    pieces = []
+    in_set = False
+    at = 0
+    while at < len(text):
+        char = text[at]
+        if char == "\\" and at + 1 < len(text) and text[at + 1].isascii():
+            pieces.append(text[at : at + 2])
+            at += 2
+            continue
+        if char == "%" and _HEX_DIGITS.fullmatch(text[at + 1 : at + 3]):
+            byte = int(text[at + 1 : at + 3], 16)
+            needless = byte in _UNRESERVED and not in_set
+            pieces.append(re.escape(chr(byte)) if needless else text[at : at + 3].upper())
+            at += 3
+            continue
+        if char == "[" and not in_set:
+            in_set = True
+            # a bracket that is the first in a set does not close it
+            skip = 2 if text[at + 1 : at + 2] == "^" else 1
+            skip += text[at + skip : at + skip + 1] == "]"
+            pieces.append(text[at : at + skip])
+            at += skip
+            continue
+        if char == "]":
+            in_set = False
+        if char.isascii():
+            pieces.append(char)
+        elif in_set:
+            why = "in a path this is several escapes: write the alternatives as (?:a|b)"
+            raise ValueError(f"not a regular expression: {char!r} in a set; {why}")
+        else:
+            pieces.append("(?:" + "".join(f"%{byte:02X}" for byte in char.encode("utf-8")) + ")")
+        at += 1
+    return "".join(pieces).encode("ascii")
 
 
 def _param_name(pattern: str, piece: str, position: int, names: list[bytes], max_params: int) -> bytes:

@@ -2,11 +2,11 @@
 
 from libc.stdint cimport int64_t
 
-from fastgate._core.context cimport Answer, RequestContext
+from fastgate._core.context cimport Answer, Reason, RequestContext
 from fastgate._core.counters cimport Counters, route_counts_t
 from fastgate._core.edits cimport HeaderEdits, Rewrite, Template
 from fastgate._core.pipeline cimport Pipeline, Plugin
-from fastgate._core.router cimport Router
+from fastgate._core.router cimport Route, Router
 
 cdef class RoutePlan:
     cdef readonly str name
@@ -29,7 +29,9 @@ cdef class RoutePlan:
     cdef readonly Rewrite rewrite
     cdef readonly HeaderEdits request_edits
     cdef readonly HeaderEdits response_edits
-    cdef unsigned int methods                   # bit per M_*; 0 = any
+    cdef readonly bint allow_encoded_slashes    # its upstream takes them as data
+    cdef bint any_method                        # no methods are named: those that HTTP knows, but for TRACE
+    cdef unsigned int methods                   # bit per M_*
     cdef frozenset rare_methods
     cdef readonly tuple method_names
     cdef readonly bint answers_preflight        # it takes the CORS preflights of what it takes
@@ -54,7 +56,10 @@ cdef class Plan:
     cdef object _counters
     cdef readonly bint has_preflights           # any route answers_preflight
     cdef readonly dict redirects                # port: the RoutePlan that redirects to https there
+    cdef readonly bint merge_slashes
+    cdef frozenset named_methods                # every method that a route names
     cdef RoutePlan match(self, RequestContext ctx)
+    cdef bint is_ambiguous(self, RequestContext ctx, Route route) except -1
     cdef RoutePlan match_redirect(self, RequestContext ctx, int port)
     cdef RoutePlan match_preflight(self, RequestContext ctx)
     cdef bytes allowed(self, RequestContext ctx)
@@ -64,5 +69,6 @@ cdef class FixedResponse(Plugin):
 
 cdef class Redirect(Plugin):
     cdef Template location
+    cdef Reason refusal
     cdef int status
     cdef bint keep_query

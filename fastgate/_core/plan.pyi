@@ -1,7 +1,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fastgate._core.context import Answer
+from fastgate._core.context import Answer, Reason
 from fastgate._core.counters import Counters
 from fastgate._core.edits import HeaderEdits, Rewrite, Template
 from fastgate._core.pipeline import Pipeline, Plugin
@@ -38,10 +38,13 @@ class RoutePlan:
         header_tests: Iterable[_Test] = (),
         query_tests: Iterable[_Test] = (),
         answers_preflight: bool = False,
+        allow_encoded_slashes: bool = False,
         owned: Iterable[bytes] = (),
     ) -> None: ...
     @property
     def answers_preflight(self) -> bool: ...
+    @property
+    def allow_encoded_slashes(self) -> bool: ...
     @property
     def name(self) -> str: ...
     @property
@@ -99,6 +102,8 @@ class Plan:
     @property
     def has_preflights(self) -> bool: ...
     @property
+    def merge_slashes(self) -> bool: ...
+    @property
     def router(self) -> Router: ...
     @property
     def routes(self) -> list[RoutePlan]: ...
@@ -119,4 +124,4 @@ class FixedResponse(Plugin):
     def __init__(self, answer: Answer) -> None: ...
 
 class Redirect(Plugin):
-    def __init__(self, location: Template, status: int, keep_query: bool) -> None: ...
+    def __init__(self, location: Template, status: int, keep_query: bool, refusal: Reason) -> None: ...

@@ -13,15 +13,23 @@ import json
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
-from fastgate._core.context cimport M_GET, M_HEAD, M_OPTIONS, M_OTHER, Answer, RequestContext, method_number
+from fastgate._core.context cimport (
+    M_CONNECT, M_GET, M_HEAD, M_OPTIONS, M_OTHER, M_TRACE, M_UNKNOWN, MAX_PARAMS, Answer, Reason, RequestContext, method_number,
+)
 from fastgate._core.counters cimport Counters
 from fastgate._core.headers cimport H_DROPPED, field_t, name_equal
 from fastgate._core.pipeline cimport V_RESPOND, Pipeline, Plugin
 from fastgate._core.router cimport Route, Router, match_t
+from fastgate._core.urlpath cimport SECOND_PARAMETER, next_reading, read_as, reading_t
 
 from urllib.parse import unquote_to_bytes
 
 __all__ = ["FixedResponse", "Plan", "PluginFailed", "Redirect", "RoutePlan", "plugin_title"]
+
+
+# A route that names no methods takes what HTTP knows. TRACE it must name: its response shows what the gateway adds to a request.
+cdef unsigned int ANY_METHOD = (1 << (M_OTHER + 1)) - 1 - (1 << M_TRACE) - (1 << M_CONNECT)
+cdef tuple ANY_METHOD_NAMES = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
 cdef class RoutePlan:
@@ -29,7 +37,8 @@ cdef class RoutePlan:
 
     def __init__(self, str name, *, Pipeline pipeline not None, Counters counters, int slot, source=None, upstream=None,
                  cache=None, timeouts=None, max_body_bytes=0, request_buffering_bytes=0, preserve_host=False, rewrite=None, request_edits=None, response_edits=None,
-                 methods=(), header_tests=(), query_tests=(), answers_preflight=False, owned=()):
+                 methods=(), header_tests=(), query_tests=(), answers_preflight=False, bint allow_encoded_slashes=False,
+                 owned=()):
         self.name = name
         self.name_bytes = name.encode()
         self.name_json = json.dumps(name).encode()
@@ -53,6 +62,7 @@ cdef class RoutePlan:
             names.add(self.deadline_header.lower())
         self.owned = tuple(sorted(names)) or None
         self.preserve_host = preserve_host
+        self.allow_encoded_slashes = allow_encoded_slashes
         self.rewrite = rewrite
         self.request_edits = request_edits
         self.response_edits = response_edits
@@ -64,8 +74,9 @@ cdef class RoutePlan:
         for method in methods:
             raw = method.encode()
             number = method_number(raw, len(raw))
-            if number >= M_OTHER:
+            if number >= M_OTHER:                       # also those that HTTP does not know, as they are named
                 rare.append(raw)
+                self.methods |= 1 << M_UNKNOWN
                 self.methods |= 1 << M_OTHER
             else:
                 self.methods |= 1 << number
@@ -75,16 +86,17 @@ cdef class RoutePlan:
                         names.insert(names.index("GET") + 1, "HEAD")
         self.rare_methods = frozenset(rare)
         self.method_names = tuple(names)
+        if not names:
+            self.any_method = True
+            self.methods = ANY_METHOD
         if counters is not None:
             self._counters = counters
             self.counts = counters.route(slot, counters.series(self.name_bytes, True))
 
     cdef bint takes_method(self, RequestContext ctx) except -1:
-        if self.methods == 0:
-            return True
         if not self.methods & (1 << ctx.method_id):
             return False
-        return ctx.method_id != M_OTHER or ctx.method_bytes in self.rare_methods
+        return ctx.method_id < M_OTHER or self.any_method or ctx.method_bytes in self.rare_methods
 
     cdef bint takes_rest(self, RequestContext ctx) except -1:
         """True if the header and query tests pass: one of several fields or parameters of a name is enough."""
@@ -157,10 +169,37 @@ cdef bint collect(void* arg, Route route) noexcept:
     cdef RoutePlan plan = <RoutePlan>route.value
     try:
         if not plan.takes_method(ctx) and plan.takes_rest(ctx):
-            (<set>state.names).update(plan.method_names)
+            (<set>state.names).update(plan.method_names or ANY_METHOD_NAMES)
     except Exception:
         pass              # a predicate that fails allows nothing
     return False
+
+
+cdef bytes rewritten(RequestContext ctx, RoutePlan plan, bytes path, Route route, match_t* found):
+    """What the route's rewrite makes of another path, with the parameters found in that."""
+    cdef bytes own_path = ctx.path_bytes
+    cdef tuple own_names = ctx.param_names
+    cdef int own_n = ctx.params_n, i
+    cdef int[MAX_PARAMS] start
+    cdef int[MAX_PARAMS] size
+    for i in range(own_n):
+        start[i] = ctx.param_start[i]
+        size[i] = ctx.param_size[i]
+    ctx.path_bytes = path
+    ctx.param_names = route.param_names
+    ctx.params_n = found.count
+    for i in range(found.count):
+        ctx.param_start[i] = found.params[i].start
+        ctx.param_size[i] = found.params[i].length
+    try:
+        return plan.rewrite.apply(ctx)
+    finally:
+        ctx.path_bytes = own_path
+        ctx.param_names = own_names
+        ctx.params_n = own_n
+        for i in range(own_n):
+            ctx.param_start[i] = start[i]
+            ctx.param_size[i] = size[i]
 
 
 cdef class Plan:
@@ -177,6 +216,8 @@ cdef class Plan:
         self.trusted = trusted
         self.redirects = dict(redirects or {})
         self.trusts_unix = trusts_unix
+        self.merge_slashes = config is None or config.server.merge_slashes
+        self.named_methods = frozenset(name.encode() for route in self.routes for name in (<RoutePlan>route).method_names)
         self.has_preflights = any((<RoutePlan>route).answers_preflight for route in self.routes)
         if counters is not None:
             self._counters = counters
@@ -187,8 +228,9 @@ cdef class Plan:
         cdef match_t found
         cdef match_state_t state
         cdef Route route
-        cdef RoutePlan preflight
+        cdef RoutePlan preflight, plan
         cdef int i
+        ctx.ambiguous = False
         if self.has_preflights and ctx.method_id == M_OPTIONS:
             preflight = self.match_preflight(ctx)
             if preflight is not None:
@@ -207,8 +249,58 @@ cdef class Plan:
         for i in range(found.count):
             ctx.param_start[i] = found.params[i].start
             ctx.param_size[i] = found.params[i].length
-        ctx.route = route.value
-        return <RoutePlan>route.value
+        plan = <RoutePlan>route.value
+        if (ctx.second and self.is_ambiguous(ctx, route)) or (plan.rewrite is not None and not plan.rewrite.stays(ctx)):
+            ctx.ambiguous = True
+            ctx.route = None
+            ctx.params_n = 0
+            return None
+        ctx.route = plan
+        return plan
+
+    cdef bint is_ambiguous(self, RequestContext ctx, Route route) except -1:
+        """True if an upstream that reads the path in another way would be asked for something that another route answers for, or
+        for something else than this route asks of it."""
+        cdef RoutePlan plan = <RoutePlan>route.value
+        cdef Route other_route
+        cdef match_t found
+        cdef match_state_t state
+        cdef reading_t how, plain
+        cdef int second = ctx.second
+        cdef bytes path = ctx.path_bytes, other, upstream = None
+        cdef str pattern = route.pattern
+        cdef bint keep = plan.allow_encoded_slashes
+        cdef list seen = [path]
+        if ";" in pattern:                              # the pattern says what it means by it; the same goes for an encoded slash
+            second &= ~SECOND_PARAMETER
+        if not keep and "%" in pattern:
+            keep = "%2F" in pattern.upper() or "%5C" in pattern.upper()
+        if plan.rewrite is not None:
+            upstream = plan.rewrite.apply(ctx)
+        how.decoding = 0
+        how.backslash = how.strips_first = how.strips_last = how.merge = False
+        plain = how
+        while next_reading(&how, second):
+            other = read_as(path, &how, keep)
+            if other is None:
+                return True
+            if other in seen:
+                continue
+            seen.append(other)
+            state.ctx = <void*>ctx
+            state.failed = False
+            other_route = self.router.find(PyBytes_AS_STRING(ctx.host_bytes), PyBytes_GET_SIZE(ctx.host_bytes),
+                                           PyBytes_AS_STRING(other), PyBytes_GET_SIZE(other), accept, <void*>&state, &found)
+            if state.failed:
+                raise RuntimeError(f"a condition of a route failed on {ctx!r}")
+            if other_route is None or other_route.value is not plan:
+                return True
+            if upstream is not None:
+                # What it would make of the path it is sent must be what it would be sent for the path it makes of ours.
+                plain.merge = how.merge
+                if read_as(upstream, &how, keep) != read_as(rewritten(ctx, plan, other, other_route, &found), &plain, keep):
+                    return True
+        return False
 
     cdef RoutePlan match_redirect(self, RequestContext ctx, int port):
         """The route of a request on a listener that redirects to https: that of its path when the client came over https to a
@@ -301,15 +393,19 @@ cdef class FixedResponse(Plugin):
 cdef class Redirect(Plugin):
     """The gate behind `redirect:`."""
 
-    def __init__(self, Template location not None, int status, bint keep_query):
+    def __init__(self, Template location not None, int status, bint keep_query, Reason refusal not None):
         self.compiled_decide = True
         self.name = "redirect"
         self.location = location
+        self.refusal = refusal
         self.status = status
         self.keep_query = keep_query
 
     cdef int c_decide(self, RequestContext ctx) except -1:
-        cdef bytes location = self.location.render(ctx)
+        cdef bytes location = self.location.render_location(ctx)
+        if location is None:                            # the request would choose where it leads
+            ctx.refuse(self.refusal)
+            return V_RESPOND
         if self.keep_query and ctx.query_bytes and b"?" not in location:
             location = location + b"?" + ctx.query_bytes
         ctx.answer = Answer(self.status, b"", [("Location", location)])

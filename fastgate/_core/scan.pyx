@@ -14,7 +14,7 @@ SOURCES  RFC 9112 §2.2 to §5.1; RFC 9110 §5.6.2 (token), §5.5 (field-content
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memcmp
 
-from fastgate._core.headers cimport FIELD, TOKEN, Headers, header_id
+from fastgate._core.headers cimport FIELD, TOKEN, Headers, header_id, trimmed_by_some
 
 __all__ = ["scan_request", "scan_response"]
 
@@ -66,9 +66,8 @@ cdef inline Py_ssize_t scan_fields(const char* p, Py_ssize_t i, Py_ssize_t n, He
         end = i
         while end > value and (p[end - 1] == c" " or p[end - 1] == c"\t"):
             end -= 1
-        # Bytes above 127 at the edges of a value: some parsers trim them as white space. The caller decides, not we.
-        if end > value and (<unsigned char>p[value] >= 0x80 or <unsigned char>p[end - 1] >= 0x80):
-            return -1
+        if end > value and (trimmed_by_some(<unsigned char>p[value]) or trimmed_by_some(<unsigned char>p[end - 1])):
+            return -1                                           # the caller decides, not we
         if out.count >= most_fields or not out.append_span(p + name, name_end - name, p + value, end - value,
                                                            header_id(p + name, name_end - name)):
             return -1

@@ -44,7 +44,7 @@ MAX_SEGMENTS: Final = 63
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)  # RFC 9110 §5.6.2
 _FIELD_VALUE = re.compile(r"[!-~]([ -~\t]*[!-~])?|", re.ASCII)  # RFC 9110 §5.5 without obs-text
 _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?", re.ASCII)
-_PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}")
+_PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}|\{\{\}")
 _GROUP = re.compile(r"\\(?:([1-9][0-9]?)|g<([^>]*)>)")
 _REQUEST_PLACES: Final = frozenset(
     ("client_ip", "host", "method", "path", "query", "request_id", "route", "scheme")
@@ -558,7 +558,7 @@ def _check_places(text: str, path: Path, params: Collection[str] | None, report:
         return
     for place in _PLACE.finditer(text):
         name = place[1]
-        if name not in params and name not in _REQUEST_PLACES:
+        if name is not None and name not in params and name not in _REQUEST_PLACES:
             hint = nearest(place[0], [f"{{{param}}}" for param in params]) if params else ""
             has = (
                 f"the path has {', '.join(f'{{{param}}}' for param in sorted(params))}"

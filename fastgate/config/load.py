@@ -210,7 +210,8 @@ class _Reading:
             return
         value = _value_at(self._document.tree, path)
         if isinstance(value, Substituted):
-            found, expected, hint = (_without(text, value) for text in (found, expected, hint))
+            found, hint = _without(found, value, True), _without(hint, value, True)
+            expected = _without(expected, value, False)
         where = self._document.where(path)
         self._errors.append(ConfigError(path_text(path), found, expected, hint, where))
 
@@ -403,12 +404,22 @@ def _value_at(tree: Any, path: Path) -> Any:
     return tree
 
 
-def _without(message: str, value: Substituted) -> str:
+# Fewer characters of a value in a message are chance: messages are made of words.
+TELLING_CHARACTERS: Final = 4
+
+
+def _without(message: str, value: Substituted, parts: bool) -> str:
     """The message with the value as it was written: what came from the environment may be a secret."""
     # as it is, as messages escape it, and without the ~ of a regular expression
     for shown in (str(value), value.encode("unicode_escape").decode(), value.removeprefix("~")):
         if len(shown) > 1:
             message = message.replace(shown, value.template)
+    rest = message.replace(value.template, "") if parts else ""
+    for text in (str(value), value.encode("unicode_escape").decode()):
+        for at in range(len(text) - TELLING_CHARACTERS + 1):
+            piece = text[at : at + TELLING_CHARACTERS]
+            if piece in rest and piece not in value.template:  # a part of it
+                return f"what {value.template} stands for"
     return message
 
 

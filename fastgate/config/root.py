@@ -241,6 +241,16 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
             description="The request target (path and query); more is 414. nginx: 8 kB too.",
         ),
     ] = 8_000
+    merge_slashes: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Take empty segments out of every path: `//admin` is `/admin`, for the routes and for the "
+                "upstream, as in nginx and Envoy. When off, a path whose empty segments lead to another "
+                "route than without them is refused (400 `ambiguous_path`)."
+            )
+        ),
+    ] = True
     header_timeout_ns: Annotated[
         Duration,
         Meta(
@@ -565,6 +575,16 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
             description="Name of an entry of `upstreams`, or a URL, which makes one with default settings.",
         ),
     ] = None
+    allow_encoded_slashes: Annotated[
+        bool,
+        Meta(
+            description=(
+                "The upstream takes `%2F` and `%5C` in a segment as data and not as a slash. Without it, a "
+                "path that would belong to another route, or to none, once they are decoded is refused (400 "
+                "`ambiguous_path`)."
+            )
+        ),
+    ] = False
     rewrite: Annotated[RewriteConfig | None, Meta(description="Changes the path that goes upstream.")] = None
     redirect: Annotated[RedirectConfig | None, Meta(description="Answers with a redirect.")] = None
     respond: Annotated[RespondConfig | None, Meta(description="Answers with fixed bytes.")] = None

@@ -89,6 +89,7 @@ def text(info: inspect.StrType, extra: dict[str, Any], folder: str) -> Reader:
     least, most = info.min_length or 0, info.max_length
     pattern = re.compile(info.pattern) if info.pattern else None
     rooted = info.pattern == "^/"
+    has_places = bool(extra.get("places"))
 
     def read(value: Any, path: Path, report: Report) -> Any:
         if not isinstance(value, str):
@@ -114,6 +115,8 @@ def text(info: inspect.StrType, extra: dict[str, Any], folder: str) -> Reader:
             return INVALID
         if file and value and value not in words and not os.path.isabs(value):
             return os.path.join(folder, value)
+        if has_places and isinstance(value, Substituted):
+            return value.literal
         return value if type(value) is str else str(value)
 
     return read

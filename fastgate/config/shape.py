@@ -15,6 +15,7 @@ form, beyond its types:
 * `Meta(extra={"choices": (301, 302)})` the only numbers allowed
 * `Meta(extra={"shape": SomeStruct})`   on a Raw: what is in it, read as this Struct
 * `Meta(extra={"file": True})`          a file name, relative to the config; a tuple: words that are none
+* `Meta(extra={"places": True})`        text with `{name}` places: braces from the environment are none
 * `Meta(extra={"number": "a:{}"})`      on text: what one who wrote a bare number meant
 """
 

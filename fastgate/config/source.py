@@ -58,13 +58,17 @@ class Substituted(str):
     """A value that came from the environment: text that may stand for a number or a boolean.
 
     `template` is how it was written; messages show that and never the value, which may be a secret.
+    `literal` is the same for a setting with places such as `{client_ip}`: braces from the environment are
+    braces, and no places.
     """
 
     template: str
+    literal: str
 
-    def __new__(cls, value: str, template: str) -> Substituted:
+    def __new__(cls, value: str, template: str, literal: str | None = None) -> Substituted:
         text = super().__new__(cls, value)
         text.template = template
+        text.literal = value if literal is None else literal
         return text
 
 
@@ -444,9 +448,11 @@ def _expand(
     template: str, path: Path, environ: Mapping[str, str], document: Document, errors: list[ConfigError]
 ) -> str:
     from_environment = False
+    from_variable = False
 
     def replace(match: re.Match[str]) -> str:
-        nonlocal from_environment
+        nonlocal from_environment, from_variable
+        from_variable = False
         if match[0] == "$${":
             return "${"
         from_environment = True
@@ -459,6 +465,7 @@ def _expand(
             )
             return ""
         if default is not None:
+            from_variable = bool(environ.get(name))
             return environ.get(name) or default
         if name not in environ:
             document.unset.add(path)
@@ -466,9 +473,18 @@ def _expand(
             found = f"the environment variable {name} is not set"
             errors.append(ConfigError(path_text(path), found, hint=hint, where=document.where(path)))
             return ""
+        from_variable = True
         return environ[name]
 
-    text = _VARIABLE.sub(replace, template)
+    pieces = []
+    literals = []
+    end = 0
+    for match in _VARIABLE.finditer(template):
+        value = replace(match)
+        pieces += [template[end : match.start()], value]
+        literals += [template[end : match.start()], value.replace("{", "{{}") if from_variable else value]
+        end = match.end()
+    text = "".join([*pieces, template[end:]])
     if not _is_encodable(text):
         document.unset.add(path)
         errors.append(
@@ -477,7 +493,7 @@ def _expand(
             )
         )
         return Substituted("", template)
-    return Substituted(text, template) if from_environment else text
+    return Substituted(text, template, "".join([*literals, template[end:]])) if from_environment else text
 
 
 def _kind(value: Any) -> str:

@@ -982,6 +982,9 @@ class RuleSet:
         self.rules = tuple(sorted(rules, key=lambda rule: -rule.config.priority))
         names = sorted({name for rule in self.rules for name in Language.names(rule.config.when)})
         self.names = tuple(names)
+        self.judges_path = any(
+            rule.enforce and "request.path" in Language.names(rule.config.when) for rule in self.rules
+        )
         self._sources = tuple((name, VARIABLES[name][1]) for name in names)
         self._activation = language.env.Activation if language is not None else None
         self._error = language.error if language is not None else None
@@ -1164,6 +1167,9 @@ class PolicyGate(WatchingGate):
         rules = self._rules
         if not rules:
             return CONTINUE
+        if rules.judges_path and ctx.other_paths(ctx.route.allow_encoded_slashes):
+            # The condition would be asked about one reading of the path, and the upstream about another.
+            return ctx.refuse(REASONS["ambiguous_path"])
         moment = Moment(ctx.now_ns, self._policies.counts)
         activation = rules.activation(ctx, moment)
         if rules.matches_none(activation, moment):

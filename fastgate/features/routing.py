@@ -45,7 +45,10 @@ class RewriteConfig(Settings, frozen=True, kw_only=True):
     )
     path: Annotated[
         RootedPath | None,
-        Meta(description="The new path, with the route's own parameters: `/v2/orders/{id}`, `/{rest}`."),
+        Meta(
+            extra={"places": True},
+            description="The new path, with the route's own parameters: `/v2/orders/{id}`, `/{rest}`.",
+        ),
     ] = None
     regex: Annotated[
         Text | None,
@@ -67,9 +70,11 @@ class RedirectConfig(Settings, frozen=True, kw_only=True):
         str,
         Meta(
             min_length=1,
+            extra={"places": True},
             description=(
                 "The Location: an absolute URL or a path, with the route's own parameters: "
-                "`https://example.com/{rest}`."
+                "`https://example.com/{rest}`. What the request says does not choose the host: where it "
+                "would, the answer is 400."
             ),
         ),
     ]

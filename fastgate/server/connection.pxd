@@ -36,6 +36,9 @@ cdef class ClientConnection(AnswerStream):
     cdef int begun                        # requests whose first byte lies in this read
     cdef int64_t chunk_overhead           # bytes of chunked framing since the last body byte
     cdef bytes target
+    cdef bytes held                       # the first bytes of a request whose method is not whole yet …
+    cdef bint begun_early                 # … and which the parser has not seen
+    cdef bytes extension                  # the method of the request in the parser, where llhttp does not know it
     cdef int64_t body_left                # of a body passed on by count, without the parser
     cdef Headers trailers
     cdef Exchange skipping                # its body is framed by a parser of its own (see _upgraded)
@@ -51,6 +54,7 @@ cdef class ClientConnection(AnswerStream):
     cdef Py_ssize_t _plain_requests(self, bytes data, int64_t now_ns) except -1
     cdef Py_ssize_t _counted_body(self, bytes data, Py_ssize_t start) except -1
     cdef Exchange _new_exchange(self)
+    cdef bytes _known_method(self, bytes data)
     cdef int _parser_error(self, object error) except -1
     cdef bytes _upgraded(self, bytes rest)
     cdef int _advance(self) except -1

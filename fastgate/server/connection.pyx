@@ -39,6 +39,7 @@ from fastgate._core.context cimport (
     method_number,
 )
 from fastgate._core.headers cimport (
+    TOKEN,
     H_CONNECTION,
     H_CONTENT_LENGTH,
     H_DROPPED,
@@ -58,6 +59,7 @@ from fastgate._core.headers cimport (
     has_token,
     header_id,
     name_equal,
+    trimmed_by_some,
 )
 from fastgate._core.plan cimport Plan
 from fastgate._core.sockets cimport waits_unread
@@ -85,6 +87,7 @@ cdef enum:
     # … and so that the client can read the answer before a reset can reach it (RFC 9112 §9.6)
     LINGER_BYTES = 1048576
     KEPT_PLACES = 8                       # of the queue of an idle connection
+    METHOD_BYTES = 32                     # the longest registered one has 17
     CHUNK_OVERHEAD_BYTES = 16384          # chunk extensions and trailers with no body byte in between
 
 # An idle connection is closed this long after the drain began. At once would lose the request that is just on its way to it,
@@ -98,6 +101,7 @@ cdef Reason BAD_HOST = REASONS["bad_host"]
 cdef Reason BAD_TARGET = REASONS["bad_target"]
 cdef Reason BAD_PROXY_HEADER = REASONS["bad_proxy_header"]
 cdef Reason UNKNOWN_METHOD = REASONS["unknown_method"]
+cdef Reason METHOD_NOT_ALLOWED = REASONS["method_not_allowed"]
 cdef Reason VERSION_NOT_SUPPORTED = REASONS["version_not_supported"]
 cdef Reason TARGET_TOO_LONG = REASONS["target_too_long"]
 cdef Reason HEADER_TOO_LARGE = REASONS["header_too_large"]
@@ -106,8 +110,15 @@ cdef Reason HEADER_TIMEOUT = REASONS["header_timeout"]
 cdef Reason OVERLOADED = REASONS["overloaded"]
 
 cdef object TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
-cdef Answer ASTERISK_ANSWER = Answer(200, b"", [("Allow", "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS, TRACE")])
+cdef str ALLOW = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"
+cdef Answer ASTERISK_ANSWER = Answer(200, b"", [("Allow", ALLOW)])
 
+
+# Those that llhttp takes for HTTP (llhttp 9, HTTP_METHOD_MAP), and PRI, of which it knows that it is none
+cdef frozenset LLHTTP_METHODS = frozenset((
+    b"DELETE", b"GET", b"HEAD", b"POST", b"PUT", b"CONNECT", b"OPTIONS", b"TRACE", b"COPY", b"LOCK", b"MKCOL", b"MOVE", b"PROPFIND",
+    b"PROPPATCH", b"SEARCH", b"UNLOCK", b"BIND", b"REBIND", b"UNBIND", b"ACL", b"REPORT", b"MKACTIVITY", b"CHECKOUT", b"MERGE",
+    b"M-SEARCH", b"NOTIFY", b"SUBSCRIBE", b"UNSUBSCRIBE", b"PATCH", b"PURGE", b"MKCALENDAR", b"LINK", b"UNLINK", b"PRI"))
 
 cdef bytes GET = b"GET"
 cdef bytes POST = b"POST"
@@ -291,7 +302,15 @@ cdef class ClientConnection(AnswerStream):
             if self.exchange is None or self.queue_n:
                 self._advance()
             return None
-        if self.parsing is None:
+        self.begun = 0
+        if self.held is not None:
+            data = self.held + data
+            self.held = None
+        if (self.parsing is None or self.begun_early) and not self.close_after:
+            data = self._known_method(data)
+        start = PyBytes_AS_STRING(data)
+        n = PyBytes_GET_SIZE(data)
+        if self.parsing is None or self.begun_early:
             # At the start of a request the version is read off the line itself: asking the parser costs a string.
             newline = <const char*>memchr(start, c"\n", n)
             self.line_is_http11 = newline != NULL and newline - start > 13 and memcmp(newline - 10, b" HTTP/1.1\r", 10) == 0
@@ -300,11 +319,11 @@ cdef class ClientConnection(AnswerStream):
         if self.in_head:
             self.head_bytes += n
         self.chunk_overhead += n
-        self.begun = 0
         if self.parser is None:
             self.parser = HttpRequestParser(self)       # most connections never need one
         try:
-            self.parser.feed_data(data)
+            if n:
+                self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
             rest = self._upgraded(data[upgrade.args[0]:])
         except HttpParserCallbackError as error:
@@ -343,6 +362,30 @@ cdef class ClientConnection(AnswerStream):
         elif self.exchange is not None and receiving is not self.exchange and self.exchange is self.parsing:
             self.exchange.body_read_done()
         return rest
+
+    cdef bytes _known_method(self, bytes data):
+        """The first bytes of a request as llhttp can read them: it knows a fixed list of methods, and RFC 9110 §16.1 knows no end of
+        them. Any other is remembered, and POST stands in its place, which has the same framing. Empty while the method is not
+        whole: its bytes are held."""
+        cdef const char* p = PyBytes_AS_STRING(data)
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(data), start = 0, end
+        while start < n and (p[start] == c"\r" or p[start] == c"\n"):
+            start += 1                                  # empty lines before a request line (RFC 9112 §2.2)
+        end = start
+        while end < n and end - start <= METHOD_BYTES and TOKEN[<unsigned char>p[end]]:
+            end += 1
+        if end == start or end - start > METHOD_BYTES:
+            return data                                 # the parser says what is wrong with it
+        if end == n:
+            if not self.begun_early:
+                self.on_message_begin()
+                self.begun_early = True
+            self.held = data
+            return b""
+        if p[end] != c" " or data[start:end] in LLHTTP_METHODS:
+            return data
+        self.extension = data[start:end]
+        return b"POST" + data[end:]
 
     cdef Py_ssize_t _plain_requests(self, bytes data, int64_t now_ns) except -1:
         """Take requests whose heads lie whole and plain in this read and whose bodies are counted: the usual ones, without the
@@ -429,7 +472,7 @@ cdef class ClientConnection(AnswerStream):
             self.excess = True
             return 0
         if isinstance(error, HttpParserInvalidMethodError):
-            reason = UNKNOWN_METHOD
+            reason = BAD_REQUEST_LINE                   # no token: what is one, is known here
         elif isinstance(error, HttpParserInvalidURLError):
             reason = BAD_TARGET
         elif "version" in message.lower() and "after version" not in message:
@@ -442,8 +485,6 @@ cdef class ClientConnection(AnswerStream):
             reason = BAD_FRAMING
         elif self.target is None or "HTTP/" in message or "version" in message:
             reason = BAD_REQUEST_LINE
-        elif parsing.ctx.headers.count == 0 and "method" in message.lower():
-            reason = UNKNOWN_METHOD
         else:
             reason = BAD_HEADER
         if self.in_body:
@@ -682,6 +723,11 @@ cdef class ClientConnection(AnswerStream):
         if self.close_after:
             self.excess = True
             raise _Refused()
+        if self.begun_early:                            # its first bytes were held back
+            self.begun_early = False
+            self.parsing.ctx.version_minor = 1 if self.line_is_http11 else -1
+            self.line_is_http11 = False
+            return
         exchange = self._new_exchange()
         ctx = exchange.ctx
         ctx.version_minor = 1 if self.line_is_http11 else -1
@@ -718,7 +764,7 @@ cdef class ClientConnection(AnswerStream):
                 n = PyBytes_GET_SIZE(value)
                 v = PyBytes_AS_STRING(value)
             # Some parsers trim these as white space and then see another value than we did.
-            if n and (<unsigned char>v[0] >= 0x80 or <unsigned char>v[n - 1] >= 0x80):
+            if n and (trimmed_by_some(<unsigned char>v[0]) or trimmed_by_some(<unsigned char>v[n - 1])):
                 reason = BAD_HEADER
         known = header_id(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
         if self.in_body:
@@ -759,7 +805,8 @@ cdef class ClientConnection(AnswerStream):
             ctx.now_ns = monotonic_ns()
         if ctx.started_ns == 0:
             ctx.started_ns = ctx.now_ns
-        ctx.method_bytes = self.parser.get_method()
+        ctx.method_bytes = self.parser.get_method() if self.extension is None else self.extension
+        self.extension = None
         reason = None
         if ctx.version_minor < 0:
             version = self.parser.get_http_version()
@@ -812,8 +859,12 @@ cdef class ClientConnection(AnswerStream):
         cdef int64_t size = 0
         ctx.method_id = method_number(PyBytes_AS_STRING(ctx.method_bytes), PyBytes_GET_SIZE(ctx.method_bytes))
         ctx.keep_alive = ctx.version_minor == 1
-        if ctx.method_id == M_UNKNOWN or ctx.method_id == M_CONNECT:
-            return UNKNOWN_METHOD
+        if ctx.method_id >= M_CONNECT:
+            if ctx.method_id == M_CONNECT:
+                ctx.add_response_header("Allow", ALLOW)
+                return METHOD_NOT_ALLOWED
+            if ctx.method_id == M_UNKNOWN and ctx.method_bytes not in self.plane.plan.named_methods:
+                return UNKNOWN_METHOD
         for i in range(headers.count):
             field = &headers.fields[i]
             size += field.name_n + field.value_n + 4
@@ -866,7 +917,7 @@ cdef class ClientConnection(AnswerStream):
             return BAD_FRAMING
         ctx.expects_continue = expects and ctx.version_minor == 1 and ctx.has_body
         given = ctx.host_received
-        outcome = parse_target(ctx, self.target if self.target is not None else b"")
+        outcome = parse_target(ctx, self.target if self.target is not None else b"", self.plane.plan.merge_slashes)
         if outcome != T_OK and outcome != T_ASTERISK:
             return BAD_TARGET
         if given is None and ctx.version_minor == 1:

@@ -66,6 +66,7 @@ cdef enum:
 cdef int64_t LOUD_NS = 10_000_000_000           # between two log lines about the same target
 cdef int64_t PLUGIN_WAIT_NS = 60_000_000_000    # a plugin's request() may take this long, unless the route's total is less
 
+cdef Reason AMBIGUOUS_PATH = REASONS["ambiguous_path"]
 cdef Reason NO_ROUTE = REASONS["no_route"]
 cdef Reason METHOD_NOT_ALLOWED = REASONS["method_not_allowed"]
 cdef Reason BODY_TOO_LARGE = REASONS["body_too_large"]
@@ -202,6 +203,8 @@ cdef class Exchange(ResponseSink):
         route = self.plan.match(ctx) if self.client.redirect_port == 0 else self.plan.match_redirect(ctx, self.client.redirect_port)
         self.route = route
         if route is None:
+            if ctx.ambiguous:
+                return self.refuse(AMBIGUOUS_PATH)
             allow = self.plan.allowed(ctx)
             if allow is None:
                 return self.refuse(NO_ROUTE)

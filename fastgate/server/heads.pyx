@@ -13,7 +13,7 @@ from http import HTTPStatus
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 
-from fastgate._core.context cimport RequestContext
+from fastgate._core.context cimport M_TRACE, RequestContext
 from fastgate._core.headers cimport (
     H_CONTENT_LENGTH,
     H_FORWARDED,
@@ -76,6 +76,8 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
     cdef Credential credential = target.upstream.credential
     cdef bytes shown = None
     cdef bytes deadline = route.deadline_header
+    if ctx.method_id == M_TRACE:
+        credential = None                               # its response would show it to the client (RFC 9110 §9.3.8)
     if credential is not None:
         shown = credential.field_name
         if credential.parameter is not None:

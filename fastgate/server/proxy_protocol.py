@@ -83,7 +83,14 @@ def _ip(text: bytes, version: int) -> str:
         raise ValueError("v1: malformed address")
     if version == 4:
         return str(ipaddress.IPv4Address(text.decode()))
-    return str(ipaddress.IPv6Address(text.decode()))
+    return _plain(ipaddress.IPv6Address(text.decode()))
+
+
+def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    # A balancer that listens on [::] says ::ffff:192.0.2.1 of an IPv4 client (RFC 4291 2.5.5.2): to lists and
+    # limits that is the same client.
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
 
 
 def _port(text: bytes) -> int:
@@ -125,8 +132,8 @@ def _v2_address(data: bytes, width: int) -> Address:
     destination = data[V2_HEAD_BYTES + width : V2_HEAD_BYTES + 2 * width]
     ports = V2_HEAD_BYTES + 2 * width
     return Address(
-        str(ipaddress.ip_address(source)),
+        _plain(ipaddress.ip_address(source)),
         int.from_bytes(data[ports : ports + 2], "big"),
-        str(ipaddress.ip_address(destination)),
+        _plain(ipaddress.ip_address(destination)),
         int.from_bytes(data[ports + 2 : ports + 4], "big"),
     )

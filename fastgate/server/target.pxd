@@ -8,7 +8,6 @@ cdef enum:
     T_BAD_HOST = 2
     T_ASTERISK = 3
 
-cdef int parse_target(RequestContext ctx, bytes target) except -1
+cdef int parse_target(RequestContext ctx, bytes target, bint merge) except -1
 cdef bytes host_of(bytes authority)
-cdef bytes normal_path(bytes path)
 cdef bytes normal_authority(bytes received, bytes host, bint secure)

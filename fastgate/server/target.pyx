@@ -1,10 +1,9 @@
 # cython: boundscheck=False
 """The request target and the Host: checked, split, and brought to the one form routes are matched against.
 
-WHAT     Origin-form, absolute-form and asterisk-form (RFC 9112 §3.2). The path is normalised before matching, and the normalised
-         path is what goes upstream: what was matched is what is asked for, so a rule cannot be walked around with `%2e%2e/`.
-         Percent-encoded unreserved characters are decoded and dot segments removed (RFC 3986 §6.2.2). All other escapes stay as
-         they came, encoded slashes too; empty segments stay.
+WHAT     Origin-form, absolute-form and asterisk-form (RFC 9112 §3.2). The path is brought to its normal form (_core/urlpath) before
+         it is matched, and that is what goes upstream: what was matched is what is asked for, so a rule cannot be walked around
+         with `%2e%2e/`. The authority has a normal form too.
 STATE    None.
 COST     One pass over the target when there is nothing to normalise.
 SOURCES  RFC 9112 §3.2, RFC 3986 §3.2.2, §5.2.4, §6.2.2.
@@ -13,8 +12,9 @@ SOURCES  RFC 9112 §3.2, RFC 3986 §3.2.2, §5.2.4, §6.2.2.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
 from fastgate._core.context cimport M_OPTIONS, RequestContext
+from fastgate._core.urlpath cimport B_BAD, B_DOT, B_PLAIN, B_QUESTION, B_SLASH, TARGET_BYTE, normal_path
 
-__all__ = ["host", "normalise"]
+__all__ = ["host"]
 
 
 cdef inline int hex_value(unsigned char c) noexcept:
@@ -31,13 +31,13 @@ cdef inline bint unreserved(unsigned char c) noexcept:
     return 48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122 or c == c"-" or c == c"." or c == c"_" or c == c"~"
 
 
-cdef int parse_target(RequestContext ctx, bytes target) except -1:
+cdef int parse_target(RequestContext ctx, bytes target, bint merge) except -1:
     """Set target, path, query (and, for the absolute-form, host_received) of ctx. A T_* code."""
     cdef Py_ssize_t i, n = PyBytes_GET_SIZE(target)
     cdef const char* t = PyBytes_AS_STRING(target)
-    cdef unsigned char c
+    cdef unsigned char kind
     cdef Py_ssize_t question = -1, start = 0
-    cdef bint plain = True
+    cdef bint plain = True, slash
     cdef bytes path
     ctx.target = target
     if n == 0:
@@ -63,15 +63,31 @@ cdef int parse_target(RequestContext ctx, bytes target) except -1:
             ctx.path_bytes = b"/"
             return T_OK
         start = i
+    slash = False                                       # the byte before is one
     for i in range(start, n):
-        c = <unsigned char>t[i]
-        if c < 33 or c > 126 or c == c"#":
-            return T_BAD
-        if c == c"?" and question < 0:
+        kind = TARGET_BYTE[<unsigned char>t[i]]
+        if kind == B_PLAIN:
+            slash = False
+        elif kind == B_SLASH:
+            if slash:
+                plain = False
+            slash = True
+        elif kind == B_DOT:
+            if slash:
+                plain = False
+            slash = False
+        elif kind == B_QUESTION:
             question = i
-        elif question < 0 and (c == c"%" or (c == c"." and i > start and t[i - 1] == c"/")):
+            break
+        elif kind == B_BAD:
+            return T_BAD
+        else:
             plain = False
+            slash = False
     if question >= 0:
+        for i in range(question + 1, n):
+            if TARGET_BYTE[<unsigned char>t[i]] == B_BAD:
+                return T_BAD
         ctx.query_bytes = PyBytes_FromStringAndSize(t + question + 1, n - question - 1)
         path = PyBytes_FromStringAndSize(t + start, question - start)
     else:
@@ -79,50 +95,11 @@ cdef int parse_target(RequestContext ctx, bytes target) except -1:
     if PyBytes_GET_SIZE(path) == 0:             # http://host?query
         path = b"/"
     if not plain:
-        path = normal_path(path)
+        path = normal_path(PyBytes_AS_STRING(path), PyBytes_GET_SIZE(path), merge, &ctx.second)
         if path is None:
             return T_BAD
     ctx.path_bytes = path
     return T_OK
-
-
-cdef bytes normal_path(bytes path):
-    """The path in normal form, or None when an escape is malformed or hides a NUL."""
-    cdef Py_ssize_t i = 0, n = PyBytes_GET_SIZE(path)
-    cdef const char* p = PyBytes_AS_STRING(path)
-    cdef bytearray out = bytearray()
-    cdef int high, low, c
-    cdef list segments
-    while i < n:
-        if p[i] != c"%":
-            out.append(<unsigned char>p[i])
-            i += 1
-            continue
-        if i + 2 >= n:
-            return None
-        high = hex_value(<unsigned char>p[i + 1])
-        low = hex_value(<unsigned char>p[i + 2])
-        if high < 0 or low < 0:
-            return None
-        c = high * 16 + low
-        if c == 0:
-            return None
-        if unreserved(<unsigned char>c):
-            out.append(c)
-        else:
-            out += path[i:i + 3]
-        i += 3
-    segments = []
-    parts = bytes(out).split(b"/")[1:]
-    for k, segment in enumerate(parts):
-        if segment == b"." or segment == b"..":
-            if segment == b".." and segments:
-                segments.pop()
-            if k == len(parts) - 1:
-                segments.append(b"")
-        else:
-            segments.append(segment)
-    return b"/" + b"/".join(segments)
 
 
 cdef bytes host_of(bytes authority):
@@ -179,14 +156,6 @@ cdef bytes normal_authority(bytes received, bytes host, bint secure):
         return host
     port = int(received[colon + 1:])
     return host if port == (443 if secure else 80) else b"%b:%d" % (host, port)
-
-
-def normalise(bytes path not None):
-    """normal_path for Python: the path in normal form; ValueError when an escape is malformed or hides a NUL."""
-    out = normal_path(path)
-    if out is None:
-        raise ValueError(f"path {path!r}: malformed percent-encoding")
-    return out
 
 
 def host(bytes authority not None):

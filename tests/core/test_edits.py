@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -50,7 +51,7 @@ def sent_fields(
         ({"path": "/fixed"}, "/{rest...}", "/a/b?q", "/fixed?q"),
         ({"path": "/items/{id}/of/{user}"}, "/u/{user}/{id}", "/u/ann/5", "/items/5/of/ann"),
         ({"path": "/x/{rest}"}, "/a/{rest...}", "/a/b/c", "/x/b/c"),
-        ({"path": "/x/{id}"}, "/a/{id}", "/a/%2e%2e%2fb", "/x/..%2fb"),
+        ({"path": "/x/{id}"}, "/a/{id}", "/a/%2e%2e%2fb", "/x/..%2Fb"),
         ({"path": "/{method}/{host}"}, "/a", "http://shop.test:81/a", "/GET/shop.test:81"),
         ({"regex": "^/old/(.*)$", "to": r"/new/\1"}, "/{rest...}", "/old/a/b", "/new/a/b"),
         ({"regex": "o", "to": "0"}, "/{rest...}", "/foo", "/f0o"),
@@ -58,7 +59,8 @@ def sent_fields(
     ],
 )
 def test_rewrites(rewrite: dict[str, Any], path: str, url: str, expected: str) -> None:
-    assert sent_target({"path": path, "rewrite": rewrite}, url) == expected
+    route = {"path": path, "rewrite": rewrite, "allow_encoded_slashes": True}
+    assert sent_target(route, url) == expected
 
 
 segments = st.lists(st.sampled_from(["a", "b", "api", "apis", "%41", ""]), max_size=4)
@@ -67,11 +69,9 @@ segments = st.lists(st.sampled_from(["a", "b", "api", "apis", "%41", ""]), max_s
 @given(segments)
 def test_a_stripped_prefix_is_whole_segments_or_nothing(parts: list[str]) -> None:
     path = "/" + "/".join(parts)
-    plain = path.replace("%41", "A")
+    plain = re.sub("/+", "/", path.replace("%41", "A"))
     stripped = plain.removeprefix("/api") if (plain + "/").startswith("/api/") else plain
     expected = stripped if stripped.startswith("/") else "/" + stripped
-    if expected.startswith("//") and not plain.startswith("//"):
-        expected = expected[1:]  # what begins with two slashes would be another host to some
 
     assert (
         sent_target({"path": "/{rest...}", "rewrite": {"strip_prefix": "/api"}}, f"http://h.test{path}")

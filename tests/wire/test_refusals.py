@@ -135,8 +135,8 @@ FIELDS = {
     "form feed at the front of a value": GET + b"X-A: \x0cone\r\n\r\n",
     "DEL in a value": GET + b"X-A: o\x7fne\r\n\r\n",
     "control character in a name": GET + b"X\x01A: one\r\n\r\n",
-    "8-bit byte at the front of a value": GET + b"X-A: \x80one\r\n\r\n",
-    "8-bit byte at the end of a value": GET + b"X-A: one\xff\r\n\r\n",
+    "next line at the front of a value": GET + b"X-A: \x85one\r\n\r\n",
+    "no-break space at the end of a value": GET + b"X-A: one\xa0\r\n\r\n",
     "next line at the end of a value": GET + b"X-A: one\x85\r\n\r\n",
     "no-break space as a value": GET + b"X-A: \xa0\r\n\r\n",
     "8-bit byte in a name": GET + b"X-\xc4: one\r\n\r\n",
@@ -262,13 +262,13 @@ def test_trailer_flood_is_refused(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("method", ["BREW", "get", "GETT", "G", "PROPFIND2", "SECRET-METHOD"])
-def test_unknown_method_is_405(wire: Wire, delivery: str, method: str) -> None:
-    wire.refuses(request("/", method), delivery, 405)
+def test_unknown_method_is_501(wire: Wire, delivery: str, method: str) -> None:
+    wire.refuses(request("/", method), delivery, 501)
 
 
 @pytest.mark.parametrize("method", [b"G@T", b"GE(T", b"G\x00T", b"\xc7ET", b"{}", b"GET,"])
 def test_method_that_is_no_token_is_refused(wire: Wire, delivery: str, method: bytes) -> None:
-    wire.refuses(method + b" / HTTP/1.1\r\nHost: a\r\n\r\n", delivery, 400, 405)
+    wire.refuses(method + b" / HTTP/1.1\r\nHost: a\r\n\r\n", delivery, 400)
 
 
 @pytest.mark.parametrize("version", ["2.0", "0.9", "3.0", "1.5", "9.9"])

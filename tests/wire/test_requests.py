@@ -270,7 +270,9 @@ def test_asterisk_is_only_for_options(wire: Wire, delivery: str) -> None:
 
 @pytest.mark.parametrize("target", ["gateway.test:443", "gateway.test:80", "/"])
 def test_connect_is_refused(wire: Wire, delivery: str, target: str) -> None:
-    wire.refuses(request(target, "CONNECT"), delivery, 400, 405)
+    answered = wire.refuses(request(target, "CONNECT"), delivery, 400, 405)
+
+    assert answered.status == 400 or b"GET" in (answered.get("allow") or b"")
 
 
 def test_method_outside_the_route_is_405_with_allow(wire: Wire, delivery: str) -> None:
@@ -296,6 +298,8 @@ def test_field_values_reach_the_upstream_unharmed(wire: Wire, delivery: str) -> 
     fields = [
         "X-One: a b\tc",
         "X-Two: caf\xe9 au lait",
+        "Cookie: name=Jos\xe9",
+        "X-Utf8: " + "\u00e9t\u00e9 \u00df".encode().decode("latin-1"),
         'X-Three: "quoted, \\"text\\""',
         "X-Empty:",
         "X-Pad:  \t x \t ",
