@@ -118,7 +118,7 @@ class PoolConfig(Settings, frozen=True, kw_only=True):
             description=(
                 "Connections open to one target at once, per worker. Further requests wait in the queue. "
                 "0, the default, sets no limit of its own, as in nginx and HAProxy: then only the process's "
-                "file descriptor limit applies, three eighths of which are for upstreams. Set it to protect a "
+                "file descriptor limit applies, three eighths of it for upstreams. Set it to protect a "
                 "service that cannot take more."
             ),
         ),
