@@ -1,8 +1,9 @@
 """The one REASONS table: every way a request can end other than by the upstream's own answer.
 
 A refusal is data, not an exception: `ctx.refuse(reasons.body_too_large)` names a row, and the row fixes the
-status, the JSON body, whose fault it was and whether another attempt may help. Metric labels and log fields
-take their values from this table only, so their cardinality is the length of the table. `GatewayError` is for
+status, the JSON body, whose fault it was and whether another attempt may help. The label is also the `code`
+of the body, but for those in `_TOLD_AS`. Metric labels and log fields take their values from this table only,
+so their cardinality is the length of the table. `GatewayError` is for
 bugs, bad configuration and dead peers.
 """
 
@@ -25,6 +26,21 @@ _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     ("body_missing", 400, "Request body missing", CLIENT, False),
     ("bad_proxy_header", 400, "Malformed PROXY protocol header", CLIENT, False),
     ("unauthorized", 401, "Unauthorized", CLIENT, False),
+    ("credentials_missing", 401, "Unauthorized", CLIENT, False),
+    ("credentials_invalid", 401, "Unauthorized", CLIENT, False),
+    ("credentials_repeated", 401, "Unauthorized", CLIENT, False),
+    ("credentials_malformed", 401, "Unauthorized", CLIENT, False),
+    ("credentials_unknown", 401, "Unauthorized", CLIENT, False),
+    ("credentials_wrong", 401, "Unauthorized", CLIENT, False),
+    ("credentials_expired", 401, "Unauthorized", CLIENT, False),
+    ("credentials_not_yet_valid", 401, "Unauthorized", CLIENT, False),
+    ("credentials_replayed", 401, "Unauthorized", CLIENT, False),
+    ("credentials_refused", 401, "Unauthorized", CLIENT, False),
+    ("claims_refused", 401, "Unauthorized", CLIENT, False),
+    ("wrong_audience", 401, "Unauthorized", CLIENT, False),
+    ("signature_incomplete", 401, "Unauthorized", CLIENT, False),
+    ("digest_mismatch", 401, "Unauthorized", CLIENT, False),
+    ("consumer_refused", 401, "Unauthorized", CLIENT, False),
     ("cors_refused", 403, "Origin not allowed", CLIENT, False),
     ("forbidden", 403, "Forbidden", CLIENT, False),
     ("address_denied", 403, "Forbidden", CLIENT, False),
@@ -72,8 +88,16 @@ _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     ("version_not_supported", 505, "HTTP version not supported", CLIENT, False),
 )
 
+# What was wrong with a credential is for the operator: telling it would tell who guesses how close the guess
+# was. These labels stand in logs and metrics; the body says only that the credential is invalid.
+_TOLD_AS: dict[str, str] = {
+    label: "credentials_invalid"
+    for label, status, _, _, _ in _ROWS
+    if status == 401 and label not in ("unauthorized", "credentials_missing", "credentials_repeated")
+}
+
 REASONS: dict[str, Reason] = {
-    label: Reason(index, label, status, text, source, retryable)
+    label: Reason(index, label, status, text, source, retryable, _TOLD_AS.get(label))
     for index, (label, status, text, source, retryable) in enumerate(_ROWS, start=1)
 }
 

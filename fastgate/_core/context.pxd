@@ -33,7 +33,8 @@ cdef class Reason:
     cdef readonly int source
     cdef readonly bint retryable
     cdef bytes label_bytes
-    cdef bytes text_json
+    cdef readonly str code    # what the client is told: the label, unless that says too much
+    cdef bytes body_start     # of an error body: {"error": …, "code": …, without its end
 
 cdef class Answer:
     cdef readonly int status

@@ -28,8 +28,17 @@ _Fields = Iterable[tuple[str | bytes, str | bytes]]
 
 class Reason:
     def __init__(
-        self, index: int, label: str, status: int, text: str, source: int, retryable: bool
+        self,
+        index: int,
+        label: str,
+        status: int,
+        text: str,
+        source: int,
+        retryable: bool,
+        code: str | None = None,
     ) -> None: ...
+    @property
+    def code(self) -> str: ...
     @property
     def index(self) -> int: ...
     @property

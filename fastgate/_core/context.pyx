@@ -91,7 +91,8 @@ cdef bytes json_string(str text):
 cdef class Reason:
     """Why a request ended other than by the upstream's own answer: one row of fastgate.errors.REASONS."""
 
-    def __init__(self, int index, str label, int status, str text, int source, bint retryable):
+    def __init__(self, int index, str label, int status, str text, int source, bint retryable, str code=None):
+        """code: what the client is told in place of the label, where the label says more than is wise."""
         self.index = index
         self.label = label
         self.status = status
@@ -99,7 +100,8 @@ cdef class Reason:
         self.source = source
         self.retryable = retryable
         self.label_bytes = label.encode()
-        self.text_json = json_string(text)
+        self.code = label if code is None else code
+        self.body_start = b'{"error":' + json_string(text) + b',"code":' + json_string(self.code)
 
     def __repr__(self):
         return f"Reason({self.label!r}, {self.status})"

@@ -1,5 +1,7 @@
 """C interface of fastgate._core.gate_authorize."""
 
+from libc.stdint cimport uint64_t
+
 from fastgate._core.context cimport RequestContext
 from fastgate._core.identity cimport Identity
 from fastgate._core.pipeline cimport Plugin
@@ -7,8 +9,11 @@ from fastgate._core.pipeline cimport Plugin
 cdef enum:
     AUTHORIZED_PLACES = 256             # identities remembered per route, a power of two
 
+ctypedef struct allowed_t:
+    uint64_t serial                     # of the Identity, 0: none
+    uint64_t methods                    # a bit for each M_* that it may use
+
 cdef class AuthorizeGate(Plugin):
     cdef object judge
-    cdef list known                     # Identity or None
-    cdef unsigned int* allowed          # a bit for each M_* that the identity in the same place may use
+    cdef allowed_t* allowed
     cdef int slow(self, RequestContext ctx, Identity identity) except -1

@@ -1151,7 +1151,7 @@ cdef class LimitGate(Plugin):
 
     cdef int refuse_with(self, RequestContext ctx, void** rules, int n, const tight_t* tight, int64_t now_ns) except -1:
         """429, its body and its lines, without a dict or a formatted string."""
-        cdef char[160] body
+        cdef char[512] body                 # a request id has 128 bytes at most
         cdef char* at = body
         cdef LimitRule rule = <LimitRule>rules[tight.rule]
         cdef int kind = K_CONCURRENT if tight.slot == MOST_SLOTS else rule.slots[tight.slot].kind
@@ -1161,11 +1161,15 @@ cdef class LimitGate(Plugin):
         else:
             retry_s = max(seconds_up(tight.retry_ns), 1)
         metric_add(<Metric>self.refused[kind], 1)
-        at = put(at, b'{"error":"Rate limit exceeded","limit_type":"', 45)
+        at = put_bytes(at, RATE_LIMITED.body_start)
+        at = put(at, b',"limit_type":"', 15)
         at = put_bytes(at, <bytes>_types[kind])
         at = put(at, b'","retry_after":', 16)
         at = put_number(at, retry_s)
-        at = put(at, b"}", 1)
+        at = put(at, b',"request_id":"', 15)
+        if ctx.request_id_bytes is not None:
+            at = put_bytes(at, ctx.request_id_bytes)
+        at = put(at, b'"}', 2)
         refusing(ctx, RATE_LIMITED)
         ctx.ready_body = PyBytes_FromStringAndSize(body, at - body)
         if self.enforce:
@@ -1174,15 +1178,19 @@ cdef class LimitGate(Plugin):
 
     cdef int refuse_banned(self, RequestContext ctx, int64_t left_ns) except -1:
         """429 for a client that is banned."""
-        cdef char[160] text
+        cdef char[512] text
         cdef char* at
         cdef bytes line
         cdef int64_t retry_s = max(seconds_up(left_ns), 1)
         metric_add(<Metric>self.refused[K_BAN], 1)
         refusing(ctx, BANNED)
-        at = put(text, b'{"error":"Too many violations","limit_type":"ban","retry_after":', 64)
+        at = put_bytes(text, BANNED.body_start)
+        at = put(at, b',"limit_type":"ban","retry_after":', 34)
         at = put_number(at, retry_s)
-        at = put(at, b"}", 1)
+        at = put(at, b',"request_id":"', 15)
+        if ctx.request_id_bytes is not None:
+            at = put_bytes(at, ctx.request_id_bytes)
+        at = put(at, b'"}', 2)
         ctx.ready_body = PyBytes_FromStringAndSize(text, at - text)
         at = put(text, b"Retry-After: ", 13)
         at = put_number(at, retry_s)

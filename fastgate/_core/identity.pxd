@@ -21,5 +21,6 @@ cdef class Identity:
     cdef bytes cache_key_made
     cdef bytes cache_key(self)
     cdef readonly bint by_address           # it stands for many: limits and penalties count them by address, each by itself
+    cdef readonly uint64_t serial           # no other Identity of this process has it, or ever had: what remembers one by it keeps nothing alive
     cdef readonly bint shared               # it stands for many people that only the upstream can tell apart
     cdef object limits_memo                 # what the limits gate worked out once: (its tiers, the rule)

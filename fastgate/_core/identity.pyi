@@ -10,6 +10,7 @@ class Identity:
     method: str
     by_address: bool
     shared: bool
+    serial: int
     key_id: str | None
     key_bytes: bytes
     scopes: frozenset[str]

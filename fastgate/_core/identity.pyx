@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 __all__ = ["Identity"]
 
+cdef uint64_t SERIALS = 0
+
 cdef str VISIBLE = " !#$&'()*+,/:;=?@[]|^`{}<>\"\\~"
 
 
@@ -30,8 +32,11 @@ cdef class Identity:
 
     def __init__(self, str consumer not None, *, str tier="", str method="", str key_id=None, scopes=(), roles=(), metadata=None,
                  claims=None, limits=None, int64_t expires_ns=0, int64_t record=-1, uint64_t version=0, bint shared=False):
+        global SERIALS
         if not consumer:
             raise ValueError("consumer: expected a name, got an empty one")
+        SERIALS += 1
+        self.serial = SERIALS
         self.consumer = consumer
         self.consumer_bytes = consumer.encode()
         self.tier = tier

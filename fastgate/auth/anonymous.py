@@ -18,6 +18,7 @@ class AnonymousScheme(Scheme):
     """
 
     name = "anonymous"
+    credential_headers = ()
     outcomes: ClassVar[tuple[str, ...]] = ("ok",)
 
     def __init__(self, config: AnonymousConfig, counter: CounterOf | None = None) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 from fastgate._core.context import RequestContext
 from fastgate._core.directory import Directory
 from fastgate._core.identity import Identity
-from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, Unavailable, Verdict, authorization
+from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, Unavailable, Verdict
 from fastgate.auth.section import ApiKeyConfig
 from fastgate.state.records import KeyRecord, decode_key, encode_record
 
@@ -53,6 +53,10 @@ class ApiKeyScheme(Scheme):
         self.credential_headers = tuple(
             name for name in (config.header, "Authorization" if config.bearer else None) if name
         )
+        self.credential_query = config.query
+        self._header = config.header
+        if config.bearer and config.header is not None and config.header.lower() == "authorization":
+            self._header = None  # it is looked at once
 
     def verify(self, ctx: RequestContext) -> Identity | Verdict | None:
         key = self._key(ctx)
@@ -78,37 +82,44 @@ class ApiKeyScheme(Scheme):
         return REJECTED
 
     def credential_field(self, ctx: RequestContext) -> bytes | None:
-        config = self._config
-        if config.header is not None and ctx.headers.get_all(config.header):
-            return config.header.lower().encode("latin-1")
-        if (
-            config.bearer
-            and isinstance(token := authorization(ctx, "bearer"), str)
-            and token.startswith("fg_")
-        ):
+        if self._header is not None and ctx.headers.get_all(self._header):
+            return self._header.lower().encode("latin-1")
+        if self._bearer(ctx):
             return b"authorization"
         return None  # it stood in the query
 
-    def _key(self, ctx: RequestContext) -> str | Verdict | None:
-        config = self._config
-        if config.header is not None:
-            values = ctx.headers.get_all(config.header)
-            if len(values) > 1:
-                self.count("repeated")
-                return REJECTED
-            if values:
-                return values[0]
-        if config.bearer:
-            token = authorization(ctx, "bearer")
-            # A token of another kind is another method's business.
-            if token is not None and (isinstance(token, Verdict) or token.startswith("fg_")):
-                return token
-        if config.query is not None and ctx.query:
-            return self._query_key(ctx, config.query)
-        return None
+    def conceal(self, ctx: RequestContext) -> None:
+        if self.hide and self._header is not None:
+            ctx.headers.remove(self._header)
+        if self.hide and self._bearer(ctx):
+            ctx.headers.remove("authorization")
+        self._query_keys(ctx)
 
-    def _query_key(self, ctx: RequestContext, wanted: str) -> str | Verdict | None:
-        """The key in the query, of which neither the access log nor, with `hide`, the upstream is told."""
+    def _bearer(self, ctx: RequestContext) -> list[str]:
+        """The keys behind Bearer. A token of another kind is another method's business."""
+        if not self._config.bearer:
+            return []
+        fields = [value.partition(" ") for value in ctx.headers.get_all("authorization")]
+        tokens = [rest.strip(" ") for word, _, rest in fields if word.lower() == "bearer"]
+        return [token for token in tokens if token.startswith("fg_")]
+
+    def _key(self, ctx: RequestContext) -> str | Verdict | None:
+        """The one key of the request. Two are refused, wherever they stand: only one of them would be the one
+        that the upstream, or the next gateway, goes by.
+        """
+        found = ctx.headers.get_all(self._header) if self._header is not None else []
+        found += self._bearer(ctx)
+        found += self._query_keys(ctx)
+        if len(found) > 1:
+            self.count("repeated")
+            return REJECTED
+        return found[0] if found else None
+
+    def _query_keys(self, ctx: RequestContext) -> list[str]:
+        """The keys in the query, of which neither the access log nor, with `hide`, the upstream is told."""
+        wanted = self._config.query
+        if wanted is None or not ctx.query:
+            return []
         found: list[str] = []
         kept: list[str] = []
         shown: list[str] = []
@@ -122,13 +133,9 @@ class ApiKeyScheme(Scheme):
             shown.append(f"{name}=***")
             if not self.hide:
                 kept.append(part)
-        if not found:
-            return None
-        ctx.replace_query("&".join(kept) if kept else None, "&".join(shown))
-        if len(found) > 1:
-            self.count("repeated")
-            return REJECTED
-        return found[0]
+        if found:
+            ctx.replace_query("&".join(kept) if kept else None, "&".join(shown))
+        return found
 
 
 def identity_of(key: KeyRecord, index: int, version: int) -> Identity:

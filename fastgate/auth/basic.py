@@ -50,7 +50,7 @@ class BasicScheme(Scheme):
     name = "basic"
     cacheable = True
     outcomes: ClassVar[tuple[str, ...]] = (
-        *("ok", "malformed", "unknown", "password", "consumer", "too_many", "unavailable"),
+        *("ok", "malformed", "repeated", "unknown", "password", "consumer", "too_many", "unavailable"),
     )
 
     def __init__(

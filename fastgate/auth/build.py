@@ -15,7 +15,7 @@ from fastgate.auth.api_key import ApiKeyScheme
 from fastgate.auth.consumers import Consumers
 from fastgate.auth.digests import BodyDigest
 from fastgate.auth.hmac import Hmac
-from fastgate.auth.scheme import ANSWERED, LATER, REJECTED, Scheme, Unavailable
+from fastgate.auth.scheme import ANSWERED, LATER, REASON_OF, REJECTED, Scheme, Unavailable
 from fastgate.auth.section import AuthUse
 from fastgate.auth.signatures import Signatures
 from fastgate.errors import REASONS
@@ -121,7 +121,11 @@ def build(use: AuthUse | None, env: Any) -> AuthGate | None:
     ).digest()
     gate = AuthGate(
         schemes,
-        cache=env.service("auth.credentials", None, CredentialCache),
+        cache=env.service(
+            "auth.credentials",
+            None,
+            lambda: CredentialCache(metrics=env.around.memory.metrics, worker=str(env.around.slot)),
+        ),
         directory=env.around.memory.directory,
         family=int.from_bytes(digest[:8], "little"),
         forward=use.forward,
@@ -129,7 +133,7 @@ def build(use: AuthUse | None, env: Any) -> AuthGate | None:
         later=LATER,
         answered=ANSWERED,
         unavailable_error=Unavailable,
-        unauthorized=REASONS["unauthorized"],
+        reasons={outcome: REASONS[label] for outcome, label in REASON_OF.items()},
         unavailable=REASONS["auth_unavailable"],
         waits=env.config.admin.listen != "off",
     )

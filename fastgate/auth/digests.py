@@ -88,4 +88,4 @@ class BodyDigest(Plugin):
     def _refuse(self, ctx: RequestContext) -> int:
         if ctx.identity is not None:
             self._counters[ctx.identity.method].add(1)
-        return ctx.refuse(REASONS["unauthorized"])
+        return ctx.refuse(REASONS["digest_mismatch"])

@@ -24,6 +24,8 @@ RELAYED: Final = (
     *("content-type", "content-encoding", "content-language", "cache-control"),
     *("location", "retry-after", "set-cookie", "www-authenticate"),
 )
+# Of two such fields the service that is asked might believe one, and the upstream the other.
+ONE_ONLY: Final = frozenset(("authorization", "x-api-key"))
 REFUSALS: Final = frozenset((401, 403))
 REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 
@@ -33,7 +35,7 @@ class ForwardScheme(Scheme):
 
     name = "forward"
     outcomes: ClassVar[tuple[str, ...]] = (
-        *("ok", "refused", "redirected", "consumer"),
+        *("ok", "repeated", "refused", "redirected", "consumer"),
         *("too_many", "bad_answer", "unavailable"),
     )
 
@@ -49,6 +51,9 @@ class ForwardScheme(Scheme):
         self.on_error = config.on_error
         #: Headers that only this scheme may set: the gate drops them from every request of the route.
         self.strips = tuple(name.lower() for name in config.upstream_headers)
+        self.credential_headers = tuple(
+            name for name in (*config.request_headers, *config.required_headers) if name.lower() in ONE_ONLY
+        )
         self._config = config
         self._resolve = resolve
         self._tiers = None if tiers is None else frozenset(tiers)

@@ -85,6 +85,7 @@ class Hmac(Scheme):
         *(
             "ok",
             "malformed",
+            "repeated",
             "unknown_key",
             "signature",
             "expired",

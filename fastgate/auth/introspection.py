@@ -37,8 +37,8 @@ class IntrospectionScheme(Scheme):
     name = "introspection"
     challenge = 'Bearer realm="fastgate"'
     outcomes: ClassVar[tuple[str, ...]] = (
-        *("ok", "inactive", "malformed", "issuer", "audience", "expired", "not_yet", "claims", "consumer"),
-        *("asked", "remembered", "too_many", "bad_answer", "unavailable"),
+        *("ok", "inactive", "malformed", "repeated", "issuer", "audience", "expired", "not_yet", "claims"),
+        *("consumer", "asked", "remembered", "too_many", "bad_answer", "unavailable"),
     )
 
     def __init__(
@@ -104,9 +104,12 @@ class IntrospectionScheme(Scheme):
             if len(self._asking) >= self._config.max_waiting:
                 self.count("too_many")
                 raise Unavailable("too many tokens are being asked about")
-            task = self._asking[key] = asyncio.create_task(self._ask(token, key))
+            task = self._asking[key] = asyncio.create_task(self._asked(token, key))
             task.add_done_callback(lambda done: self._over(key, done))
-        return await asyncio.shield(task)  # a request that goes away does not end the question of others
+        # A request that goes away does not end the question of others.
+        said, outcome = await asyncio.shield(task)
+        self.outcome = outcome
+        return said
 
     def _over(self, key: bytes, done: asyncio.Task[Any]) -> None:
         del self._asking[key]
@@ -124,6 +127,11 @@ class IntrospectionScheme(Scheme):
             return True
         del self._inactive[key]
         return False
+
+    async def _asked(self, token: str, key: bytes) -> tuple[Any, str]:
+        """What the server says of this token, and the outcome that was counted."""
+        said = await self._ask(token, key)
+        return said, self.outcome
 
     async def _ask(self, token: str, key: bytes) -> Any:
         """What the server says of this token."""

@@ -47,6 +47,9 @@ log = logging.getLogger("fastgate")
 RSA_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 HMAC_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}  # RFC 7518 §3.2
 CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+# RFC 9864: the fully specified names, and the one that leaves the curve to the key. Both are the same
+# signature. ECDSA's names of RFC 7518 have always said the curve; ESP256 and its like are for COSE only.
+EDWARDS: Final = {"Ed25519": ("EdDSA", "Ed25519"), "Ed448": ("EdDSA", "Ed448")}
 _FAMILIES: Final = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA", "oct": "HS256"}
 # RFC 7518 §3.3
 LEAST_RSA_BITS: Final = 2048
@@ -130,8 +133,13 @@ def key_of_pem(pem: bytes, allowed: Iterable[str]) -> Key:
     names = _fitting(key, tuple(allowed))
     if not names:
         raise ValueError(f"a key for {' or '.join(allowed) or 'RSA, EC P-256/384/521 or Ed25519'}")
+    return Key(None, key, _verifying(names))
+
+
+def _verifying(names: Iterable[str]) -> dict[str, Algorithm]:
+    """PyJWT's algorithms by these names, which are ours where they are newer than it."""
     known = get_default_algorithms()
-    return Key(None, key, {name: known[name] for name in names})
+    return {name: known["EdDSA" if name in EDWARDS else name] for name in names}
 
 
 def keys_of_jwks(document: Any, allowed: Iterable[str], *, symmetric: bool) -> KeySet:
@@ -181,8 +189,11 @@ def _key_of_jwk(entry: Any, allowed: tuple[str, ...], symmetric: bool) -> Key | 
     if stated is not None and names:
         # The key's own word wins over the usual choice for its kind, but not over the config.
         possible = names if allowed or kind == "oct" else (*names, *(RSA_ALGORITHMS if kind == "RSA" else ()))
-        names = (stated,) if isinstance(stated, str) and stated in possible else ()
-    return Key(kid, key, {name: known[name] for name in names}) if names else None
+        same = _edwards(key)
+        if stated not in same:
+            same = (stated,)
+        names = tuple(dict.fromkeys(name for name in possible if name in same))
+    return Key(kid, key, _verifying(names)) if names else None
 
 
 def _fitting(key: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
@@ -193,11 +204,19 @@ def _fitting(key: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name for name in (allowed or ("RS256",)) if name in RSA_ALGORITHMS)
     if isinstance(key, ec.EllipticCurvePublicKey):
         name = CURVES.get(key.curve.name)
-    elif isinstance(key, (ed25519.Ed25519PublicKey, ed448.Ed448PublicKey)):
-        name = "EdDSA"
+    elif names := _edwards(key):
+        # Whoever allows EdDSA allows it on every curve, by whichever name.
+        return tuple(one for one in names if not allowed or one in allowed or "EdDSA" in allowed)
     else:
         name = None
     return (name,) if name is not None and (not allowed or name in allowed) else ()
+
+
+def _edwards(key: Any) -> tuple[str, ...]:
+    """The names of what a key on an Edwards curve verifies; none for another key."""
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return EDWARDS["Ed25519"]
+    return EDWARDS["Ed448"] if isinstance(key, ed448.Ed448PublicKey) else ()
 
 
 def check_local_keys(issuer: JwtIssuerConfig) -> None:

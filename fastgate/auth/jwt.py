@@ -151,6 +151,7 @@ class JwtScheme(Scheme):
         *(
             "ok",
             "malformed",
+            "repeated",
             "too_long",
             "issuer",
             "algorithm",
@@ -174,8 +175,9 @@ class JwtScheme(Scheme):
         super().__init__(counter)
         self.on_error = config.on_error
         self.cache_ns = config.max_cached_ns
-        self.credential_header = config.header.lower()
-        self.challenge = 'Bearer realm="fastgate"' if self.credential_header == "authorization" else None
+        self._header = config.header.lower()
+        self._headers = (self._header,)
+        self.challenge = 'Bearer realm="fastgate"' if self._header == "authorization" else None
         self._max_bytes = config.max_token_bytes
         self._clock = clock
         self._waiting = 0
@@ -225,9 +227,9 @@ class JwtScheme(Scheme):
 
     def _text(self, ctx: RequestContext) -> Any:
         """The token of this request; None when there is none, REJECTED when there are two."""
-        if self.credential_header == "authorization":
+        if self._header == "authorization":
             return authorization(ctx, "bearer")
-        values = ctx.headers.get_all(self.credential_header)
+        values = ctx.headers.get_all(self._header)
         if len(values) > 1:
             return REJECTED
         if not values:

@@ -58,6 +58,7 @@ class MtlsScheme(Scheme):
     """The scheme `mtls`."""
 
     name = "mtls"
+    credential_headers = ()
     outcomes: ClassVar[tuple[str, ...]] = ("ok", "unknown", "expired", "malformed", "consumer")
 
     def __init__(

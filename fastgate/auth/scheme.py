@@ -7,8 +7,9 @@ REJECTED (there is one and it is wrong; the client gets the same 401 whatever wa
 answer of its own on the request (`ctx.respond`) says ANSWERED, and the walk is over. A scheme that cannot
 ask the server it depends on raises Unavailable; whether such a request passes is the scheme's `on_error`.
 
-What exactly was wrong is for the operator: `count("expired")` shows in `fastgate_auth_total`, never in the
-answer.
+What exactly was wrong is for the operator: `count("expired")` shows in `fastgate_auth_total` and, by the
+table `REASON_OF`, as the reason in the access log; the response says only that a credential is missing or
+invalid.
 """
 
 from __future__ import annotations
@@ -20,10 +21,39 @@ from typing import Any, ClassVar, Final, Literal, Protocol
 
 from fastgate._core.context import RequestContext
 
-__all__ = ["ANSWERED", "LATER", "REJECTED", "CounterOf", "Scheme", "Unavailable", "Verdict", "authorization"]
+__all__ = [
+    "ANSWERED",
+    "LATER",
+    "REASON_OF",
+    "REJECTED",
+    "CounterOf",
+    "Scheme",
+    "Unavailable",
+    "Verdict",
+    "authorization",
+]
 
 
 log = logging.getLogger("fastgate")
+
+REASON_OF: Final[dict[str, str]] = {
+    "missing": "credentials_missing",
+    "invalid": "credentials_invalid",
+    **dict.fromkeys(("repeated", ""), "credentials_repeated"),
+    **dict.fromkeys(("malformed", "too_long"), "credentials_malformed"),
+    **dict.fromkeys(("unknown", "unknown_key", "issuer", "inactive", "remembered"), "credentials_unknown"),
+    **dict.fromkeys(("password", "signature", "algorithm", "type"), "credentials_wrong"),
+    **dict.fromkeys(("expired", "too_old"), "credentials_expired"),
+    "not_yet": "credentials_not_yet_valid",
+    **dict.fromkeys(("replayed", "nonce"), "credentials_replayed"),
+    "refused": "credentials_refused",
+    "claims": "claims_refused",
+    "audience": "wrong_audience",
+    "coverage": "signature_incomplete",
+    "digest": "digest_mismatch",
+    "consumer": "consumer_refused",
+}
+"""The label in REASONS for an outcome. "" is REJECTED without an outcome: two credentials of a kind."""
 
 # A dead server must not fill the disk with its name.
 LOUD_S: Final = 10.0
@@ -59,9 +89,10 @@ class Scheme:
     LATER.
 
     cacheable    the identity depends on nothing but the credential: the gate may keep it, under a keyed hash
-                 of the value of `credential_header`, until `identity.expires_ns` and for `cache_ns` at most
-                 (0: as long as the identity says). Never kept for a request that has the header twice.
+                 of the value of its `credential_headers`, until `identity.expires_ns` and for `cache_ns` at
+                 most (0: as long as the identity says).
     outcomes     every word that `count` may be told; the counters are made when the scheme is.
+    outcome      the one that was counted last; the gate reads it when `verify` has said REJECTED.
     """
 
     name: str = ""
@@ -69,13 +100,19 @@ class Scheme:
     challenge: str | None = None
     cacheable: bool = False
     cache_ns: int = 0
-    credential_header: str = "authorization"
+    #: Header fields that may carry its credential. A request with one of them twice is refused.
+    credential_headers: tuple[str, ...] = ("authorization",)
+    #: The query parameter that may carry it.
+    credential_query: str | None = None
+    #: Whether `conceal` takes the credential away, so that the upstream is not told.
+    hide: bool = False
     on_error: Literal["deny", "allow"] = "deny"
     #: Header fields (lower case) that only this scheme may set: dropped from what clients send.
     strips: tuple[str, ...] = ()
     outcomes: ClassVar[tuple[str, ...]] = ("ok", "rejected", "unavailable")
 
     def __init__(self, counter: CounterOf | None = None) -> None:
+        self.outcome = ""
         self._counts: dict[str, Any] = {}
         self._complained_s: float | None = None
         self._unavailable = 0
@@ -91,7 +128,12 @@ class Scheme:
         """The header field (lower case) whose value alone made `verify` accept; None: it was none, or not
         alone. The gate remembers the identity under this value.
         """
-        return self.credential_header.lower().encode("latin-1")
+        return self.credential_headers[0].lower().encode("latin-1") if self.credential_headers else None
+
+    def conceal(self, ctx: RequestContext) -> None:
+        """Take every credential of this kind out of what goes upstream (`hide`) and out of what logs show.
+        Called when the request goes on, whichever scheme has let it pass.
+        """
 
     async def verify_later(self, ctx: RequestContext) -> Any:
         """The same without LATER, for a request whose `verify` said LATER."""
@@ -113,6 +155,7 @@ class Scheme:
 
     def count(self, outcome: str) -> None:
         """One more of this outcome, one of `outcomes`."""
+        self.outcome = outcome
         counter = self._counts.get(outcome)
         if counter is not None:
             counter.add(1)

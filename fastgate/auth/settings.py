@@ -181,6 +181,8 @@ class JwtIssuerConfig(Settings, frozen=True, kw_only=True):
                 "ES384",
                 "ES512",
                 "EdDSA",
+                "Ed25519",
+                "Ed448",
             ],
             ...,
         ],
@@ -188,8 +190,8 @@ class JwtIssuerConfig(Settings, frozen=True, kw_only=True):
             extra={"one_or_many": True},
             description=(
                 "What may sign. Default: what fits the key: HS256 for `secret`, RS256 for an RSA key "
-                "that does not say, the curve's for EC, EdDSA. The token never has a choice beyond this, "
-                "and `none` does not exist."
+                "that does not say, the curve's for EC, EdDSA with the name of "
+                "the curve (RFC 9864). The token never has a choice beyond this, and `none` does not exist."
             ),
         ),
     ] = ()

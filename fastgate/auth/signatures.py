@@ -66,6 +66,7 @@ class Signatures(Scheme):
     """The scheme `signatures`."""
 
     name = "signatures"
+    credential_headers = ()
     outcomes: ClassVar[tuple[str, ...]] = (
         *("ok", "malformed", "unknown_key", "algorithm", "coverage", "expired", "nonce", "replayed"),
         *("signature", "consumer", "digest"),

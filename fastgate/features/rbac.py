@@ -215,7 +215,8 @@ class Access:
             # Not forbidden to somebody: asked of nobody. RFC 6750 §3.1 wants no error code then.
             self._count("unidentified")
             scope = f', scope="{" ".join(self._scopes)}"' if self._scopes else ""
-            return REASONS["unauthorized"], None, [("WWW-Authenticate", f'Bearer realm="{REALM}"{scope}')]
+            challenge = f'Bearer realm="{REALM}"{scope}'
+            return REASONS["credentials_missing"], None, [("WWW-Authenticate", challenge)]
         return refusal
 
     def _judge(self, held: frozenset[str], roles: frozenset[str], method: str) -> Refusal | None:

@@ -166,8 +166,10 @@ cdef class ClientConnection(AnswerStream):
                 transport.abort()                       # a flood: not even a refusal
                 return
             atomic_add_relaxed_u64(&plane.counts.connections_refused, 1)
+            request_id = plane.new_request_id()
+            body = OVERLOADED.body_start + b',"request_id":"' + request_id + b'"}'
             transport.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-                            b"Connection: close\r\nRetry-After: 1\r\n\r\n%s" % (len(OVERLOADED_BODY), OVERLOADED_BODY))
+                            b"X-Request-ID: %s\r\nConnection: close\r\nRetry-After: 1\r\n\r\n%s" % (len(body), request_id, body))
             self._linger()
             return
         self.admitted = True
@@ -1025,6 +1027,3 @@ cdef class ClientConnection(AnswerStream):
         if self.exchange is None and self.queue_n == 0 and self.parsing is None and not self.lingering:
             self._idle(monotonic_ns())
         return 0
-
-
-OVERLOADED_BODY = b'{"error":' + OVERLOADED.text_json + b"}"

@@ -1305,10 +1305,10 @@ cdef int check_answer(ResponseHead head, int status, object body, RequestContext
 
 
 cdef bytes refusal_body(Reason reason, RequestContext ctx):
-    """`{"error": …, details…, "request_id": …}`"""
+    """`{"error": …, "code": …, details…, "request_id": …}`"""
     if ctx.detail is None:
-        return b'{"error":' + reason.text_json + b',"request_id":"' + ctx.request_id_bytes + b'"}'
-    return msgspec.json.encode({"error": reason.text, **ctx.detail, "request_id": ctx.request_id})
+        return reason.body_start + b',"request_id":"' + ctx.request_id_bytes + b'"}'
+    return msgspec.json.encode({"error": reason.text, "code": None, **ctx.detail, "code": reason.code, "request_id": ctx.request_id})
 
 
 cdef Headers answer_fields(Answer answer):
