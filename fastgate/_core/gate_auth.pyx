@@ -486,6 +486,10 @@ cdef class AuthGate(Plugin):
         self.current(identity)
         return self.accept(ctx, identity, False, NULL)
 
+    def decide(self, RequestContext ctx):
+        """The same for Python."""
+        return self.c_decide(ctx)
+
     async def request(self, RequestContext ctx):
         cdef int i
         cdef int verdict

@@ -13,12 +13,17 @@ from typing import Any, Final
 from fastgate._core.identity import Identity
 from fastgate.auth.settings import ClaimsConfig
 
-__all__ = ["MAX_NAME", "ClaimsReader", "Resolve", "claim", "name_of", "words"]
+__all__ = ["MAX_NAME", "ClaimsReader", "Resolve", "TooManyWords", "claim", "name_of", "words"]
 
 # A key of limits, a word in logs, a header's value: as NAME_PATTERN of fastgate.auth.consumers.
 MAX_NAME: Final = 255
-# Scopes and roles of one token. Above any real one; keeps a set from growing with the token.
+# Scopes and roles of one token. Above any real one; a token with more is refused.
 MAX_WORDS: Final = 256
+
+
+class TooManyWords(ValueError):
+    """More scopes or roles than a token may have."""
+
 
 Resolve = Callable[..., Identity | None]
 """`Consumers.identity`: what the config and the store know of a consumer, and what the credential says; None
@@ -49,12 +54,17 @@ def name_of(value: Any) -> str:
 
 
 def words(value: Any) -> list[str]:
-    """A text with spaces (RFC 6749 §3.3) or a list of texts, as a list of words."""
+    """A text with spaces (RFC 6749 §3.3) or a list of texts, as a list of words. TooManyWords: a policy that
+    refuses one of them must not miss it.
+    """
+    found: list[str] = []
     if isinstance(value, str):
-        return [word for word in value.split(" ") if word and _is_plain(word)][:MAX_WORDS]
-    if isinstance(value, list):
-        return [word for word in value if isinstance(word, str) and word and _is_plain(word)][:MAX_WORDS]
-    return []
+        found = [word for word in value.split(" ") if word and _is_plain(word)]
+    elif isinstance(value, list):
+        found = [word for word in value if isinstance(word, str) and word and _is_plain(word)]
+    if len(found) > MAX_WORDS:
+        raise TooManyWords(f"more than {MAX_WORDS} scopes or roles")
+    return found
 
 
 def _is_plain(text: str) -> bool:
@@ -96,13 +106,18 @@ class ClaimsReader:
         if not isinstance(tier, str) or (self._tiers is not None and tier not in self._tiers):
             tier = ""
         scopes = claim(claims, config.scopes)
+        try:
+            granted = None if scopes is None else words(scopes)
+            roles = words(claim(claims, config.roles)) if config.roles is not None else []
+        except TooManyWords:
+            return None
         return self._resolve(
             consumer,
             method=self._method,
             tier=tier,
             default_tier=self._tier,
-            scopes=None if scopes is None else words(scopes),
-            roles=words(claim(claims, config.roles)) if config.roles is not None else (),
+            scopes=granted,
+            roles=roles,
             metadata={name: claim(claims, name) for name in config.metadata},
             claims=claims,
             key_id=key_id,

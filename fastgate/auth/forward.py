@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
 from fastgate._core.context import RequestContext
-from fastgate.auth.claims import Resolve, name_of, words
+from fastgate.auth.claims import Resolve, TooManyWords, name_of, words
 from fastgate.auth.scheme import ANSWERED, LATER, REJECTED, CounterOf, Scheme, Unavailable
 from fastgate.auth.settings import ForwardConfig
 from fastgate.upstream.fetch import Fetched, Fetcher, FetchError
@@ -117,6 +117,12 @@ class ForwardScheme(Scheme):
         def said(name: str | None) -> str:
             return fetched.headers.get(name, "") if name is not None else ""
 
+        try:
+            scopes = words(said(config.scopes_header)) if config.scopes_header is not None else None
+            roles = words(said(config.roles_header))
+        except TooManyWords as error:
+            self.count("bad_answer")
+            raise Unavailable(f"forward-auth: {error}") from None
         named = name_of(said(config.consumer_header))
         consumer = named or config.default_consumer
         tier = said(config.tier_header)
@@ -125,8 +131,8 @@ class ForwardScheme(Scheme):
             method=self.name,
             tier=tier if self._tiers is None or tier in self._tiers else "",
             default_tier=config.tier or "",
-            scopes=words(said(config.scopes_header)) if config.scopes_header is not None else None,
-            roles=words(said(config.roles_header)),
+            scopes=scopes,
+            roles=roles,
             shared=not named,
         )
         if identity is None:

@@ -38,7 +38,7 @@ class IntrospectionScheme(Scheme):
     challenge = 'Bearer realm="fastgate"'
     outcomes: ClassVar[tuple[str, ...]] = (
         *("ok", "inactive", "malformed", "repeated", "issuer", "audience", "expired", "not_yet", "claims"),
-        *("consumer", "asked", "remembered", "too_many", "bad_answer", "unavailable"),
+        *("consumer", "asked", "remembered", "forgotten", "too_many", "bad_answer", "unavailable"),
     )
 
     def __init__(
@@ -194,10 +194,16 @@ class IntrospectionScheme(Scheme):
         return identity
 
     def _rejected(self, why: str, key: bytes) -> Any:
-        self.count(why)
         if self._config.negative_cache_ns:
-            self._inactive[key] = time.monotonic() + self._config.negative_cache_ns / SECOND
+            now_s = time.monotonic()
+            self._inactive[key] = now_s + self._config.negative_cache_ns / SECOND
             self._inactive.move_to_end(key)
+            # All are kept for the same time, so the oldest end first; each new one sweeps two of them.
+            for _ in range(2):
+                if self._inactive[next(iter(self._inactive))] <= now_s:
+                    self._inactive.popitem(last=False)
             if len(self._inactive) > self._config.cache_entries:
                 self._inactive.popitem(last=False)
+                self.count("forgotten")
+        self.count(why)  # the last word, which the gate goes by
         return REJECTED

@@ -28,6 +28,9 @@ __all__ = ["MtlsScheme", "certificate_key"]
 
 # Certificates whose names are remembered, per worker: as many as there are clients with connections, mostly.
 MOST_REMEMBERED = 4096
+# A certificate and what is read of it take some kilobytes: it is counted twice.
+READ_TIMES = 2
+MOST_REMEMBERED_BYTES = 8 << 20
 
 _FINGERPRINT = re.compile(r"sha256:[0-9a-fA-F]{2}(?::?[0-9a-fA-F]{2}){31}", re.ASCII)
 _NAMED = re.compile(r"(?:dns|uri|email|cn):.+")
@@ -59,7 +62,7 @@ class MtlsScheme(Scheme):
 
     name = "mtls"
     credential_headers = ()
-    outcomes: ClassVar[tuple[str, ...]] = ("ok", "unknown", "expired", "malformed", "consumer")
+    outcomes: ClassVar[tuple[str, ...]] = ("ok", "unknown", "expired", "malformed", "consumer", "forgotten")
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class MtlsScheme(Scheme):
             for text in texts:
                 self._owners.setdefault(certificate_key(text), owner)
         self._pinned = frozenset(self._owners.values())
+        self._seen_bytes = 0
         self._seen: OrderedDict[bytes, _Seen | None] = OrderedDict()
 
     def verify(self, ctx: RequestContext) -> Any:
@@ -132,8 +136,11 @@ class MtlsScheme(Scheme):
         except (ValueError, x509.DuplicateExtension):
             seen = None
         self._seen[der] = seen
-        if len(self._seen) > MOST_REMEMBERED:
-            self._seen.popitem(last=False)
+        self._seen_bytes += READ_TIMES * len(der)
+        while len(self._seen) > MOST_REMEMBERED or self._seen_bytes > MOST_REMEMBERED_BYTES:
+            oldest, _ = self._seen.popitem(last=False)
+            self._seen_bytes -= READ_TIMES * len(oldest)
+            self.count("forgotten")
         return seen
 
     def _read(self, der: bytes) -> _Seen:

@@ -39,7 +39,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from msgspec import Meta
 
-from fastgate._core.automaton import CALL_NS, Automaton, Budget, Exhausted, Patterns
+from fastgate._core.automaton import CALL_NS, Automaton, Budget, Exhausted, Patterns, Unsupported
 from fastgate._core.cidr import CidrSet
 from fastgate._core.context import CLIENT, CONTINUE, SUSPEND, RequestContext
 from fastgate._core.directory import Directory
@@ -97,6 +97,9 @@ MOST_COPIED: Final = 256
 
 MOST_TEXT: Final = 1 << 20
 """Bytes that `replace` may make."""
+
+MOST_PATTERN: Final = 1000
+"""Characters of a pattern that is compiled once."""
 
 FOREIGN_PATTERN_NS: Final = 500_000
 """A pattern that only RE2 takes, which compiles it at every call."""
@@ -526,7 +529,7 @@ class _Texts:
 
     def matches(self, text: str, pattern: str) -> bool:
         self._spend(CALL_NS)
-        automaton: Automaton | None = self._patterns.get(pattern) if len(pattern) <= 1000 else None
+        automaton: Automaton | None = self._patterns.get(pattern) if len(pattern) <= MOST_PATTERN else None
         if automaton is not None:
             return automaton.search(text, self._budget)
         self._spend(FOREIGN_PATTERN_NS + 20 * len(text) + repeats_of(pattern) * 50_000)
@@ -686,7 +689,13 @@ class Language:
         """A pattern that costs more than all conditions of a request may could never be used."""
         pattern = self.env.compile(literal).eval(data={}).value()
         cost_ns = FOREIGN_PATTERN_NS + repeats_of(pattern) * 50_000
-        if cost_ns > BUDGET_NS // 2 and (len(pattern) > 1000 or Patterns().get(pattern) is None):
+        if cost_ns > BUDGET_NS // 2:
+            try:
+                if len(pattern) <= MOST_PATTERN:
+                    Automaton(pattern).forget()
+                    return
+            except Unsupported:
+                pass
             column = at - text.rfind("\n", 0, at)
             raise ExpressionError("a pattern with too many repetitions", text.count("\n", 0, at) + 1, column)
 

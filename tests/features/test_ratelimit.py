@@ -67,8 +67,10 @@ def test_a_refusal_is_429_with_the_limit_and_the_wait() -> None:
 
         body = json.loads(refused.body)
         assert refused.status == 429
-        assert list(body) == ["error", "limit_type", "retry_after"]
+        assert list(body) == ["error", "code", "limit_type", "retry_after", "request_id"]
         assert body["error"] == "Rate limit exceeded"
+        assert body["code"] == "rate_limited"
+        assert body["request_id"].encode() == refused.get("x-request-id")
         assert body["limit_type"] == "per_minute"
         assert 1 <= body["retry_after"] <= 120
         assert refused.get("retry-after") == str(body["retry_after"]).encode()
@@ -501,8 +503,10 @@ def test_more_at_once_than_allowed_are_refused_and_the_end_of_one_makes_room() -
         assert refused.status == 429
         assert json.loads(refused.body) == {
             "error": "Rate limit exceeded",
+            "code": "rate_limited",
             "limit_type": "concurrent",
             "retry_after": 1,
+            "request_id": (refused.get("x-request-id") or b"").decode(),
         }
         assert refused.get("ratelimit") == b'"concurrent";r=0'
         release.set()
@@ -712,8 +716,10 @@ def test_who_keeps_running_into_limits_is_banned_for_longer_each_time() -> None:
 
         assert json.loads(refused.body) == {
             "error": "Too many violations",
+            "code": "client_banned",
             "limit_type": "ban",
             "retry_after": 1,
+            "request_id": (refused.get("x-request-id") or b"").decode(),
         }
         assert refused.status == 429
         assert refused.get("retry-after") == b"1"

@@ -60,6 +60,7 @@ def said(message: Message) -> dict[str, Any]:
     found = json.loads(message.body)
     assert isinstance(found, dict)
     assert found.pop("request_id")
+    assert found.pop("code")
     return found
 
 
