@@ -66,7 +66,7 @@ def weight(object value, int depth=0):
 cdef class CredentialCache:
     """The verified credentials of a worker. metrics, worker: where its size and its evictions are told."""
 
-    def __init__(self, *, int64_t max_bytes=MOST_BYTES, metrics=None, str worker="0"):
+    def __init__(self, int64_t max_bytes=MOST_BYTES, metrics=None, str worker="0"):
         self.max_bytes = max_bytes
         if metrics is not None:
             self.told = (metrics.gauge("fastgate_auth_cache_bytes", worker=worker),
