@@ -25,6 +25,7 @@ from rich.markup import escape
 from fastgate._core.router import Route
 from fastgate._core.urlpath import normalise
 from fastgate.config import AccessLogConfig, Config, ListenerConfig, PluginUse, RouteConfig, TlsConfig
+from fastgate.errors import REASONS
 from fastgate.features.policy import ViolationLog
 from fastgate.plan import freeze_now
 from fastgate.plugin import CONTINUE, Plugin, RequestContext
@@ -211,7 +212,8 @@ def explain_request(
         if waits:
             recorder.refused = ""
             recorder.decisions.append("waits for what must be asked or computed (auth, or a plugin)")
-        if not live and recorder.refused in ("unauthorized", "forbidden"):
+        why = REASONS.get(recorder.refused)
+        if not live and why is not None and (why.status == 401 or why.label == "forbidden"):
             recorder.decisions.append(
                 "made without the keys and policies of a running gateway, which may decide otherwise"
             )

@@ -386,9 +386,9 @@ VARIABLES: Final[dict[str, tuple[str, Source, str]]] = {
         "the query's parameters; a condition that reads one which is there twice fails",
     ),
     "request.query_values": (
-        "map(string, list(string))",
+        "map(string, dyn)",
         _query_values,
-        "all values of each of the query's parameters",
+        "the list of all values of each of the query's parameters",
     ),
     "request.headers": (
         "map(string, string)",
@@ -397,9 +397,9 @@ VARIABLES: Final[dict[str, tuple[str, Source, str]]] = {
         "that reads any other field which is there twice fails",
     ),
     "request.header_values": (
-        "map(string, list(string))",
+        "map(string, dyn)",
         _header_values,
-        "the values of all lines of each field",
+        "the list of the values of all lines of each field",
     ),
     "request.cookies": (
         "map(string, string)",
@@ -605,7 +605,6 @@ class Language:
             "list(string)": kinds.List(kinds.STRING),
             "map(string, string)": kinds.Map(kinds.STRING, kinds.STRING),
             "map(string, dyn)": kinds.Map(kinds.STRING, kinds.DYN),
-            "map(string, list(string))": kinds.Map(kinds.STRING, kinds.List(kinds.STRING)),
         }
         self.budget = Budget(BUDGET_NS)
         self.texts = texts = _Texts(self.budget)
