@@ -36,7 +36,7 @@ How the exchange uses it (C names; Python has the same without `c_`):
                                    each as a key and as a tag.
     Cache-Status of what is forwarded: rules.forwarded(b"uri-miss" | b"vary-miss" | b"stale" | b"request" | b"bypass" | b"method", …).
 
-Choices, where the RFCs leave one: an `Age` that is not exactly one number makes the answer stale; two different `max-age` likewise;
+Choices, where the RFCs leave one: the digits that an invalid `Age` begins with count, else it is ignored; two different `max-age` make the response stale;
 partial answers (206) are not stored; request directives are obeyed unless `client_control` is off; an answer that says nothing about
 freshness is not stored for a request with cookies that are not in the key.
 """
@@ -161,8 +161,7 @@ cdef frozenset UNDERSTOOD = frozenset((200, 203, 204, 300, 301, 302, 303, 307, 3
                                        511))
 # Request fields by which some frameworks take another path, method or host than the one in the key. Unless one is in the key, a
 # request that carries it does not touch the cache. (X-Forwarded-* goes upstream for trusted proxies alone, and is in their keys.)
-cdef frozenset OVERRIDES = frozenset((b"x-original-url", b"x-rewrite-url", b"x-override-url", b"x-http-method-override",
-                                      b"x-http-method", b"x-method-override", b"x-original-host", b"x-host"))
+cdef frozenset OVERRIDES = frozenset((b"x-override-url", b"x-http-method-override", b"x-http-method", b"x-method-override"))
 # What differs with every request, or is asked by the cache itself in place of the client.
 cdef frozenset NEVER_VARY = frozenset((b"x-request-id", *REPLACED_FIELDS))
 # Methods without effects (RFC 9110 §9.2.1, RFC 4918, 3253, 5323, and QUERY).
@@ -815,13 +814,12 @@ cdef class Rules:
 
 
 cdef int64_t age_read(const char* p, Py_ssize_t n) noexcept:
-    """The seconds in an Age field (RFC 9111 §5.1): of several members the first counts; SECONDS_INVALID is to be ignored."""
-    cdef const char* comma = <const char*>memchr(p, c",", n)
-    if comma != NULL:
-        n = comma - p
-    while n and (p[n - 1] == c" " or p[n - 1] == c"\t"):
-        n -= 1
-    return seconds_read(p, n)
+    """The seconds in an Age field (RFC 9111 §5.1): of several members the first counts. A member that begins with digits and goes on
+    (`7200.0`, `7200;x=1`) counts as these digits: ignoring it would make an old response young. SECONDS_INVALID is to be ignored."""
+    cdef Py_ssize_t digits = 0
+    while digits < n and c"0" <= p[digits] <= c"9":
+        digits += 1
+    return seconds_read(p, digits)
 
 
 cdef bint are_tokens(names) except -1:

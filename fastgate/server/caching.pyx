@@ -61,6 +61,9 @@ cdef tuple WORDS = tuple(word.encode() for word in RESULTS)
 
 log = logging.getLogger("fastgate")
 
+# What proxies call the client's address, beside X-Forwarded-For and X-Real-IP
+cdef frozenset ADDRESS_CLAIMS = frozenset((b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip", b"cf-connecting-ip"))
+
 # Why a request is kept out of the cache, where the request itself does not show it.
 cdef dict BYPASS_DETAILS = {"identity": b"identity", "plugin": b"plugin", "key": b"key", "strategy": b"strategy"}
 cdef Reason ONLY_IF_CACHED = REASONS["only_if_cached"]
@@ -211,9 +214,9 @@ cdef class CachedRequest:
                 if f.id == H_X_FORWARDED_PROTO or f.id == H_X_FORWARDED_HOST or f.id == H_X_FORWARDED_PORT \
                         or f.id == H_X_FORWARDED_OTHER:
                     name = headers.name_at(i).lower()
-                    part = headers.value_at(i)
+                    # Who asked is for the origin's Vary, as X-Forwarded-For is: else no two clients would share a response.
+                    part = None if name in ADDRESS_CLAIMS else headers.value_at(i)
                 elif f.id == H_FORWARDED:
-                    # All but who asked, which like X-Forwarded-For is for the origin's Vary.
                     name = b"forwarded"
                     part = b";".join(each for each in map(bytes.strip, headers.value_at(i).replace(b",", b";").split(b";"))
                                      if each and not each.lower().startswith((b"for=", b"by=")))
@@ -871,9 +874,6 @@ cdef class CachedRequest:
         if decision is None:
             return self.release(x, None, False)
         self.decision = None
-        if x.up is not None and x.up.extra_bytes:
-            self.pieces = None                          # the upstream is out of step: whose bytes these are is not known
-            return self.release(x, None, True)
         try:
             body = <bytes>self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
             if decision.fits(len(body)):

@@ -204,6 +204,8 @@ def test_routes_of_one_url_share_nothing(rig: Rig, query: str, field: str) -> No
         ("/plain", ("", "X-Forwarded-Host: a.example"), ("", "X-Forwarded-Host: b.example")),
         ("/plain", ("", "X-Forwarded-Port: 1"), ("", "X-Forwarded-Port: 2")),
         ("/plain", ("", "X-Forwarded-Prefix: /a"), ("", "X-Forwarded-Prefix: /b")),
+        ("/plain", ("", "X-Original-URL: /a"), ("", "X-Original-URL: /b")),
+        ("/plain", ("", "Client-Cert: :YQ==:"), ("", "Client-Cert: :Yg==:")),
         (
             "/plain",
             ("", "Forwarded: for=1.1.1.1;host=a.example"),
@@ -236,9 +238,22 @@ def test_what_the_upstream_is_shown_keeps_responses_apart(
 
 def test_clients_behind_a_proxy_share_where_only_their_address_differs(rig: Rig) -> None:
     target = rig.fresh("/plain")
-    first = until_hit(rig, target, "X-Forwarded-For: 9.9.9.1", "Forwarded: for=9.9.9.1;proto=https")
+    other = "True-Client-IP", "CF-Connecting-IP", "X-Client-IP", "X-Cluster-Client-IP", "X-Real-IP"
+    first = until_hit(
+        rig,
+        target,
+        "X-Forwarded-For: 9.9.9.1",
+        "Forwarded: for=9.9.9.1;proto=https",
+        *(f"{name}: 9.9.9.1" for name in other),
+    )
 
-    second = until_hit(rig, target, "X-Forwarded-For: 9.9.9.2", "Forwarded: for=9.9.9.2;proto=https")
+    second = until_hit(
+        rig,
+        target,
+        "X-Forwarded-For: 9.9.9.2",
+        "Forwarded: for=9.9.9.2;proto=https",
+        *(f"{name}: 9.9.9.2" for name in other),
+    )
 
     assert second["number"] == first["number"]
 
