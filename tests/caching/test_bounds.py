@@ -117,7 +117,7 @@ def test_a_range_of_nothing_is_all_of_it(range_: str) -> None:
 
 @pytest.mark.parametrize("extra", [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", b"x", b"\0" * 9])
 def test_what_an_upstream_says_beyond_its_response_is_stored_under_no_key(extra: bytes) -> None:
-    """The framed response is whole and may be stored, as in nginx and Varnish; the rest ends the connection."""
+    """The framed response is whole and may be stored, as in nginx; the rest ends the connection."""
     bodies = iter(range(1000))
 
     def script(peer: Peer) -> None:
