@@ -70,8 +70,8 @@ More short forms: `listen: 8080` (every interface), `admin: 9901` (loopback), `s
 **File names** that are relative are relative to the folder of the config file.
 
 **Templates**: in `rewrite.path`, `redirect.to` and header values, `{name}` is a parameter of the route's
-path, or one of `{client_ip}`, `{host}`, `{method}`, `{path}`, `{query}`, `{request_id}`, `{route}`,
-`{scheme}`.
+path, or one of `{client_ip}`, `{host}` (with its port), `{hostname}` (without), `{method}`, `{path}`,
+`{query}`, `{request_id}`, `{route}`, `{scheme}`.
 
 ## Which route matches
 

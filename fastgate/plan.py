@@ -192,7 +192,7 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
 
 def _https_redirect(port: int, around: Surroundings) -> RoutePlan:
     """The route of a listener that redirects to https."""
-    location = Template("https://{host}" + (f":{port}" if port != 443 else "") + "{path}", [])
+    location = Template("https://{hostname}" + (f":{port}" if port != 443 else "") + "{path}", [])
     return RoutePlan(
         "(https redirect)",
         pipeline=Pipeline([Redirect(location, 308, True, REASONS["ambiguous_path"])]),

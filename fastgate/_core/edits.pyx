@@ -36,14 +36,15 @@ cdef enum:
     P_REQUEST_ID = -6
     P_ROUTE = -7
     P_SCHEME = -8
+    P_HOSTNAME = -9
 
-cdef dict SPECIAL = {"client_ip": P_CLIENT_IP, "host": P_HOST, "method": P_METHOD, "path": P_PATH, "query": P_QUERY,
+cdef dict SPECIAL = {"client_ip": P_CLIENT_IP, "host": P_HOST, "hostname": P_HOSTNAME, "method": P_METHOD, "path": P_PATH, "query": P_QUERY,
                      "request_id": P_REQUEST_ID, "route": P_ROUTE, "scheme": P_SCHEME}
 
 
 cdef class Template:
-    """Text with places: `{name}` is a parameter of the route's path, or else one of client_ip, host, method, path, query,
-    request_id, route, scheme. `{{}` is a brace. ValueError names a place that is neither.
+    """Text with places: `{name}` is a parameter of the route's path, or else one of client_ip, host, hostname, method, path,
+    query, request_id, route, scheme. `{{}` is a brace. ValueError names a place that is neither.
 
     in_path: it makes a path, in which a value that is no path itself fills one segment at most."""
 
@@ -117,7 +118,7 @@ cdef class Template:
                     if re.search(rb"[/?#]", rest):
                         break
                 continue
-            if part == P_HOST:
+            if part == P_HOST or part == P_HOSTNAME:
                 if not value:
                     return None
             elif within:
@@ -162,6 +163,8 @@ cdef class Template:
                 value = ctx.client
             elif place == P_HOST:
                 value = ctx.authority
+            elif place == P_HOSTNAME:
+                value = ctx.host_bytes
             elif place == P_METHOD:
                 value = ctx.method_bytes
             elif place == P_QUERY:

@@ -152,6 +152,8 @@ class Rules:
         authority: bytes,
         path: bytes,
         query: bytes | None = None,
+        *,
+        merge: bool = True,
     ) -> list[bytes]: ...
     def forwarded(
         self,

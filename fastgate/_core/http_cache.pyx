@@ -70,6 +70,7 @@ from fastgate._core.headers cimport (
     value_valid,
 )
 from fastgate._core.identity cimport Identity
+from fastgate._core.urlpath cimport normal_url
 from fastgate._core.http_fields cimport (
     CC_IMMUTABLE,
     CC_MALFORMED,
@@ -765,9 +766,10 @@ cdef class Rules:
     # --- invalidation ---
 
     def invalidated(self, RequestRules request not None, int status, headers, bint secure, bytes authority not None,
-                    bytes path not None, query=None):
+                    bytes path not None, query=None, *, bint merge=True):
         """The URL keys that a response to this request invalidates (RFC 9111 §4.4): none unless the method is unsafe and the response
-        is no error; the target, and what Location and Content-Location name on the same origin."""
+        is no error; the target, and what Location and Content-Location name on the same origin.
+        merge: paths have no empty segments (`server.merge_slashes`)."""
         cdef list out = []
         cdef Headers table = headers_of(headers)
         if not request.unsafe or not 200 <= status < 400:
@@ -775,22 +777,20 @@ cdef class Rules:
         own = self.c_url(secure, authority, path, query)
         if own is not None:
             out.append(own)
-        from urllib.parse import urljoin, urlsplit
+        from urllib.parse import urljoin
 
-        base = (b"https://" if secure else b"http://") + authority.lower() + path
+        base = ((b"https://" if secure else b"http://") + authority + path).decode("latin-1")
         for name in (b"location", b"content-location"):
             value = table.find(<bytes>name, len(name))
             if value is None or len(value) > 8192:
                 continue
             try:
-                target = urlsplit(urljoin(base.decode("latin-1"), (<bytes>value).decode("latin-1")))
-                same = target.netloc.lower() == authority.lower().decode("latin-1")
+                target = normal_url(urljoin(base, (<bytes>value).decode("latin-1")).encode("latin-1"), merge)
             except ValueError:
                 continue
-            if not same or target.scheme != ("https" if secure else "http"):
+            if target[0] != secure or target[1] != authority:
                 continue
-            found = self.c_url(secure, authority, target.path.encode("latin-1") or b"/",
-                               target.query.encode("latin-1") if "?" in (<bytes>value).decode("latin-1") else None)
+            found = self.c_url(secure, authority, target[2], target[3])
             if found is not None and found not in out:
                 out.append(found)
         return out

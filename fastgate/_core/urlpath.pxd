@@ -23,6 +23,9 @@ cdef enum:
 cdef enum:
     MOST_DECODING = 3         # rounds of decoding that are looked at
 
+cdef bytes host_of(bytes authority)
+cdef bytes normal_authority(bytes received, bytes host, bint secure)
+cdef tuple normal_url(bytes url, bint merge)
 cdef bytes normal_path(const char* path, Py_ssize_t n, bint merge, int* second)
 
 ctypedef struct reading_t:

@@ -1,5 +1,5 @@
 # cython: boundscheck=False
-"""The one form of a URL path, and the other ways in which somebody else may read it.
+"""The one form of a URL path and of its authority, and the other ways in which somebody else may read it.
 
 WHAT     `normal_path` is what is matched, judged, keyed and sent upstream. `read_as` says what path an upstream would see that decodes
          more than the normal form does, takes `\\` for a slash, ignores path parameters, or skips empty segments. A path that would
@@ -19,7 +19,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-__all__ = ["normalise", "readings"]
+__all__ = ["normal_escapes", "normalise", "read_url", "readings"]
 
 # May stand in a path as it is (RFC 3986 §3.3 pchar, and the slash)
 cdef unsigned char[256] PATH_BYTE
@@ -276,6 +276,62 @@ cdef bytes read_as(bytes path, const reading_t* how, bint keep_slashes):
     return result
 
 
+cdef bytes host_of(bytes authority):
+    """The host of an authority, lower case and without port and final dot; None when it is malformed (RFC 3986 §3.2.2)."""
+    cdef Py_ssize_t i, n = PyBytes_GET_SIZE(authority), end
+    cdef const char* a = PyBytes_AS_STRING(authority)
+    cdef unsigned char c
+    cdef bint upper = False
+    cdef bytes out
+    if n == 0 or n > 261:                       # 253 for a name, a colon and a port
+        return None
+    if a[0] == c"[":
+        end = authority.find(b"]")
+        if end < 3:
+            return None
+        for i in range(1, end):
+            c = <unsigned char>a[i]
+            if hex_value(c) < 0 and c != c":" and c != c".":
+                return None
+        end += 1
+    else:
+        end = n
+        for i in range(n):
+            c = <unsigned char>a[i]
+            if c == c":":
+                end = i
+                break
+            if 65 <= c <= 90:
+                upper = True
+            elif not UNRESERVED[c] or c == c"~":
+                return None
+        if end == 0 or a[0] == c".":
+            return None
+    if end < n:
+        if a[end] != c":" or n - end > 6:
+            return None
+        for i in range(end + 1, n):
+            if not 48 <= <unsigned char>a[i] <= 57:
+                return None
+        if n - end > 1 and int(authority[end + 1:]) > 65535:
+            return None
+    if end > 1 and a[end - 1] == c".":
+        end -= 1
+    out = authority if end == n else authority[:end]
+    return out.lower() if upper or a[0] == c"[" else out
+
+
+cdef bytes normal_authority(bytes received, bytes host, bint secure):
+    """An authority in normal form (RFC 3986 §6.2.3): the host as host_of gives it, and the port unless it is what the scheme implies.
+    received was checked by host_of."""
+    cdef Py_ssize_t colon = received.find(b":", received.find(b"]") + 1)
+    cdef int port
+    if colon < 0 or colon + 1 == PyBytes_GET_SIZE(received):
+        return host
+    port = int(received[colon + 1:])
+    return host if port == (443 if secure else 80) else b"%b:%d" % (host, port)
+
+
 def normalise(bytes path not None, bint merge=True):
     """The path in normal form; ValueError when it has no leading slash, or an escape that is malformed or hides a NUL.
 
@@ -303,3 +359,48 @@ def readings(bytes path not None, bint merge=True, bint keep_slashes=False):
         if other not in out:
             out.append(other)
     return out
+
+
+cdef tuple normal_url(bytes url, bint merge):
+    """(secure, authority, path, query or None) of an http URL, in the form in which requests are keyed; ValueError for what no request
+    can ask for. User name and fragment, which no request has, are left out."""
+    cdef bytes scheme, rest, authority, path, query, host
+    cdef bint secure
+    scheme, colon, rest = url.partition(b"://")
+    if scheme.lower() not in (b"http", b"https"):
+        raise ValueError(f"URL {url[:80]!r}: expected http:// or https://")
+    secure = len(scheme) == 5
+    rest = rest.partition(b"#")[0]
+    rest, mark, query = rest.partition(b"?")
+    authority, slash, path = rest.partition(b"/")
+    authority = authority.rpartition(b"@")[2]
+    host = host_of(authority)
+    if host is None:
+        raise ValueError(f"URL {url[:80]!r}: expected host[:port] behind its scheme")
+    return secure, normal_authority(authority, host, secure), normalise(b"/" + path, merge), query if mark else None
+
+
+def normal_escapes(bytes text not None):
+    """text, which is part of a URL or a pattern over URLs, with its escapes in normal form; ValueError for a malformed one."""
+    cdef bytes out = b""
+    cdef list pieces = text.split(b"%")
+    cdef bytes piece
+    cdef int high, low
+    for i, piece in enumerate(pieces):
+        if i == 0:
+            out = piece
+            continue
+        high = hex_value(<unsigned char>piece[0]) if len(piece) > 1 else -1
+        low = hex_value(<unsigned char>piece[1]) if len(piece) > 1 else -1
+        if high < 0 or low < 0:
+            raise ValueError(f"{text[:80]!r}: malformed percent-encoding")
+        if UNRESERVED[high * 16 + low]:
+            out += bytes((high * 16 + low,)) + piece[2:]
+        else:
+            out += b"%" + piece[:2].upper() + piece[2:]
+    return out
+
+
+def read_url(bytes url not None, bint merge=True):
+    """normal_url for Python."""
+    return normal_url(url, merge)

@@ -47,7 +47,7 @@ _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?",
 _PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}|\{\{\}")
 _GROUP = re.compile(r"\\(?:([1-9][0-9]?)|g<([^>]*)>)")
 _REQUEST_PLACES: Final = frozenset(
-    ("client_ip", "host", "method", "path", "query", "request_id", "route", "scheme")
+    ("client_ip", "host", "hostname", "method", "path", "query", "request_id", "route", "scheme")
 )
 # The connection's own fields and the framing: an edit here could turn one message into two.
 _GATEWAY_FIELDS: Final = frozenset(

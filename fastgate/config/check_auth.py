@@ -15,7 +15,7 @@ from fastgate.config.check import check_client_tls
 from fastgate.config.root import Config, RouteConfig
 from fastgate.config.shape import Report
 from fastgate.config.source import Path
-from fastgate.upstream.fetch import check_url
+from fastgate.upstream.fetch import OWN_FIELDS, check_url
 
 __all__ = ["check_auth"]
 
@@ -26,6 +26,7 @@ _NEVER_UPSTREAM: Final = frozenset(
         *("trailer", "transfer-encoding", "upgrade"),
     )
 )
+_NEVER_ASKED: Final = frozenset(name.decode() for name in OWN_FIELDS)
 _KEY_SOURCES: Final = ("secret", "public_key", "jwks_file", "jwks_url", "discovery")
 
 
@@ -107,6 +108,9 @@ def _check_forward(config: ForwardConfig, path: Path, report: Report) -> None:
     for where, name in named:
         if not _TOKEN.fullmatch(name):
             report(where, f'"{name}"', "the name of a header field", "")
+        elif where[2] == "request_headers" and name.lower() in _NEVER_ASKED:
+            hint = "X-Forwarded-Host, which is always sent, has it" if name.lower() == "host" else ""
+            report(where, f'"{name}"', "a field that is not the connection's own or the framing", hint)
         elif where[2] == "upstream_headers" and name.lower() in _NEVER_UPSTREAM:
             report(where, f'"{name}"', "a field that is not the connection's own or the framing", "")
 

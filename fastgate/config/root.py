@@ -191,7 +191,8 @@ class ListenerConfig(Settings, frozen=True, kw_only=True):
             extra={"words": {"off": 0, "https": 443}},
             description=(
                 "`https` answers every request that the client sent over plain HTTP with 308 to the same "
-                "URL with https; a number is the port to redirect to, when it is not 443. What a trusted "
+                "URL with https, without the port of the request; a number is the port to redirect to, when "
+                "it is not 443. What a trusted "
                 "proxy says in `X-Forwarded-Proto` counts, so that behind a load balancer that ends TLS "
                 "only plain requests are redirected. Decided before any route."
             ),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import Request
@@ -20,6 +19,7 @@ from starlette.routing import Route
 from fastgate._core.epochs import Epochs
 from fastgate._core.http_cache import url_pattern
 from fastgate._core.metric import MetricTable
+from fastgate._core.urlpath import normal_escapes, read_url
 from fastgate.caching.settings import build_rules
 from fastgate.caching.tiers import purge, settled
 from fastgate.control.answers import Refused, read_body
@@ -99,6 +99,10 @@ class CacheResource:
                     raise Refused(400, f"{kind}: {_WHOLE}, got {text[:80]!r}", path=f"$.{kind}")
                 if kind == "pattern" and raw.startswith(b"/"):
                     raw = b"http*://*" + raw
+                try:
+                    raw = self._normal(kind, raw)
+                except ValueError as error:
+                    raise Refused(400, f"{kind}: {error}", path=f"$.{kind}") from error
                 if kind == "key":
                     yield "url", raw  # what stands for a URL in keys; the rest of a key nobody can type
                     continue
@@ -111,28 +115,32 @@ class CacheResource:
                     raise Refused(400, f"{kind}: longer than {LONGEST_BYTES} bytes", path=f"$.{kind}")
                 yield kind, raw
 
+    def _normal(self, kind: str, raw: bytes) -> bytes:
+        """raw, spelt as keys are. A prefix may end, and a pattern have `*`, anywhere."""
+        scheme, colon, rest = raw.partition(b"://")
+        authority, slash, path = rest.partition(b"/")
+        if kind == "tag" or not colon:
+            return raw
+        if kind == "pattern" or not slash:
+            return scheme.lower() + colon + authority.lower() + slash + normal_escapes(path)
+        merge = self._view.config is None or self._view.config.server.merge_slashes
+        secure, authority, path, query = read_url(raw.partition(b"\0")[0], merge)
+        url = (b"https://" if secure else b"http://") + authority + path
+        return url if query is None else url + b"?" + query
+
     def _keys_of(self, url: str) -> set[bytes]:
         """The keys that this URL has on the routes that cache, which may take the query differently."""
         config = self._view.config
+        merge = config is None or config.server.merge_slashes
         try:
-            parts = urlsplit(url)
-            parts.port  # noqa: B018 (reading it is the check)
+            secure, authority, path, query = read_url(url.encode("ascii"), merge)
         except ValueError as error:
-            raise Refused(400, f"url: {error}", path="$.url") from error
-        if parts.scheme not in ("http", "https") or not parts.netloc or not url.isascii():
-            raise Refused(
-                400,
-                f"url: {_WHOLE}, escaped, got {url[:80]!r}",
-                path="$.url",
-            )
+            raise Refused(400, f"url: {_WHOLE}, escaped, got {url[:80]!r}", path="$.url") from error
         routes = list(config.each_route()) if config is not None else []
         keys = set()
-        query = parts.query.encode() if "?" in url.partition("#")[0] else None
         for route in routes:
             if route.cache is not None:
-                key = build_rules(route.cache, route).url_key(
-                    parts.scheme == "https", parts.netloc.encode(), (parts.path or "/").encode(), query
-                )
+                key = build_rules(route.cache, route).url_key(secure, authority, path, query)
                 if key is not None:
                     keys.add(key)
         if not keys:

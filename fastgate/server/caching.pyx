@@ -52,6 +52,7 @@ from fastgate.server.heads cimport write_request_head
 from fastgate.upstream.pool cimport Target, Upstream
 
 from fastgate._core.http_cache import REPLACED_FIELDS, merge_vary, url_pattern, url_tag
+from fastgate._core.urlpath import normal_escapes, normalise
 from fastgate._core.worker_cache import RESULTS
 from fastgate.errors import REASONS
 
@@ -745,10 +746,10 @@ cdef class CachedRequest:
         cdef StoredResponse stored
         cdef int64_t now = realtime_ns()
         if self.route.purge_header is not None:
-            self.purge_told(status, fields)
+            self.purge_told(status, fields, x.plan.merge_slashes)
         if not self.rules.cacheable or self.key is None:        # without a key there is nowhere to keep it
             if self.rules.unsafe:
-                self.invalidate(status, fields)
+                self.invalidate(status, fields, x.plan.merge_slashes)
             self.add_status(fields, rules.forwarded(self.why, 0, False, False, BYPASS_DETAILS.get(self.rules.why)))
             return 0
         if self.revalidating and status == 304 and not self.rules.head:
@@ -797,7 +798,7 @@ cdef class CachedRequest:
                                                 None if decision.storable else decision.why.encode()))
         return 0
 
-    def invalidate(self, int status, Headers fields):
+    def invalidate(self, int status, Headers fields, bint merge):
         """An unsafe request was carried out: what is stored for its URL may no longer hold, on any route."""
         cdef RequestContext ctx = self.ctx
         cdef WorkerCache store = self.route.store
@@ -805,24 +806,24 @@ cdef class CachedRequest:
         try:
             for rules in store.forms.values():
                 urls.update((<Rules>rules).invalidated(self.rules, status, fields, ctx.c_secure(), ctx.authority, ctx.path_bytes,
-                                                       ctx.query_bytes))
+                                                       ctx.query_bytes, merge=merge))
             for url in urls:
                 store.epochs.purge_tag(url_tag(url))
         except Exception:                               # the upstream has acted: its response goes out, come what may
             log.exception("while invalidating for request %s", ctx.request_id)
 
-    def purge_url(self, bytes what):
+    def purge_url(self, bytes what, bint merge):
         """Purge a path with its query, on the request's host, for every route."""
         cdef RequestContext ctx = self.ctx
         cdef set urls = set()
         path, mark, query = what.partition(b"?")
         for rules in self.route.store.forms.values():
-            urls.add((<Rules>rules).c_url(ctx.c_secure(), ctx.authority, path, query if mark else None))
+            urls.add((<Rules>rules).c_url(ctx.c_secure(), ctx.authority, normalise(path, merge), query if mark else None))
         urls.discard(None)
         for url in urls:
             self.route.store.epochs.purge_tag(url_tag(url))
 
-    def purge_told(self, int status, Headers fields):
+    def purge_told(self, int status, Headers fields, bint merge):
         """Carry out the purges that the upstream's answer asks for, and keep them from the client."""
         cdef RequestContext ctx = self.ctx
         cdef bytes name = self.route.purge_header
@@ -841,9 +842,9 @@ cdef class CachedRequest:
                 if what == b"*":
                     epochs.purge_all()
                 elif what.startswith(b"/") and b"*" in what:
-                    epochs.purge_pattern(url_pattern(host + what))
+                    epochs.purge_pattern(url_pattern(host + normal_escapes(what)))
                 elif what.startswith(b"/"):
-                    self.purge_url(what)
+                    self.purge_url(what, merge)
                 elif what:
                     epochs.purge_tag(what)
             except (ValueError, TimeoutError) as error:

@@ -64,10 +64,11 @@ from fastgate._core.headers cimport (
 from fastgate._core.plan cimport Plan
 from fastgate._core.sockets cimport waits_unread
 from fastgate._core.scan cimport decimal, request_line_t, scan_request_head
+from fastgate._core.urlpath cimport host_of, normal_authority
 from fastgate.server.answers cimport PAUSED_BODY, PAUSED_QUEUE, PAUSED_UPGRADE, AnswerStream
 from fastgate.server.exchange cimport X_FINISHED, Exchange, Plane
 from fastgate.server.forwarding cimport believe, forwarding_lines
-from fastgate.server.target cimport T_ASTERISK, T_OK, host_of, normal_authority, parse_target
+from fastgate.server.target cimport T_ASTERISK, T_OK, parse_target
 
 from fastgate.errors import REASONS
 from fastgate.server.forwarding import canonical_address

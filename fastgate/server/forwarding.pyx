@@ -23,7 +23,7 @@ from fastgate._core.headers cimport (
     Headers,
     field_t,
 )
-from fastgate.server.target cimport host_of, normal_authority
+from fastgate._core.urlpath cimport host_of, normal_authority
 
 __all__ = ["canonical_address", "forwarded_elements"]
 

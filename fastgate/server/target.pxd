@@ -9,5 +9,3 @@ cdef enum:
     T_ASTERISK = 3
 
 cdef int parse_target(RequestContext ctx, bytes target, bint merge) except -1
-cdef bytes host_of(bytes authority)
-cdef bytes normal_authority(bytes received, bytes host, bint secure)

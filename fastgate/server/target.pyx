@@ -12,23 +12,9 @@ SOURCES  RFC 9112 §3.2, RFC 3986 §3.2.2, §5.2.4, §6.2.2.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
 from fastgate._core.context cimport M_OPTIONS, RequestContext
-from fastgate._core.urlpath cimport B_BAD, B_DOT, B_PLAIN, B_QUESTION, B_SLASH, TARGET_BYTE, normal_path
+from fastgate._core.urlpath cimport B_BAD, B_DOT, B_PLAIN, B_QUESTION, B_SLASH, TARGET_BYTE, host_of, normal_path
 
 __all__ = ["host"]
-
-
-cdef inline int hex_value(unsigned char c) noexcept:
-    if 48 <= c <= 57:
-        return c - 48
-    if 65 <= c <= 70:
-        return c - 55
-    if 97 <= c <= 102:
-        return c - 87
-    return -1
-
-
-cdef inline bint unreserved(unsigned char c) noexcept:
-    return 48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122 or c == c"-" or c == c"." or c == c"_" or c == c"~"
 
 
 cdef int parse_target(RequestContext ctx, bytes target, bint merge) except -1:
@@ -100,62 +86,6 @@ cdef int parse_target(RequestContext ctx, bytes target, bint merge) except -1:
             return T_BAD
     ctx.path_bytes = path
     return T_OK
-
-
-cdef bytes host_of(bytes authority):
-    """The host of an authority, lower case and without port and final dot; None when it is malformed (RFC 3986 §3.2.2)."""
-    cdef Py_ssize_t i, n = PyBytes_GET_SIZE(authority), end
-    cdef const char* a = PyBytes_AS_STRING(authority)
-    cdef unsigned char c
-    cdef bint upper = False
-    cdef bytes out
-    if n == 0 or n > 261:                       # 253 for a name, a colon and a port
-        return None
-    if a[0] == c"[":
-        end = authority.find(b"]")
-        if end < 3:
-            return None
-        for i in range(1, end):
-            c = <unsigned char>a[i]
-            if hex_value(c) < 0 and c != c":" and c != c".":
-                return None
-        end += 1
-    else:
-        end = n
-        for i in range(n):
-            c = <unsigned char>a[i]
-            if c == c":":
-                end = i
-                break
-            if 65 <= c <= 90:
-                upper = True
-            elif not (unreserved(c) and c != c"~"):
-                return None
-        if end == 0 or a[0] == c".":
-            return None
-    if end < n:
-        if a[end] != c":" or n - end > 6:
-            return None
-        for i in range(end + 1, n):
-            if not 48 <= <unsigned char>a[i] <= 57:
-                return None
-        if n - end > 1 and int(authority[end + 1:]) > 65535:
-            return None
-    if end > 1 and a[end - 1] == c".":
-        end -= 1
-    out = authority if end == n else authority[:end]
-    return out.lower() if upper or a[0] == c"[" else out
-
-
-cdef bytes normal_authority(bytes received, bytes host, bint secure):
-    """An authority in normal form (RFC 3986 §6.2.3): the host as host_of gives it, and the port unless it is what the scheme implies.
-    received was checked by host_of."""
-    cdef Py_ssize_t colon = received.find(b":", received.find(b"]") + 1)
-    cdef int port
-    if colon < 0 or colon + 1 == PyBytes_GET_SIZE(received):
-        return host
-    port = int(received[colon + 1:])
-    return host if port == (443 if secure else 80) else b"%b:%d" % (host, port)
 
 
 def host(bytes authority not None):

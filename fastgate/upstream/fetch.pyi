@@ -4,7 +4,9 @@ from typing import Any, NamedTuple, final
 from fastgate._core.headers import Headers
 from fastgate.upstream.settings import Endpoint, UpstreamTlsConfig
 
-__all__ = ["FetchError", "Fetched", "Fetcher", "check_url"]
+__all__ = ["OWN_FIELDS", "FetchError", "Fetched", "Fetcher", "check_url"]
+
+OWN_FIELDS: frozenset[bytes]
 
 class Fetched(NamedTuple):
     status: int

@@ -30,7 +30,7 @@ from fastgate.errors import REASONS
 from fastgate.upstream.settings import PoolConfig, TargetConfig, TimeoutsConfig, UpstreamConfig, UpstreamTlsConfig, parse_target
 from fastgate.upstream.tls import upstream_context
 
-__all__ = ["FetchError", "Fetched", "Fetcher", "check_url"]
+__all__ = ["OWN_FIELDS", "FetchError", "Fetched", "Fetcher", "check_url"]
 
 cdef enum:
     # Issuers, their key sets, introspection and forward-auth servers of one config; a discovery document may add hosts.

@@ -356,6 +356,11 @@ def test_the_anonymous_are_limited_by_address_and_not_together() -> None:
             "$.auth.forward.request_headers[0]",
         ),
         (
+            {"forward": {"url": "http://a", "request_headers": ["X-A", "Host"]}},
+            {},
+            "$.auth.forward.request_headers[1]",
+        ),
+        (
             {"forward": {"url": "http://a", "upstream_headers": ["Host"]}},
             {},
             "$.auth.forward.upstream_headers[0]",

@@ -628,6 +628,8 @@ def test_a_200_to_head_updates_or_disowns() -> None:
         ("POST", 303, [("Location", "/b")], ["/a?x", "/b"]),
         ("M-SEARCH", 200, [("Content-Location", "c?d=1")], ["/a?x", "/c?d=1"]),
         ("DELETE", 204, [("Location", "http://example.com/e")], ["/a?x", "/e"]),
+        ("PUT", 200, [("Location", "http://Example.com.:80//%7ee/../%65")], ["/a?x", "/e"]),
+        ("PUT", 200, [("Location", "http://example.com:81/e")], ["/a?x"]),
         ("PUT", 200, [("Location", "http://other.com/e")], ["/a?x"]),
         ("PUT", 200, [("Location", "https://example.com/e")], ["/a?x"]),
         ("PUT", 200, [("Location", "http://[")], ["/a?x"]),

@@ -246,6 +246,30 @@ def test_statistics_tell_of_routes_and_tiers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        {"url": "http://here.example:80/%7euser/%c3%a9?q=1"},
+        {"url": "HTTP://HERE.example./x/../~user//%C3%A9?q=1"},
+        {"prefix": "http://Here.example:80//%7euser/"},
+        {"key": "http://here.example./%7Euser/%c3%a9?q=1"},
+        {"pattern": "/%7euser/%c3%a9*"},
+        {"pattern": "http://HERE.example/~us*"},
+    ],
+)
+def test_a_purge_finds_a_url_in_any_spelling(one_gateway: Gateway, body: dict[str, Any]) -> None:
+    def is_hit() -> bool:
+        with Client(one_gateway.port) as client:
+            client.send(request("/~user/%C3%A9?q=1", host="here.example"))
+            return b"; hit" in (client.read_response().get("cache-status") or b"")
+
+    until(is_hit)
+
+    call(admin(one_gateway), "/api/cache/purge", "POST", body=body)
+
+    assert not is_hit()
+
+
+@pytest.mark.parametrize(
     ("body", "status"),
     [
         ({}, 400),
@@ -256,6 +280,9 @@ def test_statistics_tell_of_routes_and_tiers(tmp_path: Path) -> None:
         ({"tag": "x" * 1025}, 400),
         ({"tag": [str(i) for i in range(501)]}, 413),
         ({"tags": "x"}, 400),
+        ({"url": "http://a/%7"}, 400),
+        ({"prefix": "http://a/%7"}, 400),
+        ({"pattern": "/%zz*"}, 400),
         ({"prefix": "/a"}, 400),  # of no host: it would purge nothing
         ({"key": "/a"}, 400),
     ],

@@ -54,6 +54,15 @@ def test_plain_http_is_redirected_before_any_route(
     assert (response.status, response.get("location")) == (308, location)
 
 
+@pytest.mark.parametrize("host", ["gateway.test:8080", "Gateway.test.:80", "gateway.test:443"])
+def test_the_port_of_the_plain_listener_is_not_kept(gateway: Gateway, host: str) -> None:
+    with Client(gateway.port) as client:
+        client.send(request("/open", host=host))
+        response = client.read_response()
+
+    assert (response.status, response.get("location")) == (308, b"https://gateway.test/open")
+
+
 @pytest.mark.parametrize("method", ["POST", "HEAD", "OPTIONS"])
 def test_every_method_is_redirected(gateway: Gateway, method: str) -> None:
     assert ask(gateway, "/open", method=method).status == 308
