@@ -216,8 +216,16 @@ def check_upstream(name: str, upstream: UpstreamConfig, path: Path, report: Repo
 class RouteCheck:
     """Checks routes one by one, remembering names and matches that were taken."""
 
-    def __init__(self, upstreams: Collection[str], report: Report, *, has_controller: bool = True) -> None:
+    def __init__(
+        self,
+        upstreams: Collection[str],
+        report: Report,
+        *,
+        has_controller: bool = True,
+        merges_slashes: bool = True,
+    ) -> None:
         self._upstreams = upstreams
+        self._merges_slashes = merges_slashes
         self._has_controller = has_controller
         self._report = report
         self._names: dict[str, int] = {}
@@ -304,6 +312,9 @@ class RouteCheck:
                     good = False
                     continue
                 params = self._patterns[pattern] = frozenset(name.decode() for name in compiled.param_names)
+            if self._merges_slashes and "//" in pattern and pattern[0] != "~":
+                hint = "server.merge_slashes is on: no path has an empty segment"
+                self._report(where, f'"{pattern}"', "a pattern that a path can match", hint)
             shared = params if shared is None else shared & params
         return shared or frozenset() if good else None
 

@@ -328,7 +328,9 @@ class _Reading:
         reader = self._shapes.struct(RouteConfig)
         admin = tree.get("admin")
         is_off = (admin.get("listen") if isinstance(admin, dict) else admin) == "off"
-        checker = RouteCheck(upstreams, self._report, has_controller=not is_off)
+        server = tree.get("server")
+        merges = not isinstance(server, dict) or server.get("merge_slashes") is not False
+        checker = RouteCheck(upstreams, self._report, has_controller=not is_off, merges_slashes=merges)
         routes = []
         for index, item in enumerate(found):
             route = reader(item, ("routes", index), self._report)

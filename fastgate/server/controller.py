@@ -23,6 +23,7 @@ from fastgate.state.channel import (
     ConfigInstalled,
     ControllerOrders,
     Message,
+    ReloadRequest,
     ReloadResult,
     Stop,
 )
@@ -39,6 +40,10 @@ START_LIMIT_NS = 60_000_000_000
 
 NICE = 5
 """Scrapes and reports take their CPU time after the requests."""
+
+REPLACE_LIMIT_NS = 120_000_000_000
+"""How long a controller whose admin address is gone waits for reloads that it was asked for: two of the
+longest."""
 
 PAUSE_FIRST_NS, PAUSE_CAP_NS = 200_000_000, 5_000_000_000
 """The first death is followed by a restart at once, each further one within PAUSE_CAP_NS by twice the pause.
@@ -71,6 +76,8 @@ class Controller:
         self._deaths = 0
         self._is_leaving = False
         self._kill_timer: Timer | None = None
+        self._asked: set[int] = set()  # reloads that it waits for
+        self._replace_timer: Timer | None = None
 
     def address(self) -> str | None:
         """The admin address with its real port, or None when there is no admin listener."""
@@ -85,13 +92,18 @@ class Controller:
             old.close()
         if listener is not None:
             listener.sockets[0].listen(BACKLOG)
-        # Later, because whoever asked for this reload is answered by the old controller first.
-        self._reactor.after(0, self._replace)
+        # Later, because whoever asked for a reload is answered by the old controller first.
+        if self._replace_timer is None:
+            self._replace_timer = self._reactor.after(REPLACE_LIMIT_NS, self._replace)
+        self._replace_if_answered()
 
     def tell(self, message: Message, fd: int | None = None) -> None:
         """Sends; a controller that does not read is killed, and comes back."""
         if self._channel is not None and not self._channel.send(message, fd):
             self.kill()
+        if isinstance(message, ReloadResult):
+            self._asked.discard(message.id)
+            self._replace_if_answered()
 
     def tell_config(self, config: LoadedConfig) -> None:
         self.config = config
@@ -131,6 +143,10 @@ class Controller:
     def gone(self, status: int) -> None:
         """Its process was waited for. Starts another one unless this is the end."""
         self._close_channel()
+        self._asked.clear()
+        if self._replace_timer is not None:
+            self._replace_timer.cancel()
+            self._replace_timer = None
         self.pid = self._table.controller_pid = 0
         was_told, self._is_leaving = self._is_leaving, False
         if self._kill_timer is not None:
@@ -147,7 +163,13 @@ class Controller:
             self._journal.warning("controller died", status=exit_text(status), restart_in_ms=pause_ms)
         self._reactor.after(pause_ns, self._fork)
 
+    def _replace_if_answered(self) -> None:
+        if self._replace_timer is not None and not self._asked:
+            self._replace_timer.cancel()
+            self._replace_timer = self._reactor.after(0, self._replace)
+
     def _replace(self) -> None:
+        self._replace_timer = None
         if self.pid:
             self._ask_to_end()
         else:
@@ -189,6 +211,8 @@ class Controller:
     def _read(self) -> None:
         try:
             while self._channel is not None and (received := self._channel.receive()):
+                if isinstance(received[0], ReloadRequest):
+                    self._asked.add(received[0].id)
                 self._on_message(received[0])
         except ChannelClosed:
             self._close_channel()

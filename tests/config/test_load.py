@@ -105,6 +105,16 @@ routes: [{host: a.test, path: /a, methods: GET, redirect: /b, response_headers: 
     assert route.response_headers is not None and route.response_headers.remove == ("Server",)
 
 
+def test_a_pattern_with_an_empty_segment_is_refused_where_slashes_are_merged() -> None:
+    text = 'routes:\n  - {path: /a, respond: x}\n  - {path: ["/a/", "/a//*"], respond: x}\n'
+
+    (error,) = wrong(text)
+
+    assert "$.routes[1].path[1]" in error
+    assert "merge_slashes is on" in error
+    good("server: {merge_slashes: false}\n" + text)
+
+
 def test_routes_without_a_name_get_one_of_their_own() -> None:
     text = """
 routes:

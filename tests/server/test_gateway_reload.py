@@ -9,11 +9,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tests.control.admin_client import call
 from tests.gateway import Gateway
+from tests.ports import reserved_port
 from tests.server.gateway_rig import Traffic, read_answer, until
 from tests.upstream import Peer, Upstream, answer
 
@@ -21,6 +24,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
 PLUGIN = """
 import asyncio
+import os
 
 from fastgate.plugin import Plugin, Settings
 
@@ -46,6 +50,10 @@ class Picky(Plugin):
             raise SystemExit(3)
         if self.settings.start == "cancels":
             raise asyncio.CancelledError
+        if self.settings.start.startswith("/"):
+            open(self.settings.start + ".seen", "w").close()
+            while not os.path.exists(self.settings.start):
+                await asyncio.sleep(0.02)
         if self.settings.start == "hangs":
             await asyncio.sleep(3600)
 """
@@ -122,6 +130,42 @@ def test_a_plugin_that_hangs_in_start_does_not_keep_the_worker_from_draining(tmp
         gateway.terminate()
         assert gateway.process.wait(30) == 0
         assert "drain limit" not in gateway.stderr_text
+
+
+def test_who_waits_for_the_next_reload_is_answered_after_the_admin_address_has_moved(tmp_path: Path) -> None:
+    (tmp_path / "picky.py").write_text(PLUGIN)
+
+    def config(start: Path | str, admin: str | None = None) -> dict[str, Any]:
+        plugins = [{"use": "picky:Picky", "start": str(start)}]
+        routes = [{"path": "/*", "respond": {"body": "hello"}, "plugins": plugins}]
+        return {"routes": routes} | ({"admin": admin} if admin else {})
+
+    environ = {"PYTHONPATH": f"{Path(__file__).resolve().parents[2]}:{tmp_path}"}
+    with (
+        reserved_port() as port,
+        Gateway(config("good"), workers=1, environ=environ, check_descriptors=False) as gateway,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        moved = f"127.0.0.1:{port}"
+
+        def reload() -> tuple[int, Any]:
+            reply = call(gateway.admin, "/api/gateway/reload", "POST")
+            return reply.status, reply.json
+
+        gateway.write_config(config(tmp_path / "first", moved))
+        first = pool.submit(reload)
+        until((tmp_path / "first.seen").exists, "the first reload is built")
+        gateway.write_config(config(tmp_path / "second", moved))
+        second = pool.submit(reload)
+        time.sleep(0.5)
+        (tmp_path / "first").touch()
+        assert first.result(60)[0] == 200
+        until((tmp_path / "second.seen").exists, "the second reload is built")
+        time.sleep(2.5)  # longer than a controller that ends may take for calls under way
+        (tmp_path / "second").touch()
+
+        assert second.result(60)[0] == 200
+        assert call(moved, "/ready").status == 200
 
 
 def test_workers_killed_right_after_sighup_neither_hang_nor_fail_a_reload() -> None:
