@@ -32,8 +32,10 @@ DIRECTIVES = {
     "wraparound": False,
     "cdivision": True,
     "initializedcheck": DEBUG,
+    # The signature is part of the docstring, where help() and inspect.signature() find it. `binding` would
+    # give the same, and calls that cost more.
     "embedsignature": True,
-    "embedsignature.format": "python",
+    "embedsignature.format": "clinic",
     "binding": False,
     # Cython would make __reduce__ out of C pointers: copy.copy() of such an object is a crash.
     "auto_pickle": False,
@@ -55,7 +57,15 @@ class BuildWithProgress(build_ext):
         super().build_extension(ext)
 
 
+def directives_changed(build_dir: str) -> bool:
+    """True if some C was written before this file changed: Cython compares it with the .pyx files alone."""
+    mine = Path(__file__).stat().st_mtime
+    return any(path.stat().st_mtime < mine for path in Path(build_dir).rglob("*.c"))
+
+
 def extensions() -> list[Extension]:
+    # The generated C stays out of the source tree, and a debug build never reuses a release build's C.
+    build_dir = "build/cython-debug" if DEBUG else "build/cython"
     return cythonize(
         [
             Extension(
@@ -67,8 +77,8 @@ def extensions() -> list[Extension]:
             )
             for path in sorted(Path("fastgate").rglob("*.pyx"))
         ],
-        # The generated C stays out of the source tree, and a debug build never reuses a release build's C.
-        build_dir="build/cython-debug" if DEBUG else "build/cython",
+        build_dir=build_dir,
+        force=directives_changed(build_dir),
         nthreads=JOBS,
         compiler_directives=DIRECTIVES,
         quiet=True,

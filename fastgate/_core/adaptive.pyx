@@ -52,7 +52,9 @@ cdef inline double load_number(double* place) noexcept nogil:
 
 
 cdef class AdaptiveLimit:
-    """A ConcurrencyLimit between `lowest` and `highest` that starts at `initial` and adjusts itself with every release.
+    """AdaptiveLimit(initial=20, lowest=1, highest=1000, *, algorithm="gradient", tolerance_ratio=1.5, headroom=4,
+        smoothing_ratio=0.2, backoff_ratio=0.9, slow_s=None, shared=None)\n--\n
+    A ConcurrencyLimit between `lowest` and `highest` that starts at `initial` and adjusts itself with every release.
 
     algorithm: "gradient" (default) or "aimd". tolerance_ratio (gradient, 1 to 10): how far latency may rise above usual
     before the limit falls; 1.5 ignores ordinary noise. headroom (gradient, 1 to 1000): how much is added while latency is usual; 4.

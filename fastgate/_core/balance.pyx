@@ -100,7 +100,8 @@ cdef Py_ssize_t busy(object index, Py_ssize_t size, const int64_t* in_flight) ex
 
 @cython.final
 cdef class SmoothWeighted:
-    """Smooth weighted round robin.
+    """SmoothWeighted(weights, start=0)\n--\n
+    Smooth weighted round robin.
 
     weights: ints 0..1 000 000, at least one above 0; 0 = never picked. start: how many picks to skip (0..65 536), so that several
     workers with the same weights do not all begin with the same target.
@@ -154,7 +155,8 @@ cdef class SmoothWeighted:
 
 @cython.final
 cdef class LeastRequests:
-    """The target with the fewest requests in flight per weight; call finished() for every pick.
+    """LeastRequests(weights)\n--\n
+    The target with the fewest requests in flight per weight; call finished() for every pick.
 
     weights: ints 0..1 000 000, at least one above 0; 0 = never picked.
     """
@@ -226,7 +228,8 @@ cdef class LeastRequests:
 
 @cython.final
 cdef class P2C:
-    """Power of two choices; call finished() for every pick.
+    """P2C(weights, *, half_life_s=None, seed=None)\n--\n
+    Power of two choices; call finished() for every pick.
 
     weights      ints 0..1 000 000, at least one above 0; 0 = never picked. They steer the draw and divide the requests in flight.
     half_life_s  1e-6..1e9: judge by peak latency too, which falls by half in that time (10 is Finagle's order). None: requests in

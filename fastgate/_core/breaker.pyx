@@ -332,7 +332,12 @@ class CircuitOpen(Exception):
 
 @cython.final
 cdef class CircuitBreaker:
-    """Refuses calls to a target that keeps failing, and finds out when it is well again. See the top of this module.
+    """CircuitBreaker(*, failure_threshold=5, recovery_timeout_s=30.0, success_threshold=1, half_open_permits=1,
+        permit_timeout_s=None, backoff="constant", max_recovery_timeout_s=None, jitter_ratio=0.0, failure_ratio=None,
+        slow_call_s=None, slow_ratio=None, window_s=10.0, min_calls=20, adaptive=False, adaptive_calls=1000,
+        adaptive_factor=3.0, adaptive_floor_ratio=0.2, failures=..., ignore=(), on_transition=None, name="",
+        memory=None, offset=0, seed=None)\n--\n
+    Refuses calls to a target that keeps failing, and finds out when it is well again. See the top of this module.
 
     failure_threshold    failures in a row that open it, 1..1 000 000; None = not counted. Default 5 (pybreaker, Envoy).
     recovery_timeout_s   open time before probes, 0.001..1 000 000 s. Default 30.

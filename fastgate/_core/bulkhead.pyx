@@ -80,7 +80,8 @@ def _wake(future):
 
 @cython.final
 cdef class Bulkhead:
-    """Limits how many calls run at a time. `with` in threads, `async with` in tasks, or as a decorator of either kind of function.
+    """Bulkhead(max_concurrent, max_queue=0, queue_timeout_s=None, *, name="")\n--\n
+    Limits how many calls run at a time. `with` in threads, `async with` in tasks, or as a decorator of either kind of function.
 
     max_concurrent   1..1 000 000 000 calls at a time.
     max_queue        0..1 000 000 000 more that may wait; 0 refuses at once. Default 0.

@@ -135,7 +135,8 @@ cdef int64_t ttl_argument(object ttl_s) except -1:
 
 @cython.final
 cdef class Cache:
-    """Values by key, at most max_bytes of them: `Cache(64 << 20, ttl_s=60).set("k", b"v", tags=["user:7"])`.
+    """Cache(max_bytes, policy="s3fifo", ttl_s=None)\n--\n
+    Values by key, at most max_bytes of them: `Cache(64 << 20, ttl_s=60).set("k", b"v", tags=["user:7"])`.
 
     max_bytes   65 536 to 2**48. Charged are the values, the keys, the index, tags and pending purges. An entry of more
                 than half of it is refused.

@@ -61,7 +61,8 @@ cdef int address_parse(const char* text, Py_ssize_t n, unsigned char* out) noexc
 
 @cython.final
 cdef class CidrSet:
-    """A set of addresses given as networks: `CidrSet(["10.0.0.0/8", "2001:db8::/32", "::1"])`.
+    """CidrSet(networks=())\n--\n
+    A set of addresses given as networks: `CidrSet(["10.0.0.0/8", "2001:db8::/32", "::1"])`.
 
     A network is text: an address alone, or address/prefix-length with no bit set behind the prefix. `ip in networks` takes
     the address as str or `ipaddress` object, or as bytes in packed form, 4 or 16 long. ValueError for anything that is no

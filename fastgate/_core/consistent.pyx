@@ -132,7 +132,8 @@ cdef int by_hash(const void* a, const void* b) noexcept nogil:
 
 @cython.final
 cdef class HashRing:
-    """Consistent hashing on a ring.
+    """HashRing(names, weights=None, *, points_per_weight=160, load_factor=None, seed=0)\n--\n
+    Consistent hashing on a ring.
 
     names              of the targets, unique; keys go by name, so the order does not matter. weights: ints 0..1 000 000, default 1 each.
     points_per_weight  1..10 000, default 160 (ketama); at most 4 000 000 points in all.
@@ -228,7 +229,8 @@ cdef class HashRing:
 
 @cython.final
 cdef class Maglev:
-    """Maglev hashing: a key costs one load from a table.
+    """Maglev(names, weights=None, *, table_size=65537, load_factor=None, seed=0)\n--\n
+    Maglev hashing: a key costs one load from a table.
 
     names        of the targets, unique; keys go by name. weights: ints 0..1 000 000, default 1 each.
     table_size   a prime, 2..4 000 037, at least the number of targets; default 65 537. 100 per target keeps shares within 1 %.

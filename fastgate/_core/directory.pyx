@@ -122,7 +122,8 @@ cdef const unsigned char* digest_argument(object digest) except NULL:
 
 
 cdef class Directory:
-    """A map from digests to blobs that all processes of this host read, and one writes.
+    """Directory(capacity, arena_bytes, shared=None)\n--\n
+    A map from digests to blobs that all processes of this host read, and one writes.
 
     capacity: entries it holds (1 to 2**27). arena_bytes: for the blobs (4 KiB to 1 GiB). shared: memory of `Directory.size(...)`
     bytes or more, inherited over fork; without it the directory is made in memory of its own.

@@ -119,7 +119,8 @@ cdef inline bint fill_is(uint64_t word, const hash128_t* key) noexcept nogil:
 
 
 cdef class Epochs:
-    """The purge log, the fills under way and the roles of one host.
+    """Epochs(purges=1024, fills=65536, shared=None)\n--\n
+    The purge log, the fills under way and the roles of one host.
 
     purges: records the ring holds, 16 to 65 536. fills: keys being made at once, 64 to 1 000 000. shared: SharedMemory of
     Epochs.size(purges, fills) bytes, whose users must see the same pids; without it the memory is this process's and its forks'.

@@ -158,7 +158,8 @@ cdef (int, int64_t, int64_t) layout_of(object lowest, object highest, object pre
 
 @cython.final
 cdef class Histogram:
-    """Counts of non-negative integers, usually nanoseconds, in buckets of bounded relative width.
+    """Histogram(lowest=1024, highest=137438953471, precision=0.0625, *, memory=None, offset=0)\n--\n
+    Counts of non-negative integers, usually nanoseconds, in buckets of bounded relative width.
 
     lowest, highest   the range in which quantiles keep the stated error. Values outside are counted in `below` and `above`,
                       are part of count, sum and mean, and are reported as the border. The default range is 1 µs to 137 s in ns.

@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import Final, Never, Protocol
+from typing import Final, Protocol
 
 from typing_extensions import Buffer
 
@@ -69,7 +69,7 @@ class Rules:
     wants_body: Final[bool]
     def __init__(
         self,
-        *args: Never,
+        *,
         ttl_ns: int = 0,
         respect: str = "origin",
         methods: Iterable[str] = ...,

@@ -249,7 +249,12 @@ def url_tag(bytes url not None):
 
 
 cdef class Rules:
-    """One route's cache settings, ready for use. Arguments as in `fastgate.caching.settings.CacheConfig`, durations in ns.
+    """Rules(*, ttl_ns=0, respect="origin", methods=("GET", "HEAD"), statuses=(200, 203, 204, 300, 301, 308, 404, 410),
+        query="all", headers=(), cookies=(), consumer="auto", body=False, tags=(), min_size=0, max_size=16000000,
+        stale_while_revalidate_ns=0, stale_if_error_ns=0, heuristic_max_ns=86400000000000, private="never",
+        set_cookie="never", share_private=False, max_variants=64, max_vary=8, targeted=("CDN-Cache-Control",),
+        client_control=True, enforce=True, status_name="fastgate", route=b"", shown=(), secrets=(), never_vary=())\n--\n
+    One route's cache settings, ready for use. Arguments as in `fastgate.caching.settings.CacheConfig`, durations in ns.
 
     query        "all", "none", or the names of the parameters that make a difference
     consumer     "auto", "private" or "shared"

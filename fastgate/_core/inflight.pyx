@@ -261,7 +261,8 @@ cdef size_t table_size(int64_t capacity, int64_t seats) noexcept nogil:
 
 
 cdef class InflightTable:
-    """Concurrency by key in one bounded table, private or shared by processes.
+    """InflightTable(capacity, seats, shared=None)\n--\n
+    Concurrency by key in one bounded table, private or shared by processes.
 
     capacity: keys that may be under way at once (1 to 8 000 000; a sixteenth of them share a bucket's 16 places, so count on
     half). seats: processes (1 to 4096). shared: SharedMemory of InflightTable.size(capacity, seats) bytes. A process calls

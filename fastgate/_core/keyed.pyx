@@ -36,7 +36,8 @@ __all__ = ["KeyedLimiter", "Reservation", "live_objects"]
 
 
 cdef class KeyedLimiter:
-    """Limits per key, in one bounded table, private or shared by processes.
+    """KeyedLimiter(limits, *, capacity=None, shared=None, table=None, scope="", when_full="refuse")\n--\n
+    Limits per key, in one bounded table, private or shared by processes.
 
     limits: 1 to 16 of TokenBucket, FixedWindow, SlidingWindow; they serve as rules, their own state is not used. capacity: keys the table holds.
     shared: SharedMemory of KeyedLimiter.size(limits, capacity) bytes. table: a LimiterTable to live in instead, with other

@@ -115,7 +115,8 @@ cdef int64_t lease_count(leases_t* leases) noexcept nogil:
 
 
 cdef class ConcurrencyLimit:
-    """At most `limit` leases at a time, over all threads, and all processes that share the memory.
+    """ConcurrencyLimit(limit, shared=None, capacity=None)\n--\n
+    At most `limit` leases at a time, over all threads, and all processes that share the memory.
 
     limit: 1 to capacity. capacity: what set_limit may raise it to, at most 1 000 000 (default: limit). shared: SharedMemory of
     ConcurrencyLimit.size(capacity) bytes, which must see the same pids; without it the limit is this process's own and

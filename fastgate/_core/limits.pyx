@@ -507,7 +507,8 @@ cdef int fill_window(limit_t* spec, int64_t kind, object limit, object window_s)
 
 
 cdef class TokenBucket(Limit):
-    """A bucket that holds `burst` tokens and gains rate_per_s tokens a second; starts full.
+    """TokenBucket(rate_per_s, burst, shared=None, offset=0)\n--\n
+    A bucket that holds `burst` tokens and gains rate_per_s tokens a second; starts full.
 
     rate_per_s: 1e-9 to 1e9. burst: 1 to 2**39 - 1 tokens; burst / rate_per_s at most 1e9 seconds. Any span of t seconds admits at
     most burst + rate_per_s·t. shared: SharedMemory with 16 bytes for the bucket at `offset` (a multiple of 8); every process that names
@@ -558,7 +559,8 @@ cdef class TokenBucket(Limit):
 
 
 cdef class FixedWindow(Limit):
-    """At most `limit` in each window of window_s seconds; windows start at multiples of window_s on the clock of now_ns.
+    """FixedWindow(limit, window_s, shared=None)\n--\n
+    At most `limit` in each window of window_s seconds; windows start at multiples of window_s on the clock of now_ns.
 
     limit: 1 to 2**39 - 1. window_s: 0.001 to 1e9. For calendar days pass realtime_ns() as now_ns. Any span of one window's length
     admits at most 2 × limit. shared: SharedMemory of at least SHARED_BYTES for this window alone.
@@ -576,7 +578,8 @@ cdef class FixedWindow(Limit):
 
 
 cdef class SlidingWindow(Limit):
-    """About `limit` in any span of window_s seconds: this window's count plus the share of the window before that is still inside.
+    """SlidingWindow(limit, window_s, shared=None)\n--\n
+    About `limit` in any span of window_s seconds: this window's count plus the share of the window before that is still inside.
 
     limit: 1 to 2**39 - 1. window_s: 0.001 to 1e9. Exact for even traffic; the worst traffic gets 2 × limit in one span and still no
     more than limit per window on average. shared: SharedMemory of at least SHARED_BYTES for this window alone.

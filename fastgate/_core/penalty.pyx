@@ -36,7 +36,9 @@ cdef int64_t BY_HAND = 0x80000000     # in COUNTS: a ban that ban() set, which m
 
 
 cdef class PenaltyBox:
-    """Bans by key, stepwise longer, in one bounded table, private or shared by processes.
+    """PenaltyBox(strikes=10, within_s=60, bans_s=(60, 600, 3600, 86400), forget_s=86400, *, capacity=None, shared=None,
+        table=None, scope="", when_full="refuse")\n--\n
+    Bans by key, stepwise longer, in one bounded table, private or shared by processes.
 
     strikes: 1 to 1 000 000 violations that start a ban. within_s: the span they must fall in. bans_s: 1 to 16 lengths, none shorter
     than the one before. forget_s: good behaviour that clears the record. All spans 0.001 to 1e9 seconds. capacity, shared, table,

@@ -156,7 +156,8 @@ cdef bint _collect(void* arg, Route route) noexcept:
 
 @cython.final
 cdef class Router:
-    """Finds the most specific route for a host and a path; see the top of this module for the order.
+    """Router()\n--\n
+    Finds the most specific route for a host and a path; see the top of this module for the order.
 
     add() every pattern, freeze() once, then match(). A frozen router never changes.
     """

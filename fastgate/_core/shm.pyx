@@ -42,7 +42,8 @@ cdef object LARGEST_BYTES = 1 << 46     # half of what x86-64 can address: anyth
 
 
 cdef class SharedMemory:
-    """Memory of `size` bytes that all holders share, zero-filled when new.
+    """SharedMemory(size, path=None)\n--\n
+    Memory of `size` bytes that all holders share, zero-filled when new.
 
     size: bytes, 1 to 2**46. path: a file to share with unrelated processes; created with mode 0600 when absent, and it must
     have exactly `size` bytes when present. Supports the buffer protocol (`memoryview(shared)`), writable.

@@ -59,7 +59,8 @@ cdef class SseEvent:
 
 @cython.final
 cdef class SseParser:
-    """Parser of one stream: `for event in parser.feed(chunk): …`.
+    """SseParser(max_event_bytes=1048576)\n--\n
+    Parser of one stream: `for event in parser.feed(chunk): …`.
 
     max_event_bytes   bound on each line and on data plus name of one event, 16 to 2**40; the verdict does not depend on
                       where the chunks are cut. 1 MiB by default, 16 times the largest event seen from a model provider.

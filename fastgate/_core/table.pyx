@@ -581,7 +581,8 @@ cdef uint64_t boot_name() except? 0:
 # The collector would let go of the memory that __dealloc__ still writes to.
 @cython.no_gc_clear
 cdef class LimiterTable:
-    """The memory of KeyedLimiter and PenaltyBox: bounded, private or shared, one for one limiter or for many.
+    """LimiterTable(capacity, state_words=5, shared=None, processes=256)\n--\n
+    The memory of KeyedLimiter and PenaltyBox: bounded, private or shared, one for one limiter or for many.
 
     capacity: keys it holds at least (1 to 9 000 000). state_words: of the widest entry (1 to 29); TokenBucket takes 1, FixedWindow and
     SlidingWindow 2, PenaltyBox 4. Up to 5 words an entry is one cache line, up to 13 two. shared: memory of

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,3 +56,30 @@ def test_a_breaker_guards_an_async_block() -> None:
 
     asyncio.run(main())
     assert breaker.state == "open"
+
+
+def test_help_shows_every_signature() -> None:
+    """Signatures are in the docstrings; stubtest (`make types`) compares them with the stubs."""
+    unsigned = []
+    for name in fastgate._core.__all__:
+        thing = getattr(fastgate._core, name)
+        for each in (thing, *_methods(thing)):
+            try:
+                inspect.signature(each)
+            except ValueError:
+                unsigned.append(f"{name}.{each.__name__}")
+
+    made_by_others = {"Decision", "Lease", "Limit", "Match", "Reservation", "Route", "SseEvent"}
+    exceptions = {"BulkheadFull", "BulkheadTimeout", "DirectoryFull"}
+    assert set(unsigned) == {f"{name}.{name}" for name in made_by_others | exceptions}
+    shown = pydoc.plain(pydoc.render_doc(TokenBucket))
+    assert "TokenBucket(rate_per_s, burst, shared=None, offset=0)" in shown
+    assert "take(self, /, amount=1, now_ns=None)" in pydoc.plain(pydoc.render_doc(TokenBucket.take))
+
+
+def _methods(thing: Any) -> list[Any]:
+    if not isinstance(thing, type):
+        return []
+    return [
+        value for name, value in vars(thing).items() if inspect.isroutine(value) and not name.startswith("_")
+    ]
