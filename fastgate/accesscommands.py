@@ -5,6 +5,7 @@ What is made for scripts (a new key) is alone on stdout, what is said about it g
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -330,6 +331,15 @@ def _add_cache(main: click.Group, shared: Shared, ask: Ask) -> None:
             "key": list(keys),
             "all": everything,
         }
+        if not any(body.values()):
+            raise click.UsageError(
+                "name a URL, --tag, --pattern, --prefix or --key, or purge everything with --all"
+            )
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise click.UsageError(
+                    f"expected a URL with its host, got {url!r}; a path on every host is --pattern {url!r}"
+                )
         answer = ask("POST", "/api/cache/purge", config, admin, {name: v for name, v in body.items() if v})
         if as_json:
             click.echo(json.dumps(answer, indent=2))
@@ -366,13 +376,24 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         """Limits of one client: a consumer, a key or an address."""
 
     def client(command: Any) -> Any:
+        """`command` for one client: a consumer by its bare name or with --consumer, a key or an address."""
+
+        @functools.wraps(command)
+        def checked(name: str | None, **given: Any) -> None:
+            named = [name, given["consumer"], given["key"], given["ip"]]
+            if sum(one is not None for one in named) != 1:
+                raise click.UsageError("name one client: CONSUMER, --key KEY_ID or --ip ADDRESS")
+            given["consumer"] = given["consumer"] if name is None else name
+            command(**given)
+
         for option in (
             click.option("--ip", help="Its address."),
             click.option("--key", help="Its key id."),
-            click.option("--consumer", help="Its name."),
+            click.option("--consumer", help="Its name; the same as CONSUMER."),
+            click.argument("name", required=False, metavar="[CONSUMER]"),
         ):
-            command = option(command)
-        return command
+            checked = option(checked)
+        return checked
 
     @limits.command()
     @client

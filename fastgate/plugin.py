@@ -113,10 +113,9 @@ class Registry:
         for entry in entry_points(group=GROUP, name=name):
             return _checked(name, _imported(entry.value, entry.load))
         known = sorted({entry.name for entry in entry_points(group=GROUP)})
-        raise LookupError(
-            f"no plugin is called {name!r}; installed: {', '.join(known) or 'none'}; "
-            "or give the dotted path package.module:Class"
-        )
+        module, dot, attribute = name.rpartition(".")
+        path = f"write {module}:{attribute}" if dot else "or give the dotted path package.module:Class"
+        raise LookupError(f"no plugin is called {name!r}; installed: {', '.join(known) or 'none'}; {path}")
 
     @staticmethod
     def names() -> list[str]:

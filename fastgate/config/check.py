@@ -25,6 +25,7 @@ from fastgate.caching.settings import check_cache, check_cache_store
 from fastgate.certificates import CertificateError, load_authorities, load_pair
 from fastgate.config.check_content import check_cors, check_security_headers, check_validation
 from fastgate.config.check_signing import check_hmac, check_signatures
+from fastgate.config.foreign import address_hint, path_hint, scheme_hint
 from fastgate.config.root import TRUSTED_UNIX, AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
 from fastgate.config.shape import Report, nearest
 from fastgate.config.source import Path
@@ -296,13 +297,16 @@ class RouteCheck:
             where = (*path, "path", at) if len(route.path) > 1 else (*path, "path")
             params = self._patterns.get(pattern)
             if params is None:
+                # Both compile, and neither can match what its author means.
+                if foreign := path_hint(pattern) if re.match(r"~\s|/(?:.*/)?:\w", pattern) else "":
+                    self._report(where, f'"{pattern}"', "", foreign)
+                    good = False
+                    continue
                 try:
                     compiled = compile_pattern(pattern, MAX_PARAMS, MAX_SEGMENTS)
                 except ValueError as error:
                     position, _, why = str(error).partition(", position ")[2].partition(": ")
-                    hint = f"at character {int(position or 0) + 1}: {why}"
-                    if pattern in ("", "*"):
-                        hint = "write /* for every path"
+                    hint = path_hint(pattern) or f"at character {int(position or 0) + 1}: {why}"
                     self._report(
                         where,
                         f'"{pattern}"',
@@ -345,7 +349,7 @@ class RouteCheck:
         schemes = route.auth.schemes
         for at, scheme in enumerate(schemes):
             if scheme not in AuthConfig.__struct_fields__:
-                hint = nearest(scheme, AuthConfig.__struct_fields__)
+                hint = scheme_hint(scheme) or nearest(scheme, AuthConfig.__struct_fields__)
                 known = ", ".join(AuthConfig.__struct_fields__)
                 self._report((*path, "auth", at), f'"{scheme}"', f"one of {known}", hint)
             elif scheme == "api_key" and not self._has_controller:
@@ -452,12 +456,7 @@ def _check_address(text: str, path: Path, report: Report) -> bool:
             report(path, f'"{text}"', "", f"there is no directory {folder}")
             return False
     except ValueError as error:
-        hint = (
-            f"write 127.0.0.1:{text}, or :{text} for every interface" if re.fullmatch(r"[0-9]+", text) else ""
-        )
-        if re.match(r"https?://", text):
-            hint = "leave the scheme out"
-        report(path, f'"{text}"', str(error), hint)
+        report(path, f'"{text}"', str(error), address_hint(text))
         return False
     return True
 

@@ -49,7 +49,10 @@ def check_auth(config: Config, routes: Iterable[RouteConfig], report: Report) ->
         for at, name in enumerate(route.auth.schemes if route.auth is not None else ()):
             if name in AuthConfig.__struct_fields__ and getattr(auth, name) is None:
                 report(
-                    ("routes", index, "auth", at), f'"{name}"', f"a section $.auth.{name} that says how", ""
+                    ("routes", index, "auth", at),
+                    f'"{name}"',
+                    f"a section $.auth.{name} that says how",
+                    f"write auth: {{{name}: {{…}}}} at the root",
                 )
 
 

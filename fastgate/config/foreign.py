@@ -10,7 +10,15 @@ import re
 from collections.abc import Collection
 from typing import Final
 
-__all__ = ["FOREIGN", "foreign_hint"]
+__all__ = [
+    "FOREIGN",
+    "address_hint",
+    "foreign_hint",
+    "path_hint",
+    "plugin_hint",
+    "scheme_hint",
+    "value_hint",
+]
 
 _UPSTREAM = "write upstream"
 _RETRIES = "there is no such setting: a target that refuses the connection is passed over for the next one"
@@ -66,7 +74,8 @@ FOREIGN: Final[dict[str, dict[str, str]]] = {
         **_rows(_LIMITS,
                 "rate_limit rate_limits ratelimit rate_limiting limit_req limit_req_zone "
                 "limit_conn_zone throttle quotas"),
-        **_rows(_ACCESS, "allow deny ip_restriction ip_allow_list ip_whitelist whitelist blacklist"),
+        **_rows(_ACCESS,
+                "allow deny ip_restriction ip_allow_list ip_whitelist ip_blacklist whitelist blacklist"),
         **_rows("write cache at a route of routes, and cache_store for where responses are kept",
                 "cache caching proxy_cache proxy_cache_path"),
         **_rows("write cache_store: {redis: {url: redis://host:6379}}", "redis valkey"),
@@ -80,7 +89,8 @@ FOREIGN: Final[dict[str, dict[str, str]]] = {
                 "middleware middlewares filters http_filters"),
         **_rows("leave it out",
                 "version _format_version api_version kind events user pid daemon master defaults "
-                "global gzip"),
+                "global"),
+        **_rows("leave it out: responses are not compressed here", "gzip compress compression brotli encode"),
         **_rows("leave it out: one config is one file", "include includes import imports providers"),
         **_rows("write workers, listen and so on at the root", "settings options general general_settings"),
         **_rows(_AI, "model_list models providers_ai litellm_settings router_settings llm"),
@@ -94,7 +104,8 @@ FOREIGN: Final[dict[str, dict[str, str]]] = {
                 "destination forward forward_to origin proxy to"),
         **_rows("write path: /api/* for a prefix, /exact for one path, ~regex for a regular expression",
                 "location prefix path_prefix match rule rules uri uris paths regex pattern url_path "
-                "route handle"),
+                "route"),
+        **_rows("write upstream, redirect or respond", "handle handler action"),
         **_rows("write host", "hosts domain domains server_name server_names hostname hostnames sni vhost"),
         **_rows("write methods", "method verb verbs"),
         **_rows(_RETRIES,
@@ -124,7 +135,11 @@ FOREIGN: Final[dict[str, dict[str, str]]] = {
                 "rps"),
         **_rows("write limits: {concurrent: 10}", "limit_conn max_concurrent max_connections concurrency"),
         **_rows(_ACCESS,
-                "allow deny ip_restriction ip_allow_list whitelist blacklist allowed_ips denied_ips"),
+                "allow deny ip_restriction ip_allow_list ip_whitelist ip_blacklist whitelist blacklist "
+                "allowed_ips denied_ips allowlist denylist remote_ip"),
+        **_rows("write scopes, roles or policies: who may is decided after authentication",
+                "acl authorize"),
+        **_rows("leave it out: responses are not compressed here", "gzip compress compression brotli encode"),
         **_rows("write max_body",
                 "client_max_body_size max_body_size max_size body_limit request_size_limiting"),
         **_rows("write preserve_host: true",
@@ -274,7 +289,119 @@ FOREIGN["TimeoutOverrides"] = FOREIGN["TimeoutsConfig"]
 FOREIGN["RuleConfig"] = FOREIGN["LimitsConfig"]
 
 
-def foreign_hint(struct: str, key: str, known: Collection[str]) -> str:
+#: Hint by Struct, key and kind of the value, where the key is ours and the value is written as elsewhere.
+_VALUES: Final[dict[tuple[str, str, type], str]] = {
+    ("RouteConfig", "upstream", list): "write upstreams: {name: {targets: […]}} at the root, its name here",
+    ("RouteConfig", "upstream", dict): "write it under upstreams at the root, and its name here",
+    ("RouteConfig", "rewrite", str): "write rewrite: {path: /new/{name}}, with parameters of the path",
+    ("RouteConfig", "auth", bool): "write auth: [api_key], or another method",
+    ("Config", "upstreams", list): "write upstreams: {name: {targets: [http://host:port]}}",
+}  # fmt: skip
+
+#: Authentication methods by the names that they have elsewhere.
+_SCHEMES: Final[dict[str, str]] = {
+    **_rows("write api_key", "key_auth keyauth key keys token apikeys"),
+    **_rows("write jwt; for tokens that only their issuer can read, introspection",
+            "oauth2 oauth oidc openid_connect openid bearer bearer_token"),
+    **_rows("write basic", "basic_auth basicauth auth_basic password htpasswd ldap_auth"),
+    **_rows("write forward", "forward_auth forwardauth ext_authz auth_request external"),
+    **_rows("write mtls", "mtls_auth client_cert client_certificate tls"),
+    **_rows("write hmac", "hmac_auth"),
+    **_rows("write auth: false", "none off no"),
+}  # fmt: skip
+
+#: Plugins of other gateways: what does the same here.
+_PLUGINS: Final[dict[str, str]] = {
+    **_rows("write auth: [api_key] at the route", "key_auth api_key apikey"),
+    **_rows("write auth: [jwt] at the route, and auth: {jwt: …} at the root",
+            "jwt jwt_auth oauth2 openid_connect oidc"),
+    **_rows("write auth: [basic] at the route", "basic_auth basicauth basic"),
+    **_rows("write auth: [hmac] at the route", "hmac_auth hmac"),
+    **_rows("write auth: [mtls] at the route", "mtls_auth mtls"),
+    **_rows("write auth: [forward] at the route", "forward_auth forwardauth ext_authz"),
+    **_rows(_LIMITS, "rate_limiting rate_limiting_advanced rate_limit ratelimit limit_req limit_count"),
+    **_rows("write limits: {concurrent: 10}", "limit_conn inflightreq"),
+    **_rows("write cors", "cors"),
+    **_rows("write cache: {ttl: 60s}", "proxy_cache cache"),
+    **_rows(_ACCESS, "ip_restriction ip_allow_list ipallowlist ipwhitelist rbac_ip"),
+    **_rows("write scopes, roles or policies", "acl rbac opa authz_casbin"),
+    **_rows(_SET_REQUEST, "request_transformer request_transformer_advanced headers proxy_rewrite"),
+    **_rows(_SET_RESPONSE, "response_transformer response_transformer_advanced response_rewrite"),
+    **_rows(_STRIP, "stripprefix strip_prefix"),
+    **_rows("write max_body", "request_size_limiting buffering"),
+    **_rows("write respond", "request_termination fault_injection mocking"),
+    **_rows("leave it out: the admin listener serves /metrics", "prometheus"),
+    **_rows("leave it out: every request has an X-Request-ID", "correlation_id request_id"),
+}  # fmt: skip
+
+_FOREIGN_PARAM = re.compile(r"/:([A-Za-z_]\w*)(?=/|$)")
+_TYPED_PARAM = re.compile(r"\{([A-Za-z_]\w*):(.*)\}")
+
+
+def path_hint(pattern: str) -> str:
+    """What to write in place of a path in the spelling of nginx, Express, chi or Spring; "" for ours."""
+    if pattern in ("", "*"):
+        return "write /* for every path"
+    if nginx := re.match(r"(~\*|~|=|\^~)\s+(?=\S)|~\*", pattern):
+        rest = pattern[nginx.end() :]
+        how = {"~*": f"~(?i){rest}", "~": f"~{rest}", "=": rest, "^~": f"{rest.rstrip('/')}/*"}
+        return f"write {how[nginx[0].strip()]}"
+    if named := _FOREIGN_PARAM.search(pattern) if pattern[0] == "/" else None:
+        return f"a parameter is written {{{named[1]}}}, not :{named[1]}"
+    if typed := _TYPED_PARAM.search(pattern) if pattern[0] == "/" else None:
+        return f"write {{{typed[1]}}}, or a regular expression: ~^/a/(?P<{typed[1]}>{typed[2]})$"
+    if pattern.endswith("/**"):
+        return f"write {pattern[:-1]}"
+    if pattern[0] == "^":
+        return f"write ~{pattern}"
+    if pattern[0].isalnum():
+        return f"write /{pattern}"
+    return ""
+
+
+def scheme_hint(name: str) -> str:
+    """Which authentication method this name of another gateway's is; "" when it is unknown."""
+    return _SCHEMES.get(_folded(name), "")
+
+
+def plugin_hint(name: str) -> str:
+    """Which setting does what this plugin of another gateway does; "" when it is unknown."""
+    return _PLUGINS.get(_folded(name), "")
+
+
+def value_hint(struct: type, key: str, value: object) -> str:
+    """What to write in place of a value of this kind, as other gateways take it for the same key; or ""."""
+    return _VALUES.get((_section(struct), key, type(value)), "")
+
+
+def _section(struct: type) -> str:
+    """The name of a section of the config; "" for settings of a plugin, whose class is called Config too."""
+    return struct.__qualname__ if struct.__module__.startswith("fastgate.") else ""
+
+
+def address_hint(text: str) -> str:
+    """What to write in place of this listener address; "" when nothing is known about it."""
+    if re.fullmatch(r"[0-9]+", text):
+        return f"write 127.0.0.1:{text}, or :{text} for every interface"
+    if re.match(r"https?://", text):
+        return "leave the scheme out"
+    if flags := re.fullmatch(r"(\S+)\s+(?:ssl|http2|quic|default_server|reuseport|proxy_protocol|\s)+", text):
+        return f"write address: '{_with_colon(flags[1])}', and tls or proxy_protocol beside it"
+    ports = re.split(r"[,\s]+", text.strip())
+    if len(ports) > 1 and all(re.fullmatch(r"\S*:?[0-9]+", port) for port in ports):
+        return "write a list: [" + ", ".join(f"'{_with_colon(port)}'" for port in ports) + "]"
+    return ""
+
+
+def _with_colon(port: str) -> str:
+    return port if ":" in port else f":{port}"
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").replace(".", "_").lower()
+
+
+def foreign_hint(struct: type, key: str, known: Collection[str]) -> str:
     """What to write in place of this key of another gateway; "" when it is none that is known, or ours."""
-    folded = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).replace("-", "_").replace(".", "_").lower()
-    return FOREIGN.get(struct, {}).get(folded, "") if folded not in known else ""
+    folded = _folded(key)
+    return FOREIGN.get(_section(struct), {}).get(folded, "") if folded not in known else ""

@@ -24,6 +24,7 @@ from fastgate.config.check import RouteCheck, check_root, check_upstream
 from fastgate.config.check_access import check_access, check_credentials, with_credentials
 from fastgate.config.check_auth import check_auth
 from fastgate.config.files import named_files
+from fastgate.config.foreign import plugin_hint
 from fastgate.config.root import AdminConfig, Config, PluginUse, RouteConfig
 from fastgate.config.shape import INVALID, Report, Shapes, found_text
 from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Path, Substituted, parse, path_text
@@ -390,7 +391,8 @@ class _Reading:
             return INVALID
         except (LookupError, ImportError, AttributeError, TypeError, ValueError) as error:
             problem = error.args[0] if error.args else type(error).__name__
-            report(path, f'"{name}"', "the name of a plugin, or package.module:Class", str(problem))
+            hint = plugin_hint(name) or str(problem)
+            report(path, f'"{name}"', "the name of a plugin, or package.module:Class", hint)
             return INVALID
         self._plugin_shapes[name] = shape
         return shape

@@ -30,7 +30,7 @@ import msgspec
 from msgspec import inspect
 
 from fastgate.config import scalars
-from fastgate.config.foreign import foreign_hint
+from fastgate.config.foreign import foreign_hint, value_hint
 from fastgate.config.scalars import INVALID, Reader, Report, found_text, nearest
 from fastgate.config.source import Path, Substituted
 
@@ -103,13 +103,14 @@ class Shapes:
                     if strict and key != tag_field:
                         hint = (
                             elsewhere.get(key)
-                            or foreign_hint(cls.__name__, str(key), fields)
+                            or foreign_hint(cls, str(key), fields)
                             or nearest(str(key), fields)
                         )
                         report((*path, key), "unknown key", "", hint)
                         good = False
                     continue
-                result = entry[1](item, (*path, key), report)
+                foreign = value_hint(cls, key, item)
+                result = entry[1](item, (*path, key), _with_hint(report, foreign) if foreign else report)
                 if result is INVALID:
                     good = False
                 else:
@@ -283,6 +284,15 @@ def _from_short(value: Any, short: Mapping[type, Callable[[Any], dict[str, Any]]
         if int in short and isinstance(value, Substituted) and value.isdecimal() and len(value) < 10:
             return short[int](int(value))
     return short[kind](value) if kind in short else value
+
+
+def _with_hint(report: Report, hint: str) -> Report:
+    """Says what to write in place of a value that is of the wrong kind."""
+
+    def told(path: Path, found: str, expected: str, known: str) -> None:
+        report(path, found, expected, known or hint)
+
+    return told
 
 
 def _without_quotes(report: Report, wanted: str) -> Report:

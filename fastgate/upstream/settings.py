@@ -400,6 +400,8 @@ class CredentialConfig(SecretSource, frozen=True, kw_only=True):
 class UpstreamConfig(Settings, frozen=True, kw_only=True):
     """One service: where it runs and how to talk to it."""
 
+    example: ClassVar[str] = "{targets: [http://host:port]}"
+
     targets: Annotated[
         tuple[TargetConfig, ...],
         Meta(

@@ -91,6 +91,7 @@ def test_consumers_and_their_limits() -> None:
         key = good(gateway, "keys", "create", "acme").strip()
         assert [use(gateway, key) for _ in range(6)].count(200) == 5
         shown = good(gateway, "limits", "show", "--consumer", "acme")
+        assert good(gateway, "limits", "show", "acme").splitlines()[0] == shown.splitlines()[0]
         assert re.search(r"tier +per_minute +5 +0", shown), shown
         assert good(gateway, "limits", "reset", "--consumer", "acme") == "reset 1 rule\n"
         assert use(gateway, key) == 200
@@ -124,7 +125,10 @@ def test_a_secret_comes_from_stdin_and_is_never_shown(tmp_path: Path) -> None:
         (["keys", "create", "acme", "--metadata", "plan"], 2, "expected NAME=VALUE"),
         (["keys", "revoke", "key_unknown"], 1, "There is no key 'key_unknown'"),
         (["consumers", "show", "nobody"], 1, "There is no consumer 'nobody'"),
-        (["limits", "show"], 1, "Expected ?consumer=, ?key= or ?ip="),
+        (["limits", "show"], 2, "name one client: CONSUMER, --key KEY_ID or --ip ADDRESS"),
+        (["limits", "show", "acme", "--ip", "10.0.0.1"], 2, "name one client"),
+        (["cache", "purge"], 2, "or purge everything with --all"),
+        (["cache", "purge", "/a"], 2, "a path on every host is --pattern '/a'"),
         (["limits", "set", "acme", "per_minute=0"], 1, ">= 1"),
     ],
 )

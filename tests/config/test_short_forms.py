@@ -146,10 +146,61 @@ def test_a_hint_names_keys_that_are_there(struct: str) -> None:
         ("server: {listen: 80}", "write listen at the root"),
         ("upstreams: {a: {targets: ['http://a:1'], timeouts: {read: 5s}}}", "write between_bytes"),
         ("routes: [{respond: x, limits: {requests: 5}}]", "write per_second, per_minute"),
+        ("routes: [{handle: {handler: reverse_proxy}}]", "write upstream, redirect or respond"),
+        ("routes: [{respond: x, ip_whitelist: [10.0.0.0/8]}]", "write access: {allow: [10.0.0.0/8]"),
+        ("gzip: on", "leave it out: responses are not compressed here"),
     ],
 )
 def test_a_key_of_another_gateway_says_what_to_write(text: str, said: str) -> None:
     assert said in bad(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("routes: [{path: /, upstream: ['http://a:1']}]", "write upstreams: {name: {targets: […]}}"),
+        ("routes: [{path: /, upstream: {url: 'http://a:1'}}]", "write it under upstreams at the root"),
+        ("routes: [{path: /, upstream: 'http://a:1', rewrite: /x/$1}]", "write rewrite: {path: /new/{name}}"),
+        ("upstreams: {api: ['http://a:1']}", "a mapping such as {targets: [http://host:port]}"),
+        ("routes: [{path: /, respond: x, auth: true}]", "write auth: [api_key]"),
+        ("routes: [{path: /, respond: x, auth: key-auth}]", "(write api_key)"),
+        ("routes: [{path: /, respond: x, auth: oauth2}]", "(write jwt; for tokens that only"),
+        ("routes: [{path: /, respond: x, auth: jwt}]", "(write auth: {jwt: {…}} at the root)"),
+        ("routes: [{path: /, respond: x, plugins: [jwt]}]", "(write auth: [jwt] at the route"),
+        ("routes: [{path: /, respond: x, plugins: [{rate-limiting: {}}]}]", "write limits: {per_minute"),
+        ("routes: [{path: '~ ^/y', respond: x}]", "(write ~^/y)"),
+        ("routes: [{path: '~* [.]php$', respond: x}]", "(write ~(?i)[.]php$)"),
+        ("routes: [{path: '= /exact', respond: x}]", "(write /exact)"),
+        ("routes: [{path: '^~ /images/', respond: x}]", "(write /images/*)"),
+        ("routes: [{path: '^/y$', respond: x}]", "(write ~^/y$)"),
+        ("routes: [{path: 'api/*', respond: x}]", "(write /api/*)"),
+        ("routes: [{path: '/api/**', respond: x}]", "(write /api/*)"),
+        ("routes: [{path: '/users/:id/orders', respond: x}]", "(a parameter is written {id}, not :id)"),
+        ("routes: [{path: '/users/{id:[0-9]+}', respond: x}]", "(write {id}, or a regular expression: ~"),
+        ("listen: 443 ssl http2", "(write address: ':443', and tls"),
+        ("listen: '80, 443'", "(write a list: [':80', ':443'])"),
+    ],
+)
+def test_a_value_in_the_spelling_of_another_gateway_says_what_to_write(text: str, said: str) -> None:
+    assert said in bad(text)
+
+
+def test_settings_of_a_plugin_have_no_names_of_other_gateways() -> None:
+    said = bad("routes: [{path: /, respond: x, plugins: [{use: 'examples.tenant_plugin:Tenant', user: 1}]}]")
+
+    assert "user: unknown key" in said
+    assert "leave it out" not in said
+
+
+def test_a_plugin_whose_class_stands_behind_a_dot_says_so() -> None:
+    assert "write examples.tenant_plugin:Tenant" in bad(
+        "routes: [{path: /, respond: x, plugins: [examples.tenant_plugin.Tenant]}]"
+    )
+
+
+@pytest.mark.parametrize("path", ["~(?i)[.]php$", "/users:batch", "~^/:id$", "/a/b:c/{id}"])
+def test_what_a_hint_says_and_what_looks_like_one_are_good(path: str) -> None:
+    assert good(f"routes: [{{path: '{path}', respond: x}}]")
 
 
 def test_file_names_are_relative_to_the_folder_of_the_config(tmp_path: Path) -> None:
