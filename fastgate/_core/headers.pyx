@@ -398,8 +398,8 @@ cdef class Headers:
         """Drop every field whose name folds to this lower-case one; but_itself: all but those of this very name."""
         cdef int i
         for i in range(self.count):
-            if self.fields[i].name_n == n and names_fold(self.fields[i].name, name, n) \
-                    and not (but_itself and name_equal(self.fields[i].name, name, n)):
+            if self.fields[i].name_n == n and not (but_itself and name_equal(self.fields[i].name, name, n)) \
+                    and names_fold(self.fields[i].name, name, n):
                 self.fields[i].id = H_DROPPED
 
     cdef bint drop_listed(self, const char* connection, Py_ssize_t n) except -1:
