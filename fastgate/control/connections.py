@@ -85,12 +85,12 @@ class AdminConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._head_timer is None and not self._is_in_request():
             self._expect_head()
+        super().data_received(data)
+        # Only what did not end the head: the body may have come with it, and has a bound of its own.
         if self._head_timer is not None:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
                 self.cut()
-                return
-        super().data_received(data)
 
     def on_headers_complete(self) -> None:
         self._forget_head()

@@ -40,7 +40,6 @@ cdef extern from "poll.h" nogil:
     int poll(pollfd* fds, unsigned long n, int timeout_ms)
 
 cdef enum:
-    TELL_NS = 60_000_000_000              # between two reports that lines are lost
     FLUSH_BYTES = 65536
     MOST_BYTES = 262144
     PIPE_PIECE = 4096
@@ -49,6 +48,8 @@ cdef enum:
     TARGET_BYTES = 1400
     AGENT_BYTES = 900
     HOST_BYTES = 270
+
+cdef int64_t TELL_NS = 60_000_000_000   # between two reports that lines are lost
 
 
 cdef class AccessLog:

@@ -163,10 +163,10 @@ cdef class ClientConnection(AnswerStream):
         plane.connections.add(self)
         of_listener = plane.of_listener.get(self.listener, 0)
         if plane.admitted >= plane.max_connections or of_listener >= plane.max_of_listener:
-            if len(plane.connections) > plane.max_connections + plane.max_connections // 8 + 8:
-                transport.abort()                       # a flood: not even a refusal
-                return
             atomic_add_relaxed_u64(&plane.counts.connections_refused, 1)
+            if len(plane.connections) > plane.max_connections + plane.max_connections // 8 + 8:
+                transport.abort()                       # a flood: no response either
+                return
             request_id = plane.new_request_id()
             body = OVERLOADED.body_start + b',"request_id":"' + request_id + b'"}'
             transport.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"

@@ -28,10 +28,11 @@ from fastgate._core.urlpath cimport host_of, normal_authority
 __all__ = ["canonical_address", "forwarded_elements"]
 
 cdef enum:
-    MOST_HOPS = 32                  # proxies in a row; what is said beyond them is not looked at, and believed of nobody
+    MOST_HOPS = 32                  # proxies in a row; what stands before the last so many is neither read nor passed on
 
-# RFC 7239 §4: parameter = token "=" ( token / quoted-string )
-cdef object PAIR = re.compile(rb"""[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([!#$%&'*+.^_`|~0-9A-Za-z:\[\]-]+)|"((?:[^"\\]|\\.)*)")[ \t]*""")
+# RFC 7239 §4: parameter = token "=" ( token / quoted-string ). White space is read apart: at its beginning the pattern would look at
+# a run of it once from each of its bytes.
+cdef object PAIR = re.compile(rb"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([!#$%&'*+.^_`|~0-9A-Za-z:\[\]-]+)|"((?:[^"\\]|\\.)*)")[ \t]*""")
 cdef object ESCAPED = re.compile(rb"\\(.)")
 cdef dict SCHEMES = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
 
@@ -64,22 +65,23 @@ def forwarded_elements(bytes value not None):
     cdef list elements = []
     cdef dict element = {}
     cdef Py_ssize_t at = 0, n = len(value)
+    cdef const char* p = value
     while at < n:
-        found = PAIR.match(value, at)
-        if found is None:
-            if value[at:at + 1] not in (b",", b";", b" ", b"\t"):
-                return None
-            if value[at:at + 1] == b",":
+        if p[at] == c"," or p[at] == c";" or p[at] == c" " or p[at] == c"\t":
+            if p[at] == c",":
                 elements.append(element)
                 element = {}
             at += 1
             continue
+        found = PAIR.match(value, at)
+        if found is None:
+            return None
         name = found[1].lower()
         if name in element:
             return None                                 # "each parameter MUST NOT occur more than once"
         element[name] = found[2] if found[2] is not None else ESCAPED.sub(rb"\1", found[3])
         at = found.end()
-        if at < n and value[at:at + 1] not in (b",", b";"):
+        if at < n and p[at] != c"," and p[at] != c";":
             return None
     elements.append(element)
     return [each for each in elements if each]
@@ -141,14 +143,14 @@ cdef int believe(RequestContext ctx, object trusted) except -1:
         elif H_X_FORWARDED_FOR <= known <= H_X_FORWARDED_HOST:
             has_x = True
     if has_x:
-        chain = listed(headers, H_X_FORWARDED_FOR)
+        chain = listed(headers, H_X_FORWARDED_FOR)[-MOST_HOPS:]
     elif forwarded:
         elements = forwarded_elements(b", ".join(forwarded))
         if elements is None:                            # nobody can say what it means: not believed, and not passed on
             elements = []
         chain = [element.get(b"for", b"unknown") for element in elements]
     # The last address that is not a trusted proxy itself
-    for node in reversed(chain[max(0, len(chain) - MOST_HOPS):]):
+    for node in reversed(chain[-MOST_HOPS:]):
         address = canonical_address(node)
         if address is None:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import socket
 
@@ -50,6 +51,21 @@ def test_a_head_that_does_not_end_is_cut_at_its_bound() -> None:
                 for _ in range(100_000):
                     sock.sendall(b"X-Long: " + 1000 * b"a" + b"\r\n")
         assert call(gateway.admin, "/ready").status == 200
+
+
+def test_a_large_body_that_comes_with_its_head_is_read() -> None:
+    body = json.dumps({"url": "http://x/" + 90_000 * "a"}).encode()
+    head = b"POST /api/gateway/explain HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+    with Gateway({"routes": [HELLO]}) as gateway:
+        host, _, port = gateway.admin.rpartition(":")
+        with socket.create_connection((host, int(port)), 60) as sock:
+            sock.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            sock.settimeout(60)
+            response = b""
+            while piece := sock.recv(65536):
+                response += piece
+
+    assert response.startswith(b"HTTP/1.1 ")
 
 
 def test_a_head_that_never_comes_is_cut_in_time() -> None:

@@ -406,6 +406,28 @@ def test_forwarded_is_read_by_its_grammar(value: bytes, expected: list[dict[byte
     assert forwarded_elements(value) == expected
 
 
+@pytest.mark.parametrize("filler", [b" ", b"\t", b",", b";", b"a", b'for="', b"for=a,"])
+def test_reading_forwarded_takes_time_in_proportion_to_its_length(filler: bytes) -> None:
+    value = b"for=a," + filler * (30_000 // len(filler)) + b",for=b"
+
+    began_s = time.thread_time()
+    forwarded_elements(value)
+
+    assert time.thread_time() - began_s < 1  # of CPU: a few milliseconds
+
+
+def test_of_a_chain_without_end_only_the_last_proxies_are_read_and_passed_on(
+    trusting: tuple[Gateway, Upstream],
+) -> None:
+    chain = ", ".join(["203.0.113.9"] + 1000 * ["10.0.0.1"])
+
+    request_seen = seen(trusting, f"X-Forwarded-For: {chain}")
+
+    told = (request_seen.get("x-forwarded-for") or b"").split(b", ")
+    assert told == [*(32 * [b"10.0.0.1"]), b"127.0.0.1"]
+    assert (request_seen.get("forwarded") or b"").count(b"for=") == 33
+
+
 def test_the_upstream_still_sees_a_request_without_a_host(wary: tuple[Gateway, Upstream]) -> None:
     served, upstream = wary
     upstream.script = answer()
