@@ -14,6 +14,7 @@ SOURCES     Thompson 1968; RE2 (lazy deterministic states, bounded memory). Patt
 from __future__ import annotations
 
 import re
+import weakref
 from collections import OrderedDict
 from re import _constants as _op  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
@@ -81,7 +82,7 @@ class Automaton:
     """One pattern. Unsupported when this engine does not take it."""
 
     _steps = 0  # of all automatons
-    _all: Final[list[Automaton]] = []
+    _all: Final[weakref.WeakSet[Automaton]] = weakref.WeakSet()
 
     def __init__(self, pattern: str) -> None:
         if _ELSEWISE.search(pattern):
@@ -104,7 +105,7 @@ class Automaton:
         self._restart = self._reached([self._start], begins=False)
         self._matches_anywhere = 0 in self._restart
         self._clear()
-        Automaton._all.append(self)
+        Automaton._all.add(self)
 
     def search(self, text: str, budget: Budget) -> bool:
         """True if the pattern is found anywhere in the text."""
@@ -124,11 +125,6 @@ class Automaton:
                 return False
             state = following
         return state.at_end
-
-    def forget(self) -> None:
-        """No automaton may be used by anybody else when this is called last for one."""
-        if self in Automaton._all:
-            Automaton._all.remove(self)
 
     def _clear(self) -> None:
         self._states: dict[frozenset[int], _State] = {}
@@ -316,7 +312,5 @@ class Patterns:
             found = None
         self._known[pattern] = found
         if len(self._known) > MOST_PATTERNS:
-            _, oldest = self._known.popitem(last=False)
-            if oldest is not None:
-                oldest.forget()
+            self._known.popitem(last=False)
         return found

@@ -159,7 +159,9 @@ cdef class WorkerCache:
                    int64_t realtime_now_ns) except -1:
         """A variant is stored: the oldest beyond the limit go, here and in the tiers. That is eviction and no purge: nobody else is
         told, and no other worker has to do anything."""
-        for oldest in vary.admit(key, limit):
+        # Only what a variant's key has behind the primary one is kept: a URL may be long, and there are many of each.
+        for left in vary.admit(key[PyBytes_GET_SIZE(primary):], limit):
+            oldest = primary + left
             metric_add(self.evicted_variants, 1)
             if self.memory is not None:
                 self.memory.delete(oldest)

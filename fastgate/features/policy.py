@@ -691,7 +691,7 @@ class Language:
         if cost_ns > BUDGET_NS // 2:
             try:
                 if len(pattern) <= MOST_PATTERN:
-                    Automaton(pattern).forget()
+                    Automaton(pattern)
                     return
             except Unsupported:
                 pass

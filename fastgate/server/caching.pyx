@@ -47,7 +47,7 @@ from fastgate._core.worker_cache cimport (
     C_BYPASS, C_COALESCED, C_EXPIRED, C_HIT, C_MISS, C_ONLY_IF_CACHED, C_REVALIDATED, C_STALE, C_STALE_ON_ERROR,
     FROM_MEMORY, FROM_REDIS, Fill, RouteCache, WorkerCache,
 )
-from fastgate.server.exchange cimport LENGTH_NONE, X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, Exchange, NoClient, Plane
+from fastgate.server.exchange cimport LENGTH_NONE, X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, Exchange, NoClient, Plane, add_piece
 from fastgate.server.heads cimport write_request_head
 from fastgate.upstream.pool cimport Target, Upstream
 
@@ -864,7 +864,7 @@ cdef class CachedRequest:
             self.decision = None
             self.pieces = None
             return self.release(x, None, True)
-        self.pieces.append(chunk)
+        add_piece(self.pieces, chunk)
         return 0
 
     cdef int on_whole(self, Exchange x) except -1:

@@ -191,5 +191,7 @@ cdef class Exchange(ResponseSink):
     cdef int tunnel_received(self, bytes data) except -1
     cdef int tunnel_client_eof(self) except -1
 
+cdef int add_piece(list pieces, bytes piece) except -1
+
 cdef class NoClient(ClientStream):
     cdef Exchange exchange

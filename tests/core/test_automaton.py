@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 import time
+import weakref
 
 import pytest
 
@@ -119,3 +121,11 @@ def test_it_is_quick_enough() -> None:
     for _ in range(7500):
         automaton.search("a", Budget(PLENTY))
     assert time.thread_time() - began < 1
+
+
+def test_a_pattern_that_nobody_uses_any_more_is_freed() -> None:
+    known = weakref.ref(Automaton("ab+c"))
+
+    gc.collect()
+
+    assert known() is None

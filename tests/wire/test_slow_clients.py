@@ -309,6 +309,25 @@ def test_stalled_readers_cost_bounded_memory() -> None:
         )  # 64 kB of them bodies, the rest two connections each and what malloc keeps
 
 
+def test_a_body_in_tiny_chunks_takes_no_more_memory_than_its_bytes() -> None:
+    release = threading.Event()
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    upload = head + 30_000 * b"2\r\nab\r\n" + b"0\r\n\r\n"
+    with Upstream(held(release)) as upstream, gateway_to(upstream) as gateway:
+        (worker,) = gateway.worker_pids()
+        before = rss_bytes(worker)
+        with contextlib.ExitStack() as stack:
+            stack.callback(release.set)
+            for _ in range(40):
+                stack.enter_context(Client(gateway.port)).send(upload)
+            until(lambda: len(upstream.requests) == 40, "the upstream has all uploads")
+            growth = rss_bytes(worker) - before
+
+        assert {request.body for request in upstream.requests} == {30_000 * b"ab"}
+        # 2.4 MB of bodies, and two connections each; an object for each chunk would take 67 MB
+        assert growth < 30 * MIB
+
+
 @pytest.mark.parametrize("tail", ["", "Connection: close"])
 def test_stalled_reader_is_cut_once_its_time_is_over(tail: str) -> None:
     """Not after a second time-out for what the gateway still holds of the response."""
