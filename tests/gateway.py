@@ -40,6 +40,10 @@ COMPLAINT = re.compile(
 )
 
 
+DISK_DESCRIPTORS = 3
+"""Of an open disk cache: the lock, and LMDB's descriptors for data and for meta pages."""
+
+
 class Gateway:
     """One running gateway. Values about processes are read from /proc at the time of asking."""
 
@@ -238,9 +242,11 @@ class Gateway:
                 if not _is_running(pid):
                     continue
                 held = descriptors(pid, self.ports)
-                if held.clients or held.half_closed or held.others > others:
+                is_disk_twice = held.disk > DISK_DESCRIPTORS
+                if held.clients or held.half_closed or held.others > others or is_disk_twice:
                     found.append(
-                        f"worker {pid} holds {held.clients} clients, {held.half_closed} half-closed"
+                        f"worker {pid} holds {held.clients} clients, {held.half_closed} half-closed,"
+                        f" {held.disk} of the disk cache"
                         f" and {held.others} other descriptors ({others} when ready): {held.names}"
                     )
             if not found or time.monotonic() > deadline:
@@ -261,9 +267,12 @@ class Gateway:
 
 
 class Descriptors:
-    """What a worker holds: connections of clients, connections whose peer has gone, and everything else."""
+    """What a worker holds: connections of clients, connections whose peer has gone, the file of its disk
+    cache, which a thread opens at some time, and everything else.
+    """
 
     def __init__(self) -> None:
+        self.disk = 0
         self.clients = 0
         self.upstreams = 0
         self.half_closed = 0
@@ -285,6 +294,9 @@ def descriptors(pid: int, listener_ports: Sequence[int]) -> Descriptors:
             held.upstreams += 1
         elif state:
             held.half_closed += 1
+        elif name.partition(" ")[0].endswith((".mdb", ".mdb-lock")):
+            held.disk += 1
+            held.names.append(name)
         else:
             held.others += 1
             held.names.append(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pkgutil
 import subprocess
@@ -18,6 +19,12 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted(module.name for module in pkgutil.iter_modules(fastgate._core.__path__, "fastgate._core."))
 
 
+def is_plain_python(module: str) -> bool:
+    """True for a module whose classes cannot crash: only compiled ones are tried."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and (spec.origin or "").endswith(".py")
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_what_is_made_by_hand_raises_and_never_crashes(module: str) -> None:
     done = subprocess.run(
@@ -31,7 +38,7 @@ def test_what_is_made_by_hand_raises_and_never_crashes(module: str) -> None:
     steps = done.stdout.decode(errors="replace").splitlines()
     assert done.returncode == 0, f"{steps[-1:]}\n{done.stderr.decode(errors='replace')[-3000:]}"
     assert steps[-1] == "done"
-    assert len(steps) > 20 or module.endswith((".patterns", ".owners"))
+    assert len(steps) > 20 or is_plain_python(module)
 
 
 def test_those_that_crashed() -> None:
