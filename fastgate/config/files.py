@@ -14,7 +14,7 @@ import hashlib
 import os
 import stat
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -28,17 +28,25 @@ _OWN_SECTIONS = frozenset({"store", "access_log", "routes"})
 
 _BLOCK_BYTES = 1 << 20
 
+#: The Config Struct of a plugin by its name or dotted path (None: it has no settings). LookupError says why
+#: there is none.
+PluginShapes = Callable[[str], type | None]
 
-def named_files(config: Config) -> dict[str, str]:
-    """Digest by name, for every file that the config names."""
+
+def _registered(name: str) -> type | None:
+    return Registry.load(name).Config
+
+
+def named_files(config: Config, plugins: PluginShapes = _registered) -> dict[str, str]:
+    """Digest by name, for every file that the config names. `plugins` finds the Struct of a plugin."""
     names = {
         name
         for section in Config.__struct_fields__
         if section not in _OWN_SECTIONS
-        for name in _names_in(getattr(config, section))
+        for name in _names_in(getattr(config, section), plugins)
     }
     for route in config.each_route():
-        names.update(_names_in(route))
+        names.update(_names_in(route, plugins))
     return {name: _digest(name) for name in sorted(names)}
 
 
@@ -72,21 +80,21 @@ def _ignored(_code: int, _data: memoryview) -> None:
     return None
 
 
-def _names_in(value: Any) -> Iterator[str]:
+def _names_in(value: Any, plugins: PluginShapes) -> Iterator[str]:
     if isinstance(value, PluginUse):
-        shape = Registry.load(value.use).Config
+        shape = plugins(value.use)
         if shape is not None:
-            yield from _names_in(value.read(shape))
+            yield from _names_in(value.read(shape), plugins)
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             inner = getattr(value, name)
-            yield from _texts_in(inner) if _names_a_file(type(value), name) else _names_in(inner)
+            yield from _texts_in(inner) if _names_a_file(type(value), name) else _names_in(inner, plugins)
     elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from _names_in(inner)
+            yield from _names_in(inner, plugins)
     elif isinstance(value, list | tuple | set | frozenset):
         for inner in value:
-            yield from _names_in(inner)
+            yield from _names_in(inner, plugins)
 
 
 def _texts_in(value: Any) -> Iterator[str]:

@@ -12,7 +12,7 @@ import gc
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any, Final
@@ -23,7 +23,7 @@ from msgspec import inspect
 from fastgate.config.check import RouteCheck, check_root, check_upstream
 from fastgate.config.check_access import check_access, check_credentials, with_credentials
 from fastgate.config.check_auth import check_auth
-from fastgate.config.files import named_files
+from fastgate.config.files import PluginShapes, named_files
 from fastgate.config.foreign import plugin_hint
 from fastgate.config.root import AdminConfig, Config, PluginUse, RouteConfig
 from fastgate.config.shape import INVALID, Report, Shapes, found_text
@@ -35,10 +35,6 @@ from fastgate.upstream.settings import TargetConfig, UpstreamConfig
 __all__ = ["CheckedConfig", "InvalidConfig", "check", "decode", "encode", "load", "load_admin"]
 
 ENVIRONMENT_PREFIX: Final = "FASTGATE__"
-
-#: The Config Struct of a plugin by its name or dotted path (None: it has no settings). LookupError says why
-#: there is none.
-PluginShapes = Callable[[str], type | None]
 
 
 class InvalidConfig(ExceptionGroup[ConfigError]):
@@ -145,12 +141,12 @@ class CheckedConfig(Config, frozen=True, kw_only=True):
     """Digest by file name. Equal configs with different digests are different configs."""
 
 
-def encode(config: Config) -> bytes:
+def encode(config: Config, *, plugins: PluginShapes | None = None) -> bytes:
     """The config as msgpack, for another process of this same version, with the digests of the files it
     names. Defaults are left out.
     """
     fields = {name: getattr(config, name) for name in Config.__struct_fields__}
-    return msgspec.msgpack.encode(CheckedConfig(**fields, files=named_files(config)))
+    return msgspec.msgpack.encode(CheckedConfig(**fields, files=named_files(config, plugins or registered)))
 
 
 def decode(blob: bytes | bytearray | memoryview) -> CheckedConfig:
