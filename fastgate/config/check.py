@@ -388,6 +388,8 @@ class RouteCheck:
             edits: HeaderEditsConfig | None = getattr(route, section)
             if edits is not None:
                 _check_edits(edits, (*path, section), params, report)
+                if section == "request_headers":
+                    _check_identity_names(edits, (*path, section), report)
 
     def _check_upstream_name(self, name: str, where: Path) -> None:
         if "://" in name or name.startswith("unix:"):
@@ -674,6 +676,18 @@ def _check_edits(
         where = (*path, "rename", old)
         if _check_edited_name(old, where, report):
             _check_edited_name(new, where, report)
+
+
+def _check_identity_names(edits: HeaderEditsConfig, path: Path, report: Report) -> None:
+    """Who a request is from is said by the gateway alone: beside its field no other one may stand."""
+    made = [
+        *(((*path, "rename", old), new) for old, new in edits.rename.items()),
+        *(((*path, "set", name), name) for name in edits.set),
+        *(((*path, "add", name), name) for name in edits.add),
+    ]
+    for where, name in made:
+        if re.fullmatch(r"x-consumer(-.*)?", re.sub(r"[_.]", "-", name.lower())):
+            report(where, f'"{name}"', "another name", "X-Consumer-… says who a request is from")
 
 
 def _check_edited_name(name: str, path: Path, report: Report) -> bool:

@@ -45,7 +45,14 @@ def check_auth(config: Config, routes: Iterable[RouteConfig], report: Report) ->
         settings = getattr(auth, name)
         if settings is not None:
             check_client_tls(settings.tls, ("auth", name, "tls"), report)
+    claimed = {_folded(name) for name in (auth.forward.upstream_headers if auth.forward is not None else ())}
     for index, route in enumerate(routes):
+        if route.auth is not None and "forward" in route.auth.schemes and route.request_headers is not None:
+            for old, new in route.request_headers.rename.items():
+                if _folded(new) in claimed:
+                    hint = "auth.forward.upstream_headers has it: only the service may say it"
+                    where: Path = ("routes", index, "request_headers", "rename", old)
+                    report(where, f'"{new}"', "another name", hint)
         for at, name in enumerate(route.auth.schemes if route.auth is not None else ()):
             if name in AuthConfig.__struct_fields__ and getattr(auth, name) is None:
                 report(
@@ -54,6 +61,10 @@ def check_auth(config: Config, routes: Iterable[RouteConfig], report: Report) ->
                     f"a section $.auth.{name} that says how",
                     f"write auth: {{{name}: {{…}}}} at the root",
                 )
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[_.]", "-", name.lower())
 
 
 def _check_jwt(config: JwtConfig, path: Path, report: Report) -> None:

@@ -15,6 +15,7 @@ from libc.stdint cimport int64_t
 
 from fastgate._core.context cimport M_TRACE, RequestContext
 from fastgate._core.headers cimport (
+    H_CONSUMER,
     H_CONTENT_LENGTH,
     H_FORWARDED,
     H_HOST,
@@ -95,7 +96,8 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
                 if known == H_TE:
                     te = fields.value_at(i)
                 continue
-            if H_FORWARDED <= known <= H_X_REQUEST_ID or (known == H_X_REAL_IP and not ctx.trusted):
+            if H_FORWARDED <= known <= H_X_REQUEST_ID or (known == H_X_REAL_IP and not ctx.trusted) \
+                    or (known == H_CONSUMER and ctx.upstream_lines is not None):
                 continue
             if known == H_TRAILER:
                 if chunked:

@@ -115,6 +115,27 @@ def test_a_pattern_with_an_empty_segment_is_refused_where_slashes_are_merged() -
     good("server: {merge_slashes: false}\n" + text)
 
 
+@pytest.mark.parametrize(
+    "edits", ["rename: {X-A: X-Consumer-Id}", "set: {x_consumer_tier: gold}", "add: {X-Consumer: a}"]
+)
+def test_no_edit_makes_a_field_that_says_who_a_request_is_from(edits: str) -> None:
+    (error,) = wrong(SHORT + "    request_headers: {" + edits + "}")
+
+    assert "$.routes[0].request_headers" in error
+    assert "X-Consumer-… says who a request is from" in error
+    good(SHORT + "    response_headers: {" + edits + "}")
+
+
+def test_no_rename_makes_a_field_that_only_the_service_may_say() -> None:
+    text = "auth: {forward: {url: 'http://a.test', upstream_headers: [X-Auth-User]}}\n" + SHORT
+    edits = "    request_headers: {rename: {X-A: X_Auth-User}}"
+
+    (error,) = wrong(f"{text}    auth: forward\n{edits}")
+
+    assert "$.routes[0].request_headers.rename.X-A" in error
+    good(text + edits)
+
+
 def test_routes_without_a_name_get_one_of_their_own() -> None:
     text = """
 routes:

@@ -5,6 +5,7 @@ name can stand.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -40,6 +41,20 @@ OURS = {
     "Forwarded": "for=127.0.0.1",
 }
 """Name, and a part of what the gateway itself says under it (None: nothing)."""
+
+
+RENAMES = """
+from fastgate.plugin import Plugin
+
+
+class Renames(Plugin):
+    @classmethod
+    def build(cls, settings, env):
+        return cls()
+
+    def upstream_request(self, ctx, head):
+        head.headers.rename("X-A", "X-Consumer-Id")
+"""
 
 
 class Rig(NamedTuple):
@@ -179,3 +194,18 @@ def test_a_trusted_proxy_says_the_rest_of_the_forwarding_fields_in_their_spellin
             assert client.read_response().status == 200
 
         assert said(upstream.requests[-1], "X-Forwarded-Prefix") == [b"/api"]
+
+
+def test_what_a_plugin_makes_of_a_field_never_stands_beside_the_identity(tmp_path: Path) -> None:
+    (tmp_path / "renames.py").write_text(RENAMES)
+    environ = {"PYTHONPATH": f"{Path(__file__).resolve().parents[2]}:{tmp_path}"}
+    with Upstream(answer(ALLOWED)) as judge, Upstream(answer()) as upstream:
+        config = {
+            "auth": {"forward": {"url": judge.url, "timeout": "15s", "consumer_header": "X-Auth-User"}},
+            "plugins": ["renames:Renames"],
+            "routes": [{"path": "/*", "upstream": upstream.url, "auth": ["forward"]}],
+        }
+        with Gateway(config, environ=environ) as gateway:
+            seen = relayed(Rig(gateway, upstream), request("/a", "GET", "X-A: forged"))
+
+    assert said(seen, "X-Consumer-Id") == [b"ada"]
