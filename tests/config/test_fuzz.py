@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fastgate.config import check, decode, encode
+from fastgate.config import Config, check, decode, encode
 from fastgate.config.schema import keys, sections
 from fastgate.plan import freeze_now
 from fastgate.server.dataplane import DataPlane
@@ -86,7 +86,8 @@ def judge(text: str, form: str) -> None:
             str(error).encode()
         return
     assert errors == []
-    assert decode(encode(config)) == config
+    again = decode(encode(config))
+    assert Config(**{name: getattr(again, name) for name in Config.__struct_fields__}) == config
     loop = asyncio.new_event_loop()
     try:
         plane = DataPlane(loop, HostMemory.private(), 0)
