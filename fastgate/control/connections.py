@@ -13,6 +13,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fastgate._core.metric import MetricTable
+
 __all__ = ["AdminConnection", "AdminConnections"]
 
 MOST = 512
@@ -31,10 +33,10 @@ log = logging.getLogger(__name__)
 class AdminConnections:
     """All of them, oldest first. One per controller."""
 
-    def __init__(self, most: int = MOST, head_limit_s: float = HEAD_LIMIT_S) -> None:
+    def __init__(self, metrics: MetricTable, most: int = MOST, head_limit_s: float = HEAD_LIMIT_S) -> None:
         self.most = most
         self.head_limit_s = head_limit_s
-        self.closed = 0  # how many had to give way
+        self._closed = metrics.counter("fastgate_admin_connections_closed_total")
         self._open: dict[AdminConnection, None] = {}
 
     def __len__(self) -> int:
@@ -42,7 +44,7 @@ class AdminConnections:
 
     def add(self, connection: AdminConnection) -> None:
         if len(self._open) >= self.most:
-            self.closed += 1
+            self._closed.add()
             victim = next((other for other in self._open if not other.is_served()), None)
             log.warning(
                 "the admin listener has %d connections; the oldest without a request is closed", self.most

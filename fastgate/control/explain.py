@@ -77,7 +77,12 @@ class ExplainResource:
 
     async def _in_child(self, question: Question) -> dict[str, Any]:
         read_fd, write_fd = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(read_fd)
+            os.close(write_fd)
+            raise Refused(503, f"No process can be started: {error.strerror}") from error
         if pid == 0:
             _be_child(self._explain, self._view, question, write_fd)
         os.close(write_fd)

@@ -98,6 +98,9 @@ DESCRIPTIONS: dict[str, str] = {
     "fastgate_keys_changed_total": "API keys made, changed, rotated, revoked and ended.",
     "fastgate_store_failures_total": "Times the store could not be opened, read or written.",
     "fastgate_store_pending_writes": "Changes that are in effect and could not be stored yet.",
+    "fastgate_admin_connections_closed_total": (
+        "Connections to the admin listener closed to make room for a new one."
+    ),
     "fastgate_directory_entries": "API keys, consumers, secrets and documents that the workers know.",
     "fastgate_metrics_overflow_total": "Counts of series that found no place in the table.",
 }

@@ -80,7 +80,7 @@ class _Controller:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=partial(AdminConnection, among=AdminConnections()),  # type: ignore[arg-type]
+                http=partial(AdminConnection, among=AdminConnections(orders.memory.metrics)),  # type: ignore[arg-type]
                 loop="none",
                 ws="none",
                 lifespan="off",

@@ -921,6 +921,7 @@ cdef class Exchange(ResponseSink):
                 began_ns = self.ctx.now_ns
             except BaseException:
                 self._plugin_failed(plugin, "response")
+                began_ns = monotonic_ns()               # its time is not the next plugin's
                 head.headers = fields
                 head.status = status
                 head.body = body

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from tests.control.admin_client import call
+from tests.control.admin_client import call, scrape
 from tests.gateway import Gateway
 from tests.server.gateway_rig import until
 
@@ -39,6 +39,8 @@ def test_slow_connections_do_not_shut_the_admin_listener(sent: bytes) -> None:
                 assert call(gateway.admin, "/ready").status == 200
                 assert call(gateway.admin, "/api/keys").status == 200
         assert len(gateway.stderr_text) < 100_000
+        closed = scrape(gateway.admin)["fastgate_admin_connections_closed_total", frozenset()]
+        assert closed >= 1400 - 512
 
 
 @pytest.mark.usefixtures("many_descriptors")
