@@ -60,11 +60,11 @@ def test_a_key_of_the_running_gateway_is_known(gateway: Gateway) -> None:
     assert f"consumer alice, by api_key, key {made['key_id']}" == answer["identity"].replace(
         ", tier free", ""
     )
-    assert told(gateway, "/orders/7")["refused"] == "unauthorized"
-    assert told(gateway, "/orders/7", "-H", f"{field}x")["refused"] == "unauthorized"
+    assert told(gateway, "/orders/7")["refused"] == "credentials_missing"
+    assert told(gateway, "/orders/7", "-H", f"{field}x")["refused"] == "credentials_unknown"
 
     call(gateway.ready["admin"], f"/api/keys/{made['key_id']}", "DELETE")
-    assert told(gateway, "/orders/7", "-H", field)["refused"] == "unauthorized"
+    assert told(gateway, "/orders/7", "-H", field)["refused"] == "credentials_unknown"
     shown = call(gateway.ready["admin"], f"/api/keys/{made['key_id']}").json
     assert shown.get("requests", shown.get("uses", 1)) <= 1  # the explanations were none
 
@@ -154,7 +154,7 @@ def test_offline_the_file_decides_and_says_so(gateway: Gateway) -> None:
         main, ["explain", "--offline", "/orders/7", "-H", "X-API-Key: fg_x", "-c", str(gateway.path)]
     )
 
-    assert "unauthorized" in result.stdout
+    assert "credentials_invalid" in result.stdout
     assert "without the keys and policies of a running gateway" in result.stdout
 
 
