@@ -19,6 +19,7 @@ import click
 
 from fastgate import __version__
 from fastgate.accesscommands import add_commands
+from fastgate.manual import docs
 
 if TYPE_CHECKING:
     from fastgate.config import AdminConfig, Config
@@ -49,7 +50,7 @@ _config_option = click.option(
 def main() -> None:
     """fastgate: an API and AI gateway.
 
-    New here? Run `fastgate demo`. All settings are in docs/config.md.
+    New here? Run `fastgate demo`. All settings: `fastgate docs config`.
     """
 
 
@@ -598,3 +599,4 @@ def _admin_of(config: str | None) -> AdminConfig:
 
 
 add_commands(main, _admin, _config_option)
+main.add_command(docs)

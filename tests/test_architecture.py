@@ -27,7 +27,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("features", "ai", "upstream", "auth", "caching"),
     ("config", "plan"),
     ("server", "control", "asgi"),
-    ("accesscommands", "adminclient", "demo", "docs", "explain", "loadtest", "statusview", "warming"),
+    (
+        "accesscommands", "adminclient", "demo", "docs", "explain", "loadtest", "manual", "statusview",
+        "warming",
+    ),  # fmt: skip
     ("cli", "__main__"),
 )
 
@@ -47,7 +50,7 @@ APART = {"features": (), "ai": ("ai.schema",)}
 ADDRESSES: dict[str, tuple[str, ...]] = {
     "cel_expr_python": ("features.policy",),
     "backports": ("state.envelope",),
-    "click": ("accesscommands", "cli"),
+    "click": ("accesscommands", "cli", "manual"),
     "compression": ("state.envelope",),  # the standard library from 3.14 on
     "cryptography": ("auth", "state.sealing"),
     "jsonschema_rs": ("features.validation",),

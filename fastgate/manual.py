@@ -1,0 +1,48 @@
+"""`fastgate docs`: the pages of the manual, from the source tree or from where pip put them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["docs"]
+
+
+@click.command()
+@click.argument("page", required=False)
+def docs(page: str | None) -> None:
+    """Print PAGE of the manual, or the list of its pages.
+
+    \b
+    fastgate docs
+    fastgate docs auth/jwt | less
+    """
+    pages = _manual()
+    if not pages:
+        raise click.ClickException("the manual is not installed; `fastgate schema` describes every setting")
+    if page is None:
+        for name, path in pages.items():
+            click.echo(f"{name:<24}{path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")
+        return
+    name = page.removeprefix("docs/").removesuffix(".md")
+    if name not in pages:
+        raise click.UsageError(f"there is no page {page!r}; `fastgate docs` lists the pages")
+    click.echo(pages[name].read_text(encoding="utf-8"), nl=False)
+
+
+def _manual() -> dict[str, Path]:
+    """The pages by name, from the source tree or from where pip put them; empty when neither has them."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    folder = Path(__file__).resolve().parents[1] / "docs"
+    if not (folder / "cli.md").is_file():
+        try:
+            files = distribution("fastgate").files or []
+        except PackageNotFoundError:
+            return {}
+        index = [file for file in files if file.parts[-3:] == ("doc", "fastgate", "cli.md")]
+        if not index:
+            return {}
+        folder = Path(str(index[0].locate())).resolve().parent
+    return {str(path.relative_to(folder))[:-3]: path for path in sorted(folder.rglob("*.md"))}
