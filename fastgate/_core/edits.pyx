@@ -16,6 +16,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from fastgate._core.context cimport M_TRACE, RequestContext
 from fastgate._core.headers cimport Headers, header_id, value_valid
 
+from fastgate._core.patterns import normal_regex
 from fastgate._core.urlpath import normalise
 
 __all__ = ["HeaderEdits", "Rewrite", "Template"]
@@ -210,7 +211,7 @@ cdef class Rewrite:
         """The first match of pattern replaced by to (re.sub with count 1)."""
         cdef Rewrite self = Rewrite()
         self.kind = R_REGEX
-        self.regex = re.compile(pattern.encode("latin-1"))
+        self.regex = re.compile(normal_regex(pattern))   # in the form of the paths it is searched in
         self.replacement = to.encode("latin-1")
         return self
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["Pattern", "compile_host", "compile_pattern"]
+__all__ = ["Pattern", "compile_host", "compile_pattern", "normal_regex"]
 
 _PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLAIN = re.compile(r"[A-Za-z0-9\-._~!$&'()+,;=:@]*")
@@ -106,7 +106,7 @@ def _compile_regex(pattern: str, max_params: int) -> Pattern:
     if len(pattern) == 1:
         raise _bad(pattern, 1, "expected a regular expression after '~'")
     try:
-        regex = re.compile(_normal_regex(pattern[1:]))
+        regex = re.compile(normal_regex(pattern[1:]))
     except (re.error, OverflowError, RecursionError) as error:
         position = 1 + (getattr(error, "pos", None) or 0)
         raise _bad(pattern, position, f"not a regular expression: {error}") from None
@@ -126,7 +126,7 @@ def _compile_regex(pattern: str, max_params: int) -> Pattern:
     )
 
 
-def _normal_regex(text: str) -> bytes:
+def normal_regex(text: str) -> bytes:
     """The expression in the form of the paths it is searched in: escapes in upper case or, where they are
     needless, decoded; characters beyond ASCII as the escapes of their UTF-8. ValueError for one of those in
     a set: its bytes are no alternatives.

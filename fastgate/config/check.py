@@ -620,6 +620,8 @@ def _check_path_text(text: str | None, path: Path, report: Report) -> None:
 
 
 def _check_groups(compiled: re.Pattern[str], to: str, path: Path, report: Report) -> None:
+    for dollar in re.finditer(r"\$(\{?)([0-9]+)", to):
+        report(path, dollar[0], "a group of the regex", f"write \\{dollar[2]}")
     for match in _GROUP.finditer(to):
         group = match[1] or match[2]
         number = int(group) if group.isascii() and group.isdigit() and len(group) < 4 else None

@@ -136,6 +136,13 @@ def test_no_rename_makes_a_field_that_only_the_service_may_say() -> None:
     good(text + edits)
 
 
+def test_groups_of_a_rewrite_are_not_written_with_a_dollar() -> None:
+    (error,) = wrong(SHORT + "    rewrite: {regex: '^/a/(.*)$', to: '/b/$1'}")
+
+    assert "$.routes[0].rewrite.to" in error
+    assert "write \\1" in error
+
+
 def test_routes_without_a_name_get_one_of_their_own() -> None:
     text = """
 routes:

@@ -165,6 +165,14 @@ def test_hosts_have_one_form(host: str) -> None:
 # rewrites
 
 
+@pytest.mark.parametrize("target", ["/caf%c3%a9/~ada", "/caf%C3%A9/%7eada"])
+@pytest.mark.parametrize("regex", ["^/caf%c3%a9/%7E(.+)$", "^/caf%C3%A9/~(.+)$"])
+def test_the_expression_of_a_rewrite_is_read_in_the_form_of_paths(regex: str, target: str) -> None:
+    routes = [{"path": "/*", "upstream": "origin", "rewrite": {"regex": regex, "to": "/users/\\1"}}]
+    with Upstream(echo) as upstream, serve(upstream, routes) as gateway:
+        assert ask((gateway, upstream), target)[1] == b"/users/ada"
+
+
 REWRITTEN = [
     {"path": "/api/admin/*", "respond": {"status": 403}},
     {"path": "/api/*", "upstream": "origin", "rewrite": {"strip_prefix": "/api"}},
