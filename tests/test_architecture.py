@@ -28,9 +28,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "plan"),
     ("server", "control", "asgi"),
     (
-        "accesscommands", "adminclient", "demo", "docs", "explain", "loadtest", "manual", "statusview",
+        "accesscommands",
+        "adminclient",
+        "demo",
+        "docs",
+        "explain",
+        "loadtest",
+        "manual",
+        "statusview",
         "warming",
-    ),  # fmt: skip
+    ),
     ("cli", "__main__"),
 )
 
