@@ -269,6 +269,12 @@ FOREIGN: Final[dict[str, dict[str, str]]] = {
         **_rows("write expose", "expose_headers exposed_headers"),
         **_rows("write credentials: true", "allow_credentials"),
     },
+    "PolicyConfig": {
+        **_rows("write when: the condition, and action: deny, allow, tag, route or limit",
+                "deny allow if condition expression expr rule cel match"),
+        **_rows("write action", "effect then do decision"),
+        **_rows("write message", "reason error text"),
+    },
     "StoreConfig": {**_rows("write path: FILE", "file database db url filename")},
     "AccessLogConfig": {
         **_rows("write output: stdout, off or a file", "path file destination target"),

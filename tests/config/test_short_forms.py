@@ -148,6 +148,7 @@ def test_a_hint_names_keys_that_are_there(struct: str) -> None:
         ("routes: [{respond: x, limits: {requests: 5}}]", "write per_second, per_minute"),
         ("routes: [{handle: {handler: reverse_proxy}}]", "write upstream, redirect or respond"),
         ("routes: [{respond: x, ip_whitelist: [10.0.0.0/8]}]", "write access: {allow: [10.0.0.0/8]"),
+        ("policies: [{name: a, deny: 'true'}]", "write when: the condition, and action: deny"),
         ("gzip: on", "leave it out: responses are not compressed here"),
     ],
 )
