@@ -19,8 +19,8 @@ __all__ = ["Malformed", "Message", "parse_head", "parse_request", "parse_respons
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/1\.([01])")
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2}) ([\t \x21-\x7e\x80-\xff]*)")
-# Bytes 0x80-0xFF are obs-text: legal inside a value and at its edges, but for NEL (0x85) and NBSP (0xA0). Some
-# parsers trim these, so the gateway relays no value that begins or ends with one.
+# Bytes 0x80-0xFF are obs-text: legal inside a value and at its edges, but for NEL (0x85) and NBSP (0xA0).
+# Some parsers trim these, so the gateway relays no value that begins or ends with one.
 EDGE = rb"[!-~\x80-\x84\x86-\x9f\xa1-\xff]"
 FIELD_LINE = re.compile(
     rb"(" + TOKEN + rb"):[ \t]*((?:" + EDGE + rb"(?:[\t \x21-\x7e\x80-\xff]*" + EDGE + rb")?)?)[ \t]*"
