@@ -509,8 +509,9 @@ cdef class Exchange(ResponseSink):
 
     cdef int _plugin_failed(self, object plugin, str phase) except -1:
         atomic_add_relaxed_u64(&self.plane.counts.plugin_errors, 1)
-        log.error("plugin %s of route %s failed in %s on request %s", getattr(plugin, "name", plugin),
-                  self.route.name if self.route is not None else "?", phase, self.ctx.request_id, exc_info=True)
+        cdef str name = str(getattr(plugin, "name", plugin))
+        log.error("plugin %s of route %s failed in %s on request %s", name, self.route.name if self.route is not None else "?", phase,
+                  self.ctx.request_id, exc_info=True, extra={"throttle": (name, phase)})
         return 0
 
     # forward

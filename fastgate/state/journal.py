@@ -93,7 +93,8 @@ class Throttle:
 
 class JournalHandler(logging.Handler):
     """Writes what the data plane, plugins and libraries log with `logging` as lines of a Journal. Of equal
-    messages only so many in a time: what clients can cause must not fill the disk.
+    messages only so many in a time: what clients can cause must not fill the disk. Messages are equal when
+    their text before formatting is, and their `extra={"throttle": …}`, where they have one.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -102,7 +103,7 @@ class JournalHandler(logging.Handler):
         self._throttle = Throttle()
 
     def emit(self, record: logging.LogRecord) -> None:
-        held = self._throttle.allow((record.name, record.msg))
+        held = self._throttle.allow((record.name, record.msg, getattr(record, "throttle", None)))
         if held is None:
             return
         fields: dict[str, Any] = {"held_back": held} if held else {}

@@ -233,6 +233,8 @@ cdef class UpstreamConnection(Timed):
         """Take one read of a response."""
         cdef ResponseSink sink = self.sink
         cdef Py_ssize_t room
+        cdef bint head_is_here = self.state == U_WAITING
+        cdef int interims = self.interims
         if self.partial is not None:
             data = self.partial + data
             self.partial = None
@@ -271,8 +273,12 @@ cdef class UpstreamConnection(Timed):
             self._parse(data)
             if self.overhead > MAX_HEAD_BYTES and self.state == U_BODY:
                 return self._fail(BAD_RESPONSE)         # chunk extensions or trailers without end
-        if self.state == U_DONE and self.chunked and data.endswith(b"\r\n\r\n\r\n"):
-            self.extra_bytes = True                     # llhttp passes over an empty line behind a message
+        if self.state == U_DONE and not self.extra_bytes and data.endswith(b"\n"):
+            # llhttp passes over empty lines behind a message.
+            if self.chunked:
+                self.extra_bytes = data.endswith(b"\r\n\r\n\r\n")
+            elif head_is_here and self.content_length >= 0:
+                self.extra_bytes = PyBytes_GET_SIZE(data) > self.head_size(data, interims) + self.content_length
         if sink is self.sink or self.state == U_CLOSED:
             sink.on_read_done(now_ns)
         return 0
@@ -319,7 +325,7 @@ cdef class UpstreamConnection(Timed):
         except HttpParserCallbackError as error:
             if isinstance(error.__context__, _HeadDone) and self.state == U_DONE:
                 # What follows the head in this read is the body a HEAD answer must not have (RFC 9110 §9.3.2).
-                self.extra_bytes = not data.endswith(b"\r\n\r\n") or self.head_size(data) != PyBytes_GET_SIZE(data)
+                self.extra_bytes = not data.endswith(b"\r\n\r\n") or self.head_size(data, 0) != PyBytes_GET_SIZE(data)
             elif self.state == U_DONE:
                 self.extra_bytes = True
             elif self.state != U_CLOSED:
@@ -341,10 +347,10 @@ cdef class UpstreamConnection(Timed):
                 self._fail(BAD_RESPONSE)
         return 0
 
-    def head_size(self, bytes data):
-        """Where the final head in this read ends, behind interim ones."""
+    def head_size(self, bytes data, int earlier):
+        """Where the final head in this read ends, behind interim ones but for the `earlier`, which came before this read."""
         at = 0
-        for _ in range(self.interims + 1):
+        for _ in range(self.interims - earlier + 1):
             at = data.find(b"\r\n\r\n", at) + 4
             if at == 3:
                 return PyBytes_GET_SIZE(data)           # it began in an earlier read

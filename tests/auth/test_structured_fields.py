@@ -30,7 +30,7 @@ from fastgate.auth.structured_fields import (
         ("a=?0, b=?1, c=tok/en:*", "a=?0, b, c=tok/en:*"),
         ("a=:aGVsbG8=:\t,\tb=()", "a=:aGVsbG8=:, b=()"),
         ('a="q\\"\\\\"', 'a="q\\"\\\\"'),
-        ("a=1;x=1;y;x=2", "a=1;y;x=2"),
+        ("a=1;x=1;y;x=2", "a=1;x=2;y"),
         ("a=-0.0", "a=-0.0"),
         ("", ""),
         ("  a  ", "a"),
