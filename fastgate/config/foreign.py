@@ -340,7 +340,7 @@ _PLUGINS: Final[dict[str, str]] = {
     **_rows("leave it out: every request has an X-Request-ID", "correlation_id request_id"),
 }  # fmt: skip
 
-_FOREIGN_PARAM = re.compile(r"/:([A-Za-z_]\w*)(?=/|$)")
+_FOREIGN_PARAM = re.compile(r"/:([A-Za-z_]\w*)(?=/|\Z)")
 _TYPED_PARAM = re.compile(r"\{([A-Za-z_]\w*):(.*)\}")
 
 

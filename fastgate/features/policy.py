@@ -906,7 +906,7 @@ def reads_of(text: str) -> dict[str, frozenset[str] | None]:
         kind = place[1]
         read = _READS.match(text, place.end())
         if read is None:
-            if not re.search(r"\bin\s*$", text[: place.start()]):
+            if not re.search(r"\bin\s*\Z", text[: place.start()]):
                 found[kind] = None
             continue
         names = found.setdefault(kind, set())
