@@ -10,6 +10,7 @@ from fastgate._core.context import Answer
 from fastgate._core.edits import Template
 from fastgate._core.pipeline import Pipeline, Plugin, overrides
 from fastgate._core.plan import FixedResponse, Redirect
+from fastgate.errors import REASONS
 
 PHASES = ["upstream_request", "upstream_response", "response", "request_chunk", "response_chunk", "log"]
 
@@ -47,7 +48,7 @@ def test_the_walk_is_made_of_those_who_decide() -> None:
         plugin("log"),
     )
     gate = FixedResponse(Answer(200, b"x"))
-    redirect = Redirect(Template("/"), 307, False)
+    redirect = Redirect(Template("/"), 307, False, REASONS["bad_target"])
 
     pipeline = Pipeline([logs, awaits, gate, both, redirect, decides])
 
