@@ -94,6 +94,7 @@ cdef enum:
 # An idle connection is closed this long after the drain began. At once would lose the request that is just on its way to it,
 # on a new connection the first; what comes in this time is answered with Connection: close, so a busy client never meets a reset.
 cdef int64_t DRAIN_IDLE_NS = 500_000_000
+cdef int64_t UNREAD_NS = 20_000_000     # until an idle connection whose next request has arrived is looked at again
 
 cdef Reason BAD_REQUEST_LINE = REASONS["bad_request_line"]
 cdef Reason BAD_HEADER = REASONS["bad_header"]
@@ -709,6 +710,8 @@ cdef class ClientConnection(AnswerStream):
                     self._reset()
                 else:
                     self._idle(now_ns)
+            elif self._has_unread():                    # the next request is here; this turn of the loop has not read it yet
+                self.plane.wheel.arm(self, now_ns + UNREAD_NS)
             else:
                 self._close()
         except BaseException:

@@ -839,12 +839,13 @@ def test_killed_workers_lose_no_count(algorithm: str) -> None:
     limits = {"per_day": 300, "algorithm": algorithm, "by": "gateway"}
     with Upstream() as upstream, gateway(upstream, limits, workers=2) as served:
         stop = threading.Event()
-        kills = threading.Thread(target=_kill_workers, args=(served, stop, 4, random.Random(3)))
+        killed: set[int] = set()
+        kills = threading.Thread(target=_kill_workers, args=(served, stop, 4, random.Random(3), killed))
         kills.start()
         granted = hammer(served.port, 6, 120)
         stop.set()
         kills.join()
-        wait_for_workers(served, 2)
+        wait_for_workers(served, 2, killed)
 
         # Never one too many; an answer that died with its worker was counted, but not seen.
         assert granted <= 300
@@ -853,9 +854,13 @@ def test_killed_workers_lose_no_count(algorithm: str) -> None:
         assert hammer(served.port, 2, 20) == 0
 
 
-def wait_for_workers(served: Gateway, count: int) -> None:
-    """Until so many accept, and a request of before has ended on each."""
+def wait_for_workers(served: Gateway, count: int, killed: set[int]) -> None:
+    """Until the killed ones are missed, so many others accept, and a request of before has ended on each."""
     deadline = time.monotonic() + 60
+    # A dead worker counts as ready until the supervisor has reaped it, and its heir may still be starting.
+    while not killed <= died(served):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     while value(scrape(served.admin), "fastgate_workers", state="ready") < count:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -864,14 +869,29 @@ def wait_for_workers(served: Gateway, count: int) -> None:
     served.settle()
 
 
-def _kill_workers(served: Gateway, stop: threading.Event, count: int, rng: random.Random) -> None:
+def died(served: Gateway) -> set[int]:
+    """The workers whose death the supervisor has told."""
+    lines = [line for line in served.stderr_text.splitlines() if '"worker died"' in line]
+    return {int(json.loads(line)["worker"]) for line in lines}
+
+
+def _kill_workers(
+    served: Gateway, stop: threading.Event, count: int, rng: random.Random, killed: set[int]
+) -> None:
     for _ in range(count):
         if stop.wait(0.15 + rng.random() * 0.1):
             return
         pids = served.worker_pids()
         if pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(rng.choice(pids), signal.SIGKILL)
+            killed.add(kill_one(pids, rng))
+
+
+def kill_one(pids: list[int], rng: random.Random) -> int:
+    """Kills one of these children of the supervisor (dead ones stay in the list until they are reaped)."""
+    pid = rng.choice(pids)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 def _leases_never_leak(seconds: float, seed: int) -> None:
@@ -880,6 +900,7 @@ def _leases_never_leak(seconds: float, seed: int) -> None:
     most = 3
     rng = random.Random(seed)
     answered = [0] * 6
+    killed: set[int] = set()
 
     def script(peer: Peer) -> None:
         own = random.Random(rng.random())
@@ -911,12 +932,11 @@ def _leases_never_leak(seconds: float, seed: int) -> None:
             time.sleep(0.2 + rng.random() * 0.3)
             pids = served.worker_pids()
             if pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rng.choice(pids), signal.SIGKILL)
+                killed.add(kill_one(pids, rng))
         for thread in threads:
             thread.join()
         assert sum(answered) > 0
-        wait_for_workers(served, 2)
+        wait_for_workers(served, 2, killed)
 
         # Every place can be had again: exactly as many at once as allowed.
         release = threading.Event()

@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import socket
+import time
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +83,33 @@ def test_a_killed_worker_is_back_within_a_second() -> None:
             assert Traffic(gateway.port).failures == []
 
 
+def test_a_request_that_came_while_the_worker_had_no_cpu_is_answered_though_its_idle_time_is_over() -> None:
+    """Timers run before sockets are read, unless the pause was so long that a worker knows of it."""
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    idle_s, pause_s = 2.0, 0.15
+    with (
+        Upstream(answer(OK)) as upstream,
+        Gateway(config(upstream, server={"idle_timeout": f"{idle_s:.0f}s"}), workers=1) as gateway,
+    ):
+        [pid] = gateway.worker_pids()
+        shown = 0
+        while shown < 3:
+            with socket.create_connection(("127.0.0.1", gateway.port)) as sock:
+                begun = time.monotonic()
+                sock.sendall(request)
+                assert read_answer(sock) == "hello"
+                time.sleep(max(0.0, begun + idle_s - pause_s / 2 - time.monotonic()))
+                os.kill(pid, signal.SIGSTOP)
+                until(lambda: _state(pid) == "T", "the worker has stopped")
+                is_in_time = time.monotonic() < begun + idle_s  # else it may have closed before
+                sock.sendall(request)
+                time.sleep(max(0.0, begun + idle_s + pause_s / 2 - time.monotonic()))
+                os.kill(pid, signal.SIGCONT)
+                if is_in_time:
+                    assert read_answer(sock) == "hello"
+                    shown += 1
+
+
 def test_sigterm_under_load_loses_nothing() -> None:
     with Upstream(answer(OK)) as upstream:
         gateway = Gateway(config(upstream), workers=2, check_descriptors=False)
@@ -134,6 +163,10 @@ def test_a_thousand_reloads_leave_memory_flat() -> None:
                 resident.append([rss_bytes(pid) for pid in pids])
         assert all(late - early < 3_000_000 for early, late in zip(*resident, strict=True)), resident
     assert traffic.failures == []
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _ready(gateway: Gateway) -> int:
