@@ -15,6 +15,7 @@ import faulthandler
 import gc
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Generator
 from typing import Any
@@ -25,6 +26,10 @@ from hypothesis import HealthCheck, settings
 # Above every bound that a wait inside a test may have, and below faulthandler_timeout.
 HANG_S = float(os.environ.get("FASTGATE_HANG_S", "600"))
 AGAIN_S = 30  # for what swallows the first exception
+
+# Hundreds of tests start a gateway, and without bytecode files each one compiles the whole package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 settings.register_profile(
     "default", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
