@@ -25,6 +25,7 @@ from tests.strict import Message
 from tests.upstream import Peer, Upstream
 
 S = 1_000_000_000
+STALE = "Cache-Control: max-age=60\r\nAge: 60\r\n"  # from the beginning
 
 
 class Origin:
@@ -121,17 +122,15 @@ def test_a_failing_strategy_caches_nothing_and_costs_no_request(origin: tuple[Or
 def test_adaptive_ttl_grows_for_what_stays_the_same(origin: tuple[Origin, Upstream]) -> None:
     script, upstream = origin
     script.body = "always this"
-    adaptive = {"min": "4s", "max": "1h", "staleness": 0.5}
+    adaptive = {"min": "10m", "max": "1h", "staleness": 0.5}
 
-    # Four seconds: the second request must come in time, on a loaded machine too.
-    with gateway_for(upstream, ttl="4s", predict={"adaptive_ttl": adaptive}) as gateway:
+    with gateway_for(upstream, ttl="5m", predict={"adaptive_ttl": adaptive}) as gateway:
         get(gateway.port, "/page")
-        assert ttl_of(get(gateway.port, "/page")) <= 4
-        time.sleep(4.1)
-        get(gateway.port, "/page")
+        assert ttl_of(get(gateway.port, "/page")) <= 300
+        get(gateway.port, "/page", "Cache-Control: no-cache")
 
         assert script.asked == ["/page"] * 2
-        assert ttl_of(get(gateway.port, "/page")) >= 1
+        assert ttl_of(get(gateway.port, "/page")) > 300
 
 
 def test_adaptive_ttl_leaves_the_origins_own_word_alone(origin: tuple[Origin, Upstream]) -> None:
@@ -146,7 +145,7 @@ def test_adaptive_ttl_leaves_the_origins_own_word_alone(origin: tuple[Origin, Up
 
 def test_a_popular_answer_is_fetched_again_before_it_expires(origin: tuple[Origin, Upstream]) -> None:
     script, upstream = origin
-    script.fields = "Cache-Control: max-age=8\r\n"  # half of it is left for the fetch on a loaded machine
+    script.fields = "Cache-Control: max-age=12\r\n"  # half of it is left for the fetch on a loaded machine
 
     with gateway_for(upstream, predict={"refresh_ahead": {"window": 0.5, "hits": 2}}) as gateway:
         answers = [get(gateway.port, "/hot")]
@@ -160,14 +159,13 @@ def test_a_popular_answer_is_fetched_again_before_it_expires(origin: tuple[Origi
 
 def test_what_usually_follows_is_there_before_it_is_asked_for(origin: tuple[Origin, Upstream]) -> None:
     script, upstream = origin
-    script.fields = "Cache-Control: max-age=1\r\n"
+    script.fields = STALE
     prefetch = {"support": 3, "budget": 1.0}
 
     with gateway_for(upstream, predict={"prefetch": prefetch}) as gateway:
         for _ in range(4):
             get(gateway.port, "/list")
             get(gateway.port, "/item?id=1")
-        time.sleep(1.1)
         script.fields = "Cache-Control: max-age=60\r\n"
         before = script.asked.count("/item?id=1")
         get(gateway.port, "/list")
@@ -249,7 +247,7 @@ def test_bad_settings_are_refused_with_their_path(cache: dict[str, Any], says: s
 
 def test_what_is_fetched_ahead_for_a_consumer_stays_that_consumers(origin: tuple[Origin, Upstream]) -> None:
     script, upstream = origin
-    script.fields = "Cache-Control: max-age=1\r\n"
+    script.fields = STALE
     secret = "0123456789abcdef0123456789abcdef"
     issuer = {"issuer": "https://issuer.test", "secret": secret, "algorithms": ["HS256"]}
     tokens = {
@@ -271,7 +269,7 @@ def test_what_is_fetched_ahead_for_a_consumer_stays_that_consumers(origin: tuple
         for _ in range(4):
             ask("ann", "/list")
             ask("ann", "/mine")
-        time.sleep(1.1)
+        script.fields = "Cache-Control: max-age=60\r\n"
         before = script.asked.count("/mine")
         ask("ann", "/list")
         script.wait_for("/mine", before + 1)
