@@ -65,6 +65,7 @@ cdef class AuthGate(Plugin):
     cdef int conceal(self, RequestContext ctx) except -1
     cdef int refuse_repeated(self, RequestContext ctx, int place) except -1
     cdef Reason reason_of(self, scheme)
+    cdef Reason unclaimed(self, RequestContext ctx)
     cdef int relay(self, RequestContext ctx) except -1
     cdef bint current(self, Identity identity) noexcept
     cdef int accept(self, RequestContext ctx, Identity identity, bint hide, field_t* field) except -1

@@ -449,7 +449,18 @@ cdef class AuthGate(Plugin):
                 return self.relay(ctx)
             else:
                 return self.take(ctx, <Identity?>said, scheme)
-        return self.refuse(ctx, self.unavailable if unavailable else self.missing if wrong is None else wrong)
+        if unavailable:
+            return self.refuse(ctx, self.unavailable)
+        return self.refuse(ctx, self.unclaimed(ctx) if wrong is None else wrong)
+
+    cdef Reason unclaimed(self, RequestContext ctx):
+        """The row for a request that no scheme found a credential in: `missing`, unless one of them reads the place where one stands."""
+        for scheme in self.schemes:
+            outcome = scheme.unclaimed(ctx)
+            if outcome is not None:
+                scheme.count(outcome)
+                return <Reason?>self.reasons[outcome]
+        return self.missing
 
     cdef int relay(self, RequestContext ctx) except -1:
         """A scheme has put a response of its own on the request. In shadow mode that is a refusal like any other."""
@@ -533,7 +544,7 @@ cdef bytes challenge_lines(challenges):
 cdef bint shows_bearer(Headers headers) noexcept:
     """True if the request shows a Bearer token."""
     cdef field_t* field = headers.find_field(b"authorization", 13)
-    return field != NULL and field.value_n >= 7 and name_equal(field.value, b"bearer ", 7)
+    return field != NULL and field.value_n >= 6 and name_equal(field.value, b"bearer", 6) and (field.value_n == 6 or field.value[6] == c" ")
 
 
 cdef int unquoted(const char* p, Py_ssize_t n, Py_ssize_t* i) noexcept nogil:

@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 from fastgate._core.context import RequestContext
 from fastgate._core.directory import Directory
 from fastgate._core.identity import Identity
-from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, Unavailable, Verdict
+from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, Unavailable, Verdict, authorization
 from fastgate.auth.section import ApiKeyConfig
 from fastgate.state.records import KeyRecord, decode_key, encode_record
 
@@ -87,6 +87,10 @@ class ApiKeyScheme(Scheme):
         if self._bearer(ctx):
             return b"authorization"
         return None  # it stood in the query
+
+    def unclaimed(self, ctx: RequestContext) -> str | None:
+        # RFC 6750 §3.1: a token that is no key of ours is an invalid token, not the lack of one.
+        return "malformed" if self._config.bearer and authorization(ctx, "bearer") is not None else None
 
     def conceal(self, ctx: RequestContext) -> None:
         if self.hide and self._header is not None:

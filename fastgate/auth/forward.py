@@ -34,6 +34,7 @@ class ForwardScheme(Scheme):
     """The scheme `forward`."""
 
     name = "forward"
+    challenge = 'Forward realm="fastgate"'
     outcomes: ClassVar[tuple[str, ...]] = (
         *("ok", "repeated", "refused", "redirected", "consumer"),
         *("too_many", "bad_answer", "unavailable"),

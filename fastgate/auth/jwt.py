@@ -177,7 +177,9 @@ class JwtScheme(Scheme):
         self.cache_ns = config.max_cached_ns
         self._header = config.header.lower()
         self._headers = (self._header,)
-        self.challenge = 'Bearer realm="fastgate"' if self._header == "authorization" else None
+        self.challenge = 'Bearer realm="fastgate"'
+        if self._header != "authorization":
+            self.challenge += f', header="{self._header}"'
         self._max_bytes = config.max_token_bytes
         self._clock = clock
         self._waiting = 0
@@ -211,6 +213,9 @@ class JwtScheme(Scheme):
 
     def verify(self, ctx: RequestContext) -> Any:
         return self._verify(ctx, may_wait=True)
+
+    def unclaimed(self, ctx: RequestContext) -> str | None:
+        return "malformed" if self._text(ctx) is not None else None
 
     async def verify_later(self, ctx: RequestContext) -> Any:
         found = self._token_and_issuer(ctx)

@@ -61,6 +61,7 @@ class MtlsScheme(Scheme):
     """The scheme `mtls`."""
 
     name = "mtls"
+    challenge = 'Certificate realm="fastgate"'
     credential_headers = ()
     outcomes: ClassVar[tuple[str, ...]] = ("ok", "unknown", "expired", "malformed", "consumer", "forgotten")
 

@@ -96,7 +96,7 @@ class Scheme:
     """
 
     name: str = ""
-    #: The value of its WWW-Authenticate field; None when there is nothing a client could do about it.
+    #: The value of its WWW-Authenticate field; None when the scheme never refuses.
     challenge: str | None = None
     cacheable: bool = False
     cache_ns: int = 0
@@ -129,6 +129,12 @@ class Scheme:
         alone. The gate remembers the identity under this value.
         """
         return self.credential_headers[0].lower().encode("latin-1") if self.credential_headers else None
+
+    def unclaimed(self, ctx: RequestContext) -> str | None:
+        """The outcome for a credential that stands where this scheme reads and that no scheme took; None when
+        there is none. Asked when every scheme has said None.
+        """
+        return None
 
     def conceal(self, ctx: RequestContext) -> None:
         """Take every credential of this kind out of what goes upstream (`hide`) and out of what logs show.

@@ -150,6 +150,10 @@ class Signatures(Scheme):
             return None
         return REJECTED
 
+    def unclaimed(self, ctx: RequestContext) -> str | None:
+        alone = "signature" in ctx.headers and "signature-input" not in ctx.headers
+        return "malformed" if alone else None
+
     def _acceptable(self, ctx: RequestContext, message: Message, covered: InnerList, given: Any) -> Identity:
         parameters = covered.parameters
         if not isinstance(given, Item) or not isinstance(given.value, bytes):

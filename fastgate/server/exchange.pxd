@@ -168,6 +168,7 @@ cdef class Exchange(ResponseSink):
     cdef int _send_head(self) except -1
     cdef int _send_pending(self) except -1
     cdef int _reply(self) except -1
+    cdef int _challenge(self, bint has_one) except -1
     cdef int _fail(self, Reason reason) except -1
     cdef int _may_replay(self, UpstreamConnection connection, Reason reason) except -1
     cdef int _finish(self) except -1

@@ -34,6 +34,7 @@ from fastgate._core.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.context cimport M_HEAD, Answer, Reason, RequestContext, method_idempotent, method_number
 from fastgate._core.counters cimport Counters, route_counts_t
+from fastgate._core.gate_auth cimport AuthGate
 from fastgate._core.headers cimport H_UPGRADE, Headers, HeadWriter, field_t, is_owned, names_fold, trailer_allowed
 from fastgate._core.histogram cimport histogram_record
 from fastgate._core.identity cimport Identity
@@ -1121,6 +1122,8 @@ cdef class Exchange(ResponseSink):
             fields = head.headers
             body = head.body
             ctx.status = head.status
+            if ctx.status == 401:
+                self._challenge(fields.find_field(b"www-authenticate", 16) != NULL)
             if ctx.method_id == M_HEAD or ctx.status == 204 or ctx.status == 304:
                 self.told_length = -1 if ctx.status == 204 else len(body)
                 self.client.respond_head(self, ctx.status, None, fields, LENGTH_NONE)
@@ -1130,12 +1133,34 @@ cdef class Exchange(ResponseSink):
                     self.client.respond_chunk(self, body)
             self.client.respond_end(self, None)
         elif reason is not None:
+            if ctx.status == 401:
+                self._challenge(False)
             self.client.respond_refusal(self, reason, body)
         else:
+            if ctx.status == 401:
+                self._challenge(b"\nwww-authenticate:" in b"\n" + answer.lines.lower())
             self.client.respond_answer(self, answer)
         self.response_complete = True
         self.client.flush()
         return self._finish()
+
+    cdef int _challenge(self, bint has_one) except -1:
+        """Add the challenges of the route to a 401 that has none (RFC 9110 §11.6.1), whether a policy, a plugin, a fixed response or
+        the service that forward-auth asked made it."""
+        cdef RequestContext ctx = self.ctx
+        cdef bytes lines = None
+        if has_one or (ctx.gate_lines is not None and b"WWW-Authenticate: " in ctx.gate_lines):
+            return 0
+        if ctx.extra_response is not None and any([name.lower() == b"www-authenticate" for name, _ in ctx.extra_response]):
+            return 0
+        if self.route is not None:
+            for plugin in self.route.pipeline.plugins:
+                if isinstance(plugin, AuthGate):
+                    lines = (<AuthGate>plugin).challenge_lines
+        if not lines:
+            lines = b'WWW-Authenticate: Bearer realm="fastgate"\r\n'
+        ctx.gate_lines = lines if ctx.gate_lines is None else ctx.gate_lines + lines
+        return 0
 
     cdef int _fail(self, Reason reason) except -1:
         """It cannot go on: say so if nothing is out yet, else cut what is out so that nobody takes it for whole."""
