@@ -177,12 +177,22 @@ def is_running(pid: int) -> bool:
 
 
 class Traffic:
-    """Requests without a pause from several threads; every one that is not answered with 200 is kept."""
+    """Requests from several threads, without a pause unless one is given; every one that is not answered with
+    200 is kept.
+    """
 
-    def __init__(self, port: int, threads: int = 4, path: str = "/text", keep_alive: bool = True) -> None:
+    def __init__(
+        self,
+        port: int,
+        threads: int = 4,
+        path: str = "/text",
+        keep_alive: bool = True,
+        pause_s: float = 0.0,
+    ) -> None:
         self.port = port
         self.path = path
         self.keep_alive = keep_alive
+        self.pause_s = pause_s
         self.answers = 0
         self.failures: list[str] = []
         self.tried_again = 0
@@ -236,6 +246,8 @@ class Traffic:
                 sent_before = sending
                 self.answers += 1
                 answered_here += 1
+                if self.pause_s:
+                    self._end.wait(self.pause_s)
                 if not self.keep_alive or answer.getheader("Connection") == "close":
                     return
 

@@ -18,6 +18,8 @@ from tests.server.gateway_rig import Traffic, read_answer, until
 from tests.upstream import Peer, Upstream, answer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+PAUSE_S = 0.005
+"""Of each of eight clients: they leave CPU to the processes of low priority that reload."""
 
 
 def config(upstream: Upstream, draw: random.Random | None = None, **changes: object) -> dict[str, object]:
@@ -45,8 +47,8 @@ def test_a_hundred_reloads_under_load_fail_no_request() -> None:
         settings = config(upstream)
         with (
             Gateway(settings, workers=2, allow="config refused", check_descriptors=False) as gateway,
-            Traffic(gateway.port) as kept,
-            Traffic(gateway.port, keep_alive=False) as fresh,
+            Traffic(gateway.port, pause_s=PAUSE_S) as kept,
+            Traffic(gateway.port, pause_s=PAUSE_S, keep_alive=False) as fresh,
         ):
             for _ in range(100):
                 kind = draw.choice(["hot", "hot", "workers", "listen", "bad"])

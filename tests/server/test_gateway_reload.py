@@ -128,7 +128,7 @@ def test_a_plugin_that_hangs_in_start_does_not_keep_the_worker_from_draining(tmp
         assert traffic.failures == []
 
         gateway.terminate()
-        assert gateway.process.wait(30) == 0
+        assert gateway.process.wait(60) == 0
         assert "drain limit" not in gateway.stderr_text
 
 
@@ -208,7 +208,7 @@ def test_workers_killed_right_after_sighup_neither_hang_nor_fail_a_reload() -> N
 def _numbers(gateway: Gateway) -> set[str]:
     found = set()
     for _ in range(16):
-        with socket.create_connection(("127.0.0.1", gateway.port), 10) as sock:
+        with socket.create_connection(("127.0.0.1", gateway.port), 60) as sock:
             sock.sendall(b"GET /number HTTP/1.1\r\nHost: a\r\n\r\n")
             try:
                 found.add(read_answer(sock))
