@@ -258,10 +258,12 @@ class FileKeys:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(FILE_LOOK_S)
-            stamp = stamp_of(self._path)
-            if stamp is None or stamp == self._stamp:
+            stamp = stamp_of(self._path, self._stamp)
+            if stamp is None:
                 continue
-            self._stamp = stamp
+            is_same, self._stamp = stamp == self._stamp, stamp
+            if is_same:
+                continue
             try:
                 data = await asyncio.to_thread(Path(self._path).read_bytes)
                 self.keys = self._read(data)

@@ -4,6 +4,9 @@ anything.
 It answers with one msgpack record on a pipe (the topology, which is all the supervisor has to know, or the
 problems) and leaves the encoded config in a memfd that the supervisor passes on unread. Whatever a config or
 a plugin does while it is checked (raise, leak, hang, die) happens here and costs one process.
+
+A loader that a signal ended (the kernel out of memory, an operator) says nothing about the config, so it is
+started once more; one that ended by itself is not, as it would end the same way again.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from fastgate.server.process import fork_child
+from fastgate.server.process import exit_text, fork_child
 from fastgate.server.reactor import Reactor
 from fastgate.settings import ConfigError
 from fastgate.state.channel import Problem, bounded
+from fastgate.state.journal import Journal
 from fastgate.state.memory import Sizes
 
 __all__ = [
@@ -37,6 +41,9 @@ __all__ = [
 
 NICE = 10
 """Parsing takes CPU time only when no request wants it, except at the start."""
+
+MOST_TRIES = 2
+"""Loaders for one reload: the first, and one more when a signal ended it."""
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
@@ -119,11 +126,13 @@ class Loader:
     def __init__(
         self,
         reactor: Reactor,
+        journal: Journal,
         read: Callable[[], tuple[Topology, bytes] | list[Problem]],
         on_loaded: Callable[[Callable[[int], LoadedConfig]], None],
         on_refused: Callable[[list[Problem], int], None],
     ) -> None:
         self._reactor = reactor
+        self._journal = journal
         self._read = read
         self._on_loaded = on_loaded
         self._on_refused = on_refused
@@ -131,11 +140,22 @@ class Loader:
         self._blob_fd = -1
         self._answer_fd = -1
         self._answer = b""
+        self._nice = 0
+        self._tries = 0
+        self._status: int | None = None  # how the child ended, once it was waited for
+        self._is_silent = False  # it closed the pipe without an answer: how it ended decides
 
     def start(self, *, nice: int) -> None:
         """Forks; ends in `on_loaded`, with what makes a config of a version, or in `on_refused`. OSError."""
+        self._nice = nice
+        self._tries = 0
+        self._fork()
+
+    def _fork(self) -> None:
         self.stop()
+        self._tries += 1
         self._answer = b""
+        self._status = None
         self._blob_fd = open_memfd()
         self._answer_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_fd, True)
@@ -143,7 +163,10 @@ class Loader:
         self._reactor.watch(self._answer_fd, self._receive)
         try:
             self._pid = fork_child(
-                "fastgate-load", [blob_fd, write_fd], lambda: load_into(blob_fd, write_fd, read), nice=nice
+                "fastgate-load",
+                [blob_fd, write_fd],
+                lambda: load_into(blob_fd, write_fd, read),
+                nice=self._nice,
             )
         finally:
             os.close(write_fd)
@@ -153,17 +176,21 @@ class Loader:
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             self._pid = 0
+        self._is_silent = False
         self._close_answer()
         if self._blob_fd >= 0:
             os.close(self._blob_fd)
             self._blob_fd = -1
 
-    def gone(self, pid: int) -> None:
+    def gone(self, pid: int, status: int) -> None:
         """A child was waited for: its number may soon be another process's. What it said is still in the
         pipe.
         """
         if pid == self._pid:
             self._pid = 0
+            self._status = status
+            if self._is_silent:
+                self._died(status)
 
     def _receive(self) -> None:
         data = os.read(self._answer_fd, 1 << 16)
@@ -171,18 +198,36 @@ class Loader:
             self._answer += data
             return
         self._close_answer()
-        self._pid = 0
         try:
             answer = _decode_answer(self._answer)
         except msgspec.DecodeError:  # nothing, or the beginning of a response
-            text = "the loader died while it read the config; see the log above"
-            self._on_refused([Problem(text=text)], 1)
+            self._is_silent = True
+            if self._status is not None:
+                self._died(self._status)
             return
+        self._pid = 0  # it has nothing left to do
         if isinstance(answer, Refused):
             self._on_refused(answer.problems, answer.total)
             return
         fd, self._blob_fd = self._blob_fd, -1
         self._on_loaded(lambda version: LoadedConfig(version, answer, fd, time.time_ns()))
+
+    def _died(self, status: int) -> None:
+        """The child ended without an answer."""
+        how = exit_text(status)
+        if status < 0 and self._tries < MOST_TRIES:
+            self._journal.warning("config loader killed, started again", status=how)
+            try:
+                self._fork()
+            except OSError as error:
+                self._on_refused([Problem(text=f"cannot fork the loader: {error}")], 1)
+            return
+        if status < 0:
+            text = f"the process that reads the config was ended by {how} {self._tries} times"
+        else:
+            text = f"the process that reads the config ended without a result ({how}); see the log above"
+        self.stop()
+        self._on_refused([Problem(text=text)], 1)
 
     def _close_answer(self) -> None:
         if self._answer_fd >= 0:

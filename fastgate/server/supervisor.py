@@ -15,6 +15,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ class Supervisor:
         self.listeners = Listeners()
         self.generation: Generation | None = None
         self.reload: Reload[LoadedConfig, Worker] = Reload(self)
-        self.loader = Loader(self.reactor, read_config, self.reload.loaded, self.reload.not_loaded)
+        self.loader = Loader(
+            self.reactor, self.journal, read_config, self.reload.loaded, self.reload.not_loaded
+        )
         self.crew = Crew(self.reactor, self.table, self.journal, work, self._heard, hang_limit_ns)
         self.controller = Controller(self.reactor, self.table, self.journal, control, self._asked)
         self._old: list[Generation] = []  # to be drained when the generation in use is complete
@@ -107,6 +110,7 @@ class Supervisor:
         self._memory = memory
         self._map_host = map_host
         self._watched = list(watched)
+        self._seen: list[Stamp | None] = []
         self._seen = self._look()
         self._ready_fd = ready_fd
         self._on_ready = on_ready
@@ -185,8 +189,12 @@ class Supervisor:
         self.reactor.after(TICK_NS, self._tick)
         self._kill_hung()
         config = self.generation.config if self.generation else None
-        if config is not None and config.topology.watch and self._look() != self._seen:
-            self._settle(self._look())
+        if config is not None and config.topology.watch:
+            now = self._look()
+            if now != self._seen:
+                self._settle(now)
+            else:
+                self._seen = now  # the same, and perhaps settled
 
     def _kill_hung(self) -> None:
         now_ns = time.monotonic_ns()
@@ -202,10 +210,11 @@ class Supervisor:
         sources = [Path(name) for name in config.topology.sources]
         if self._watched[1:] != sources:
             self._watched[1:] = sources
+            self._seen = self._seen[:1]
             self._seen = self._look()
 
     def _look(self) -> list[Stamp | None]:
-        return [stamp_of(path) for path in self._watched]
+        return [stamp_of(path, known) for path, known in zip_longest(self._watched, self._seen)]
 
     def _settle(self, before: list[Stamp | None]) -> None:
         def check() -> None:
@@ -420,7 +429,7 @@ class Supervisor:
             elif (worker := self.crew.reaped(pid)) is not None:
                 self._worker_gone(worker, status)
             else:
-                self.loader.gone(pid)
+                self.loader.gone(pid, status)
         if self.table.phase == STOPPING:
             self._stop_further()
 

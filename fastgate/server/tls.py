@@ -44,6 +44,7 @@ class TlsContexts:
         self._files = [path for pair in config.certificates for path in (pair.certificate, pair.key)]
         if config.client_ca is not None:
             self._files.append(config.client_ca)
+        self._seen: list[Stamp | None] = [None] * len(self._files)
         self._seen = self._stamps()
         self._table = _Table(config)
         self.context = _context(config, 0)
@@ -51,8 +52,12 @@ class TlsContexts:
         self.context.sni_callback = self._choose
 
     def changed(self) -> bool:
-        """True if a file is not the one last loaded or last found wrong, going by inode, size and times."""
-        return self._stamps() != self._seen
+        """True if a file is not the one last loaded or last found wrong, going by its stamp."""
+        now = self._stamps()
+        if now != self._seen:
+            return True
+        self._seen = now  # the same, and perhaps settled
+        return False
 
     def reload(self) -> None:
         """Reads every file again; new handshakes get the result, open connections keep what they have.
@@ -71,7 +76,7 @@ class TlsContexts:
         connection.context = self._table.find(name)
 
     def _stamps(self) -> list[Stamp | None]:
-        return [stamp_of(path) for path in self._files]
+        return [stamp_of(path, known) for path, known in zip(self._files, self._seen, strict=True)]
 
 
 class _Table:

@@ -26,7 +26,7 @@ from urllib.parse import quote_plus, urlencode
 
 import msgspec
 
-from fastgate.state.files import stamp_of
+from fastgate.state.files import Stamp, stamp_of
 from fastgate.state.records import secret_digest
 from fastgate.upstream.credential import Credential
 from fastgate.upstream.fetch import Fetcher, FetchError, check_url
@@ -181,8 +181,9 @@ class Keeper:
                 raise SourceError("the variable is not set")
             return self._changed(value.strip(), value)
         if source.file:
-            mark = stamp_of(source.file)
+            mark = stamp_of(source.file, self._seen if isinstance(self._seen, Stamp) else None)
             if mark is not None and mark == self._seen:
+                self._seen = mark  # the same, and perhaps settled
                 return None
             with open(source.file, "rb") as file:
                 data = file.read(LONGEST_BYTES + 1)

@@ -165,6 +165,8 @@ def main() -> None:
         config = json.loads(path.read_text())
         while "load_gate" in config and os.path.exists(config["load_gate"]):
             time.sleep(0.005)
+        if "load_exit" in config:
+            sys.exit(config["load_exit"])
         if config.get("refuse"):
             return [Problem(text="$.refuse: expected false, got true", path="$.refuse")]
         topology = Topology(

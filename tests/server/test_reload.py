@@ -97,6 +97,61 @@ def test_reloads_asked_for_meanwhile_become_one() -> None:
         assert len(rig.events("config in use")) <= 4
 
 
+def loaders(rig: Rig) -> set[int]:
+    return {pid for pid in rig.children() if "fastgate-load" in names([pid])}
+
+
+def kill_loader(rig: Rig, but: set[int], number: int) -> set[int]:
+    """Ends the loader that runs and is none of `but`; returns all of them."""
+    until(lambda: loaders(rig) - but, "a loader runs")
+    running = loaders(rig) - but
+    for pid in running:
+        os.kill(pid, number)
+    return but | running
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_loader_that_is_killed_is_started_once_more(number: int) -> None:
+    with Rig(workers=1) as rig:
+        gate = rig.directory / "gate"
+        gate.touch()
+        rig.write(load_gate=str(gate), text="two")
+        rig.process.send_signal(signal.SIGHUP)
+        kill_loader(rig, set(), number)
+        until(lambda: rig.events("config loader killed, started again"), "it is told")
+        gate.unlink()
+
+        until(lambda: rig.get() == "two", "the config is in use")
+
+        assert rig.events("config refused") == []
+
+
+def test_a_loader_that_is_killed_twice_refuses_the_reload_and_says_how() -> None:
+    with Rig(workers=1) as rig:
+        gate = rig.directory / "gate"
+        gate.touch()
+        rig.write(load_gate=str(gate), text="two")
+        rig.process.send_signal(signal.SIGHUP)
+        killed = kill_loader(rig, set(), signal.SIGKILL)
+        kill_loader(rig, killed, signal.SIGKILL)
+        until(lambda: rig.events("config refused"), "it is told")
+
+        assert "was ended by SIGKILL 2 times" in rig.events("config refused")[0]["problem"]
+        assert rig.get() == "one"
+        gate.unlink()
+        assert rig.reload(text="three")["event"] == "config in use"
+
+
+def test_a_loader_that_ends_without_a_result_is_not_tried_again() -> None:
+    with Rig(workers=1) as rig:
+        outcome = rig.reload(text="two", load_exit=3)
+
+        assert outcome["event"] == "config refused"
+        assert "ended without a result (exit 3)" in outcome["problem"]
+        assert rig.events("config loader killed, started again") == []
+        assert rig.get() == "one"
+
+
 def test_a_changed_file_is_noticed() -> None:
     with Rig(workers=1, watch=True) as rig:
         rig.write(text="two")
