@@ -16,7 +16,7 @@ from fastgate._core.histogram import Histogram
 from fastgate._core.inflight import InflightTable
 from fastgate._core.keyed import KeyedLimiter, Reservation
 from fastgate._core.leases import ConcurrencyLimit, Lease
-from fastgate._core.limits import Decision, FixedWindow, Limit, SlidingWindow, TokenBucket
+from fastgate._core.limits import Decision, FixedWindow, Limit, Refusal, SlidingWindow, TokenBucket
 from fastgate._core.penalty import PenaltyBox
 from fastgate._core.router import Match, Route, Router
 from fastgate._core.shm import SharedMemory
@@ -52,6 +52,7 @@ __all__ = [
     "Match",
     "PeakEwma",
     "PenaltyBox",
+    "Refusal",
     "Reservation",
     "Route",
     "Router",

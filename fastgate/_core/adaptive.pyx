@@ -61,6 +61,7 @@ cdef class AdaptiveLimit:
     smoothing_ratio (gradient, above 0 to 1): weight of each new estimate; 0.2. backoff_ratio (0.1 to 0.99): what a failure leaves; 0.9.
     slow_s (aimd): an answer slower than this counts as failed; default none. shared: SharedMemory of AdaptiveLimit.size(highest) bytes.
     The limit only moves while at least half of it is in use: an idle service teaches nothing.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, initial=20, lowest=1, highest=1000, *, algorithm="gradient", tolerance_ratio=1.5, headroom=4,

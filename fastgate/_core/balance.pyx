@@ -105,6 +105,7 @@ cdef class SmoothWeighted:
 
     weights: ints 0..1 000 000, at least one above 0; 0 = never picked. start: how many picks to skip (0..65 536), so that several
     workers with the same weights do not all begin with the same target.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, weights, start=0):
@@ -159,6 +160,7 @@ cdef class LeastRequests:
     The target with the fewest requests in flight per weight; call finished() for every pick.
 
     weights: ints 0..1 000 000, at least one above 0; 0 = never picked.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, weights):
@@ -235,6 +237,7 @@ cdef class P2C:
     half_life_s  1e-6..1e9: judge by peak latency too, which falls by half in that time (10 is Finagle's order). None: requests in
                  flight alone. A target not yet heard from, with nothing in flight, is tried first.
     seed         0..2**63-1, default random.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, weights, *, half_life_s=None, seed=None):

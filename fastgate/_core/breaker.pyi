@@ -43,7 +43,7 @@ class CircuitBreaker:
         adaptive_calls: int = 1000,
         adaptive_factor: float = 3.0,
         adaptive_floor_ratio: float = 0.2,
-        failures: _Classes = ...,
+        failures: _Classes | None = None,
         ignore: _Classes = (),
         on_transition: Callable[[CircuitBreaker, str, str], object] | None = None,
         name: str = "",

@@ -322,7 +322,10 @@ cdef class _Held:
 
 
 class CircuitOpen(Exception):
-    """The breaker refused the call. retry_after_ns: how long it will go on refusing, as far as it knows."""
+    """The breaker `name` refused the call. retry_after_ns: how long it will go on refusing, as far as it knows.
+
+    Raised by a CircuitBreaker.
+    """
 
     def __init__(self, name, retry_after_ns):
         super().__init__(f"circuit breaker {name!r} is open, retry after {retry_after_ns / 1e9:.3f} s")
@@ -335,7 +338,7 @@ cdef class CircuitBreaker:
     """CircuitBreaker(*, failure_threshold=5, recovery_timeout_s=30.0, success_threshold=1, half_open_permits=1,
         permit_timeout_s=None, backoff="constant", max_recovery_timeout_s=None, jitter_ratio=0.0, failure_ratio=None,
         slow_call_s=None, slow_ratio=None, window_s=10.0, min_calls=20, adaptive=False, adaptive_calls=1000,
-        adaptive_factor=3.0, adaptive_floor_ratio=0.2, failures=..., ignore=(), on_transition=None, name="",
+        adaptive_factor=3.0, adaptive_floor_ratio=0.2, failures=None, ignore=(), on_transition=None, name="",
         memory=None, offset=0, seed=None)\n--\n
     Refuses calls to a target that keeps failing, and finds out when it is well again. See the top of this module.
 
@@ -355,12 +358,13 @@ cdef class CircuitBreaker:
     adaptive             learn the target's usual failure ratio and latency over adaptive_calls (default 1000) calls; from then on the
                          limits are adaptive_factor (default 3) times what is usual, never above the configured ones and the
                          failure limit never below adaptive_floor_ratio (default 0.2).
-    failures, ignore     exception classes (`with`, decorator): `failures` (default Exception) count as failures unless they are in
+    failures, ignore     exception classes (`with`, decorator): `failures` (None, the default: Exception) count as failures unless they are in
                          `ignore`, which count as good answers. What is in neither (cancellation) counts as nothing.
     on_transition        called as on_transition(breaker, old, new) in the process that moved it, after the fact. What it raises goes to
                          sys.unraisablehook.
     memory, offset       a writable buffer and the offset in bytes (a multiple of 8) of this breaker's SIZE bytes in it: processes
                          that map the same memory share the breaker. Zero-filled memory is a closed breaker.
+    name                 of the target, for CircuitOpen and repr().
     seed                 of the jitter, 0..2**63-1; default random.
     ValueError or TypeError names the argument, its value and the allowed range.
     """
@@ -371,7 +375,7 @@ cdef class CircuitBreaker:
                   permit_timeout_s=None, backoff="constant", max_recovery_timeout_s=None, jitter_ratio=0.0,
                   failure_ratio=None, slow_call_s=None, slow_ratio=None, window_s=10.0, min_calls=20,
                   adaptive=False, adaptive_calls=1000, adaptive_factor=3.0, adaptive_floor_ratio=0.2,
-                  failures=(Exception,), ignore=(), on_transition=None, name="", memory=None, offset=0, seed=None):
+                  failures=None, ignore=(), on_transition=None, name="", memory=None, offset=0, seed=None):
         cdef breaker_config_t* c = &self.config
         debug_live_add(1)
         if failure_threshold is not None:
@@ -415,7 +419,7 @@ cdef class CircuitBreaker:
         if seed is None:
             seed = int.from_bytes(os.urandom(8), "little") >> 1
         c.seed = int_argument(seed, "seed", 0, 0x7FFFFFFFFFFFFFFF)
-        self.failures = exception_classes("failures", failures)
+        self.failures = exception_classes("failures", Exception if failures is None else failures)
         self.ignore = exception_classes("ignore", ignore)
         if on_transition is not None and not callable(on_transition):
             raise TypeError(f"on_transition: expected a callable or None, got {type(on_transition).__name__}")

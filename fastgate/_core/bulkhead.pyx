@@ -40,11 +40,11 @@ cdef enum:
 
 
 class BulkheadFull(Exception):
-    """The call was refused: all places are taken and the queue is full."""
+    """The call was refused: all places are taken and the queue is full. Raised by a Bulkhead."""
 
 
 class BulkheadTimeout(BulkheadFull):
-    """The call waited for queue_timeout_s and no place came free."""
+    """The call waited for queue_timeout_s and no place came free. Raised by a Bulkhead."""
 
 
 @cython.final
@@ -86,6 +86,8 @@ cdef class Bulkhead:
     max_concurrent   1..1 000 000 000 calls at a time.
     max_queue        0..1 000 000 000 more that may wait; 0 refuses at once. Default 0.
     queue_timeout_s  0.001..1 000 000: the longest wait. None (default) = as long as it takes.
+    name             for messages and repr().
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, max_concurrent, max_queue=0, queue_timeout_s=None, *, name=""):

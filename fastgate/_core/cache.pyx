@@ -147,6 +147,7 @@ cdef class Cache:
     with a size_bytes. The garbage collector does not look inside: a value that refers to its cache keeps both alive until
     clear(). `now_ns` is the monotonic clock unless given (the coarse one: a TTL is exact to 4 ms); a clock that goes backwards
     only makes entries live longer. Keys are hashed as Python hashes them: with a secret, unless PYTHONHASHSEED is set.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, max_bytes, policy="s3fifo", ttl_s=None):

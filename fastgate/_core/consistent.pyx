@@ -139,6 +139,7 @@ cdef class HashRing:
     points_per_weight  1..10 000, default 160 (ketama); at most 4 000 000 points in all.
     load_factor        1.01..1000: bound on the requests in flight, times the fair share; None = no bound. 1.25 is a usual choice.
     seed               0..2**63-1: the same in every process that should agree. Secret if clients choose the keys.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, names, weights=None, *, points_per_weight=160, load_factor=None, seed=0):
@@ -235,6 +236,7 @@ cdef class Maglev:
     names        of the targets, unique; keys go by name. weights: ints 0..1 000 000, default 1 each.
     table_size   a prime, 2..4 000 037, at least the number of targets; default 65 537. 100 per target keeps shares within 1 %.
     load_factor, seed   as for HashRing.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, names, weights=None, *, table_size=65_537, load_factor=None, seed=0):

@@ -82,7 +82,7 @@ cdef object LARGEST_ARENA = UNIT << PLACE_BITS
 
 
 class DirectoryFull(Exception):
-    """No record or no space in the arena is left. Nothing was changed."""
+    """No record or no space in the arena is left. Nothing was changed. Raised by Directory.put()."""
 
 
 ctypedef struct blob_t:

@@ -75,7 +75,9 @@ cdef int64_t now_argument(object now_ns) except? -1:
 @cython.final
 cdef class Ewma:
     """Ewma(half_life_s=10.0)\n--\n
-    Mean of the values seen, each counting half as much for every `half_life_s` seconds of age (1e-6 to 1e9)."""
+    Mean of the values seen, each counting half as much for every `half_life_s` seconds of age (1e-6 to 1e9).
+    ValueError or TypeError names the argument, its value and the allowed range.
+    """
 
     def __cinit__(self, half_life_s=10.0):
         self.half_life_s = float_argument(half_life_s, "half_life_s", 1e-6, 1e9)
@@ -106,7 +108,9 @@ cdef class Ewma:
 @cython.final
 cdef class PeakEwma:
     """PeakEwma(half_life_s=10.0)\n--\n
-    A cost, usually a latency in ns, that jumps to every new peak and falls by half per `half_life_s` (1e-6 to 1e9)."""
+    A cost, usually a latency in ns, that jumps to every new peak and falls by half per `half_life_s` (1e-6 to 1e9).
+    ValueError or TypeError names the argument, its value and the allowed range.
+    """
 
     def __cinit__(self, half_life_s=10.0):
         self.half_life_s = float_argument(half_life_s, "half_life_s", 1e-6, 1e9)

@@ -134,9 +134,11 @@ cdef int rounds_argument(object rounds) except -1:
 
 
 def siphash64(data, key, rounds=(2, 4)):
-    """The 64-bit SipHash of a bytes-like object under a 16-byte key, as an int.
+    """The 64-bit SipHash of data, a bytes-like object, under a 16-byte key, as an int.
 
     rounds   (2, 4), the original, or (1, 3), which CPython and Rust use for hash tables.
+
+    TypeError: data is not bytes-like, or key is not bytes. ValueError: other rounds, or a key of another length.
     """
     cdef uint64_t k[2]
     cdef uint64_t low
@@ -150,7 +152,10 @@ def siphash64(data, key, rounds=(2, 4)):
 
 
 def siphash128(data, key, rounds=(2, 4)):
-    """The 128-bit SipHash of a bytes-like object under a 16-byte key, as 16 bytes (low word first, little endian)."""
+    """The 128-bit SipHash of a bytes-like object under a 16-byte key, as 16 bytes (low word first, little endian).
+
+    data, key, rounds, and TypeError and ValueError for wrong ones: as siphash64.
+    """
     cdef uint64_t k[2]
     cdef hash128_t h
     cdef Py_buffer view

@@ -170,6 +170,7 @@ cdef class Histogram:
                       bytes are one histogram, across threads and processes. Default: private memory.
 
     The default layout is the layout of `histogram_t`, so the gateway's own slots can be read with it.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, lowest=1024, highest=137438953471, precision=0.0625, *, memory=None, offset=0):

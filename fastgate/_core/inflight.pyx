@@ -267,6 +267,7 @@ cdef class InflightTable:
     capacity: keys that may be under way at once (1 to 8 000 000; a sixteenth of them share a bucket's 16 places, so count on
     half). seats: processes (1 to 4096). shared: SharedMemory of InflightTable.size(capacity, seats) bytes. A process calls
     for_seat(n) and uses what it returns; no two living processes may have the same seat. A key is str or bytes.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, capacity, seats, SharedMemory shared=None):

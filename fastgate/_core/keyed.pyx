@@ -24,7 +24,7 @@ from fastgate._core.debug cimport debug_live_add, debug_live_count
 from fastgate._core.hashing cimport hash128, hash128_t
 from fastgate._core.limits cimport (
     LARGEST, LATEST_NS, NEVER, Decision, Limit, limit_charge, limit_idle_at_ns, limit_refund, limit_reset_ns,
-    limit_state_words, limit_t, limit_take, new_decision, now_argument, outcome_t,
+    limit_state_words, limit_t, limit_take, new_decision, new_refusal, now_argument, outcome_t,
 )
 from fastgate._core.shm cimport SharedMemory
 from fastgate._core.table cimport (
@@ -46,6 +46,7 @@ cdef class KeyedLimiter:
     Decision says limit -1), "share" (displace the least used entry of a limiter or source that has taken more than its share, else
     refuse) or "evict" (also the least used entry of this limiter). All are counted in statistics().
     A key is str or bytes; "a" and b"a" are the same key. Other errors: see Limit and LimiterTable.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, limits, *, capacity=None, SharedMemory shared=None, LimiterTable table=None, scope="", when_full="refuse"):
@@ -251,7 +252,7 @@ cdef class KeyedLimiter:
         return new_decision(verdict.allowed, verdict.limit, verdict.remaining, verdict.retry_after_ns, verdict.reset_ns)
 
     def reserve(self, key, amount=1, now_ns=None):
-        """A Reservation if `amount` was taken, else the Decision that says why not. `is_open` / `allowed` tell them apart; both test as bool."""
+        """A Reservation, which is true, if `amount` was taken; else a Refusal, the Decision that says why not, which is false."""
         cdef Reservation made
         cdef hash128_t hashed
         cdef int64_t amounts[MOST_LIMITS]
@@ -263,7 +264,7 @@ cdef class KeyedLimiter:
         now = now_argument(now_ns)
         self.table.ready()
         if not self.take_hashed(&hashed, amounts, now, True, &verdict):
-            return new_decision(False, verdict.limit, verdict.remaining, verdict.retry_after_ns, verdict.reset_ns)
+            return new_refusal(verdict.limit, verdict.remaining, verdict.retry_after_ns, verdict.reset_ns)
         made = Reservation.__new__(Reservation)
         made.limiter = self
         made.key = hashed

@@ -58,7 +58,11 @@ cdef class Decision:
     cdef readonly int64_t retry_after_ns
     cdef readonly int64_t reset_ns
 
+cdef class Refusal(Decision):
+    pass
+
 cdef Decision new_decision(bint allowed, int limit, int64_t remaining, int64_t retry_after_ns, int64_t reset_ns)
+cdef Refusal new_refusal(int limit, int64_t remaining, int64_t retry_after_ns, int64_t reset_ns)
 
 
 cdef class Limit:

@@ -1,10 +1,9 @@
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 from fastgate._core.shm import SharedMemory
 
-__all__ = ["Decision", "FixedWindow", "Limit", "SlidingWindow", "TokenBucket", "live_objects"]
+__all__ = ["Decision", "FixedWindow", "Limit", "Refusal", "SlidingWindow", "TokenBucket", "live_objects"]
 
-@final
 class Decision:
     NEVER: ClassVar[int]
     allowed: bool
@@ -17,6 +16,10 @@ class Decision:
     def retry_after_s(self) -> float: ...
     @property
     def reset_s(self) -> float: ...
+
+@final
+class Refusal(Decision):
+    def __bool__(self) -> Literal[False]: ...
 
 class Limit:
     @property

@@ -40,7 +40,7 @@ from fastgate._core.table cimport (
 
 from fractions import Fraction
 
-__all__ = ["Decision", "FixedWindow", "Limit", "SlidingWindow", "TokenBucket", "live_objects"]
+__all__ = ["Decision", "FixedWindow", "Limit", "Refusal", "SlidingWindow", "TokenBucket", "live_objects"]
 
 cdef extern from *:
     """
@@ -314,10 +314,9 @@ cdef int64_t now_argument(object now_ns) except -1:
 
 # --- objects
 
-@cython.final
 @cython.freelist(64)
 cdef class Decision:
-    """What a limiter decided. True in a condition if allowed.
+    """What a limiter decided. True in a condition if allowed. Made by decide(), take() and peek().
 
     limit: which limit was the tightest, by position: of the refusing ones the one with the longest wait, else the one with the
     least remaining; -1 if the table had no place for a new key. remaining: what could still be taken from it now.
@@ -341,13 +340,28 @@ cdef class Decision:
         return self.reset_ns / 1e9
 
     def __repr__(self):
-        return (f"Decision(allowed={self.allowed}, limit={self.limit}, remaining={self.remaining}, "
+        return (f"{type(self).__name__}(allowed={self.allowed}, limit={self.limit}, remaining={self.remaining}, "
                 f"retry_after_s={self.retry_after_s}, reset_s={self.reset_s})")
+
+
+@cython.final
+cdef class Refusal(Decision):
+    """A Decision that is never allowed. Made by KeyedLimiter.reserve() where there is no Reservation, so that a type checker
+    can tell the two apart by their truth."""
 
 
 cdef Decision new_decision(bint allowed, int limit, int64_t remaining, int64_t retry_after_ns, int64_t reset_ns):
     cdef Decision made = Decision.__new__(Decision)
     made.allowed = allowed
+    made.limit = limit
+    made.remaining = remaining
+    made.retry_after_ns = retry_after_ns
+    made.reset_ns = reset_ns
+    return made
+
+
+cdef Refusal new_refusal(int limit, int64_t remaining, int64_t retry_after_ns, int64_t reset_ns):
+    cdef Refusal made = Refusal.__new__(Refusal)
     made.limit = limit
     made.remaining = remaining
     made.retry_after_ns = retry_after_ns
@@ -564,6 +578,7 @@ cdef class FixedWindow(Limit):
 
     limit: 1 to 2**39 - 1. window_s: 0.001 to 1e9. For calendar days pass realtime_ns() as now_ns. Any span of one window's length
     admits at most 2 × limit. shared: SharedMemory of at least SHARED_BYTES for this window alone.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     SHARED_BYTES = LimiterTable.size(1, 2)
@@ -583,6 +598,7 @@ cdef class SlidingWindow(Limit):
 
     limit: 1 to 2**39 - 1. window_s: 0.001 to 1e9. Exact for even traffic; the worst traffic gets 2 × limit in one span and still no
     more than limit per window on average. shared: SharedMemory of at least SHARED_BYTES for this window alone.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     SHARED_BYTES = LimiterTable.size(1, 2)

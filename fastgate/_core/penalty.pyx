@@ -43,6 +43,7 @@ cdef class PenaltyBox:
     strikes: 1 to 1 000 000 violations that start a ban. within_s: the span they must fall in. bans_s: 1 to 16 lengths, none shorter
     than the one before. forget_s: good behaviour that clears the record. All spans 0.001 to 1e9 seconds. capacity, shared, table,
     scope, when_full: as KeyedLimiter; a strike that finds no place is not recorded, and counted in statistics()["refused"].
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, strikes=10, within_s=60, bans_s=(60, 600, 3600, 86_400), forget_s=86_400, *, capacity=None,

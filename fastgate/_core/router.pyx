@@ -98,7 +98,7 @@ cdef class Route:
 
 @cython.final
 cdef class Match:
-    """The route that matched, and what its parameters matched."""
+    """The route that matched, and what its parameters matched. Made by Router.match()."""
 
     def __init__(self):
         raise TypeError("a Match is made by Router.match()")

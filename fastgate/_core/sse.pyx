@@ -33,7 +33,7 @@ cdef bytes MESSAGE = b"message"
 class SseEventTooLarge(ValueError):
     """An event is larger than max_event_bytes. `events`: those that ended before it in the same chunk.
 
-    The parser takes no more bytes until reset().
+    message: which bound it is. Raised by SseParser.feed(). The parser takes no more bytes until reset().
     """
 
     def __init__(self, message, events):
@@ -45,7 +45,7 @@ class SseEventTooLarge(ValueError):
 @cython.freelist(64)
 @cython.no_gc
 cdef class SseEvent:
-    """One event, immutable.
+    """One event, immutable. Made by SseParser.feed().
 
     event   its type; b"message" when the stream names none
     data    the data lines joined by LF, without the last one's line end
@@ -68,6 +68,7 @@ cdef class SseParser:
     retry             the last reconnection time the stream asked for, in milliseconds, or None
 
     What is unfinished when the stream ends is no event (§9.2.6) and is simply never returned; `pending` tells.
+    ValueError or TypeError names the argument, its value and the allowed range.
     """
 
     def __cinit__(self, max_event_bytes=1 << 20):

@@ -16,7 +16,7 @@ PAGE = (ROOT / "docs" / "primitives.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 # Made by the primitives, never by their users.
-RETURNED = {"Lease", "Limit", "Match", "Reservation", "Route", "SseEvent"}
+RETURNED = {"Lease", "Limit", "Match", "Refusal", "Reservation", "Route", "SseEvent"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.splitlines()[0][-40:])
