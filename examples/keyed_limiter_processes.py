@@ -2,7 +2,7 @@
 
 import os
 
-from fastgate._core import FixedWindow, KeyedLimiter, SharedMemory, TokenBucket
+from fastgate import FixedWindow, KeyedLimiter, SharedMemory, TokenBucket
 
 # 2 dollars a day in micro-dollars, and at most 50 000 jobs in a burst.
 LIMITS = [FixedWindow(2_000_000, 86_400), TokenBucket(rate_per_s=1000, burst=50_000)]
@@ -15,7 +15,8 @@ for worker in range(4):
             cost = 60 + spent % 70  # what it did cost
             reservation.settle((cost, 1))
             spent += cost
-        print(f"worker {worker} spent {spent / 1e6:.6f} dollars; stopped by limit {reservation.limit}")
+        said = f"worker {worker} spent {spent / 1e6:.6f} dollars; stopped by limit {reservation.limit}"
+        print(said, flush=True)  # os._exit flushes nothing
         os._exit(0)
 while True:
     try:

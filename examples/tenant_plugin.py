@@ -45,13 +45,17 @@ class TenantConfig(Settings, frozen=True, kw_only=True):
 
 class Tenant(Plugin):
     Config = TenantConfig
+    config: TenantConfig
+    tenants: dict[str, str]
+    requests: Counter[str]
+    received: Counter[str]
 
     @classmethod
     def build(cls, config: TenantConfig, env: PluginEnv) -> Tenant:
         """No I/O here: `fastgate check` and `explain` may build a plugin that never starts."""
         plugin = super().build(config, env)
         plugin.tenants = {}
-        plugin.requests, plugin.bytes = Counter(), Counter()
+        plugin.requests, plugin.received = Counter(), Counter()
         return plugin
 
     async def start(self) -> None:
@@ -61,7 +65,7 @@ class Tenant(Plugin):
     async def close(self) -> None:
         """When no request can reach the plugin any more; also after a start that failed half way."""
         if self.config.usage is not None:
-            usage = {name: {"requests": n, "bytes": self.bytes[name]} for name, n in self.requests.items()}
+            usage = {name: {"requests": n, "bytes": self.received[name]} for name, n in self.requests.items()}
             await asyncio.to_thread(self._write, usage)
 
     def decide(self, ctx: RequestContext) -> int | None:
@@ -103,7 +107,7 @@ class Tenant(Plugin):
 
     def request_chunk(self, ctx: RequestContext, chunk: bytes, last: bool) -> bytes:
         """A piece of the body on its way up, as it comes."""
-        self.bytes[ctx.recall(self, "nobody")] += len(chunk)
+        self.received[ctx.recall(self, "nobody")] += len(chunk)
         return chunk
 
     def response_chunk(self, ctx: RequestContext, chunk: bytes, last: bool) -> bytes:
