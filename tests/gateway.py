@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # These only ever end a hang: far above what a loaded machine needs.
 START_S = 120
 STOP_S = 60  # beyond the drain time
-SETTLE_S = 30  # until closed connections have left the worker's descriptor table
+SETTLE_S = 60  # until closed connections have left the worker's descriptor table
 LISTEN, ESTABLISHED = "0A", "01"  # as /proc/net/tcp writes them
 COMPLAINT = re.compile(
     r"Traceback|\berror\b|Error\b|Exception|never awaited|was never retrieved|\bcritical\b|Segmentation", re.I

@@ -144,7 +144,7 @@ def test_a_smaller_disk_size_is_no_damage(tmp_path: Path) -> None:
         ready(running)
         for number in range(160):
             get(running.port, f"/filler-{number:03}")
-        until(lambda: tier(running, "disk", "stored") >= 150, 30)
+        until(lambda: tier(running, "disk", "stored") >= 150)
 
     with gateway(origin, allow="disk.size is smaller", disk={**disk, "size": "16MiB"}) as running:
         ready(running)

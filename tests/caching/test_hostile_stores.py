@@ -195,8 +195,10 @@ def test_a_poisoned_value_reaches_no_client(redis: RedisServer, line: bytes) -> 
         end = at + len(whole.head)
         return sealed(record[:12] + FIELDS.pack(*shape) + record[HEAD_AT:end] + line + record[end:])
 
-    with gateway(origin, memory="0B", redis={"url": redis.url, "prefix": prefix, "timeout": "2s"}) as running:
-        until = time.monotonic() + 20
+    with gateway(
+        origin, memory="0B", redis={"url": redis.url, "prefix": prefix, "timeout": "10s"}
+    ) as running:
+        until = time.monotonic() + 60
         workers = running.worker_pids()
         with client.Redis(unix_socket_path=str(redis.socket)) as connection:
             while not connection.keys(f"{prefix}*v"):
@@ -218,8 +220,8 @@ def test_with_a_secret_only_what_carries_its_checksum_is_used(
 ) -> None:
     prefix = f"{tmp_path.name}:"
     origin = Origin()
-    store = {"url": redis.url, "prefix": prefix, "timeout": "2s", "secret": "known to the fleet"}
-    until = time.monotonic() + 30
+    store = {"url": redis.url, "prefix": prefix, "timeout": "10s", "secret": "known to the fleet"}
+    until = time.monotonic() + 60
     with (
         gateway(origin, memory="0B", redis=store) as running,
         client.Redis(unix_socket_path=str(redis.socket)) as connection,

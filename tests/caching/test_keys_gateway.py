@@ -151,7 +151,7 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         store = {"memory": "0B", "disk": {"path": str(directory / "answers"), "size": "64MiB"}}
     elif redis is not None:
         redis.start()
-        store = {"memory": "0B", "redis": {"url": redis.url, "timeout": "2s", "secret": "of the fleet"}}
+        store = {"memory": "0B", "redis": {"url": redis.url, "timeout": "10s", "secret": "of the fleet"}}
     origin = Echo()
     with (
         Upstream(origin.script) as first,

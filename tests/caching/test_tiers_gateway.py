@@ -202,7 +202,7 @@ def test_redis_serves_another_gateway_and_hears_its_purges(tmp_path: Path) -> No
     redis.start()
     one, two = Origin(), Origin()
     two.reply = answer(b"two", "Cache-Control: max-age=60")
-    settings = {"url": redis.url, "timeout": "200ms"}
+    settings = {"url": redis.url, "timeout": "10s"}
     try:
         with (
             gateway(one, allow=r"Redis at", redis={**settings, "machine": "one"}) as first,

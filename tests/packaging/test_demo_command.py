@@ -18,7 +18,7 @@ import pytest
 from tests.client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 40
+WAIT_S = 60
 
 
 class Demo(NamedTuple):

@@ -25,7 +25,7 @@ from tests.upstream import Upstream, answer
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = parse((ROOT / "Dockerfile").read_text())
-STOP_S = 40
+STOP_S = 60
 USER_ID = int(DOCKERFILE.last("USER").partition(":")[0])
 
 MOUNTED = """
@@ -238,7 +238,7 @@ def test_another_project_cimports_from_the_installed_wheel(image: Image, tmp_pat
         check=True,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     ).stdout.splitlines()
 
     assert said[0].startswith(str(installed))

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tests.client import Client, request
 from tests.control.admin_client import call
 from tests.gateway import Gateway
 from tests.ports import reserved_port
@@ -144,7 +145,8 @@ def test_who_waits_for_the_next_reload_is_answered_after_the_admin_address_has_m
     with (
         reserved_port() as port,
         Gateway(config("good"), workers=1, environ=environ, check_descriptors=False) as gateway,
-        ThreadPoolExecutor(2) as pool,
+        ThreadPoolExecutor(1) as pool,
+        Client(int(gateway.admin.rpartition(":")[2])) as waiting,
     ):
         moved = f"127.0.0.1:{port}"
 
@@ -156,15 +158,15 @@ def test_who_waits_for_the_next_reload_is_answered_after_the_admin_address_has_m
         first = pool.submit(reload)
         until((tmp_path / "first.seen").exists, "the first reload is built")
         gateway.write_config(config(tmp_path / "second", moved))
-        second = pool.submit(reload)
-        time.sleep(0.5)
+        waiting.send(request("/api/gateway/reload", "POST", host=gateway.admin))
+        assert call(gateway.admin, "/ready").status == 200  # so the request that came before it is read, too
         (tmp_path / "first").touch()
         assert first.result(60)[0] == 200
         until((tmp_path / "second.seen").exists, "the second reload is built")
         time.sleep(2.5)  # longer than a controller that ends may take for calls under way
         (tmp_path / "second").touch()
 
-        assert second.result(60)[0] == 200
+        assert waiting.read_response("POST").status == 200
         assert call(moved, "/ready").status == 200
 
 

@@ -34,7 +34,7 @@ def test_a_repeated_sigterm_does_not_cut_the_drain_short() -> None:
             time.sleep(0.005)
 
         assert read_answer(sock) == "one"
-        assert rig.process.wait(30) == 0
+        assert rig.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
@@ -105,7 +105,7 @@ def test_closed_standard_descriptors_do_not_matter(closing: str, tmp_path: Path)
     try:
         with open(read_fd, "rb") as ready:
             line = ready.readline()
-        assert line, process.wait(30)
+        assert line, process.wait(60)
         port = int(json.loads(line)["listen"][0].rpartition(":")[2])
         with connected(port) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")

@@ -223,7 +223,7 @@ def test_the_second_signal_ends_at_once() -> None:
 
         rig.process.send_signal(signal.SIGINT)
 
-        assert rig.process.wait(30) == 1
+        assert rig.process.wait(60) == 1
 
 
 def test_a_worker_told_to_end_is_replaced_before_it_drains() -> None:

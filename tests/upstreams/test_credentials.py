@@ -109,7 +109,7 @@ def test_a_file_is_taken_up_when_it_changes_and_kept_when_it_goes(tmp_path: Path
     file.write_text("value-1\n")
     with (
         Upstream() as upstream,
-        Gateway(config(upstream, file=str(file), keep="4s"), allow="credential of upstream") as gateway,
+        Gateway(config(upstream, file=str(file), keep="8s"), allow="credential of upstream") as gateway,
     ):
 
         def shown() -> str | None:

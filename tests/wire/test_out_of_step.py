@@ -25,7 +25,7 @@ from tests.wire.conftest import Wire
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
-WAIT_S = 30
+WAIT_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -439,14 +439,14 @@ def test_time_of_a_pipelined_request_upstream_begins_when_it_is_sent(tmp_path: P
     def script(peer: Peer) -> None:
         while True:
             if peer.read_request().target == b"/slow":
-                time.sleep(2)
+                time.sleep(4)
             peer.send(OK)
 
     with Upstream(script) as upstream:
         route = {"path": "/*", "upstream": upstream.url, "timeouts": {"first_byte": "30s"}}
         config = {
             "access_log": {"output": str(log)},
-            "routes": [{**route, "path": "/slow"}, {**route, "timeouts": {"first_byte": "1800ms"}}],
+            "routes": [{**route, "path": "/slow"}, {**route, "timeouts": {"first_byte": "3800ms"}}],
         }
         with Gateway(config) as gateway, Client(gateway.port) as client:
             client.send(request("/slow") + request("/quick"))

@@ -22,7 +22,7 @@ from tests.gateway import Gateway, descriptors, rss_bytes
 from tests.upstream import OK, Peer, Upstream, answer, echo
 
 MIB = 1 << 20
-WAIT_S = 30  # far above what a loaded machine needs: it only ever ends a hang
+WAIT_S = 60  # far above what a loaded machine needs: it only ever ends a hang
 
 
 def until(holds: Callable[[], Any], what: str) -> Any:

@@ -325,7 +325,7 @@ def test_websocket_is_told_1001_between_frames_on_drain(half_sent: bool) -> None
 
     with Upstream(script) as upstream:
         config = {
-            "server": {"drain_timeout": "5s"},
+            "server": {"drain_timeout": "30s"},
             "routes": [{"path": "/{rest...}", "upstream": upstream.url}],
         }
         with Gateway(config) as gateway, Client(gateway.port) as client:
