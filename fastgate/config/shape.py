@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -35,6 +36,16 @@ from fastgate.config.scalars import INVALID, Reader, Report, found_text, nearest
 from fastgate.config.source import Path, Substituted
 
 __all__ = ["INVALID", "Reader", "Report", "Shapes", "found_text", "nearest"]
+
+
+CLASSES = 1024  # whose fields are remembered: three times those of the whole config
+
+
+@lru_cache(CLASSES)
+def _fields(cls: type) -> list[tuple[msgspec.structs.FieldInfo, inspect.Type]]:
+    """The fields with what msgspec knows of their types, which takes as long as everything else here."""
+    found = msgspec.structs.fields(cls)
+    return list(zip(found, inspect.multi_type_info([field.type for field in found]), strict=True))
 
 
 class _NoReader(Exception):
@@ -63,16 +74,16 @@ class Shapes:
         fields: dict[str, tuple[str, Reader]] = {}
         takes_list = False
         required: list[tuple[str, str]] = []
-        for field in msgspec.structs.fields(cls):
+        for field, info in _fields(cls):
             try:
-                reader = self._of(inspect.type_info(field.type))
+                reader = self._of(info)
             except _NoReader:
                 reader = _converter(field.type)
             fields[field.encode_name] = (field.name, reader)
             if field.encode_name == getattr(cls, "shorthand", None):
-                takes_list = isinstance(_bare(inspect.type_info(field.type)), inspect.VarTupleType)
+                takes_list = isinstance(_bare(info), inspect.VarTupleType)
             if field.required:
-                required.append((field.encode_name, _expectation(inspect.type_info(field.type))))
+                required.append((field.encode_name, _expectation(info)))
         tag_field = cls.__struct_config__.tag_field  # type: ignore[attr-defined]
         shorthand = getattr(cls, "shorthand", None)
         mapping = f"a mapping such as {cls.example}" if hasattr(cls, "example") else "a mapping"
