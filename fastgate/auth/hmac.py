@@ -213,7 +213,7 @@ class Hmac(Scheme):
         identity: Identity | None = self._identify(consumer, method=self.name, key_id=key_id)
         if identity is None:
             return "consumer"
-        return identity if self._nonces.first_use(key_id, given["nonce"]) else "replayed"
+        return identity if self._nonces.first_use(key_id, given["nonce"], self._clock()) else "replayed"
 
 
 def _parameters(text: str) -> dict[str, str] | None:

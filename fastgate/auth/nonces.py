@@ -8,6 +8,10 @@ verified, so nobody without a key can fill the table, and each key id has a shar
 consumer can fill it for the others. A full table refuses new signatures (the gate answers 503) and counts
 it: to let them pass would be to let replays pass.
 
+Time is that of the clock that the timestamps are compared with, the realtime clock: when it is set back, old
+signatures become valid once more, and their nonces stay used for as much longer. When it is set forward and
+back again, a nonce is forgotten only if a new one needed its place meanwhile.
+
 After a restart of the whole gateway the table is empty.
 """
 
@@ -33,7 +37,7 @@ class NonceWindow:
     def __init__(
         self, table: LimiterTable, method: str, valid_ns: int, counter: CounterOf | None = None
     ) -> None:
-        # A second more than valid: the timestamps have whole seconds, the bucket's clock has not.
+        # A second more than valid: the timestamps have whole seconds, the clock has not.
         self.window_ns = valid_ns + 2 * SECOND
         self._limiter = KeyedLimiter(
             TokenBucket(SECOND / self.window_ns, 1), table=table, scope=f"nonces of {method}"
@@ -41,9 +45,12 @@ class NonceWindow:
         self._full: Any = counter(FULL, method=method) if counter is not None else None
         self._replayed: Any = counter(REPLAYED, method=method) if counter is not None else None
 
-    def first_use(self, key_id: str, nonce: str, now_ns: int | None = None) -> bool:
-        """True once per window and pair, whoever asks. Unavailable when the table has no place."""
-        decision = self._limiter.take(f"{len(key_id)}:{key_id}{nonce}".encode(), 1, now_ns, source=key_id)
+    def first_use(self, key_id: str, nonce: str, now_s: float) -> bool:
+        """True once per window and pair, whoever asks. now_s: Unix time. Unavailable when the table has no
+        place.
+        """
+        key, now_ns = f"{len(key_id)}:{key_id}{nonce}".encode(), int(now_s * SECOND)
+        decision = self._limiter.take(key, 1, now_ns, source=key_id)
         if decision.allowed:
             return True
         if decision.limit < 0:

@@ -189,7 +189,7 @@ class Signatures(Scheme):
             nonce
             and self._nonces is not None
             and self.config.nonce != "ignored"
-            and not self._nonces.first_use(key.key_id, nonce)
+            and not self._nonces.first_use(key.key_id, nonce, self._clock())
         ):
             raise _Rejected("replayed")
         return identity

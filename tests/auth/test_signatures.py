@@ -473,7 +473,7 @@ def test_a_full_table_of_nonces_refuses_and_says_so() -> None:
     window = NonceWindow(memory.nonces, "others", 600 * SECOND)
     for i in range(20_000):  # 1024 places; a nonce has some of them to choose from
         with contextlib.suppress(Unavailable):
-            window.first_use("k", f"{i}")
+            window.first_use("k", f"{i}", 10**9)
 
     with pytest.raises(Unavailable, match=r"memory\.nonces"):
         for _ in range(2000):  # more than the eighth of the places that the others leave
