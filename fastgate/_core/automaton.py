@@ -7,6 +7,7 @@ STATE       The states of all automatons together are bounded: beyond MOST_STEPS
             forgotten and made again.
 WHO WRITES  The worker's loop; nothing is shared.
 COST        about 60 ns per character of a text whose states are known; a new transition costs its nodes.
+            Making one takes 2 us per character of the pattern and 3 us per node, 15 ms at most.
 SOURCES     Thompson 1968; RE2 (lazy deterministic states, bounded memory). Patterns are read by CPython's
             own parser, and what it reads in another way than RE2 does is not taken (Unsupported).
 """
@@ -23,12 +24,20 @@ from typing import Any, Final
 __all__ = ["Automaton", "Budget", "Exhausted", "Patterns", "Unsupported"]
 
 MOST_NODES: Final = 4000
+# Parts of a pattern with every copy counted: repetitions of nothing, `((){1000}){1000}`, make no nodes.
+MOST_ITEMS: Final = 4 * MOST_NODES
 MOST_STEPS: Final = 100_000
 MOST_PATTERNS: Final = 512
+# Of the patterns that requests bring along, and of those of the config: about 200 bytes a node.
+MOST_PATTERN_NODES: Final = 50_000
+MOST_KEPT_NODES: Final = 1_000_000
 
 CHARACTER_NS: Final = 100
 NODE_NS: Final = 250
 CALL_NS: Final = 4_000
+# To make an automaton: reading a character of the pattern, and a part of it with every copy counted
+PARSE_NS: Final = 2_500
+ITEM_NS: Final = 5_000
 
 # Read in another way by CPython's parser than by RE2, or not at all by one of them.
 _ELSEWISE: Final = re.compile(r"\[:|\{,|\\[0-9bBZQEpPCzx]|\(\?<|[*+?}]\+|&&|\|\||--|~~|\[\[")
@@ -79,12 +88,18 @@ _CHARACTER, _SPLIT, _BEGIN, _END, _MATCH = range(5)
 
 
 class Automaton:
-    """One pattern. Unsupported when this engine does not take it."""
+    """One pattern. Unsupported when this engine does not take it; Exhausted when making it costs more than is
+    left of the budget.
+    """
 
     _steps = 0  # of all automatons
     _all: Final[weakref.WeakSet[Automaton]] = weakref.WeakSet()
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, budget: Budget | None = None) -> None:
+        self._budget = budget
+        self._items = 0
+        if budget is not None:
+            budget.spend(PARSE_NS * len(pattern))
         if _ELSEWISE.search(pattern):
             raise Unsupported(pattern)
         try:
@@ -101,6 +116,7 @@ class Automaton:
             self._start = self._sequence(tree, 0)
         except RecursionError:
             raise Unsupported(pattern) from None
+        self._budget = None
         self.size = len(self._nodes)
         self._restart = self._reached([self._start], begins=False)
         self._matches_anywhere = 0 in self._restart
@@ -200,6 +216,11 @@ class Automaton:
         return following
 
     def _item(self, kind: Any, argument: Any, following: int) -> int:
+        self._items += 1
+        if self._items > MOST_ITEMS:
+            raise Unsupported("too large")
+        if self._budget is not None:
+            self._budget.spend(ITEM_NS)
         if kind in (_op.LITERAL, _op.NOT_LITERAL, _op.ANY, _op.IN):
             return self._node(_CHARACTER, self._set_of(kind, argument), following)
         if kind is _op.BRANCH:
@@ -295,22 +316,48 @@ _CATEGORIES: Final = {  # RE2's, which are of ASCII
 
 
 class Patterns:
-    """Automatons by pattern, the ones used last."""
+    """Automatons by pattern: those of the config, which no request pushes out, and those that requests bring
+    along; of each, the ones used last.
+    """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, Automaton | None] = OrderedDict()
+        self._kept = _Recent(MOST_KEPT_NODES, MOST_KEPT_NODES)
+        self._known = _Recent(MOST_PATTERN_NODES, MOST_PATTERNS)
 
-    def get(self, pattern: str) -> Automaton | None:
-        """The automaton of this pattern; None when it is Unsupported."""
-        if pattern in self._known:
-            self._known.move_to_end(pattern)
-            return self._known[pattern]
-        found: Automaton | None
-        try:
-            found = Automaton(pattern)
-        except Unsupported:
-            found = None
-        self._known[pattern] = found
-        if len(self._known) > MOST_PATTERNS:
-            self._known.popitem(last=False)
+    def keep(self, pattern: str) -> None:
+        """Makes the automaton of a pattern of the config. It costs no request anything."""
+        if pattern not in self._kept.automatons:
+            self._kept.add(pattern, _made(pattern, None))
+
+    def get(self, pattern: str, budget: Budget) -> Automaton | None:
+        """The automaton of this pattern; None when it is Unsupported. A new one is paid from the budget."""
+        for recent in (self._kept, self._known):
+            if pattern in recent.automatons:
+                recent.automatons.move_to_end(pattern)
+                return recent.automatons[pattern]
+        found = _made(pattern, budget)
+        self._known.add(pattern, found)
         return found
+
+
+class _Recent:
+    """Automatons, as many as their nodes allow; the ones used last stay."""
+
+    def __init__(self, most_nodes: int, most: int) -> None:
+        self.automatons: OrderedDict[str, Automaton | None] = OrderedDict()
+        self.nodes = 0
+        self._most_nodes, self._most = most_nodes, most
+
+    def add(self, pattern: str, automaton: Automaton | None) -> None:
+        self.automatons[pattern] = automaton
+        self.nodes += automaton.size if automaton is not None else 1
+        while self.nodes > self._most_nodes or len(self.automatons) > self._most:
+            _, oldest = self.automatons.popitem(last=False)
+            self.nodes -= oldest.size if oldest is not None else 1
+
+
+def _made(pattern: str, budget: Budget | None) -> Automaton | None:
+    try:
+        return Automaton(pattern, budget)
+    except Unsupported:
+        return None

@@ -522,14 +522,16 @@ class _Texts:
     def __init__(self, budget: Budget) -> None:
         self._spend = budget.spend
         self._budget = budget
-        self._patterns = Patterns()
+        self.patterns = Patterns()
         self.most_parts = MOST_PARTS
         self.foreign: Any = None
         """Compiled `s.matches(p)`, for patterns that only RE2 takes."""
 
     def matches(self, text: str, pattern: str) -> bool:
         self._spend(CALL_NS)
-        automaton: Automaton | None = self._patterns.get(pattern) if len(pattern) <= MOST_PATTERN else None
+        automaton: Automaton | None = None
+        if len(pattern) <= MOST_PATTERN:
+            automaton = self.patterns.get(pattern, self._budget)
         if automaton is not None:
             return automaton.search(text, self._budget)
         self._spend(FOREIGN_PATTERN_NS + 20 * len(text) + repeats_of(pattern) * 50_000)
@@ -674,6 +676,10 @@ class Language:
         for found in re.finditer(
             rf"\bmatches\s*\(\s*(?:[\w.]+\s*,\s*)?({_LITERAL.pattern})\s*\)", text, re.DOTALL
         ):
+            pattern = self.env.compile(found[1]).eval(data={}).value()
+            if len(pattern) <= MOST_PATTERN:
+                self.texts.patterns.keep(pattern)
+            self.budget.reset(BUDGET_NS)
             tried = self.env.compile(f'"".matches({found[1]})').eval(data={})
             if tried.type() == self.error:
                 line, column = (
@@ -682,11 +688,10 @@ class Language:
                 )
                 problem = str(tried.value()).removeprefix("INVALID_ARGUMENT: ")
                 raise ExpressionError(problem, line, column)
-            self._check_cost(found[1], text, found.start(1))
+            self._check_cost(pattern, text, found.start(1))
 
-    def _check_cost(self, literal: str, text: str, at: int) -> None:
+    def _check_cost(self, pattern: str, text: str, at: int) -> None:
         """A pattern that costs more than all conditions of a request may could never be used."""
-        pattern = self.env.compile(literal).eval(data={}).value()
         cost_ns = FOREIGN_PATTERN_NS + repeats_of(pattern) * 50_000
         if cost_ns > BUDGET_NS // 2:
             try:

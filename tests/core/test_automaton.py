@@ -106,12 +106,57 @@ def test_the_states_of_all_patterns_are_bounded() -> None:
 
 def test_patterns_are_kept_and_the_oldest_go() -> None:
     patterns = Patterns()
-    first = patterns.get("a0")
-    assert patterns.get("a0") is first
+    first = patterns.get("a0", Budget(PLENTY))
+    assert patterns.get("a0", Budget(PLENTY)) is first
     for number in range(600):
-        patterns.get(f"a{number}")
-    assert patterns.get(r"\bx") is None
-    assert len(patterns._known) <= 512
+        patterns.get(f"a{number}", Budget(PLENTY))
+    assert patterns.get(r"\bx", Budget(PLENTY)) is None
+    assert len(patterns._known.automatons) <= 512
+
+
+def test_the_nodes_of_the_patterns_of_requests_are_bounded() -> None:
+    patterns = Patterns()
+    for number in range(100):
+        patterns.get(f"[a-c]{{1,1500}}{number}", Budget(PLENTY))
+
+    assert 0 < patterns._known.nodes <= 50_000
+    assert patterns._known.nodes == sum(one.size for one in patterns._known.automatons.values() if one)
+
+
+def test_no_pattern_of_a_request_pushes_out_one_of_the_config() -> None:
+    patterns = Patterns()
+    patterns.keep("[a-c]{1000}")
+    for number in range(600):
+        patterns.get(f"a{number}", Budget(PLENTY))
+
+    assert patterns.get("[a-c]{1000}", Budget(0)) is not None  # it costs the request nothing
+
+
+def test_a_pattern_that_a_request_brings_along_is_paid_from_its_budget() -> None:
+    patterns = Patterns()
+    budget = Budget(20_000_000)
+    patterns.get("[a-c]{1000}", budget)
+    assert budget.left_ns <= 20_000_000 - 1000 * 2_500
+    with pytest.raises(Exhausted):
+        patterns.get("[a-c]{3999}", Budget(10_000_000))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "((){1000}){1000}",
+        "((a{0}){1000}){1000}",
+        "((()*){1000}){1000}",
+        "((){0,1000}){0,1000}",
+        "((){1000}){1000}|a",
+        "(((){1000}){1000}){1000}",
+    ],
+)
+def test_repetitions_of_nothing_are_bounded_too(pattern: str) -> None:
+    began = time.thread_time()
+    with pytest.raises(Unsupported):
+        Automaton(pattern)
+    assert time.thread_time() - began < 1  # some 30 ms; it was 4 s, and hours
 
 
 def test_it_is_quick_enough() -> None:

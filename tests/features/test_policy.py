@@ -367,3 +367,9 @@ def test_what_goes_to_another_upstream_is_not_cached_as_the_routes_own() -> None
         assert [get(port, "/1", "X-Blue: 1").body, get(port, "/1").body] == [b"blue", b"green"]
         assert [get(port, "/2").body, get(port, "/2", "X-Blue: 1").body] == [b"green", b"blue"]
         assert get(port, "/2").body == b"green" and len(green.requests) == 2
+
+
+def test_any_number_of_patterns_that_only_re2_reads_can_be_checked() -> None:
+    language = Language()
+    for number in range(100):
+        language.compile(f"request.path.matches('\\\\bx{number}')")

@@ -113,8 +113,16 @@ def test_a_route_is_chosen_by_every_field_of_a_name() -> None:
             "a," * 1000,
         ),
         ("request.headers['x'].split('').exists(p, request.headers['x'].indexOf('zz') == 7)", "a" * 1000),
+        (
+            "request.headers['x'].split(',').exists(p, request.path.matches(p))",
+            ",".join(f"[a-z]{{{n}}}Z" for n in range(100, 1000)),
+        ),
+        ("request.path.matches(request.headers['x'])", "((((){1000}){1000}){1000}){1000}"),
     ],
-    ids=["patterns", "patterns-that-match", "growing", "map", "loops", "replace", "index"],
+    ids=[
+        *("patterns", "patterns-that-match", "growing", "map", "loops", "replace", "index"),
+        *("patterns-of-requests", "repetitions-of-nothing"),
+    ],
 )
 def test_no_request_keeps_a_worker_busy(when: str, value: str, on_error: str) -> None:
     cheap = "indexOf" in when or ".all(" in when  # within the bounds: it may be decided
