@@ -177,7 +177,9 @@ cdef int believe(RequestContext ctx, object trusted) except -1:
         port = field.value[:field.value_n]
         if not (port.isdigit() and len(port) <= 5):
             port = None
-    told_chain = [canonical_address(node) or b"unknown" for node in chain]
+    # RFC 9110 §5.6.1.2: empty members are no members. The search above ends at one all the same: a proxy that wrote one for an address
+    # it did not know must not make the member before it, which its client wrote, the client.
+    told_chain = [canonical_address(node) or b"unknown" for node in chain if node]
     lines = [b"X-Forwarded-For: ", b", ".join([*told_chain, ctx.peer or b"unknown"]),
              b"\r\nX-Forwarded-Proto: ", ctx.scheme.encode(), b"\r\nX-Forwarded-Host: ",
              host if host is not None else ctx.authority,

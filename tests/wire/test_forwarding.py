@@ -17,6 +17,8 @@ from tests.gateway import Gateway
 from tests.strict import Message
 from tests.upstream import Peer, Upstream, answer, echo
 
+EMPTY = ", ," * 3
+
 
 def gateway(upstream: Upstream, **more: Any) -> Gateway:
     routes = [
@@ -108,6 +110,15 @@ def test_forwarded_of_a_trusted_proxy_is_believed(trusting: tuple[Gateway, Upstr
         (["X-Forwarded-For: 203.0.113.7, ::ffff:10.0.0.1"], "203.0.113.7"),
         (["X-Forwarded-For: [2001:DB8:0::7]:80"], "2001:db8::7"),
         (["X-Forwarded-For: 6.6.6.6, nonsense, 10.0.0.1"], "10.0.0.1"),
+        ([f"X-Forwarded-For: {EMPTY}1.2.3.4"], "1.2.3.4"),
+        ([f"X-Forwarded-For: {EMPTY}10.0.0.1"], "10.0.0.1"),
+        (["X-Forwarded-For:", "X-Forwarded-For: 203.0.113.7"], "203.0.113.7"),
+        (["X-Forwarded-For: , ,"], "127.0.0.1"),
+        # A proxy wrote an empty member for a client that it did not know; the client wrote what is before.
+        (["X-Forwarded-For: 6.6.6.6, "], "127.0.0.1"),
+        (["X-Forwarded-For: 6.6.6.6, , 10.0.0.1"], "10.0.0.1"),
+        (["Forwarded: , ,for=1.2.3.4"], "1.2.3.4"),
+        (["Forwarded: ;;,for=203.0.113.7;, for=10.0.0.1,"], "203.0.113.7"),
     ],
 )
 def test_the_client_is_the_last_address_that_is_no_trusted_proxy(fields: list[str], client: str) -> None:
@@ -117,6 +128,28 @@ def test_the_client_is_the_last_address_that_is_no_trusted_proxy(fields: list[st
     }
     with Gateway(config) as served:
         assert get(served.port, "/", *fields).get("x-client") == client.encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (f"{EMPTY}1.2.3.4", [b"1.2.3.4"]),
+        ("1.2.3.4, ,\t,", [b"1.2.3.4"]),
+        ("1.2.3.4,,10.0.0.1", [b"1.2.3.4", b"10.0.0.1"]),
+        (", ,", []),
+        ("1.2.3.4, nonsense", [b"1.2.3.4", b"unknown"]),
+    ],
+)
+def test_empty_members_are_not_told_to_the_upstream(
+    trusting: tuple[Gateway, Upstream], said: str, told: list[bytes]
+) -> None:
+    found = seen(trusting, f"X-Forwarded-For: {said}")
+
+    assert found.listed("x-forwarded-for") == [*told, b"127.0.0.1"]
+    assert [member.partition(b";")[0] for member in found.listed("forwarded")] == [
+        *(b"for=" + node for node in told),
+        b"for=127.0.0.1",
+    ]
 
 
 def test_both_notations_tell_the_upstream_one_story(trusting: tuple[Gateway, Upstream]) -> None:
