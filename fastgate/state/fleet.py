@@ -308,6 +308,8 @@ class Fleet:
 
     async def _get(self, key: bytes) -> Envelope | None:
         name = self._name(key)
+        # Before Redis is asked: what is sent meanwhile is not in its response.
+        sent = self._epochs.note(BUS_ROLE, SENT)
         data, mark, mark_all = await self._many(
             [("GET", name + b"v"), ("GET", name + b"p"), ("GET", self._prefix + b"all")]
         )
@@ -322,9 +324,9 @@ class Fleet:
         marks = [mark, mark_all]
         if envelope.tags:
             marks += await self._many([("GET", self._tag(tag)) for tag in envelope.tags])
-        # What was purged here, and is not sent yet, Redis does not know.
+        # What was purged here, and was not sent yet, Redis did not know.
         if any(each is not None and each > position for each in marks) or self._epochs.concerns(
-            key, envelope.tags, self._epochs.note(BUS_ROLE, SENT)
+            key, envelope.tags, sent
         ):
             self._counts["purged"].add()
             return None

@@ -20,7 +20,7 @@ from fastgate._core.metric import MetricTable
 from fastgate._core.shm import SharedMemory
 from fastgate.caching.tiers import Tiers, purge, settled
 from fastgate.state import fleet as module
-from fastgate.state.fleet import BUS_ROLE, POSITION, Fleet, check_url, masked
+from fastgate.state.fleet import BUS_ROLE, POSITION, SENT, Fleet, check_url, masked
 from tests.authority import Authority
 from tests.caching.redis_server import RedisServer
 from tests.ports import reserved_port
@@ -151,6 +151,27 @@ def test_a_purge_reaches_redis_and_the_other_machine(
             b.put(b"k1", b"new", b"t")
             await b.written()
             assert await a.get(b"k1") == b"new"
+
+    run(test())
+
+
+def test_a_purge_that_is_sent_while_redis_answers_is_not_missed(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with machines(redis.url, "a") as (a,):
+            a.put(b"k", b"old")
+            await a.written()
+            ask = a.fleet._many
+
+            async def late(commands: list[tuple[Any, ...]]) -> list[Any]:
+                answers = await ask(commands)
+                sequence = purge(a.epochs, "all", b"")
+                await until(lambda: a.epochs.note(BUS_ROLE, SENT) >= sequence)
+                return answers
+
+            monkeypatch.setattr(a.fleet, "_many", late)
+            assert await a.get(b"k") is None
 
     run(test())
 
