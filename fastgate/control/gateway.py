@@ -117,6 +117,7 @@ class GatewayResource:
                 "controller_hangs": table.controller_hangs,
                 "controller_restarts": table.controller_restarts,
                 "last_reload": _reload_answer(view.last_reload) if view.last_reload else None,
+                "pending_changes": view.pending_changes(),
                 "workers": workers,
             }
         )

@@ -58,6 +58,9 @@ SLICE = 500
 
 USAGE_SLICE = 2000
 
+MOST_SHOWN = 100
+"""Changes that wait for the store, in the status."""
+
 REOPEN_S = 15.0
 """Between two tries to open a store that cannot be used; a look through a large one takes seconds."""
 
@@ -184,11 +187,22 @@ class Keyring:
     def health(self) -> dict[str, Any]:
         """Its part of `/health`. Without the store no key can be made; those there are stay good."""
         waiting = f"{self._waiting} changes are in effect and could not be stored" if self._waiting else ""
+        lost = sum(not change.survives_restart for change in self._store.pending_changes())
+        if lost:
+            waiting += f"; {lost} of them will be lost when the controller ends"
         problem = self.fault or self._sealed or waiting
-        facts = {"entries": self.directory.entries(), "pending_writes": self._waiting}
+        facts = {
+            "entries": self.directory.entries(),
+            "pending_writes": self._waiting,
+            "pending_in_memory_only": lost,
+        }
         if not problem:
             return {"status": "healthy", **facts}
         return {"status": "degraded", "problem": problem, **facts}
+
+    def pending_changes(self) -> list[dict[str, Any]]:
+        """The changes that are in effect and not in the store yet, the first so many."""
+        return [msgspec.structs.asdict(change) for change in self._store.pending_changes()[:MOST_SHOWN]]
 
     def outage(self) -> str:
         """Why every request with an API key gets 503; "" when it does not, or no route takes keys."""

@@ -75,6 +75,7 @@ class _Controller:
         self._clock = ClockWatch(orders.table.clock_offset_ns)
         self._keyring = Keyring(orders.memory, Journal("controller"))
         self._view.parts["store"] = self._keyring.health
+        self._view.pending_changes = self._keyring.pending_changes
         self._view.blockers.append(self._keyring.outage)
         app = build_app(self._view, self._desk, self._ask_reload, self._keyring, explain)
         self._server = _Server(

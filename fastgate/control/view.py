@@ -55,6 +55,8 @@ class View:
         """What else has a word in `health`, by name: `{"status": "healthy", …}`."""
         self.blockers: list[Callable[[], str]] = []
         """What else may say why requests should go elsewhere; "" is no reason."""
+        self.pending_changes: Callable[[], list[dict[str, Any]]] = list
+        """What is in effect and would not be after a loss of power."""
         self._past_names: dict[str, None] = {}
         self._totals: deque[tuple[float, int]] = deque(maxlen=int(RATE_SPAN_S / RATE_STEP_S))
 

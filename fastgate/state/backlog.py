@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
@@ -23,6 +24,7 @@ from fastgate.state.records import StoredConsumer
 
 __all__ = [
     "Backlog",
+    "Change",
     "ForgetKey",
     "PutConsumer",
     "RemoveDocument",
@@ -63,6 +65,24 @@ class RemoveDocument(msgspec.Struct, tag=True, frozen=True):
 
 Write = RevokeKey | ForgetKey | PutConsumer | RemoveSecret | RemoveDocument
 
+
+class Change(msgspec.Struct, frozen=True):
+    """A write that waits, as it is shown."""
+
+    change: str
+    name: str
+    survives_restart: bool
+    """False: there was no room for it in the file either."""
+
+
+_WORDS: Final[dict[type[Write], Callable[[Any], tuple[str, str]]]] = {
+    RevokeKey: lambda write: ("revoke key", write.key_id),
+    ForgetKey: lambda write: ("forget key", write.key_id),
+    PutConsumer: lambda write: ("disable consumer", write.consumer.name),
+    RemoveSecret: lambda write: ("remove secret", write.name),
+    RemoveDocument: lambda write: ("remove document", write.name),
+}
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Write).decode
 
@@ -75,6 +95,7 @@ class Backlog:
         self._fd = -1
         self._end = 0  # where the next record goes
         self._writes: list[Write] = []
+        self._in_memory: set[int] = set()  # indexes of those that are not in the file
 
     def open(self) -> None:
         """Allocates the file and reads what an earlier process has left in it. OSError."""
@@ -82,6 +103,11 @@ class Backlog:
         if os.fstat(self._fd).st_size < FILE_BYTES:
             os.posix_fallocate(self._fd, 0, FILE_BYTES)
             os.fsync(self._fd)
+            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)  # the name of the file must outlive a power failure, too
+            finally:
+                os.close(folder)
         content = os.pread(self._fd, FILE_BYTES, 0)
         while True:
             head = content[self._end : self._end + _HEAD.size]
@@ -104,7 +130,13 @@ class Backlog:
 
     def add(self, write: Write) -> bool:
         """Keeps the write; False if only in memory, so that it ends with this process."""
+        is_kept = self._keep(write)
+        if not is_kept:
+            self._in_memory.add(len(self._writes))
         self._writes.append(write)
+        return is_kept
+
+    def _keep(self, write: Write) -> bool:
         payload = _encode(write)
         record = _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
         if self._fd < 0 or self._end + len(record) + len(_END) > FILE_BYTES:
@@ -125,10 +157,18 @@ class Backlog:
         changes nothing.
         """
         self._writes.clear()
+        self._in_memory.clear()
         self._end = 0
         if self._fd >= 0:
             os.pwrite(self._fd, _END, 0)
             os.fdatasync(self._fd)
+
+    def changes(self) -> list[Change]:
+        """What waits, in words."""
+        return [
+            Change(*_WORDS[type(write)](write), survives_restart=index not in self._in_memory)
+            for index, write in enumerate(self._writes)
+        ]
 
     def __len__(self) -> int:
         return len(self._writes)

@@ -29,6 +29,7 @@ import msgspec
 
 from fastgate.state.backlog import (
     Backlog,
+    Change,
     ForgetKey,
     PutConsumer,
     RemoveDocument,
@@ -163,6 +164,10 @@ class Store:
     def pending(self) -> int:
         """How many writes wait."""
         return len(self._backlog)
+
+    def pending_changes(self) -> list[Change]:
+        """The writes that wait, in the order in which they took effect."""
+        return self._backlog.changes()
 
     def is_pending(self, key_id: str) -> bool:
         return any(isinstance(write, RevokeKey) and write.key_id == key_id for write in self._backlog)

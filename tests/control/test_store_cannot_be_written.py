@@ -57,6 +57,13 @@ def test_a_key_revoked_on_a_full_disk_does_not_come_back() -> None:
         assert (disabled.status, disabled.json["pending_write"]) == (507, True)
         assert statuses(gateway, other["api_key"]) == {401}
 
+        waiting = call(gateway.admin, "/api/gateway/status").json["pending_changes"]
+        assert waiting == [
+            {"change": "revoke key", "name": key["key_id"], "survives_restart": True},
+            {"change": "disable consumer", "name": "acme", "survives_restart": True},
+        ]
+        assert health["components"]["store"]["pending_in_memory_only"] == 0
+
         pid = controller_of(gateway)
         os.kill(pid, signal.SIGKILL)  # the next one has no bound: the disk has room again
 
@@ -68,6 +75,32 @@ def test_a_key_revoked_on_a_full_disk_does_not_come_back() -> None:
         shown = call(gateway.admin, f"/api/keys/{key['key_id']}").json
         assert (shown["state"], shown["pending_write"]) == ("revoked", False)
         assert statuses(gateway, key["api_key"]) == statuses(gateway, other["api_key"]) == {401}
+
+
+def test_a_change_that_only_memory_has_is_told_to_be_lost_with_the_controller() -> None:
+    with Gateway({"routes": [ROUTE]}, allow="store cannot be written", check_descriptors=False) as gateway:
+        keys = [make(gateway) for _ in range(2)]
+        fill_disk(gateway)
+        pid = controller_of(gateway)
+        hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))  # not even in place
+
+        ended = [call(gateway.admin, f"/api/keys/{key['key_id']}", "DELETE") for key in keys]
+
+        assert [one.status for one in ended] == [507, 507]
+        assert all("it ends with the controller" in one.json["error"] for one in ended)
+        store = call(gateway.admin, "/health").json["components"]["store"]
+        assert (store["pending_writes"], store["pending_in_memory_only"]) == (2, 2)
+        assert "2 of them will be lost when the controller ends" in store["problem"]
+        waiting = call(gateway.admin, "/api/gateway/status").json["pending_changes"]
+        assert [one["survives_restart"] for one in waiting] == [False, False]
+
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+        until(
+            lambda: call(gateway.admin, "/api/gateway/status").json["pending_changes"] == [],
+            "what waited is stored",
+        )
+        assert call(gateway.admin, "/health").json["status"] == "healthy"
 
 
 def test_what_waits_is_stored_when_there_is_room_again() -> None:
