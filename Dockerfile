@@ -8,6 +8,7 @@ WORKDIR /src
 COPY constraints.txt ./
 RUN python -m venv /build && /build/bin/pip install --quiet --constraint constraints.txt setuptools cython build
 COPY LICENSE MANIFEST.in README.md pyproject.toml setup.py ./
+COPY docs docs
 COPY fastgate fastgate
 RUN /build/bin/python -m build --no-isolation --wheel --outdir /wheel .
 

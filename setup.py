@@ -7,12 +7,14 @@ FASTGATE_SANITIZE=1    AddressSanitizer and UndefinedBehaviorSanitizer (run with
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 DEBUG = os.environ.get("FASTGATE_DEBUG") == "1"
 SANITIZE = os.environ.get("FASTGATE_SANITIZE") == "1"
@@ -57,6 +59,23 @@ class BuildWithProgress(build_ext):
         super().build_extension(ext)
 
 
+class BuildWithManual(build_py):
+    """Adds docs/ to the package as fastgate/pages, for `fastgate docs`. A build without docs/ fails."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:  # reads docs/ itself
+            return
+        source, target = Path("docs"), Path(self.build_lib) / "fastgate" / "pages"
+        shutil.rmtree(target, ignore_errors=True)  # build/ may hold pages that are gone
+        if not (source / "cli.md").is_file():
+            raise FileNotFoundError(f"{source.absolute()}: no manual to add to the package")
+        for page in source.rglob("*.md"):
+            copy = target / page.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(page, copy)
+
+
 def directives_changed(build_dir: str) -> bool:
     """True if some C was written before this file changed: Cython compares it with the .pyx files alone."""
     mine = Path(__file__).stat().st_mtime
@@ -87,4 +106,7 @@ def extensions() -> list[Extension]:
 
 if __name__ == "__main__":  # the guard keeps multiprocessing's spawned children from building again
     built = os.environ.get("FASTGATE_BUILT") == "1"
-    setup(ext_modules=[] if built else extensions(), cmdclass={"build_ext": BuildWithProgress})
+    setup(
+        ext_modules=[] if built else extensions(),
+        cmdclass={"build_ext": BuildWithProgress, "build_py": BuildWithManual},
+    )

@@ -1,4 +1,4 @@
-"""`fastgate docs`: the pages of the manual, from the source tree or from where pip put them."""
+"""`fastgate docs`: the pages of the manual, in the installed package or in docs/ of the source tree."""
 
 from __future__ import annotations
 
@@ -32,17 +32,9 @@ def docs(page: str | None) -> None:
 
 
 def _manual() -> dict[str, Path]:
-    """The pages by name, from the source tree or from where pip put them; empty when neither has them."""
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    folder = Path(__file__).resolve().parents[1] / "docs"
-    if not (folder / "cli.md").is_file():
-        try:
-            files = distribution("fastgate").files or []
-        except PackageNotFoundError:
-            return {}
-        index = [file for file in files if file.parts[-3:] == ("doc", "fastgate", "cli.md")]
-        if not index:
-            return {}
-        folder = Path(str(index[0].locate())).resolve().parent
-    return {str(path.relative_to(folder))[:-3]: path for path in sorted(folder.rglob("*.md"))}
+    """The pages by name; empty when there are none."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "pages", package.parent / "docs"):
+        if (folder / "cli.md").is_file():
+            return {str(path.relative_to(folder))[:-3]: path for path in sorted(folder.rglob("*.md"))}
+    return {}

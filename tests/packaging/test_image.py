@@ -135,6 +135,8 @@ def test_the_wheel_holds_what_others_import_and_no_sources_of_the_extension(imag
     expected = {name for name in sources if name.endswith((".py", ".pyi", ".pxd"))}
     expected |= {name.removesuffix(".pyx") + suffix for name in sources if name.endswith(".pyx")}
     expected |= {"fastgate/py.typed", "fastgate/demo.yaml"}
+    manual = ROOT / "docs"
+    expected |= {f"fastgate/pages/{path.relative_to(manual)}" for path in manual.rglob("*.md")}
     inside = {name for name in names if ".dist-info/" not in name}
 
     assert inside == expected
@@ -144,7 +146,13 @@ def test_the_command_works_where_nothing_else_is_installed(image: Image) -> None
     example = image.final.root / "demo.yaml"
     shutil.copyfile(ROOT / "examples" / "demo.yaml", example)
 
-    for words, expected in ((["version"], "0.1.0"), (["check"], "good"), (["check", str(example)], "good")):
+    for words, expected in (
+        (["version"], "0.1.0"),
+        (["check"], "good"),
+        (["check", str(example)], "good"),
+        (["docs"], "The command line"),
+        (["docs", "auth/jwt"], (ROOT / "docs/auth/jwt.md").read_text()),
+    ):
         status, said = image.fastgate(*words)
         assert (status, expected in said) == (0, True), said
 
