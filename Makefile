@@ -38,7 +38,7 @@ types: $(VENV)/.dev ## mypy --strict, and the stubs of fastgate._core against th
 
 unit: $(VENV)/.dev ## all tests
 	$(SAY) 'tests'
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.bench ## the primitives beside their rivals, then the gateway beside nginx and HAProxy
 	@$(BIN)/python -m pytest benchmarks/core -q -p benchmark --benchmark-columns=median,iqr,ops $(CORE_ARGS)

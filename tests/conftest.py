@@ -1,4 +1,4 @@
-"""How hypothesis runs here, and the bound on every test.
+"""How hypothesis runs here, the order of the files, and the bound on every test.
 
 Hypothesis has no deadlines, for a busy machine is no bug, and takes the same examples in every run of the
 same tests, so that `make test` says the same twice. HYPOTHESIS_PROFILE=fuzz searches long and at random.
@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,58 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+# Begun first, so that none of them is left to one process when the others are done; the longest is the first.
+LONGEST = (
+    "server/test_gateway_processes.py",
+    "packaging/test_image.py",
+    "features/test_ratelimit.py",
+    "caching/test_bounds.py",
+    "pairs/test_shadow_scopes.py",
+    "server/test_gateway_reload.py",
+    "pairs/test_cache.py",
+    "auth/test_api_keys.py",
+    "cli/test_access_commands.py",
+    "server/test_tls_listener.py",
+    "plugins/test_lifecycle.py",
+    "wire/test_slow_clients.py",
+    "control/test_admin.py",
+    "features/test_access.py",
+    "server/test_reload.py",
+    "server/test_supervisor.py",
+    "server/test_shortages.py",
+    "control/test_connections.py",
+    "caching/test_exchange.py",
+    "wire/test_attacks.py",
+    "control/test_consumers.py",
+    "server/test_tunnels_and_reload.py",
+    "server/test_accesslog.py",
+    "wire/test_refusals.py",
+    "wire/test_forwarding.py",
+    "wire/test_paths.py",
+    "test_architecture.py",
+    "features/test_policy_bounds.py",
+    "caching/test_poisoning.py",
+    "config/test_fuzz.py",
+    "control/test_limits_api.py",
+    "auth/test_schemes_gateway.py",
+    "pairs/test_upstream.py",
+    "upstreams/test_credentials.py",
+    "caching/test_tiers_gateway.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    ranks = {tests / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two more than CPUs: tests of the gateway mostly wait for processes that start, drain and end."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 class Hangs(SystemExit):
