@@ -1,6 +1,9 @@
+import re
 from collections.abc import Iterable, Mapping
 
-__all__ = ["HeaderEdits", "Rewrite", "Template"]
+__all__ = ["PLACE", "HeaderEdits", "Rewrite", "Template"]
+
+PLACE: re.Pattern[str]
 
 class Template:
     def __init__(self, text: str, param_names: Iterable[str] = (), in_path: bool = False) -> None: ...

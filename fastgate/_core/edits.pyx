@@ -19,9 +19,9 @@ from fastgate._core.headers cimport Headers, header_id, value_valid
 from fastgate._core.patterns import normal_regex
 from fastgate._core.urlpath import normalise
 
-__all__ = ["HeaderEdits", "Rewrite", "Template"]
+__all__ = ["PLACE", "HeaderEdits", "Rewrite", "Template"]
 
-cdef object PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}|\{\{\}")
+PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}|\{\{\}")
 cdef object ANCHORED = re.compile(rb"https?://[^/?#\\]+[/?#]|/[^/\\]")
 cdef object LABELS = re.compile(rb"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 cdef object SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:")

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import enum
 import logging
-import time
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 from fastgate._core.context import RequestContext
+from fastgate.state.journal import Throttle
 
 __all__ = [
     "ANSWERED",
@@ -114,8 +114,7 @@ class Scheme:
     def __init__(self, counter: CounterOf | None = None) -> None:
         self.outcome = ""
         self._counts: dict[str, Any] = {}
-        self._complained_s: float | None = None
-        self._unavailable = 0
+        self._throttle = Throttle(burst=1, period_s=LOUD_S)
         if counter is not None:
             for outcome in self.outcomes:
                 self._counts[outcome] = counter("fastgate_auth_total", method=self.name, outcome=outcome)
@@ -153,11 +152,9 @@ class Scheme:
 
     def complain(self, error: Unavailable) -> None:
         """Log that the server behind this scheme cannot be asked: at once, then once in LOUD_S."""
-        now_s = time.monotonic()
-        self._unavailable += 1
-        if self._complained_s is None or now_s - self._complained_s >= LOUD_S:
-            log.warning("auth %s: %s (%d since the last such line)", self.name, error, self._unavailable)
-            self._complained_s, self._unavailable = now_s, 0
+        held = self._throttle.allow(self.name)
+        if held is not None:
+            log.warning("auth %s: %s (%d since the last such line)", self.name, error, held + 1)
 
     def count(self, outcome: str) -> None:
         """One more of this outcome, one of `outcomes`."""

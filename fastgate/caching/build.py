@@ -5,14 +5,13 @@ routes.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from fastgate._core.cache import Cache
-from fastgate._core.edits import Template
+from fastgate._core.edits import PLACE, Template
 from fastgate._core.pipeline import overrides
 from fastgate._core.worker_cache import RouteCache, WorkerCache
 from fastgate.caching.predictor import build_predictor
@@ -68,7 +67,6 @@ def build(cache: CacheConfig | None, env: Any, gates: Sequence[Any] = (), params
     )
 
 
-_PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}")
 _IN_KEY: Final = frozenset(("host", "scheme", "method", "path", "route"))
 """What templates may name that is part of every key."""
 _GATEWAYS: Final = (
@@ -109,7 +107,7 @@ def _places(route: Any, cache: CacheConfig, params: Sequence[str]) -> tuple[Temp
     else:
         known = _IN_KEY | set(params) | ({"query"} if cache.key.query == "all" else set())
     for field, text in _templates(route):
-        names = {found[1] for found in _PLACE.finditer(text)}
+        names = {found[1] for found in PLACE.finditer(text) if found[1]}
         if "request_id" in names:
             unique.append(field)
         wanted |= names - known - {"request_id"}

@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from fastgate._core.edits import PLACE
 from fastgate._core.patterns import compile_host, compile_pattern
 from fastgate.auth.consumers import NAME_PATTERN as CONSUMER_PATTERN
 from fastgate.auth.consumers import WORD_PATTERN
@@ -45,7 +46,6 @@ MAX_SEGMENTS: Final = 63
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)  # RFC 9110 §5.6.2
 _FIELD_VALUE = re.compile(r"[!-~]([ -~\t]*[!-~])?|", re.ASCII)  # RFC 9110 §5.5 without obs-text
 _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?", re.ASCII)
-_PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}|\{\{\}")
 _GROUP = re.compile(r"\\(?:([1-9][0-9]?)|g<([^>]*)>)")
 _REQUEST_PLACES: Final = frozenset(
     ("client_ip", "host", "hostname", "method", "path", "query", "request_id", "route", "scheme")
@@ -568,7 +568,7 @@ def _check_places(text: str, path: Path, params: Collection[str] | None, report:
     """`{name}` must be a parameter of the route's every path, or a property of the request."""
     if params is None or "{" not in text:
         return
-    for place in _PLACE.finditer(text):
+    for place in PLACE.finditer(text):
         name = place[1]
         if name is not None and name not in params and name not in _REQUEST_PLACES:
             hint = nearest(place[0], [f"{{{param}}}" for param in params]) if params else ""

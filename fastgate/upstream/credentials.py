@@ -27,6 +27,7 @@ from urllib.parse import quote_plus, urlencode
 import msgspec
 
 from fastgate.state.files import Stamp, stamp_of
+from fastgate.state.journal import Throttle
 from fastgate.state.records import secret_digest
 from fastgate.upstream.credential import Credential
 from fastgate.upstream.fetch import Fetcher, FetchError, check_url
@@ -45,7 +46,7 @@ LOOK_S: Final = 1.0
 
 START_S: Final = 2.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
-LOUD_NS: Final = 10_000_000_000
+LOUD_S: Final = 10.0
 ASSUMED_LIFE_S: Final = 300
 """Of a token whose endpoint says nothing (RFC 6749 section 5.1 only recommends it)."""
 
@@ -91,7 +92,7 @@ class Keeper:
         self._seen: Any = None
         self._value = ""
         self._failures = 0
-        self._loud_ns = 0
+        self._throttle = Throttle(burst=1, period_s=LOUD_S)
         counter = around.memory.metrics.counter
         self._counts = {
             outcome: counter("fastgate_credential_refreshes_total", upstream=upstream, outcome=outcome)
@@ -148,8 +149,7 @@ class Keeper:
         if self._failures == 0 and self.credential.set_ and self.credential.until_ns == 0:
             self.credential.keep_until(now_ns + self._settings.keep_ns)
         self._failures += 1
-        if now_ns >= self._loud_ns:
-            self._loud_ns = now_ns + LOUD_NS
+        if self._throttle.allow(self._upstream) is not None:
             source = "oauth" if self._settings.oauth is not None else source_of(self._settings)
             log.warning("credential of upstream %s: %s: %s", self._upstream, source, why)
         return min(FIRST_WAIT_S * (1 << min(self._failures - 1, 5)), LONGEST_WAIT_S)
