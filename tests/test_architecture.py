@@ -24,7 +24,7 @@ PACKAGE = ROOT / "fastgate"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_core",),
-    ("certificates", "errors", "plugin", "settings", "state"),
+    ("certificates", "errors", "http_cache", "plugin", "settings", "state"),
     ("features", "ai", "upstream", "auth", "caching"),
     ("config", "plan"),
     ("server", "control", "asgi"),

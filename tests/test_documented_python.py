@@ -116,6 +116,17 @@ def test_every_block_and_every_example_passes_mypy_strict(tmp_path: Path) -> Non
     assert len(BLOCKS) > 25 and len(EXAMPLES) > 3
 
 
+def test_pages_and_examples_import_public_names() -> None:
+    code = [block.code for block in BLOCKS] + [path.read_text() for path in EXAMPLES]
+
+    assert [
+        line
+        for text in code
+        for line in text.splitlines()
+        if re.search(r"import.*\b_core\b|_core.*import", line)
+    ] == []
+
+
 def test_the_blocks_that_are_not_run_here_are_run_elsewhere() -> None:
     assert set(RUN_BY) <= {block.page for block in BLOCKS}
     for page, test in RUN_BY.items():

@@ -248,14 +248,38 @@ def url_tag(bytes url not None):
     return b"\0url " + hashlib.blake2b(url, digest_size=16).digest()
 
 
+cdef int choice(str name, object value, dict known) except -1:
+    """known[value], or ValueError."""
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    return known[value]
+
+
 cdef class Rules:
     """Rules(*, ttl_ns=0, respect="origin", methods=("GET", "HEAD"), statuses=(200, 203, 204, 300, 301, 308, 404, 410),
         query="all", headers=(), cookies=(), consumer="auto", body=False, tags=(), min_size=0, max_size=16000000,
         stale_while_revalidate_ns=0, stale_if_error_ns=0, heuristic_max_ns=86400000000000, private="never",
         set_cookie="never", share_private=False, max_variants=64, max_vary=8, targeted=("CDN-Cache-Control",),
         client_control=True, enforce=True, status_name="fastgate", route=b"", shown=(), secrets=(), never_vary=())\n--\n
-    One route's cache settings, ready for use. Arguments as in `fastgate.caching.settings.CacheConfig`, durations in ns.
+    One route's cache settings, ready for use. Durations are nanoseconds, sizes bytes.
 
+    ttl_ns       how long a response is fresh that states nothing about it; 0, the default: see heuristic_max_ns
+    respect      "origin" (default) or "override": ttl_ns holds for the listed statuses whatever the origin states
+    methods      "GET" brings "HEAD"; "POST" counts together with body
+    statuses     those that ttl_ns holds for; others are stored if the origin gives them a lifetime
+    headers      names of request fields that are part of the key
+    cookies      names of cookies that are part of the key
+    body         True: the body of a POST is part of the key
+    tags         of every response, for purges
+    min_size, max_size   bounds on the stored body; 0 and 16 000 000
+    stale_while_revalidate_ns, stale_if_error_ns   how long after its expiry a response is served while a new one is fetched, and
+                 when the origin fails, if it states nothing about that; 0
+    heuristic_max_ns   bound on the freshness guessed from Last-Modified; one day. 0: no guessing
+    max_variants, max_vary   variants of one key, and names in a Vary that is stored; 64 and 8
+    targeted     names of Cache-Control fields for caches like this one (RFC 9213), the first that is there counts
+    client_control   False: Cache-Control of requests does not count
+    enforce      for the caller, who serves nothing from the cache when it is False
+    status_name  of this cache in Cache-Status; "" for no such field
     query        "all", "none", or the names of the parameters that make a difference
     consumer     "auto", "private" or "shared"
     private      "never", "consumer" or "share"
@@ -265,6 +289,7 @@ cdef class Rules:
     shown        names of fields that are in the key without being settings: the route chose by them, or the gateway sets them
     secrets      names of fields that are in the key like those of `shown`, but as a digest
     never_vary   names of fields that differ with every request, or that the cache replaces: what varies by them is not stored
+    ValueError: another word than those listed, a status_name that is too long, or sharing without share_private.
     """
 
     def __init__(self, *, ttl_ns=0, respect="origin", methods=("GET", "HEAD"), statuses=(200, 203, 204, 300, 301, 308, 404, 410),
@@ -273,7 +298,7 @@ cdef class Rules:
                  set_cookie="never", share_private=False, max_variants=64, max_vary=8, targeted=("CDN-Cache-Control",),
                  client_control=True, enforce=True, status_name="fastgate", bytes route=b"", shown=(), secrets=(), never_vary=()):
         self.ttl_ns = ttl_ns
-        self.override = respect == "override"
+        self.override = choice("respect", respect, {"origin": False, "override": True})
         self.caches_post = "POST" in methods and body
         self.statuses = frozenset(statuses)
         self.query = QUERY_ALL if query == "all" else QUERY_NONE if query == "none" else QUERY_LISTED
@@ -283,7 +308,7 @@ cdef class Rules:
         self.key_headers = tuple(sorted({name.encode().lower() for name in (*headers, *shown, *secrets)}))
         self.secrets = frozenset(name.encode().lower() for name in secrets)
         self.key_cookies = tuple(sorted(name.encode() for name in cookies))
-        self.consumer = {"auto": CONSUMER_AUTO, "private": CONSUMER_PRIVATE, "shared": CONSUMER_SHARED}[consumer]
+        self.consumer = choice("consumer", consumer, {"auto": CONSUMER_AUTO, "private": CONSUMER_PRIVATE, "shared": CONSUMER_SHARED})
         self.wants_consumer = self.consumer != CONSUMER_SHARED
         self.wants_body = self.caches_post
         self.tags = tuple(tag.encode() for tag in tags)
@@ -292,8 +317,8 @@ cdef class Rules:
         self.swr_ns = stale_while_revalidate_ns
         self.sie_ns = stale_if_error_ns
         self.heuristic_max_ns = heuristic_max_ns
-        self.private = {"never": PRIVATE_NEVER, "consumer": PRIVATE_CONSUMER, "share": PRIVATE_SHARE}[private]
-        self.cookies_set = {"never": COOKIES_NEVER, "strip": COOKIES_STRIP, "store": COOKIES_STORE}[set_cookie]
+        self.private = choice("private", private, {"never": PRIVATE_NEVER, "consumer": PRIVATE_CONSUMER, "share": PRIVATE_SHARE})
+        self.cookies_set = choice("set_cookie", set_cookie, {"never": COOKIES_NEVER, "strip": COOKIES_STRIP, "store": COOKIES_STORE})
         self.share_private = share_private
         if not share_private and (consumer == "shared" or private == "share" or set_cookie != "never"):
             raise ValueError("these settings share private answers: share_private must say so too")
@@ -964,7 +989,7 @@ cdef class RequestRules:
 
 @cython.freelist(16)
 cdef class Decision:
-    """Whether one answer may be stored. `finish` makes what is stored, when the body is whole."""
+    """Whether one answer may be stored. `finish` makes what is stored, when the body is whole. Made by `Rules.store`."""
 
     cdef StoredResponse c_finish(self, bytes body):
         cdef StoredResponse s = StoredResponse.__new__(StoredResponse)
@@ -1012,7 +1037,7 @@ cdef class Decision:
 
 
 cdef class StoredResponse:
-    """One stored answer. Immutable; `to_bytes` and `from_bytes` take it to disk and back."""
+    """One stored answer. Immutable; `to_bytes` and `from_bytes` take it to disk and back. Made by `Decision.finish`."""
 
     def __cinit__(self):
         self.head = self.body = b""
@@ -1519,9 +1544,11 @@ cdef inline int digits(char* out, int64_t value) noexcept:
 
 
 cdef class Vary:
-    """What the answers of one primary key vary by, and which variants were let in. One per key and worker.
+    """Vary(names=())\n--\n
+    What the answers of one primary key vary by, and which variants were let in. One per key and worker.
 
-    `names` only grows: a key over more names than an answer varies by separates more than needed, and never less.
+    `names`, bytes each, only grows: a key over more names than an answer varies by separates more than needed, and never less.
+    TypeError: a name that is not bytes.
     """
 
     def __init__(self, names=()):
@@ -1584,7 +1611,7 @@ cdef class Vary:
 
 def merge_vary(old, tuple names not None):
     """The Vary for a key whose newest answer varies by names: old itself when it covers them, else one over all of them. An origin
-    that names others each time starts anew at 32; what was kept until then is not found again."""
+    that names others each time starts anew at 32; what was kept until then is not found again. TypeError: old is no Vary."""
     if old is None:
         return Vary(names)
     union = {*(<Vary?>old).names, *names}
@@ -1594,7 +1621,10 @@ def merge_vary(old, tuple names not None):
 
 
 def judge(stored, RequestRules request not None, int64_t now_ns):
-    """What to do: MISS, FRESH, STALE_WHILE_REVALIDATE, REVALIDATE, ONLY_IF_CACHED or BYPASS. stored may be None."""
+    """What to do: MISS, FRESH, STALE_WHILE_REVALIDATE, REVALIDATE, ONLY_IF_CACHED or BYPASS.
+
+    stored may be None. request: from Rules.read_request(). now_ns: the wall clock. TypeError: something else.
+    """
     if not request.cacheable:
         return CACHE_BYPASS
     if stored is None:

@@ -267,6 +267,12 @@ def test_an_override_still_keeps_private_answers_private() -> None:
         assert not decide(field, respect="override", ttl_ns=SECOND).storable
 
 
+@pytest.mark.parametrize("name", ["respect", "consumer", "private", "set_cookie"])
+def test_rules_name_the_words_of_a_setting_when_it_has_another(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: expected one of \w+, \w+.*, got 'sometimes'$"):
+        Rules(**{name: "sometimes"})
+
+
 @pytest.mark.parametrize("setting", [{"consumer": "shared"}, {"private": "share"}, {"set_cookie": "store"}])
 def test_rules_that_share_private_answers_must_say_so_twice(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="share_private"):

@@ -1,0 +1,35 @@
+"""The HTTP caching rules (RFC 9111) for any service: public names of `fastgate._core.http_cache`."""
+
+from __future__ import annotations
+
+from fastgate._core.http_cache import (
+    BYPASS,
+    FRESH,
+    MISS,
+    ONLY_IF_CACHED,
+    REVALIDATE,
+    STALE_WHILE_REVALIDATE,
+    Decision,
+    RequestRules,
+    Rules,
+    StoredResponse,
+    Vary,
+    judge,
+    merge_vary,
+)
+
+__all__ = [
+    "BYPASS",
+    "FRESH",
+    "MISS",
+    "ONLY_IF_CACHED",
+    "REVALIDATE",
+    "STALE_WHILE_REVALIDATE",
+    "Decision",
+    "RequestRules",
+    "Rules",
+    "StoredResponse",
+    "Vary",
+    "judge",
+    "merge_vary",
+]
