@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 START_S = 120
 STOP_S = 60  # beyond the drain time
 SETTLE_S = 60  # until closed connections have left the worker's descriptor table
+MOMENT_S = 0.05
 LISTEN, ESTABLISHED = "0A", "01"  # as /proc/net/tcp writes them
 COMPLAINT = re.compile(
     r"Traceback|\berror\b|Error\b|Exception|never awaited|was never retrieved|\bcritical\b|Segmentation", re.I
@@ -149,7 +151,7 @@ class Gateway:
 
     def settle(self) -> None:
         """Takes what the workers hold now, besides connections, for what they may hold."""
-        self.settled = {pid: descriptors(pid, self.ports).others for pid in self.worker_pids()}
+        self.settled = {pid: descriptors(pid, self.ports) for pid in self.worker_pids()}
 
     def terminate(self) -> None:
         """Sends SIGTERM and returns; the end of the block waits for the end of the drain."""
@@ -235,21 +237,28 @@ class Gateway:
 
     def leaks(self) -> list[str]:
         """What the workers hold that they should not, after giving closed connections time to go."""
-        deadline = time.monotonic() + SETTLE_S
+        began = time.monotonic()
         while True:
+            # To tell which sockets are connections takes long, and mostly no new one is left in a moment.
+            new = {
+                pid: settled
+                for pid, settled in self.settled.items()
+                if _is_running(pid) and Counter(_descriptor_names(pid)) - settled.lasting
+            }
+            if new and time.monotonic() - began < MOMENT_S:
+                time.sleep(0.002)
+                continue
             found = []
-            for pid, others in self.settled.items():
-                if not _is_running(pid):
-                    continue
+            for pid, settled in new.items():
                 held = descriptors(pid, self.ports)
                 is_disk_twice = held.disk > DISK_DESCRIPTORS
-                if held.clients or held.half_closed or held.others > others or is_disk_twice:
+                if held.clients or held.half_closed or held.others > settled.others or is_disk_twice:
                     found.append(
                         f"worker {pid} holds {held.clients} clients, {held.half_closed} half-closed,"
                         f" {held.disk} of the disk cache"
-                        f" and {held.others} other descriptors ({others} when ready): {held.names}"
+                        f" and {held.others} other descriptors ({settled.others} when ready): {held.names}"
                     )
-            if not found or time.monotonic() > deadline:
+            if not found or time.monotonic() - began > SETTLE_S:
                 return found
             time.sleep(0.01)
 
@@ -278,6 +287,7 @@ class Descriptors:
         self.half_closed = 0
         self.others = 0
         self.names: list[str] = []
+        self.lasting: Counter[str] = Counter()  # the names of listeners and of everything else
 
 
 def descriptors(pid: int, listener_ports: Sequence[int]) -> Descriptors:
@@ -287,8 +297,8 @@ def descriptors(pid: int, listener_ports: Sequence[int]) -> Descriptors:
     for name in _descriptor_names(pid):
         port, state = sockets.get(name[8:-1], (0, ""))
         if state == LISTEN:
-            continue
-        if port in listener_ports:
+            held.lasting[name] += 1
+        elif port in listener_ports:
             held.clients += 1
         elif state == ESTABLISHED:
             held.upstreams += 1
@@ -300,6 +310,7 @@ def descriptors(pid: int, listener_ports: Sequence[int]) -> Descriptors:
         else:
             held.others += 1
             held.names.append(name)
+            held.lasting[name] += 1
     return held
 
 
