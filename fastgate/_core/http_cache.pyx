@@ -67,6 +67,7 @@ from fastgate._core.headers cimport (
     header_id,
     name_equal,
     name_valid,
+    names_fold,
     value_valid,
 )
 from fastgate._core.identity cimport Identity
@@ -190,6 +191,18 @@ cdef bytes combined(Headers headers, const char* lower, Py_ssize_t n):
     for i in range(headers.count):
         if headers.fields[i].id != H_DROPPED and field_is(&headers.fields[i], lower, <int>n):
             out = headers.value_at(i) if out is None else out + b"," + headers.value_at(i)
+    return out
+
+
+cdef bytes other_spellings(Headers headers, const char* lower, Py_ssize_t n):
+    """The fields that an upstream may take for this name, which they spell in another way (`X_Lang`); None when there are none."""
+    cdef bytes out = None
+    cdef field_t* f
+    cdef int i
+    for i in range(headers.count):
+        f = &headers.fields[i]
+        if f.name_n == n and f.id != H_DROPPED and names_fold(f.name, lower, n) and not name_equal(f.name, lower, n):
+            out = (b"" if out is None else out) + counted(f.name[:n].lower()) + counted(headers.value_at(i))
     return out
 
 
@@ -535,6 +548,9 @@ cdef class Rules:
                 parts.append(b"#" + counted(hashlib.blake2b(value, digest_size=16).digest()))
             elif value is not None:
                 parts.append(b":" + counted(normalised(<bytes>name, len(name), value)))
+            value = other_spellings(sent, <bytes>name, len(name))
+            if value is not None:
+                parts.append(b"~" + counted(hashlib.blake2b(value, digest_size=16).digest()))
         if self.key_cookies:
             parts.append(b"\0cookies " + counted(cookies_part(self.key_cookies, sent)))
         request.key = b"".join(parts)
@@ -1565,6 +1581,9 @@ cdef class Vary:
             parts.append(b"\0" + name)
             if value is not None:
                 parts.append(b":" + counted(normalised(<bytes>name, len(name), value)))
+            value = other_spellings(headers, <bytes>name, len(name))
+            if value is not None:
+                parts.append(b"~" + counted(hashlib.blake2b(value, digest_size=16).digest()))
         out = b"".join(parts)
         if len(out) > 160:
             out = hashlib.blake2b(out, digest_size=32).digest()

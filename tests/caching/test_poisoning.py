@@ -359,3 +359,36 @@ def test_an_answer_to_a_credential_is_not_shared_by_default_lifetimes(credential
     )
 
     assert [answer.body for answer in seen] == [b"private", b"public"]
+
+
+def one_name(asked: Message) -> bytes:
+    """The language as WSGI, CGI and PHP have it: the last field whose name reads HTTP_X_LANG."""
+    found = b"-"
+    for line in asked.raw.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower().replace(b"_", b"-").replace(b".", b"-") == b"x-lang":
+            found = value.strip()
+    return found
+
+
+def folding(peer: Peer) -> None:
+    while True:
+        body = one_name(peer.read_request())
+        head = f"HTTP/1.1 200 OK\r\n{LIFETIME}\r\nVary: X-Lang\r\nContent-Length: {len(body)}\r\n\r\n"
+        peer.send(head.encode() + body)
+
+
+@pytest.mark.parametrize("cache", [{"key": {"headers": ["X-Lang"]}}, {}], ids=["key", "vary"])
+@pytest.mark.parametrize("other", ["X_Lang", "X.Lang", "x_lang", "X_LANG"])
+@pytest.mark.parametrize("victim", [("X-Lang: de",), ()], ids=["named", "without"])
+def test_another_spelling_of_a_name_in_the_key_plants_nothing(
+    cache: dict[str, Any], other: str, victim: tuple[str, ...]
+) -> None:
+    with Upstream(folding) as upstream, gateway_for(upstream, **cache) as gateway:
+        for attack in ((*victim, f"{other}: evil"), (f"{other}: evil", *victim)):
+            get(gateway.port, "/a", *attack)
+
+            assert get(gateway.port, "/a", *victim).body == (b"de" if victim else b"-")
+        asked = len(upstream.requests)
+        assert get(gateway.port, "/a", *victim).body == (b"de" if victim else b"-")
+        assert len(upstream.requests) == asked  # it is cached all the same
