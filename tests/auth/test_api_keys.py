@@ -544,7 +544,7 @@ def test_a_disk_that_fails_does_not_hold_up_a_revocation(tmp_path: Path) -> None
         # The closest to a failing disk that a test can have: SQLite refuses to write.
         import sqlite3
 
-        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker = sqlite3.connect(path, isolation_level=None, timeout=60)
         blocker.execute("BEGIN IMMEDIATE")
         try:
             refused = call(gateway.admin, f"/api/keys/{made['key_id']}", "DELETE")

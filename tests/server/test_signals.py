@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_a_repeated_sigterm_does_not_cut_the_drain_short() -> None:
         assert rig.process.wait(60) == 0
 
 
+@pytest.fixture
+def heeded_signals() -> Iterator[None]:
+    """A shell has what it runs in the background ignore two signals, and the gateway would inherit that."""
+    ignored = [n for n in (signal.SIGINT, signal.SIGQUIT) if signal.getsignal(n) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 @pytest.mark.parametrize("after_ms", [60, 120, 180, 250, 350, 500])
 def test_a_signal_in_the_first_moments_ends_the_gateway_silently(
