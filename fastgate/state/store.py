@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 APPLICATION_ID = 0x66676174  # "fgat": what file(1) and we know the file by
 HEADER = b"SQLite format 3\0"  # https://sqlite.org/fileformat.html §1.3.1
 BUSY_S = 2.0
-"""A wait for another process's lock holds up the loop of the controller, which is killed as hanging after 10 s.
-A revocation may wait for it more than once.
+"""A wait for another process's lock holds up the loop of the controller, which is killed as hanging after
+10 s. A revocation may wait for it more than once.
 """
 
 MIGRATIONS: tuple[str, ...] = (
