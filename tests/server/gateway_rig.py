@@ -18,11 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Rig", "Traffic", "until"]
+__all__ = ["PAUSE_S", "Rig", "Traffic", "until"]
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60
 DRAIN_IDLE_S = 0.5
+PAUSE_S = 0.005
+"""Of each of eight clients: they leave CPU to the processes of low priority that reload."""
 """How long a draining worker waits for the next request of an idle connection (its DRAIN_IDLE_NS)."""
 
 

@@ -14,12 +14,10 @@ import pytest
 from tests.control.admin_client import call
 from tests.gateway import Gateway, private_bytes, rss_bytes
 from tests.ports import reserved_port
-from tests.server.gateway_rig import Traffic, read_answer, until
+from tests.server.gateway_rig import PAUSE_S, Traffic, read_answer, until
 from tests.upstream import Peer, Upstream, answer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-PAUSE_S = 0.005
-"""Of each of eight clients: they leave CPU to the processes of low priority that reload."""
 
 
 def config(upstream: Upstream, draw: random.Random | None = None, **changes: object) -> dict[str, object]:

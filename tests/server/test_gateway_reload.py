@@ -99,7 +99,7 @@ def test_a_plugin_that_cannot_start_refuses_the_reload_and_no_worker_and_no_requ
             assert (reply.status, reply.json["version"]) == (422, 1)
             assert "cannot be built" in reply.json["errors"][0]["text"]
 
-        assert set(gateway.worker_pids()) == before
+        until(lambda: set(gateway.worker_pids()) == before, "the workers of before, and no other")
         gateway.write_config(config(upstream, "good") | {"trusted_proxies": ["10.0.0.0/8"]})
         reply = call(gateway.admin, "/api/gateway/reload", "POST")
         assert (reply.status, reply.json["kind"]) == (200, "hot")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.ports import reserved_port
-from tests.server.gateway_rig import Rig, Traffic, is_running, read_answer, until
+from tests.server.gateway_rig import PAUSE_S, Rig, Traffic, is_running, read_answer, until
 
 
 def test_a_hot_reload_keeps_the_workers() -> None:
@@ -35,7 +35,7 @@ def test_a_bad_config_never_replaces_a_good_one(fault: str) -> None:
             assert outcome["event"] == "config refused"
             assert "expected false, got true" in outcome["problem"]
             assert {rig.get() for _ in range(20)} == {"one"}
-            assert len(rig.workers()) == 2
+            until(lambda: len(rig.workers()) == 2, "the workers of before, and no other")
             rig.write(workers=2)
 
         outcome = rig.reload(text="good", **{fault: False})
@@ -54,7 +54,7 @@ def test_a_worker_that_crashes_on_the_new_config_makes_the_reload_fail() -> None
         assert outcome["event"] == "config refused"
         assert "exit 3" in outcome["problem"]
         assert {rig.get() for _ in range(20)} == {"one"}
-        assert len(rig.workers()) == 2
+        until(lambda: len(rig.workers()) == 2, "the workers of before, and no other")
 
 
 def test_a_worker_forked_after_a_reload_takes_the_newest_good_config() -> None:
@@ -237,8 +237,8 @@ def test_a_hundred_reloads_of_every_kind_fail_no_request() -> None:
     with (
         reserved_port() as extra,
         Rig(workers=2) as rig,
-        Traffic(rig.port) as kept,
-        Traffic(rig.port, keep_alive=False) as fresh,
+        Traffic(rig.port, pause_s=PAUSE_S) as kept,
+        Traffic(rig.port, pause_s=PAUSE_S, keep_alive=False) as fresh,
     ):
         for number in range(100):
             change = draw.choice(["text", "text", "workers", "listen", "bad"])
