@@ -132,7 +132,7 @@ cdef class RequestContext:
     """A request on its way through the gateway. Text properties are latin-1, as the wire is."""
 
     def __cinit__(self):
-        self.headers = Headers()
+        self.headers = Headers.__new__(Headers)
         self.content_length = -1
         self.params_n = 0
 

@@ -14,7 +14,7 @@ SOURCES  RFC 9110 §5 (field syntax), §7.6.1 (Connection); aiohttp _http_writer
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, strlen
+from libc.string cimport memcpy
 
 __all__ = ["HeadWriter", "Headers"]
 
@@ -92,64 +92,68 @@ cdef bint names_fold(const char* a, const char* b, Py_ssize_t n) noexcept nogil:
     return True
 
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+    /* Whether the n bytes at a, none of them a control character, are the lower-case name of letters, digits and hyphens, ASCII case
+       ignored: bit 5 makes a letter lower case and turns nothing else that is visible into a letter, a digit or a hyphen. n is a
+       constant wherever this is called, so it is a few loads and no loop. */
+    static inline __attribute__((always_inline)) int fastgate_is_name(const char* a, const char* lower, size_t n) {
+        if (n >= 8) {
+            const uint64_t bits = 0x2020202020202020ULL;
+            uint64_t x, y, different = 0;
+            size_t i;
+            for (i = 0; i < n; i += 8) {
+                size_t at = i + 8 <= n ? i : n - 8;
+                memcpy(&x, a + at, 8);
+                memcpy(&y, lower + at, 8);
+                different |= (x | bits) ^ y;
+            }
+            return different == 0;
+        }
+        if (n >= 4) {
+            uint32_t x, y, different;
+            memcpy(&x, a, 4);
+            memcpy(&y, lower, 4);
+            different = (x | 0x20202020U) ^ y;
+            memcpy(&x, a + n - 4, 4);
+            memcpy(&y, lower + n - 4, 4);
+            return (different | ((x | 0x20202020U) ^ y)) == 0;
+        }
+        while (n) {
+            n--;
+            if ((a[n] | 32) != lower[n]) return 0;
+        }
+        return 1;
+    }
+    """
+    bint is_name "fastgate_is_name"(const char* a, const char* lower, size_t n) noexcept nogil
+
+
 cdef inline int owned_id(const char* name, const char* lower, Py_ssize_t n, int known) noexcept nogil:
     """known if name is the lower-case name, H_ALIAS if it only folds to it, else H_OTHER."""
-    if not names_fold(name, lower, n):
-        return H_OTHER
-    return known if name_equal(name, lower, n) else H_ALIAS
+    if is_name(name, lower, n):
+        return known
+    return H_ALIAS if names_fold(name, lower, n) else H_OTHER
 
 
-cdef enum:
-    X_CLAIMS = 11
-    CLAIMS = 16
-
-# Beside X-Forwarded-*: what proxies say of a client, its connection or the URL it asked for, and what frameworks believe of whoever
-# sends it (RFC 9440 for Client-Cert; CVE-2018-14773 for X-Original-URL and X-Rewrite-URL). Those with x- stand first.
-ctypedef struct claim_t:
-    const char* name
-    int n
-
-cdef claim_t[CLAIMS] CLAIM
-
-cdef void _fill_claims() noexcept:
-    cdef int i
-    CLAIM[0].name = b"x-host"
-    CLAIM[1].name = b"x-scheme"
-    CLAIM[2].name = b"x-url-scheme"
-    CLAIM[3].name = b"x-client-ip"
-    CLAIM[4].name = b"x-client-cert"
-    CLAIM[5].name = b"x-cluster-client-ip"
-    CLAIM[6].name = b"x-original-host"
-    CLAIM[7].name = b"x-original-uri"
-    CLAIM[8].name = b"x-original-url"
-    CLAIM[9].name = b"x-rewrite-url"
-    CLAIM[10].name = b"x-ssl-client-cert"
-    CLAIM[11].name = b"client-cert"
-    CLAIM[12].name = b"client-cert-chain"
-    CLAIM[13].name = b"true-client-ip"
-    CLAIM[14].name = b"cf-connecting-ip"
-    CLAIM[15].name = b"front-end-https"
-    for i in range(CLAIMS):
-        CLAIM[i].n = <int>strlen(CLAIM[i].name)
-
-_fill_claims()
-
-
-cdef int claim_id(const char* name, Py_ssize_t n, int first, int end) noexcept nogil:
-    """H_X_FORWARDED_OTHER for the claims from first to end, H_ALIAS for other spellings of them, else H_OTHER."""
-    cdef int i
-    for i in range(first, end):
-        if CLAIM[i].n == n and names_fold(name, CLAIM[i].name, n):
-            return owned_id(name, CLAIM[i].name, n, H_X_FORWARDED_OTHER)
-    return H_OTHER
-
+# Beside X-Forwarded-* there are the names that say what proxies say of a client, its connection or the URL it asked for, and what
+# frameworks believe of whoever sends it (RFC 9440 for Client-Cert; CVE-2018-14773 for X-Original-URL and X-Rewrite-URL):
+# H_X_FORWARDED_OTHER.
 
 cdef int x_header_id(const char* name, Py_ssize_t n) noexcept nogil:
     """The H_* of a name that begins with `x-`, folded. At least six characters."""
-    cdef unsigned char third = LOWER[<unsigned char>name[2]]
+    cdef unsigned char third = <unsigned char>name[2] | 32
     if third == c"c":
         if n >= 10 and names_fold(name, b"x-consumer", 10) and (n == 10 or FOLD[<unsigned char>name[10]] == c"-"):
             return H_CONSUMER                           # in any spelling: no client says who a request is from
+        if n == 11:
+            return owned_id(name, b"x-client-ip", 11, H_X_FORWARDED_OTHER)
+        if n == 13:
+            return owned_id(name, b"x-client-cert", 13, H_X_FORWARDED_OTHER)
+        if n == 19:
+            return owned_id(name, b"x-cluster-client-ip", 19, H_X_FORWARDED_OTHER)
     elif third == c"f":
         if n >= 11 and names_fold(name, b"x-forwarded", 11) and (n == 11 or FOLD[<unsigned char>name[11]] == c"-"):
             if n == 15 and names_fold(name, b"x-forwarded-for", 15):
@@ -160,67 +164,104 @@ cdef int x_header_id(const char* name, Py_ssize_t n) noexcept nogil:
                 return owned_id(name, b"x-forwarded-port", 16, H_X_FORWARDED_PORT)
             if n == 17 and names_fold(name, b"x-forwarded-proto", 17):
                 return owned_id(name, b"x-forwarded-proto", 17, H_X_FORWARDED_PROTO)
-            return H_X_FORWARDED_OTHER if name_equal(name, b"x-forwarded", 11) and (n == 11 or name[11] == c"-") else H_ALIAS
+            return H_X_FORWARDED_OTHER if is_name(name, b"x-forwarded", 11) and (n == 11 or name[11] == c"-") else H_ALIAS
     elif third == c"r":
         if n == 9:
             return owned_id(name, b"x-real-ip", 9, H_X_REAL_IP)
         if n == 12:
             return owned_id(name, b"x-request-id", 12, H_X_REQUEST_ID)
-    return claim_id(name, n, 0, X_CLAIMS)
+        if n == 13:
+            return owned_id(name, b"x-rewrite-url", 13, H_X_FORWARDED_OTHER)
+    elif third == c"o":
+        if n == 14:
+            if names_fold(name, b"x-original-uri", 14):
+                return owned_id(name, b"x-original-uri", 14, H_X_FORWARDED_OTHER)
+            return owned_id(name, b"x-original-url", 14, H_X_FORWARDED_OTHER)
+        if n == 15:
+            return owned_id(name, b"x-original-host", 15, H_X_FORWARDED_OTHER)
+    elif third == c"s":
+        if n == 8:
+            return owned_id(name, b"x-scheme", 8, H_X_FORWARDED_OTHER)
+        if n == 17:
+            return owned_id(name, b"x-ssl-client-cert", 17, H_X_FORWARDED_OTHER)
+    elif third == c"h":
+        if n == 6:
+            return owned_id(name, b"x-host", 6, H_X_FORWARDED_OTHER)
+    elif third == c"u":
+        if n == 12:
+            return owned_id(name, b"x-url-scheme", 12, H_X_FORWARDED_OTHER)
+    return H_OTHER
 
 
 cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil:
-    """The H_* of a field name, H_OTHER for all the names the request path does not look at.
+    """The H_* of a field name (no control characters in it), H_OTHER for all the names the request path does not look at.
 
     This is the one table of the names that belong to the gateway or to the connection. Another spelling that some upstreams take
     for such a name (`X_Forwarded_For`, `Content_Length`) is H_ALIAS; requests lose it, wherever it stands."""
-    cdef int known
-    if n >= 6 and (name[0] | 32) == c"x" and FOLD[<unsigned char>name[1]] == c"-":
-        return x_header_id(name, n)
-    if n >= 11 and ((name[0] | 32) == c"c" or (name[0] | 32) == c"t" or (name[0] | 32) == c"f"):
-        known = claim_id(name, n, X_CLAIMS, CLAIMS)
-        if known != H_OTHER:
-            return known
+    cdef unsigned char first
+    if n < 2:
+        return H_OTHER
+    first = <unsigned char>name[0] | 32
+    if first == c"x":
+        return x_header_id(name, n) if n >= 6 and FOLD[<unsigned char>name[1]] == c"-" else H_OTHER
     if n == 2:
-        return H_TE if name_equal(name, b"te", 2) else H_OTHER
-    if n == 3:
-        return H_VIA if name_equal(name, b"via", 3) else H_OTHER
-    if n == 4:
-        if name_equal(name, b"host", 4):
+        return H_TE if is_name(name, b"te", 2) else H_OTHER
+    elif n == 3:
+        return H_VIA if is_name(name, b"via", 3) else H_OTHER
+    elif n == 4:
+        if is_name(name, b"host", 4):
             return H_HOST
-        return H_DATE if name_equal(name, b"date", 4) else H_OTHER
-    if n == 6:
-        if name_equal(name, b"expect", 6):
+        return H_DATE if is_name(name, b"date", 4) else H_OTHER
+    elif n == 6:
+        if is_name(name, b"expect", 6):
             return H_EXPECT
-        return H_SERVER if name_equal(name, b"server", 6) else H_OTHER
-    if n == 7:
-        if name_equal(name, b"upgrade", 7):
+        return H_SERVER if is_name(name, b"server", 6) else H_OTHER
+    elif n == 7:
+        if is_name(name, b"upgrade", 7):
             return H_UPGRADE
-        if name_equal(name, b"referer", 7):
+        if is_name(name, b"referer", 7):
             return H_REFERER
-        return H_TRAILER if name_equal(name, b"trailer", 7) else H_OTHER
-    if n == 9:
-        return H_FORWARDED if name_equal(name, b"forwarded", 9) else H_OTHER
-    if n == 10:
-        if name_equal(name, b"connection", 10):
-            return H_CONNECTION
-        if name_equal(name, b"user-agent", 10):
-            return H_USER_AGENT
-        return owned_id(name, b"keep-alive", 10, H_KEEP_ALIVE)
-    if n == 12:
-        return H_CONTENT_TYPE if name_equal(name, b"content-type", 12) else H_OTHER
-    if n == 14:
-        if names_fold(name, b"content-length", 14):
+        return H_TRAILER if is_name(name, b"trailer", 7) else H_OTHER
+    elif n == 9:
+        return H_FORWARDED if is_name(name, b"forwarded", 9) else H_OTHER
+    elif n == 10:
+        if first == c"c":
+            return H_CONNECTION if is_name(name, b"connection", 10) else H_OTHER
+        if first == c"u":
+            return H_USER_AGENT if is_name(name, b"user-agent", 10) else H_OTHER
+        if first == c"k":
+            return owned_id(name, b"keep-alive", 10, H_KEEP_ALIVE)
+    elif n == 11:
+        if first == c"c":
+            return owned_id(name, b"client-cert", 11, H_X_FORWARDED_OTHER)
+    elif n == 12:
+        return H_CONTENT_TYPE if is_name(name, b"content-type", 12) else H_OTHER
+    elif n == 14:
+        if first == c"c":
             return owned_id(name, b"content-length", 14, H_CONTENT_LENGTH)
-        return owned_id(name, b"http2-settings", 14, H_HTTP2_SETTINGS)
-    if n == 16:
-        return owned_id(name, b"proxy-connection", 16, H_PROXY_CONNECTION)
-    if n == 17:
-        return owned_id(name, b"transfer-encoding", 17, H_TRANSFER_ENCODING)
-    if n == 18:
-        return owned_id(name, b"proxy-authenticate", 18, H_PROXY_AUTHENTICATE)
-    if n == 19:
-        return owned_id(name, b"proxy-authorization", 19, H_PROXY_AUTHORIZATION)
+        if first == c"h":
+            return owned_id(name, b"http2-settings", 14, H_HTTP2_SETTINGS)
+        if first == c"t":
+            return owned_id(name, b"true-client-ip", 14, H_X_FORWARDED_OTHER)
+    elif n == 15:
+        if first == c"f":
+            return owned_id(name, b"front-end-https", 15, H_X_FORWARDED_OTHER)
+    elif n == 16:
+        if first == c"p":
+            return owned_id(name, b"proxy-connection", 16, H_PROXY_CONNECTION)
+        if first == c"c":
+            return owned_id(name, b"cf-connecting-ip", 16, H_X_FORWARDED_OTHER)
+    elif n == 17:
+        if first == c"t":
+            return owned_id(name, b"transfer-encoding", 17, H_TRANSFER_ENCODING)
+        if first == c"c":
+            return owned_id(name, b"client-cert-chain", 17, H_X_FORWARDED_OTHER)
+    elif n == 18:
+        if first == c"p":
+            return owned_id(name, b"proxy-authenticate", 18, H_PROXY_AUTHENTICATE)
+    elif n == 19:
+        if first == c"p":
+            return owned_id(name, b"proxy-authorization", 19, H_PROXY_AUTHORIZATION)
     return H_OTHER
 
 
@@ -561,13 +602,19 @@ cdef class HeadWriter:
         return 0
 
     cdef int put(self, const char* data, Py_ssize_t n) except -1:
-        self.reserve(n)
+        if self.size + n > self.capacity:
+            self.reserve(n)
         memcpy(self.data + self.size, data, n)
         self.size += n
         return 0
 
     cdef int put_bytes(self, bytes data) except -1:
-        return self.put(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
+        if self.size + n > self.capacity:
+            self.reserve(n)
+        memcpy(self.data + self.size, PyBytes_AS_STRING(data), n)
+        self.size += n
+        return 0
 
     cdef int put_decimal(self, unsigned long long value) except -1:
         cdef char[20] digits
@@ -606,7 +653,8 @@ cdef class HeadWriter:
         cdef Py_ssize_t name_n = PyBytes_GET_SIZE(name)
         cdef Py_ssize_t value_n = PyBytes_GET_SIZE(value)
         cdef char* at
-        self.reserve(name_n + value_n + 4)
+        if self.size + name_n + value_n + 4 > self.capacity:
+            self.reserve(name_n + value_n + 4)
         at = self.data + self.size
         memcpy(at, PyBytes_AS_STRING(name), name_n)
         at[name_n] = c":"
@@ -621,7 +669,8 @@ cdef class HeadWriter:
         """Write one field line straight from a table."""
         cdef Py_ssize_t size = <Py_ssize_t>field.name_n + field.value_n + 4
         cdef char* at
-        self.reserve(size)
+        if self.size + size > self.capacity:
+            self.reserve(size)
         at = self.data + self.size
         memcpy(at, field.name, field.name_n)
         at += field.name_n

@@ -22,6 +22,7 @@ from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.context cimport M_HEAD, Answer, Reason, RequestContext
 from fastgate._core.headers cimport H_DATE, H_UPGRADE, Headers, HeadWriter, trailer_allowed
 from fastgate._core.sockets cimport send_now, unsent_now
+from fastgate._core.writing cimport put_text
 from fastgate.server.exchange cimport LENGTH_NONE, LENGTH_UNKNOWN, ClientStream, Exchange, Plane
 from fastgate.server.heads cimport write_response_fields, write_status_line
 
@@ -63,19 +64,19 @@ cdef class AnswerStream(ClientStream):
         """The end of every answer's head: request id, added fields, Date, connection."""
         cdef HeadWriter w = self._out()
         cdef RequestContext ctx = exchange.ctx
-        w.put(b"X-Request-ID: ", 14)
+        put_text(w, b"X-Request-ID: ", 14)
         w.put_bytes(ctx.request_id_bytes)
-        w.put(b"\r\n", 2)
+        put_text(w, b"\r\n", 2)
         if ctx.gate_lines is not None:
             w.put_bytes(ctx.gate_lines)
         if ctx.extra_response is not None:
             for name, value in ctx.extra_response:
                 w.parsed_field(name, value)
         if not self.keep:
-            w.put(b"Connection: close\r\n", 19)
+            put_text(w, b"Connection: close\r\n", 19)
         elif ctx.version_minor == 0:
-            w.put(b"Connection: keep-alive\r\n", 24)
-        return w.put(b"\r\n", 2)
+            put_text(w, b"Connection: keep-alive\r\n", 24)
+        return put_text(w, b"\r\n", 2)
 
     cdef int respond_head(self, Exchange exchange, int status, bytes phrase, Headers fields, int64_t length) except -1:
         cdef HeadWriter w = self._out()
@@ -88,7 +89,7 @@ cdef class AnswerStream(ClientStream):
             self.framing = F_NONE
             self.keep = True
             write_response_fields(w, fields, False)
-            w.put(b"Connection: Upgrade\r\n", 21)
+            put_text(w, b"Connection: Upgrade\r\n", 21)
             if upgrade is not None:
                 w.parsed_field(b"Upgrade", upgrade)
                 self.websocket = upgrade.lower() == b"websocket"
@@ -106,17 +107,17 @@ cdef class AnswerStream(ClientStream):
             self.framing = F_LENGTH
         write_response_fields(w, fields, self.framing == F_CHUNKED)
         if self.framing == F_CHUNKED:
-            w.put(b"Transfer-Encoding: chunked\r\n", 28)
+            put_text(w, b"Transfer-Encoding: chunked\r\n", 28)
         elif length >= 0 or exchange.told_length >= 0:
-            w.put(b"Content-Length: ", 16)
+            put_text(w, b"Content-Length: ", 16)
             w.put_decimal(length if length >= 0 else exchange.told_length)
-            w.put(b"\r\n", 2)
+            put_text(w, b"\r\n", 2)
         if fields.find_id(H_DATE) == NULL:
-            w.put(b"Date: ", 6)
+            put_text(w, b"Date: ", 6)
             w.put_bytes(self.plane.date_value(ctx.now_ns))
-            w.put(b"\r\n", 2)
+            put_text(w, b"\r\n", 2)
         if ctx.upstream_status:
-            w.put(b"Via: 1.1 fastgate\r\n", 19)
+            put_text(w, b"Via: 1.1 fastgate\r\n", 19)
         self._write_common(exchange)
         return 0
 
@@ -139,7 +140,7 @@ cdef class AnswerStream(ClientStream):
         w = self._out()
         if self.framing == F_CHUNKED:
             w.put_hex(n)
-            w.put(b"\r\n", 2)
+            put_text(w, b"\r\n", 2)
         if n < COPIED_BYTES:
             w.put_bytes(chunk)
         else:
@@ -148,7 +149,7 @@ cdef class AnswerStream(ClientStream):
             self._write(PyBytes_AS_STRING(chunk), n, chunk)
             w = self._out()
         if self.framing == F_CHUNKED:
-            w.put(b"\r\n", 2)
+            put_text(w, b"\r\n", 2)
         return 0
 
     cdef int respond_end(self, Exchange exchange, Headers trailers) except -1:
@@ -156,12 +157,12 @@ cdef class AnswerStream(ClientStream):
         cdef int i
         if self.framing == F_CHUNKED and not self.closed:
             w = self._out()
-            w.put(b"0\r\n", 3)
+            put_text(w, b"0\r\n", 3)
             if trailers is not None:
                 for i in range(trailers.count):
                     if trailer_allowed(&trailers.fields[i]):
                         w.parsed_span(&trailers.fields[i])
-            w.put(b"\r\n", 2)
+            put_text(w, b"\r\n", 2)
         return 0
 
     cdef int respond_interim(self, Exchange exchange, int status, bytes phrase, Headers fields) except -1:
@@ -170,7 +171,7 @@ cdef class AnswerStream(ClientStream):
             return 0                                    # HTTP/1.0 knows no interim answers (RFC 9110 §15.2)
         write_status_line(w, status, phrase)
         write_response_fields(w, fields, False)
-        w.put(b"\r\n", 2)
+        put_text(w, b"\r\n", 2)
         return 0
 
     cdef int respond_answer(self, Exchange exchange, Answer answer) except -1:
@@ -181,12 +182,12 @@ cdef class AnswerStream(ClientStream):
         write_status_line(w, answer.status, None)
         w.put_bytes(answer.lines)
         if answer.status != 204 and answer.status != 304:
-            w.put(b"Content-Length: ", 16)
+            put_text(w, b"Content-Length: ", 16)
             w.put_decimal(PyBytes_GET_SIZE(answer.body))
-            w.put(b"\r\n", 2)
-        w.put(b"Date: ", 6)
+            put_text(w, b"\r\n", 2)
+        put_text(w, b"Date: ", 6)
         w.put_bytes(self.plane.date_value(ctx.now_ns))
-        w.put(b"\r\n", 2)
+        put_text(w, b"\r\n", 2)
         self._write_common(exchange)
         if ctx.method_id != M_HEAD:
             w.put_bytes(answer.body)
@@ -198,11 +199,11 @@ cdef class AnswerStream(ClientStream):
         self.keep = self._keeps(exchange)
         self.framing = F_LENGTH
         write_status_line(w, reason.status, None)
-        w.put(b"Content-Type: application/json\r\nContent-Length: ", 48)
+        put_text(w, b"Content-Type: application/json\r\nContent-Length: ", 48)
         w.put_decimal(PyBytes_GET_SIZE(body))
-        w.put(b"\r\nDate: ", 8)
+        put_text(w, b"\r\nDate: ", 8)
         w.put_bytes(self.plane.date_value(ctx.now_ns))
-        w.put(b"\r\n", 2)
+        put_text(w, b"\r\n", 2)
         self._write_common(exchange)
         if ctx.method_id != M_HEAD:
             w.put_bytes(body)

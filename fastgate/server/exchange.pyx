@@ -26,8 +26,8 @@ import os
 
 import msgspec
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t, uint64_t
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.time cimport time
 
 from fastgate._core.atomic cimport atomic_add_relaxed_u64
@@ -94,6 +94,24 @@ cdef Reason BETWEEN_BYTES_TIMEOUT = REASONS["upstream_between_bytes_timeout"]
 cdef Reason TOTAL_TIMEOUT = REASONS["total_timeout"]
 
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    /* The 8 hexadecimal digits of value, all at once: each of its half-bytes is spread to a byte, then turned into a character. */
+    static inline void fastgate_hex_digits(uint32_t value, char* out) {
+        const uint64_t ones = 0x0101010101010101ULL;
+        uint64_t x = value;
+        int i;
+        x = ((x << 16) | x) & 0x0000ffff0000ffffULL;
+        x = ((x << 8) | x) & 0x00ff00ff00ff00ffULL;
+        x = ((x << 4) | x) & 0x0f0f0f0f0f0f0f0fULL;
+        x += ones * '0' + (((x + ones * 6) >> 4) & ones) * ('a' - '0' - 10);
+        for (i = 0; i < 8; i++) out[i] = (char)(x >> (56 - 8 * i));
+    }
+    """
+    void hex_digits "fastgate_hex_digits"(uint32_t value, char* out) noexcept nogil
+
+
 cdef class Plane:
     """What all exchanges of one worker share."""
 
@@ -114,19 +132,18 @@ cdef class Plane:
 
     cdef bytes new_request_id(self):
         """32 hex digits: 64 random bits of this worker, then a mixed counter that started at random (splitmix64)."""
-        cdef HeadWriter w = self.writer
         cdef uint64_t z
         cdef char[32] digits
-        cdef int i
         self.id_low += <uint64_t>0x9E3779B97F4A7C15
         z = self.id_low
         z = (z ^ (z >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
         z = (z ^ (z >> 27)) * <uint64_t>0x94D049BB133111EB
         z ^= z >> 31
-        for i in range(16):
-            digits[15 - i] = b"0123456789abcdef"[(self.id_high >> (4 * i)) & 15]
-            digits[31 - i] = b"0123456789abcdef"[(z >> (4 * i)) & 15]
-        return digits[:32]
+        hex_digits(<uint32_t>(self.id_high >> 32), digits)
+        hex_digits(<uint32_t>self.id_high, digits + 8)
+        hex_digits(<uint32_t>(z >> 32), digits + 16)
+        hex_digits(<uint32_t>z, digits + 24)
+        return PyBytes_FromStringAndSize(digits, 32)
 
     cdef bytes date_value(self, int64_t now_ns):
         """The value of Date, made once a second."""

@@ -32,6 +32,7 @@ from fastgate._core.headers cimport (
     trailers_announced,
 )
 from fastgate._core.plan cimport RoutePlan
+from fastgate._core.writing cimport put_text
 from fastgate.upstream.credential cimport Credential
 from fastgate.upstream.pool cimport Target
 
@@ -84,11 +85,11 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
         if credential.parameter is not None:
             path = credential.target_with(path)
     w.put_bytes(method)
-    w.put(b" ", 1)
+    put_text(w, b" ", 1)
     w.put_bytes(path)
-    w.put(b" HTTP/1.1\r\nHost: ", 17)
+    put_text(w, b" HTTP/1.1\r\nHost: ", 17)
     w.put_bytes(ctx.authority if route.preserve_host else target.authority)
-    w.put(b"\r\n", 2)
+    put_text(w, b"\r\n", 2)
     for i in range(fields.count):
         known = fields.fields[i].id
         if known != 0:
@@ -115,29 +116,29 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
     if credential is not None and credential.line is not None:
         w.put_bytes(credential.line)
     if length >= 0:
-        w.put(b"Content-Length: ", 16)
+        put_text(w, b"Content-Length: ", 16)
         w.put_decimal(length)
-        w.put(b"\r\n", 2)
+        put_text(w, b"\r\n", 2)
     elif chunked:
-        w.put(b"Transfer-Encoding: chunked\r\n", 28)
+        put_text(w, b"Transfer-Encoding: chunked\r\n", 28)
     if ctx.upgrade:
         value = ctx.headers.find_known(H_UPGRADE)
-        w.put(b"Connection: Upgrade\r\n", 21)
+        put_text(w, b"Connection: Upgrade\r\n", 21)
         w.parsed_field(b"Upgrade", value)
     elif te is not None and has_token(PyBytes_AS_STRING(te), PyBytes_GET_SIZE(te), b"trailers", 8):
-        w.put(b"Connection: TE\r\nTE: trailers\r\n", 30)
+        put_text(w, b"Connection: TE\r\nTE: trailers\r\n", 30)
     w.put_bytes(ctx.forwarding)
     if ctx.upstream_lines is not None:
         w.put_bytes(ctx.upstream_lines)
-    w.put(b"Via: 1.1 fastgate\r\nX-Request-ID: ", 33)
+    put_text(w, b"Via: 1.1 fastgate\r\nX-Request-ID: ", 33)
     w.put_bytes(ctx.request_id_bytes)
-    w.put(b"\r\n", 2)
+    put_text(w, b"\r\n", 2)
     if left_ns > 0 and route.deadline_header is not None:
         w.put_bytes(route.deadline_header)
-        w.put(b": ", 2)
+        put_text(w, b": ", 2)
         w.put_decimal(left_ns // 1000000)
-        w.put(b"\r\n", 2)
-    w.put(b"\r\n", 2)
+        put_text(w, b"\r\n", 2)
+    put_text(w, b"\r\n", 2)
     return 0
 
 
@@ -152,11 +153,11 @@ cdef int write_status_line(HeadWriter w, int status, bytes phrase) except -1:
             if not 32 <= <unsigned char>p[i] < 127:
                 break
         else:
-            w.put(b"HTTP/1.1 ", 9)
+            put_text(w, b"HTTP/1.1 ", 9)
             w.put_decimal(status)
-            w.put(b" ", 1)
+            put_text(w, b" ", 1)
             w.put_bytes(phrase)
-            w.put(b"\r\n", 2)
+            put_text(w, b"\r\n", 2)
             return 0
     w.put_bytes(<bytes>STATUS_LINES[status])
     return 0
