@@ -39,10 +39,15 @@ cdef class AuthGate(Plugin):
     cdef readonly tuple schemes
     cdef CredentialCache cache
     cdef Directory directory
-    cdef tuple places               # (header name, {scheme: hides it}) of the schemes whose credential is one field
+    cdef tuple places               # lower-case names of the fields that are a scheme's credential by themselves
     cdef int places_n
+    cdef bytes alone                # by place: 1 where its name has other spellings, which are dropped
+    cdef uint64_t sizes             # a bit for each length that such a name has (63: that, or more)
+    cdef tuple hides                # by place: {scheme: hides it}
+    cdef list last_method           # by place: whose hiding was looked up last, and what it was
+    cdef list last_hides
     cdef object answered
-    cdef tuple strips               # (lower-case name, whether that very spelling may be sent) of fields to drop, or None
+    cdef tuple strips               # (lower-case name, whether that very spelling may be sent) of other fields to drop, or None
     cdef readonly tuple owned       # lower-case names that no trailer may have
     cdef uint64_t family
     cdef bint forward
@@ -60,6 +65,7 @@ cdef class AuthGate(Plugin):
     cdef object rejected
     cdef object later
     cdef object unavailable_error
+    cdef bint is_hidden(self, int place, str method) except -1
     cdef field_t* credential(self, RequestContext ctx, int* at) except? NULL
     cdef int count_of(self, Headers headers, bytes name) noexcept
     cdef int conceal(self, RequestContext ctx) except -1

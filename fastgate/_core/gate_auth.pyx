@@ -15,6 +15,7 @@ SOURCES  RFC 9110 §11 (401, WWW-Authenticate, one credential), RFC 6750 §3 (Be
 
 import asyncio
 import contextlib
+import re
 import sys
 
 from libc.stdint cimport int64_t, uint64_t
@@ -26,7 +27,7 @@ from fastgate._core.clock cimport monotonic_ns, realtime_ns
 from fastgate._core.context cimport Reason, RequestContext
 from fastgate._core.directory cimport Directory
 from fastgate._core.hashing cimport hash128, hash128_t, hash_key_random
-from fastgate._core.headers cimport H_DROPPED, H_OTHER, Headers, field_t, name_equal
+from fastgate._core.headers cimport H_DROPPED, H_OTHER, Headers, field_t, name_equal, names_fold
 from fastgate._core.identity cimport Identity
 from fastgate._core.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Plugin
 
@@ -270,8 +271,13 @@ cdef class AuthGate(Plugin):
                 hides = places.setdefault(header.lower().encode("latin-1"), {})
                 if scheme.cacheable:
                     hides[scheme.name] = scheme.hide
-        self.places = tuple(places.items())
+        self.places = tuple(places)
         self.places_n = len(places)
+        self.hides = tuple(places.values())
+        self.last_method = [None] * self.places_n
+        self.last_hides = [False] * self.places_n
+        for name in places:
+            self.sizes |= <uint64_t>1 << min(<int>len(name), 63)
         queries = {scheme.credential_query.encode() for scheme in self.schemes if scheme.credential_query is not None}
         if len(queries) > 1:
             raise ValueError(f"schemes: expected one query parameter for credentials, got {queries}")
@@ -285,8 +291,13 @@ cdef class AuthGate(Plugin):
         for name in places:
             strips.setdefault(name, True)
         self.owned = tuple(strips)
-        # A name without a separator has no other spelling.
-        self.strips = tuple((name, alone) for name, alone in strips.items() if not (alone and name.isalnum())) or None
+        # A name without a separator has no other spelling. Those of places are dropped by `credential`, which looks at them anyway;
+        # but where one place is another spelling of the other, they are dropped before it looks.
+        folded = {re.sub(rb"[^a-z0-9]", b"-", name) for name in places}
+        looked_at = [name for name in places if strips[name] and not name.isalnum()] if len(folded) == len(places) else []
+        self.alone = bytes([1 if name in looked_at else 0 for name in places])
+        self.strips = tuple([(name, alone) for name, alone in strips.items()
+                             if not alone or (name not in looked_at and not name.isalnum())]) or None
         challenges = dict.fromkeys(scheme.challenge for scheme in self.schemes if scheme.challenge)
         self.challenge_lines = challenge_lines(challenges)
         # RFC 6750 §3.1: what is wrong with the token that was shown; nothing where none was
@@ -308,7 +319,7 @@ cdef class AuthGate(Plugin):
             self.cache.key_of(self.family + <uint64_t>place, field.value, field.value_n, &key)
             identity = self.cache.find(&key, ctx.now_ns)
             if identity is not None and self.current(identity):
-                return self.accept(ctx, identity, (<dict>(<tuple>self.places[place])[1]).get(identity.method, False), field)
+                return self.accept(ctx, identity, self.is_hidden(place, identity.method), field)
         elif place <= REPEATED_FIELD:
             return self.refuse_repeated(ctx, REPEATED_FIELD - place)
         if self.waits and self.directory.c_loaded() == 0:
@@ -316,38 +327,52 @@ cdef class AuthGate(Plugin):
             return V_SUSPEND
         return self.walk(ctx, 0, None, False)
 
+    cdef bint is_hidden(self, int place, str method) except -1:
+        """True if the upstream is not to see the credential in this place, by which a scheme knew who it is."""
+        if self.last_method[place] is not method:
+            self.last_method[place] = method
+            self.last_hides[place] = (<dict>self.hides[place]).get(method, False)
+        return self.last_hides[place] is True
+
     cdef field_t* credential(self, RequestContext ctx, int* at) except? NULL:
         """The one credential of the request, and its place; NULL when there is none or there are several, or the key may be in the query.
-        at is then NO_FIELD, or REPEATED_FIELD - n where the field of place n is there twice."""
+        at is then NO_FIELD, or REPEATED_FIELD - n where the field of place n is there twice. Other spellings of the names are dropped."""
         cdef Headers headers = ctx.headers
         cdef field_t* found = NULL
         cdef field_t* field
         cdef bytes name
         cdef bint several = False
-        cdef int place, i, n
+        cdef int repeated = NO_FIELD
+        cdef int place, i
         for i in range(headers.count):
             field = &headers.fields[i]
-            if field.id != H_OTHER:
+            if field.id != H_OTHER or not self.sizes >> min(field.name_n, 63) & 1:
                 continue
             for place in range(self.places_n):
-                name = <bytes>(<tuple>self.places[place])[0]
-                if field.name_n == PyBytes_GET_SIZE(name) and name_equal(field.name, PyBytes_AS_STRING(name), field.name_n):
-                    if self.key_prefix is not None and field.name_n == 13 and name_equal(field.name, b"authorization", 13) \
-                            and not (field.value_n >= 10 and name_equal(field.value, PyBytes_AS_STRING(self.key_prefix), 10)) \
-                            and self.count_of(headers, name) == 1:
-                        continue
-                    if found == NULL:
-                        found = field
-                        at[0] = place
-                        continue
-                    several = True
-                    if at[0] == place:
-                        at[0] = REPEATED_FIELD - place
-                        return NULL
-                    n = self.count_of(headers, name)
-                    if n > 1:
-                        at[0] = REPEATED_FIELD - place
-                        return NULL
+                name = <bytes>self.places[place]
+                if field.name_n != PyBytes_GET_SIZE(name):
+                    continue
+                if not name_equal(field.name, PyBytes_AS_STRING(name), field.name_n):
+                    if PyBytes_AS_STRING(self.alone)[place] and names_fold(field.name, PyBytes_AS_STRING(name), field.name_n):
+                        field.id = H_DROPPED
+                        break
+                    continue
+                if repeated != NO_FIELD:
+                    continue                            # refused already: only other spellings are still looked for
+                if self.key_prefix is not None and field.name_n == 13 and name_equal(field.name, b"authorization", 13) \
+                        and not (field.value_n >= 10 and name_equal(field.value, PyBytes_AS_STRING(self.key_prefix), 10)) \
+                        and self.count_of(headers, name) == 1:
+                    continue
+                if found == NULL:
+                    found = field
+                    at[0] = place
+                    continue
+                several = True
+                if at[0] == place or self.count_of(headers, name) > 1:
+                    repeated = place
+        if repeated != NO_FIELD:
+            at[0] = REPEATED_FIELD - repeated
+            return NULL
         if several or (found != NULL and self.query_name is not None and ctx.query_bytes is not None
                        and has_parameter(ctx.query_bytes, self.query_name)):
             at[0] = NO_FIELD
@@ -410,7 +435,7 @@ cdef class AuthGate(Plugin):
         return V_RESPOND
 
     cdef int refuse_repeated(self, RequestContext ctx, int place) except -1:
-        cdef str header = (<bytes>(<tuple>self.places[place])[0]).decode("latin-1")
+        cdef str header = (<bytes>self.places[place]).decode("latin-1")
         for scheme in self.schemes:
             if header in [name.lower() for name in scheme.credential_headers]:
                 scheme.count("repeated")
@@ -484,8 +509,8 @@ cdef class AuthGate(Plugin):
         cdef int place = NO_FIELD
         field = self.credential(ctx, &place)
         # The one credential field need not be the one that the scheme went by: another one proves nothing, now or later.
-        if field != NULL and scheme.name in <dict>(<tuple>self.places[place])[1] \
-                and (<bytes>(<tuple>self.places[place])[0]) == scheme.credential_field(ctx):
+        if field != NULL and scheme.name in <dict>self.hides[place] \
+                and (<bytes>self.places[place]) == scheme.credential_field(ctx):
             if identity.expires_ns:
                 until_ns = ctx.now_ns + identity.expires_ns - realtime_ns()
             if scheme.cache_ns:
