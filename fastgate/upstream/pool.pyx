@@ -21,6 +21,8 @@ import resource
 import ssl as ssl_module
 from collections import deque
 
+from cpython.list cimport PyList_GET_SIZE
+from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t
 
 from fastgate._core.atomic cimport atomic_add_relaxed_u64
@@ -38,6 +40,9 @@ from fastgate.errors import REASONS
 __all__ = ["Target", "Upstream"]
 
 log = logging.getLogger("fastgate")
+
+cdef extern from "Python.h":
+    PyObject* PyList_GET_ITEM(object, Py_ssize_t)
 
 cdef Reason CONNECT_FAILED = REASONS["upstream_connect_failed"]
 cdef Reason CONNECT_TIMEOUT = REASONS["upstream_connect_timeout"]
@@ -263,13 +268,16 @@ cdef class Target(ConnectionOwner):
 
     cdef int connection_closed(self, UpstreamConnection connection) except -1:
         cdef UpstreamConnection last = <UpstreamConnection>self.open.pop()
+        cdef Py_ssize_t i
         if last is not connection:
             self.open[connection.place] = last
             last.place = connection.place
         self.total -= 1
         atomic_add_relaxed_u64(&self.upstream.counts.upstream_open, <unsigned long long>-1)
-        if connection in self.idle:
-            self.idle.remove(connection)
+        for i in range(PyList_GET_SIZE(self.idle)):     # not list.remove, which asks each object whether it is equal
+            if PyList_GET_ITEM(self.idle, i) == <PyObject*>connection:
+                del self.idle[i]
+                break
         if len(self.waiters) > self.opening and self._may_open():
             self._open()
         return 0
