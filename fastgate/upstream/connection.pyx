@@ -290,7 +290,7 @@ cdef class UpstreamConnection(Timed):
         if memcmp(p, b"HTTP/1.1 ", min(n, 9)) != 0 and memcmp(p, b"HTTP/1.0 ", min(n, 9)) != 0:
             self._fail(BAD_RESPONSE)
             return None
-        if n < PARTIAL_BYTES and b"\r\n\r\n" not in data and b"\n\n" not in data:
+        if n < PARTIAL_BYTES and b"\n\r\n" not in data and b"\n\n" not in data:
             self.partial = data
             return None
         self.version_minor = 1 if p[7] == c"1" else 0

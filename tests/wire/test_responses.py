@@ -232,6 +232,7 @@ BAD_HEADS = {
     "NUL in a value": HEAD + b"X-A: o\x00ne\r\nContent-Length: 2\r\n\r\nok",
     "bare CR in a value": HEAD + b"X-A: o\rne\r\nContent-Length: 2\r\n\r\nok",
     "bare LF": HEAD + b"X-A: one\nX-B: two\r\nContent-Length: 2\r\n\r\nok",
+    "bare LF and an empty line": b"HTTP/1.1 200 OK\r\nContent-Length: 0\n\r\n",
     "bare LF after the status line": b"HTTP/1.1 200 OK\nContent-Length: 2\r\n\r\nok",
     "empty name": HEAD + b": x\r\nContent-Length: 2\r\n\r\nok",
     "no colon": HEAD + b"X-A\r\nContent-Length: 2\r\n\r\nok",
