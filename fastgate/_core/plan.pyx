@@ -306,6 +306,7 @@ cdef class Plan:
         """The route of a request on a listener that redirects to https: that of its path when the client came over https to a
         trusted proxy, else the redirect."""
         cdef RoutePlan redirect
+        ctx.ambiguous = False
         if ctx.c_secure():
             return self.match(ctx)
         if PyBytes_GET_SIZE(ctx.host_bytes) == 0:       # HTTP/1.0 without Host: there is nowhere to redirect to
