@@ -159,4 +159,4 @@ cdef class Vary:
 
     cdef bytes c_key(self, bytes primary, Headers headers)
 
-cdef StoredResponse stored_from(const char* p, Py_ssize_t n)
+cdef StoredResponse stored_from(const char* p, Py_ssize_t n, bint intact)

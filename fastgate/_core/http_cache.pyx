@@ -52,6 +52,8 @@ import os
 from fastgate._core.context cimport M_GET, M_HEAD, M_OPTIONS, M_POST, M_TRACE, method_number
 from fastgate._core.hashing cimport siphash13
 from fastgate._core.headers cimport (
+    FIELD,
+    TOKEN,
     H_CONNECTION,
     H_CONTENT_LENGTH,
     H_DATE,
@@ -71,6 +73,7 @@ from fastgate._core.headers cimport (
     value_valid,
 )
 from fastgate._core.identity cimport Identity
+from fastgate._core.scan cimport plain_run
 from fastgate._core.urlpath cimport normal_url
 from fastgate._core.http_fields cimport (
     CC_IMMUTABLE,
@@ -1356,9 +1359,9 @@ cdef class StoredResponse:
         """The answer in a record (bytes or any buffer), or None when it is damaged or of another version."""
         cdef const unsigned char[::1] view
         if isinstance(data, bytes):
-            return stored_from(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+            return stored_from(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), False)
         view = data
-        return stored_from(<const char*>&view[0], view.shape[0]) if view.shape[0] else None
+        return stored_from(<const char*>&view[0], view.shape[0], False) if view.shape[0] else None
 
     def __repr__(self):
         return f"StoredResponse({self.status}, {len(self.body)} bytes)"
@@ -1460,12 +1463,15 @@ cdef bint head_whole(const char* p, const char* end, int status, Py_ssize_t body
         return False
     p = stop + 2
     while p < end:
-        stop = <const char*>memchr(p, c"\r", end - p)
-        if stop == NULL or stop + 1 == end or stop[1] != c"\n":
+        colon = p
+        while colon < end and TOKEN[<unsigned char>colon[0]]:
+            colon += 1
+        if colon == p or end - colon < 4 or colon[0] != c":" or colon[1] != c" ":
             return False
-        colon = <const char*>memchr(p, c":", stop - p)
-        if colon == NULL or not name_valid(p, colon - p) or colon + 1 == stop or colon[1] != c" " \
-                or not value_valid(colon + 2, stop - colon - 2):
+        stop = colon + 2 + plain_run(colon + 2, end - colon - 2)
+        while stop < end and FIELD[<unsigned char>stop[0]]:
+            stop += 1
+        if end - stop < 2 or stop[0] != c"\r" or stop[1] != c"\n":
             return False
         known = header_id(p, colon - p)
         count += 1
@@ -1488,11 +1494,11 @@ cdef bint time_whole(int64_t ns) noexcept nogil:
     return -FOR_EVER <= ns <= FOR_EVER
 
 
-cdef StoredResponse stored_from(const char* p, Py_ssize_t n):
+cdef StoredResponse stored_from(const char* p, Py_ssize_t n, bint intact):
     """The response in a record, or None. The bytes are copied: p may be a map that changes later.
 
     A checksum finds damage; whoever can write to the store can write that, too. So all that later code relies on is looked at here,
-    once: lengths, names, every line of the head, times.
+    once: lengths, names, every line of the head, times. intact: the envelope it lay in has a checksum of the same bytes, which was right.
     """
     cdef record_t r
     cdef StoredResponse s
@@ -1503,7 +1509,7 @@ cdef StoredResponse stored_from(const char* p, Py_ssize_t n):
     if n < <Py_ssize_t>sizeof(record_t):
         return None
     memcpy(&r, p, sizeof(record_t))
-    if memcmp(r.magic, b"FGC1", 4) != 0 or r.checksum != siphash13(p + 12, n - 12, CHECK_KEY):
+    if memcmp(r.magic, b"FGC1", 4) != 0 or (not intact and r.checksum != siphash13(p + 12, n - 12, CHECK_KEY)):
         return None
     if not 200 <= r.status <= 999 or r.status == 206 or r.status == 304 or r.tags > MOST_TAGS or r.vary > MAX_NAMES:
         return None

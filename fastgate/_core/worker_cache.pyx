@@ -13,6 +13,7 @@ COST     a look-up in memory is one load (nothing purged) and one hash, about 40
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport INT64_MAX, int64_t
+from libc.string cimport memcmp
 
 from fastgate._core.cache cimport Cache
 from fastgate._core.epochs cimport FILL_ALONE, FILL_BUSY, Epochs
@@ -87,12 +88,12 @@ cdef class WorkerCache:
         """What a record of a tier says, put into memory too; None when it is damaged or says nothing."""
         cdef object value
         cdef StoredResponse stored
-        cdef bytes raw = bytes(blob)
-        value = Vary.from_bytes(raw)
+        cdef bytes raw = <bytes>blob if type(blob) is bytes else bytes(blob)
+        value = Vary.from_bytes(raw) if PyBytes_GET_SIZE(raw) > 4 and memcmp(PyBytes_AS_STRING(raw), b"FGV1", 4) == 0 else None
         if value is not None:
             value = self.known(key, <Vary>value)
         else:
-            value = stored_from(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
+            value = stored_from(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), True)     # tiers check their envelopes
         self.source = FROM_NOWHERE
         if value is None:
             return None
