@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from fastgate._core.cache import Cache
@@ -29,6 +29,7 @@ class WorkerCache:
     def background(self) -> int: ...
     @property
     def forms(self) -> dict[tuple[int, frozenset[bytes]], Rules]: ...
+    def forget_forms(self, in_force: Container[tuple[int, frozenset[bytes]]]) -> None: ...
     def purge_applied(self) -> None: ...
 
 class RouteCache:

@@ -5,6 +5,7 @@ WHAT     `WorkerCache` looks an answer up in the worker's own memory (L1) and in
          out purges before every look-up, and knows which keys are being fetched (`Fill`), so that one request upstream serves
          all who ask meanwhile. `RouteCache` is what a route says of it.
 STATE    varies: what the last URLs vary by and which variants they have, so that their number stays bounded whatever memory holds.
+         forms: what the routes take of a query; forget_forms bounds them whenever a plan is installed.
          memory: `_core/cache`, bounded in bytes. fills: one for each key that is being fetched, so bounded by the requests in
          flight. tiers: an object with get_now, get_later and put (fastgate/caching/tiers.py), or None.
 WHO      The worker's loop. Other processes are heard through `epochs` alone.
@@ -31,6 +32,7 @@ cdef int64_t FILL_AGE_NS = 30_000_000_000       # a leader that says nothing for
 
 cdef enum:
     MOST_VARIES = 512
+    MOST_FORMS = 64
 
 
 cdef class Fill:
@@ -206,6 +208,13 @@ cdef class WorkerCache:
             fill.place = FILL_ALONE
         return 0
 
+    def forget_forms(self, in_force):
+        """Let go of all forms of a query but those of the routes in force, and the MOST_FORMS last of others: what was stored under
+        one of these may still be there when a reload brings it back."""
+        others = [form for form in self.forms if form not in in_force]
+        for form in others[:max(0, len(others) - MOST_FORMS)]:
+            del self.forms[form]
+
     def purge_applied(self):
         """Carry out what was purged since the last look-up."""
         if self.memory is not None and self.epochs.c_sequence() != self.seen:
@@ -232,8 +241,9 @@ cdef class RouteCache:
         self.written = frozenset(written)
         self.sends = sends
         self.plain = places is None and not self.plugins and not sends
-        # What is purged by URL is purged for every route, each of which may take a query in its own way.
-        store.forms.setdefault(rules.query_form, rules)
+        # What is purged by URL is purged for every route, each of which may take a query in its own way. The last to be used is last.
+        store.forms.pop(rules.query_form, None)
+        store.forms[rules.query_form] = rules
         self.purge_header = None if purge_header is None else purge_header.lower().encode()
         self.store = store
         self.coalesce = coalesce

@@ -99,6 +99,12 @@ cdef class DataPlane(Plane):
                 | (SAME_LISTENER if len(plan.config.listen) > 1 else 0)
         plan.installed = True
         self.plan = plan
+        stores = {}
+        for route in plan.routes:
+            if route.cache is not None:
+                stores.setdefault(route.cache.store, set()).add(route.cache.rules.query_form)
+        for store, forms in stores.items():
+            store.forget_forms(forms)
         if old is None:
             return
         kept = set(map(id, plan.upstreams.values()))

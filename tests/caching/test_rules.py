@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fastgate._core.epochs import Epochs
 from fastgate._core.http_cache import (
     BYPASS,
     FRESH,
@@ -22,6 +23,8 @@ from fastgate._core.http_cache import (
     url_tag,
 )
 from fastgate._core.http_fields import format_date, parse_date
+from fastgate._core.metric import MetricTable
+from fastgate._core.worker_cache import RouteCache, WorkerCache
 
 SECOND = 1_000_000_000
 NOW_S = 1_700_000_000
@@ -692,3 +695,16 @@ def test_what_was_stored_by_a_clock_that_was_set_back_is_not_fresh() -> None:
     assert verdict(answer, -7200, cc("max-stale")) == REVALIDATE
     assert verdict(answer, -7200, cc("only-if-cached")) == ONLY_IF_CACHED
     assert verdict(answer, -2) == FRESH  # the clocks of a fleet differ a little
+
+
+def test_forms_of_queries_that_no_route_has_any_more_are_bounded() -> None:
+    metrics = MetricTable(64)
+    store = WorkerCache(None, Epochs(), None, metrics.counter)
+    forms = []
+    for number in range(200):
+        rules = Rules(query=[f"q{number}"])
+        RouteCache(rules, store, coalesce=False, wait_ns=0, counter=metrics.counter, route="r")
+        forms.append(rules.query_form)
+        store.forget_forms({forms[0], rules.query_form})
+
+    assert list(store.forms) == [forms[0], *forms[200 - 64 - 1 :]]
