@@ -30,51 +30,82 @@ cdef uint64_t[2] CHECK_KEY
 memcpy(CHECK_KEY, b"fastgate cached\0", 16)
 
 
+# What an envelope says, where it lies.
+ctypedef struct opened_t:
+    int64_t expires_ns
+    int64_t sequence
+    uint32_t raw_n
+    bint is_compressed
+    const char* tags
+    Py_ssize_t tags_n
+    const char* stored
+    Py_ssize_t stored_n
+
+
+cdef const char* open_at(const char* p, Py_ssize_t n, bytes key, opened_t* out) noexcept:
+    """NULL when the n bytes at p, at least HEAD, are an envelope of this key (None: any). Else what is wrong; "": it is another key's."""
+    cdef uint64_t check
+    cdef uint32_t magic, tags_n, stored_n
+    cdef uint16_t key_n, tag_n
+    cdef Py_ssize_t at, end
+    memcpy(&check, p, 8)
+    memcpy(&magic, p + 8, 4)
+    memcpy(&key_n, p + 14, 2)
+    memcpy(&tags_n, p + 16, 4)
+    memcpy(&out.raw_n, p + 20, 4)
+    memcpy(&stored_n, p + 24, 4)
+    memcpy(&out.expires_ns, p + 28, 8)
+    memcpy(&out.sequence, p + 36, 8)
+    at = HEAD + key_n
+    if magic != MAGIC or <uint8_t>p[12] != VERSION or out.raw_n > LARGEST or at + <Py_ssize_t>tags_n + <Py_ssize_t>stored_n != n:
+        return b"not an envelope of this version"
+    if siphash13(p + 8, n - 8, CHECK_KEY) != check:
+        return b"checksum"
+    if key is not None and (PyBytes_GET_SIZE(key) != key_n or memcmp(PyBytes_AS_STRING(key), p + HEAD, key_n) != 0):
+        return b""
+    out.tags = p + at
+    out.tags_n = tags_n
+    end = at + tags_n
+    while at + 2 <= end:
+        memcpy(&tag_n, p + at, 2)
+        at += 2
+        if at + tag_n > end:
+            return b"tags"
+        at += tag_n
+    if at != end:
+        return b"tags"
+    out.is_compressed = (<uint8_t>p[13] & COMPRESSED) != 0
+    out.stored = p + end
+    out.stored_n = stored_n
+    return NULL
+
+
+cdef tuple tags_of(const opened_t* opened):
+    cdef list tags = []
+    cdef Py_ssize_t at = 0
+    cdef uint16_t n
+    while at < opened.tags_n:
+        memcpy(&n, opened.tags + at, 2)
+        tags.append(PyBytes_FromStringAndSize(opened.tags + at + 2, n))
+        at += 2 + n
+    return tuple(tags)
+
+
 def open_fields(data, Py_ssize_t skip, bytes key):
     """(expires_ns, sequence, tags, raw_bytes, stored, is_compressed) of the envelope in data behind `skip` bytes; None when it is
     another key's (key None: any), a str that says what is wrong when it is not what was sealed."""
     cdef Py_buffer view
-    cdef const char* p
-    cdef Py_ssize_t n, at, end
-    cdef uint64_t check
-    cdef uint32_t magic, tags_n, raw_n, stored_n
-    cdef uint16_t key_n, tag_n
-    cdef int64_t expires_ns, sequence
-    cdef list tags
+    cdef opened_t opened
+    cdef const char* wrong
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
-        p = <const char*>view.buf + skip
-        n = view.len - skip
-        if n < HEAD:
-            return f"{max(n, 0)} bytes, expected at least {HEAD}"
-        memcpy(&check, p, 8)
-        memcpy(&magic, p + 8, 4)
-        memcpy(&key_n, p + 14, 2)
-        memcpy(&tags_n, p + 16, 4)
-        memcpy(&raw_n, p + 20, 4)
-        memcpy(&stored_n, p + 24, 4)
-        memcpy(&expires_ns, p + 28, 8)
-        memcpy(&sequence, p + 36, 8)
-        at = HEAD + key_n
-        if magic != MAGIC or <uint8_t>p[12] != VERSION or raw_n > LARGEST or at + <Py_ssize_t>tags_n + <Py_ssize_t>stored_n != n:
-            return "not an envelope of this version"
-        if siphash13(p + 8, n - 8, CHECK_KEY) != check:
-            return "checksum"
-        if key is not None and (PyBytes_GET_SIZE(key) != key_n or memcmp(PyBytes_AS_STRING(key), p + HEAD, key_n) != 0):
-            return None
-        tags = []
-        end = at + tags_n
-        while at + 2 <= end:
-            memcpy(&tag_n, p + at, 2)
-            at += 2
-            if at + tag_n > end:
-                return "tags"
-            tags.append(PyBytes_FromStringAndSize(p + at, tag_n))
-            at += tag_n
-        if at != end:
-            return "tags"
-        return (expires_ns, sequence, tuple(tags), raw_n, PyBytes_FromStringAndSize(p + end, stored_n),
-                (<uint8_t>p[13] & COMPRESSED) != 0)
+        if view.len - skip < HEAD:
+            return f"{max(view.len - skip, 0)} bytes, expected at least {HEAD}"
+        wrong = open_at(<const char*>view.buf + skip, view.len - skip, key, &opened)
+        if wrong != NULL:
+            return None if wrong[0] == 0 else (<bytes>wrong).decode("ascii")
+        return (opened.expires_ns, opened.sequence, tags_of(&opened), opened.raw_n,
+                PyBytes_FromStringAndSize(opened.stored, opened.stored_n), opened.is_compressed)
     finally:
         PyBuffer_Release(&view)
 
@@ -89,16 +120,16 @@ def look(env, answers, bytes secret not None, bytes key not None, Epochs epochs 
     It decides nothing by itself that the long way would decide differently: errors, damage, large and compressed values are SLOW.
     """
     cdef Py_buffer view
+    cdef opened_t opened
     cdef hash128_t hashed
     cdef uint64_t[2] word
     cdef uint32_t length
-    cdef int64_t made, since
+    cdef int64_t since
+    cdef const char* wrong
     # Before the transaction begins: what the file was cleaned of by now, the transaction sees cleaned.
     cdef int64_t applied = epochs.c_applied()
     cdef int64_t sequence = epochs.c_sequence()
-    cdef object value = None
-    cdef tuple fields
-    if PyBytes_GET_SIZE(secret) != 16:
+    if PyBytes_GET_SIZE(secret) != 16 or skip < 12:
         return SLOW
     memcpy(word, PyBytes_AS_STRING(secret), 16)
     siphash_wide(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), word, &hashed)
@@ -109,32 +140,30 @@ def look(env, answers, bytes secret not None, bytes key not None, Epochs epochs 
             if found is None:
                 return None
             PyObject_GetBuffer(found, &view, PyBUF_SIMPLE)
-            length = 0xFFFFFFFF
-            if view.len >= skip and skip >= 12:
+            try:
+                if view.len - skip < HEAD:
+                    return SLOW
                 memcpy(&length, <const char*>view.buf + 8, 4)
-            PyBuffer_Release(&view)
-            if length > piece:
-                return SLOW
-            value = open_fields(found, skip, key)
+                if length > piece:
+                    return SLOW
+                wrong = open_at(<const char*>view.buf + skip, view.len - skip, key, &opened)
+                if wrong != NULL:
+                    return None if wrong[0] == 0 else SLOW
+                if opened.is_compressed:
+                    return SLOW
+                if opened.expires_ns <= realtime_ns():
+                    return None
+                if opened.sequence != sequence:
+                    since = opened.sequence if opened.sequence > applied else applied
+                    if since != sequence and epochs.c_concerns(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), tags_of(&opened), since):
+                        return None
+                return PyBytes_FromStringAndSize(opened.stored, opened.stored_n)
+            finally:
+                PyBuffer_Release(&view)
         finally:
             txn.abort()
     except Exception:
         return SLOW                             # the long way meets it too, and knows its name
-    if value is None:
-        return None
-    if type(value) is not tuple:
-        return SLOW
-    fields = <tuple>value
-    if <bint>fields[5]:
-        return SLOW
-    if <int64_t>fields[0] <= realtime_ns():
-        return None
-    made = <int64_t>fields[1]
-    if made != sequence:
-        since = made if made > applied else applied
-        if since != sequence and epochs.c_concerns(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), <tuple>fields[2], since):
-            return None
-    return fields[4]
 
 
 def seal_fields(bytes head not None, bytes key not None, bytes labels not None, bytes stored not None):

@@ -43,6 +43,8 @@ freshness is not stored for a request with cookies that are not in the key.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
@@ -73,7 +75,7 @@ from fastgate._core.headers cimport (
     value_valid,
 )
 from fastgate._core.identity cimport Identity
-from fastgate._core.scan cimport plain_run
+from fastgate._core.scan cimport name_run, plain_run
 from fastgate._core.urlpath cimport normal_url
 from fastgate._core.http_fields cimport (
     CC_IMMUTABLE,
@@ -1434,9 +1436,13 @@ cdef bytes record_of(StoredResponse s):
 
 cdef tuple texts(const char** at, const char* end, int count):
     """count texts with their lengths before them; None when they reach beyond the end."""
-    cdef list out = []
+    cdef tuple out
+    cdef bytes text
     cdef uint16_t n
     cdef int i
+    if count == 0:
+        return ()
+    out = PyTuple_New(count)
     for i in range(count):
         if end - at[0] < 2:
             return None
@@ -1444,9 +1450,11 @@ cdef tuple texts(const char** at, const char* end, int count):
         at[0] += 2
         if end - at[0] < n:
             return None
-        out.append(at[0][:n])
+        text = PyBytes_FromStringAndSize(at[0], n)
+        Py_INCREF(text)                                 # what PyTuple_SET_ITEM takes over
+        PyTuple_SET_ITEM(out, i, text)
         at[0] += n
-    return tuple(out)
+    return out
 
 
 cdef bint head_whole(const char* p, const char* end, int status, Py_ssize_t body_n, bint* modified) noexcept:
@@ -1463,7 +1471,7 @@ cdef bint head_whole(const char* p, const char* end, int status, Py_ssize_t body
         return False
     p = stop + 2
     while p < end:
-        colon = p
+        colon = p + name_run(p, end - p)
         while colon < end and TOKEN[<unsigned char>colon[0]]:
             colon += 1
         if colon == p or end - colon < 4 or colon[0] != c":" or colon[1] != c" ":

@@ -18,29 +18,6 @@ from fastgate._core.headers cimport FIELD, MAX_FIELDS, TOKEN, Headers, field_t, 
 
 __all__ = ["scan_request", "scan_response"]
 
-cdef extern from *:
-    """
-    /* How many letters and hyphens there are from p on, but for a rest of up to 7 at the end: names consist of little else. */
-    static inline Py_ssize_t fastgate_name_run(const char* p, Py_ssize_t n) {
-        Py_ssize_t i = 0;
-    #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-        const uint64_t ones = 0x0101010101010101ULL, high = 0x8080808080808080ULL, low = 0x7f7f7f7f7f7f7f7fULL;
-        while (i + 8 <= n) {
-            uint64_t word, lower, letters, hyphens, others;
-            memcpy(&word, p + i, 8);
-            lower = (word & low) | (ones * 32);                         /* no sum below reaches the next byte */
-            letters = (lower + ones * (128 - 'a')) & ~(lower + ones * (127 - 'z'));
-            hyphens = ~(((word & low) ^ (ones * '-')) + low);
-            others = (~(letters | hyphens) | word) & high;
-            if (others) return i + (__builtin_ctzll(others) >> 3);
-            i += 8;
-        }
-    #endif
-        return i;
-    }
-    """
-    Py_ssize_t name_run "fastgate_name_run"(const char* p, Py_ssize_t n) noexcept nogil
-
 
 cdef inline Py_ssize_t scan_fields(const char* p, Py_ssize_t i, Py_ssize_t n, Headers out, int most_fields) except -2:
     """Read field lines from i to the empty line. The offset behind it; -1 when the head is not whole or not plain."""
