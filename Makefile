@@ -60,8 +60,8 @@ sanitize: $(VENV)/.dev ## the tests of the primitives on a debug build with ASan
 		$(CURDIR)/$(BIN)/python -m pytest -q tests/core $(ARGS)
 
 docs: $(VENV)/.dev ## docs/config.md from the config Structs, docs/plugin-reference.md from the plugin interface
-	@$(BIN)/python -m fastgate.docs > docs/config.md
-	@$(BIN)/python -m fastgate.docs plugins > docs/plugin-reference.md
+	@$(BIN)/python -m fastgate.cli.docs > docs/config.md
+	@$(BIN)/python -m fastgate.cli.docs plugins > docs/plugin-reference.md
 
 build: $(VENV)/.dev ## the wheel, in dist/
 	@rm -rf dist && $(BIN)/python -m build --no-isolation --wheel . >/dev/null && ls dist

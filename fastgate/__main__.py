@@ -27,7 +27,7 @@ def main() -> None:
 
     occupy_standard_descriptors()
 
-    from fastgate.cli import main as command
+    from fastgate.cli.main import main as command
 
     command(prog_name="fastgate")
 

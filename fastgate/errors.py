@@ -9,7 +9,7 @@ bugs, bad configuration and dead peers.
 
 from __future__ import annotations
 
-from fastgate._core.context import CLIENT, GATEWAY, UPSTREAM, Reason
+from fastgate._core.pipeline.context import CLIENT, GATEWAY, UPSTREAM, Reason
 
 __all__ = ["REASONS", "GatewayError", "Reason", "reason"]
 

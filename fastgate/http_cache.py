@@ -1,8 +1,8 @@
-"""The HTTP caching rules (RFC 9111) for any service: public names of `fastgate._core.http_cache`."""
+"""The HTTP caching rules (RFC 9111) for any service: public names of `fastgate._core.cache.http_cache`."""
 
 from __future__ import annotations
 
-from fastgate._core.http_cache import (
+from fastgate._core.cache.http_cache import (
     BYPASS,
     FRESH,
     MISS,

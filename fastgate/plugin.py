@@ -28,9 +28,9 @@ from importlib.metadata import entry_points
 from types import FunctionType
 from typing import Any, Final, NamedTuple
 
-from fastgate._core.context import CONTINUE, RESPOND, SUSPEND, Answer, RequestContext
-from fastgate._core.headers import Headers
-from fastgate._core.pipeline import Pipeline, Plugin, RequestHead, ResponseHead
+from fastgate._core.http.headers import Headers
+from fastgate._core.pipeline.context import CONTINUE, RESPOND, SUSPEND, Answer, RequestContext
+from fastgate._core.pipeline.pipeline import Pipeline, Plugin, RequestHead, ResponseHead
 from fastgate.errors import REASONS, Reason
 from fastgate.settings import Settings
 

@@ -69,7 +69,7 @@ LONGEST = (
     "wire/test_attacks.py",
     "control/test_consumers.py",
     "server/test_tunnels_and_reload.py",
-    "server/test_accesslog.py",
+    "proxy/test_accesslog.py",
     "wire/test_refusals.py",
     "wire/test_forwarding.py",
     "wire/test_paths.py",

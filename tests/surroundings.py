@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import uvloop
 
-from fastgate._core.counters import Counters
-from fastgate._core.shm import SharedMemory
-from fastgate._core.wheel import TimerWheel
+from fastgate._core.pipeline.wheel import TimerWheel
+from fastgate._core.shm.counters import Counters
+from fastgate._core.shm.shm import SharedMemory
 
 __all__ = ["Surroundings", "run", "until"]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from fastgate._core.context import CONTINUE
-from fastgate._core.headers import Headers
-from fastgate._core.identity import Identity
-from fastgate.features.policy import Counts, Language, Moment, PolicyConfig, Rule, RuleSet
+from fastgate._core.http.headers import Headers
+from fastgate._core.pipeline.context import CONTINUE
+from fastgate._core.pipeline.identity import Identity
+from fastgate.features.policy.build import Counts, Language, Moment, PolicyConfig, Rule, RuleSet
 
 RULES = (
     'request.method == "DELETE" && consumer.tier != "enterprise"',

@@ -35,7 +35,7 @@ answer = (
     b"Content-Length: 64\\r\\nConnection: keep-alive\\r\\nCache-Control: no-store\\r\\n\\r\\n"
 )
 """
-OURS = "from fastgate._core.scan import scan_request, scan_response\n"
+OURS = "from fastgate._core.http.scan import scan_request, scan_response\n"
 THEIRS = """
 from httptools import HttpRequestParser, HttpResponseParser
 class Collect:

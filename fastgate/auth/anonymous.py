@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from fastgate._core.context import RequestContext
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.context import RequestContext
+from fastgate._core.pipeline.identity import Identity
 from fastgate.auth.scheme import CounterOf, Scheme
 from fastgate.auth.settings import AnonymousConfig
 

@@ -11,9 +11,9 @@ import hashlib
 import time
 from urllib.parse import unquote_plus
 
-from fastgate._core.context import RequestContext
-from fastgate._core.directory import Directory
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.context import RequestContext
+from fastgate._core.pipeline.identity import Identity
+from fastgate._core.shm.directory import Directory
 from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, Unavailable, Verdict, authorization
 from fastgate.auth.section import ApiKeyConfig
 from fastgate.state.records import KeyRecord, decode_key, encode_record

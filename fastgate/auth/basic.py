@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
-from fastgate._core.context import RequestContext
+from fastgate._core.pipeline.context import RequestContext
 from fastgate.auth.claims import Resolve
 from fastgate.auth.passwords import hash_password, password_checker
 from fastgate.auth.scheme import LATER, REJECTED, CounterOf, Scheme, Unavailable, authorization

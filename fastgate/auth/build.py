@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from fastgate._core.gate_auth import AuthGate, CredentialCache
+from fastgate._core.gates.auth import AuthGate, CredentialCache
 from fastgate.auth.anonymous import AnonymousScheme
 from fastgate.auth.api_key import ApiKeyScheme
 from fastgate.auth.consumers import Consumers

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.identity import Identity
 from fastgate.auth.settings import ClaimsConfig
 
 __all__ = ["MAX_NAME", "ClaimsReader", "Resolve", "TooManyWords", "claim", "name_of", "words"]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fastgate._core.directory import Directory
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.identity import Identity
+from fastgate._core.shm.directory import Directory
 from fastgate.auth.section import ConsumerConfig
 from fastgate.state.records import ConsumerRecord, StoredConsumer, StoredKey, consumer_digest, decode_consumer
 

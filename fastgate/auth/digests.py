@@ -12,8 +12,8 @@ import hashlib
 import hmac
 from typing import Final
 
-from fastgate._core.context import CONTINUE, SUSPEND, RequestContext
-from fastgate._core.pipeline import Plugin
+from fastgate._core.pipeline.context import CONTINUE, SUSPEND, RequestContext
+from fastgate._core.pipeline.pipeline import Plugin
 from fastgate.auth.structured_fields import Item, dictionary
 from fastgate.errors import REASONS
 from fastgate.state.memory import HostMemory

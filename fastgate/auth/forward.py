@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
-from fastgate._core.context import RequestContext
+from fastgate._core.pipeline.context import RequestContext
 from fastgate.auth.claims import Resolve, TooManyWords, name_of, words
 from fastgate.auth.scheme import ANSWERED, LATER, REJECTED, CounterOf, Scheme, Unavailable
 from fastgate.auth.settings import ForwardConfig

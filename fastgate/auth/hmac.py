@@ -33,9 +33,9 @@ import re
 import time
 from typing import Any, ClassVar, Final
 
-from fastgate._core.context import RequestContext
-from fastgate._core.directory import Directory
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.context import RequestContext
+from fastgate._core.pipeline.identity import Identity
+from fastgate._core.shm.directory import Directory
 from fastgate.auth.consumers import Consumers
 from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, authorization

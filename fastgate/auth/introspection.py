@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 from urllib.parse import quote_plus, urlencode
 
-from fastgate._core.context import RequestContext
+from fastgate._core.pipeline.context import RequestContext
 from fastgate.auth.claims import ClaimsReader, Resolve
 from fastgate.auth.scheme import LATER, REJECTED, CounterOf, Scheme, Unavailable, authorization
 from fastgate.auth.settings import IntrospectionConfig

@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
-from fastgate._core.context import RequestContext
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.context import RequestContext
+from fastgate._core.pipeline.identity import Identity
 from fastgate.auth.claims import ClaimsReader, Resolve
 from fastgate.auth.jwks import (
     FileKeys,

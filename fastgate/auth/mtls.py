@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from fastgate._core.context import RequestContext
+from fastgate._core.pipeline.context import RequestContext
 from fastgate.auth.claims import Resolve, name_of
 from fastgate.auth.scheme import REJECTED, CounterOf, Scheme
 from fastgate.auth.settings import MtlsConfig

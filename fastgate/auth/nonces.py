@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastgate._core.keyed import KeyedLimiter
-from fastgate._core.limits import TokenBucket
-from fastgate._core.table import LimiterTable
+from fastgate._core.limits.keyed import KeyedLimiter
+from fastgate._core.limits.limits import TokenBucket
+from fastgate._core.shm.table import LimiterTable
 from fastgate.auth.scheme import CounterOf, Unavailable
 from fastgate.settings import SECOND
 

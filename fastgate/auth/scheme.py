@@ -18,7 +18,7 @@ import enum
 import logging
 from typing import Any, ClassVar, Final, Literal, Protocol
 
-from fastgate._core.context import RequestContext
+from fastgate._core.pipeline.context import RequestContext
 from fastgate.state.journal import Throttle
 
 __all__ = [

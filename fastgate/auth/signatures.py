@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from fastgate._core.context import RequestContext
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.context import RequestContext
+from fastgate._core.pipeline.identity import Identity
 from fastgate.auth.consumers import Consumers
 from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED, CounterOf, Scheme

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import msgspec
 
-from fastgate._core.cache import Cache
-from fastgate._core.edits import PLACE, Template
-from fastgate._core.pipeline import overrides
-from fastgate._core.worker_cache import RouteCache, WorkerCache
+from fastgate._core.cache.cache import Cache
+from fastgate._core.cache.worker_cache import RouteCache, WorkerCache
+from fastgate._core.http.edits import PLACE, Template
+from fastgate._core.pipeline.pipeline import overrides
 from fastgate.caching.predictor import build_predictor
 from fastgate.caching.settings import CacheConfig, CacheStoreConfig, build_rules
 from fastgate.caching.strategy import make_strategy

@@ -46,11 +46,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from fastgate._core.cache.envelope import SLOW, look
 from fastgate._core.clock import realtime_ns
-from fastgate._core.envelope import SLOW, look
-from fastgate._core.epochs import Epochs
 from fastgate._core.hashing import siphash128
-from fastgate._core.metric import MetricTable
+from fastgate._core.shm.epochs import Epochs
+from fastgate._core.shm.metric import MetricTable
 from fastgate.state.envelope import HEAD_BYTES, LARGEST_BYTES, Damaged, Envelope, open_envelope, seal
 
 __all__ = ["DISK_ROLE", "DiskStore", "verify"]

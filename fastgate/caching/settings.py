@@ -1,6 +1,6 @@
 """The `cache:` section of a route: what is cached, under which key, for how long; and what is wrong with it.
 
-The semantics behind these settings are in `fastgate._core.http_cache`, docs/cache.md explains both.
+The semantics behind these settings are in `fastgate._core.cache.http_cache`, docs/cache.md explains both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from fastgate._core.http_cache import Rules
+from fastgate._core.cache.http_cache import Rules
 from fastgate.caching.predictor import PredictConfig
 from fastgate.caching.predictor import problems as predict_problems
 from fastgate.caching.strategy import StrategyConfig, make_strategy

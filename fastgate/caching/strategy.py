@@ -26,8 +26,8 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
-from fastgate._core.context import RequestContext
-from fastgate._core.headers import Headers
+from fastgate._core.http.headers import Headers
+from fastgate._core.pipeline.context import RequestContext
 from fastgate.settings import Settings, Text
 
 __all__ = ["GROUP", "CarefulStrategy", "Strategy", "StrategyConfig", "load_strategy", "make_strategy"]

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from fastgate._core.cache.http_cache import url_tag
 from fastgate._core.clock import realtime_ns
-from fastgate._core.epochs import Epochs
-from fastgate._core.http_cache import url_tag
-from fastgate._core.metric import MetricTable
+from fastgate._core.shm.epochs import Epochs
+from fastgate._core.shm.metric import MetricTable
 from fastgate.caching.disk import LATER, DiskStore
 from fastgate.caching.settings import CacheStoreConfig
 from fastgate.state.fleet import BUS_ROLE, SENT, Fleet

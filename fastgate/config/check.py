@@ -17,8 +17,8 @@ from typing import Final
 
 import msgspec
 
-from fastgate._core.edits import PLACE
-from fastgate._core.patterns import compile_host, compile_pattern
+from fastgate._core.http.edits import PLACE
+from fastgate._core.http.patterns import compile_host, compile_pattern
 from fastgate.auth.consumers import NAME_PATTERN as CONSUMER_PATTERN
 from fastgate.auth.consumers import WORD_PATTERN
 from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
@@ -30,16 +30,16 @@ from fastgate.config.foreign import address_hint, path_hint, scheme_hint
 from fastgate.config.root import TRUSTED_UNIX, AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
 from fastgate.config.shape import Report, nearest
 from fastgate.config.source import Path
-from fastgate.features import ratelimit
-from fastgate.features.access import AccessConfig
-from fastgate.features.ratelimit import LimitsConfig
-from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
-from fastgate.features.transform import HeaderEditsConfig
+from fastgate.features.access.build import AccessConfig
+from fastgate.features.ratelimit import build as ratelimit
+from fastgate.features.ratelimit.build import LimitsConfig
+from fastgate.features.routing.build import RedirectConfig, RespondConfig, RewriteConfig
+from fastgate.features.transform.build import HeaderEditsConfig
 from fastgate.upstream.settings import UpstreamConfig, UpstreamTlsConfig, parse_target
 
 __all__ = ["RouteCheck", "check_client_tls", "check_root", "check_upstream"]
 
-# As `_core/router.pxd` has them: ROUTER_MAX_PARAMS, ROUTER_MAX_SEGMENTS.
+# As `_core/http/router.pxd` has them: ROUTER_MAX_PARAMS, ROUTER_MAX_SEGMENTS.
 MAX_PARAMS: Final = 16
 MAX_SEGMENTS: Final = 63
 

@@ -12,8 +12,8 @@ import msgspec
 from fastgate.config.root import Config, RouteConfig
 from fastgate.config.shape import Report, nearest
 from fastgate.config.source import Path
-from fastgate.features.policy import Language, PolicyConfig, check_policy, language
-from fastgate.features.rbac import asks, check_roles
+from fastgate.features.policy.build import Language, PolicyConfig, check_policy, language
+from fastgate.features.rbac.build import asks, check_roles
 from fastgate.settings import wildcard_matches
 from fastgate.upstream.credentials import check_credential
 from fastgate.upstream.settings import CredentialConfig, UpstreamConfig

@@ -8,9 +8,9 @@ from typing import Final
 
 from fastgate.config.shape import Report
 from fastgate.config.source import Path
-from fastgate.features.cors import CorsConfig, read_origin
-from fastgate.features.security_headers import HEADERS, SecurityHeadersConfig
-from fastgate.features.validation import ValidationConfig, compile_schema
+from fastgate.features.cors.build import CorsConfig, read_origin
+from fastgate.features.security_headers.build import HEADERS, SecurityHeadersConfig
+from fastgate.features.validation.build import ValidationConfig, compile_schema
 from fastgate.settings import DAY
 
 __all__ = ["check_cors", "check_security_headers", "check_validation"]

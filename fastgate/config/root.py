@@ -18,15 +18,15 @@ from msgspec import Meta
 
 from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
 from fastgate.caching.settings import CacheConfig, CacheStoreConfig
-from fastgate.features.access import AccessConfig
-from fastgate.features.cors import CorsConfig
-from fastgate.features.policy import PolicyConfig
-from fastgate.features.ratelimit import LimitsConfig, TierConfig
-from fastgate.features.rbac import RoleConfig
-from fastgate.features.routing import RedirectConfig, RespondConfig, RewriteConfig
-from fastgate.features.security_headers import SecurityHeadersConfig
-from fastgate.features.transform import HeaderEditsConfig
-from fastgate.features.validation import ValidationConfig
+from fastgate.features.access.build import AccessConfig
+from fastgate.features.cors.build import CorsConfig
+from fastgate.features.policy.build import PolicyConfig
+from fastgate.features.ratelimit.build import LimitsConfig, TierConfig
+from fastgate.features.rbac.build import RoleConfig
+from fastgate.features.routing.build import RedirectConfig, RespondConfig, RewriteConfig
+from fastgate.features.security_headers.build import SecurityHeadersConfig
+from fastgate.features.transform.build import HeaderEditsConfig
+from fastgate.features.validation.build import ValidationConfig
 from fastgate.settings import HOUR, SECOND, Duration, FileName, Settings, Size, Text
 from fastgate.upstream.settings import CredentialConfig, TimeoutOverrides, UpstreamConfig
 

@@ -225,9 +225,7 @@ def _parse_json(text: str, name: str, errors: list[ConfigError]) -> Document:
         return mapping
 
     try:
-        tree = json.loads(
-            text, object_pairs_hook=pairs, parse_constant=_no_number, parse_int=_json_number
-        )
+        tree = json.loads(text, object_pairs_hook=pairs, parse_constant=_no_number, parse_int=_json_number)
     except json.JSONDecodeError as error:
         problem = f"not valid JSON: {error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
         raise _Unreadable(name, error.lineno, problem) from None

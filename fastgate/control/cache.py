@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fastgate._core.epochs import Epochs
-from fastgate._core.http_cache import url_pattern
-from fastgate._core.metric import MetricTable
-from fastgate._core.urlpath import normal_escapes, read_url
+from fastgate._core.cache.http_cache import url_pattern
+from fastgate._core.http.urlpath import normal_escapes, read_url
+from fastgate._core.shm.epochs import Epochs
+from fastgate._core.shm.metric import MetricTable
 from fastgate.caching.settings import build_rules
 from fastgate.caching.tiers import purge, settled
 from fastgate.control.answers import Refused, read_body

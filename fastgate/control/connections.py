@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fastgate._core.metric import MetricTable
+from fastgate._core.shm.metric import MetricTable
 
 __all__ = ["AdminConnection", "AdminConnections"]
 

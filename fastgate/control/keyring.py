@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fastgate._core.directory import Directory, DirectoryFull
+from fastgate._core.shm.directory import Directory, DirectoryFull
 from fastgate.auth.consumers import effective
 from fastgate.auth.section import ConsumerConfig
 from fastgate.config import Config

@@ -19,7 +19,7 @@ from fastgate.config import Config
 from fastgate.control.answers import Refused, check_name, expiry_ns, read_body, unknown_field_hint
 from fastgate.control.keyring import Keyring
 from fastgate.control.view import View
-from fastgate.features.ratelimit import (
+from fastgate.features.ratelimit.build import (
     Amounts,
     LimitDesk,
     TierConfig,

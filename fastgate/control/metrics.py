@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable
 
 from fastgate import __version__
-from fastgate._core.counters import OCTAVES_NS, RouteCounts
+from fastgate._core.shm.counters import OCTAVES_NS, RouteCounts
 from fastgate.control.processes import figures_of
 from fastgate.control.view import View
 from fastgate.errors import REASONS

@@ -18,7 +18,7 @@ from fastgate.config.shape import INVALID, Shapes
 from fastgate.control.answers import Refused, iso, number_argument, read_body
 from fastgate.control.keyring import Keyring
 from fastgate.control.view import View
-from fastgate.features.policy import PolicyConfig, ViolationLog, check_policy, language
+from fastgate.features.policy.build import PolicyConfig, ViolationLog, check_policy, language
 from fastgate.settings import duration_text, wildcard_matches
 
 __all__ = ["PolicyResource"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from fastgate._core.counters import RouteCounts
+from fastgate._core.shm.counters import RouteCounts
 from fastgate.config import Config, decode
 from fastgate.state.channel import ReloadResult
 from fastgate.state.host import DRAINING, EMPTY, READY, SERVING, STOPPING, WORKER_STATES, HostTable

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from fastgate._core.shm import SharedMemory
+from fastgate._core.shm.shm import SharedMemory
 from fastgate.config import Config, InvalidConfig, encode, load
 from fastgate.plugin import Registry
 from fastgate.server.loader import Topology, problem_of

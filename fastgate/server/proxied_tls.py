@@ -15,7 +15,7 @@ import asyncio
 import ssl
 from typing import Any, cast
 
-from fastgate.server.proxy_protocol import parse
+from fastgate.proxy.proxy_protocol import parse
 
 __all__ = ["ProxiedTls"]
 

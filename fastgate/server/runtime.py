@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 from fastgate.config import Config, ListenerConfig, decode
-from fastgate.plan import freeze
-from fastgate.server.dataplane import DataPlane
+from fastgate.plan.freeze import freeze
+from fastgate.proxy.dataplane import DataPlane
 from fastgate.server.tls import TlsContexts
 from fastgate.server.worker import WorkerOrders
 from fastgate.settings import ConfigError

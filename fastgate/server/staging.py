@@ -13,10 +13,10 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from fastgate.server.crew import Crew, Generation, NoSeat, Worker
 from fastgate.server.loader import LoadedConfig
 from fastgate.server.reload import CannotStage, NoRoomYet
 from fastgate.server.sockets import Listener, Listeners
+from fastgate.server.worker_pool import Crew, Generation, NoSeat, Worker
 from fastgate.state.channel import Problem
 from fastgate.state.host import READY, HostTable
 

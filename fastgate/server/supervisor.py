@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from fastgate.server.controller import Controller
-from fastgate.server.crew import Crew, Generation, NoSeat, Worker
 from fastgate.server.loader import NICE as LOADER_NICE
 from fastgate.server.loader import LoadedConfig, Loader, Topology
 from fastgate.server.process import exit_text, name_process
@@ -30,6 +29,7 @@ from fastgate.server.service_manager import tell_service_manager
 from fastgate.server.sockets import Listeners, refuse_new
 from fastgate.server.staging import Staging
 from fastgate.server.worker import WorkerOrders
+from fastgate.server.worker_pool import Crew, Generation, NoSeat, Worker
 from fastgate.state.channel import (
     Closed,
     ControllerOrders,

@@ -100,7 +100,7 @@ class Plan(Protocol):
 
 
 class Plane(Protocol):
-    """The data plane as the worker drives it (fastgate.server.dataplane.DataPlane)."""
+    """The data plane as the worker drives it (fastgate.proxy.dataplane.DataPlane)."""
 
     active_requests: int
     open_connections: int

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from fastgate._core.envelope import open_fields, seal_fields
+from fastgate._core.cache.envelope import open_fields, seal_fields
 
 __all__ = ["HEAD_BYTES", "LARGEST_BYTES", "Damaged", "Envelope", "open_envelope", "seal"]
 

@@ -37,8 +37,8 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from fastgate._core.clock import realtime_ns
-from fastgate._core.epochs import Epochs, Purge
-from fastgate._core.metric import MetricTable
+from fastgate._core.shm.epochs import Epochs, Purge
+from fastgate._core.shm.metric import MetricTable
 from fastgate.state.envelope import Damaged, Envelope, open_envelope, seal
 
 __all__ = ["BUS_ROLE", "Fleet", "check_url", "masked"]

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import msgspec
 
-from fastgate._core.counters import Counters
-from fastgate._core.directory import Directory
-from fastgate._core.epochs import Epochs
-from fastgate._core.inflight import InflightTable
-from fastgate._core.metric import MetricTable
-from fastgate._core.recordring import RecordRing
-from fastgate._core.shm import SharedMemory
-from fastgate._core.table import LimiterTable
+from fastgate._core.limits.inflight import InflightTable
+from fastgate._core.shm.counters import Counters
+from fastgate._core.shm.directory import Directory
+from fastgate._core.shm.epochs import Epochs
+from fastgate._core.shm.metric import MetricTable
+from fastgate._core.shm.recordring import RecordRing
+from fastgate._core.shm.shm import SharedMemory
+from fastgate._core.shm.table import LimiterTable
 
 __all__ = ["HostMemory", "Sizes"]
 

@@ -1,7 +1,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple, final
 
-from fastgate._core.headers import Headers
+from fastgate._core.http.headers import Headers
 from fastgate.upstream.settings import Endpoint, UpstreamTlsConfig
 
 __all__ = ["OWN_FIELDS", "FetchError", "Fetched", "Fetcher", "check_url"]

@@ -20,9 +20,9 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 
 from fastgate._core.clock cimport monotonic_ns
-from fastgate._core.context cimport Reason, method_idempotent, method_number
-from fastgate._core.headers cimport Headers, HeadWriter, name_valid
-from fastgate.upstream.connection cimport U_DONE, ResponseSink, UpstreamConnection
+from fastgate._core.pipeline.context cimport Reason, method_idempotent, method_number
+from fastgate._core.http.headers cimport Headers, HeadWriter, name_valid
+from fastgate.upstream.h1_stream cimport U_DONE, ResponseSink, UpstreamConnection
 from fastgate.upstream.pool cimport A_FULL, Target, Upstream
 
 from fastgate.certificates import CertificateError

@@ -2,11 +2,11 @@
 
 from libc.stdint cimport int64_t
 
-from fastgate._core.balance cimport SmoothWeighted
-from fastgate._core.counters cimport worker_counts_t
-from fastgate._core.wheel cimport TimerWheel
+from fastgate._core.balance.balance cimport SmoothWeighted
+from fastgate._core.shm.counters cimport worker_counts_t
+from fastgate._core.pipeline.wheel cimport TimerWheel
 from fastgate.upstream.credential cimport Credential
-from fastgate.upstream.connection cimport ConnectionOwner, ResponseSink, UpstreamConnection
+from fastgate.upstream.h1_stream cimport ConnectionOwner, ResponseSink, UpstreamConnection
 
 cdef enum:
     A_OPENING = 0

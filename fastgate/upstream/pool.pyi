@@ -2,10 +2,10 @@ import ssl as _ssl
 from collections.abc import Iterable
 from typing import Any
 
-from fastgate._core.counters import Counters
-from fastgate._core.wheel import TimerWheel
-from fastgate.upstream.connection import ConnectionOwner
+from fastgate._core.pipeline.wheel import TimerWheel
+from fastgate._core.shm.counters import Counters
 from fastgate.upstream.credential import Credential
+from fastgate.upstream.h1_stream import ConnectionOwner
 from fastgate.upstream.settings import UpstreamConfig
 
 __all__ = ["Target", "Upstream"]

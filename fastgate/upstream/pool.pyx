@@ -25,13 +25,13 @@ from cpython.list cimport PyList_GET_SIZE
 from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t
 
-from fastgate._core.atomic cimport atomic_add_relaxed_u64
-from fastgate._core.balance cimport SmoothWeighted
+from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64
+from fastgate._core.balance.balance cimport SmoothWeighted
 from fastgate._core.clock cimport monotonic_ns
-from fastgate._core.context cimport Reason
-from fastgate._core.counters cimport Counters
-from fastgate._core.wheel cimport TimerWheel
-from fastgate.upstream.connection cimport (
+from fastgate._core.pipeline.context cimport Reason
+from fastgate._core.shm.counters cimport Counters
+from fastgate._core.pipeline.wheel cimport TimerWheel
+from fastgate.upstream.h1_stream cimport (
     SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, U_CLOSED, U_IDLE, ConnectionOwner, ResponseSink, UpstreamConnection,
 )
 

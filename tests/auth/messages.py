@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastgate._core.headers import Headers
-from fastgate._core.identity import Identity
+from fastgate._core.http.headers import Headers
+from fastgate._core.pipeline.identity import Identity
 
 __all__ = ["Request", "identify"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.identity import Identity
 from fastgate.auth import passwords
 from fastgate.auth.basic import BasicScheme
 from fastgate.auth.passwords import hash_password, password_checker

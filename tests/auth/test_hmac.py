@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.identity import Identity
 from fastgate.auth.hmac import Hmac, canonical_string, sorted_query
 from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.identity import Identity
 from fastgate.auth import introspection
 from fastgate.auth.introspection import IntrospectionScheme
 from fastgate.auth.scheme import LATER, REJECTED, Unavailable

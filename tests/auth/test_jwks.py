@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.identity import Identity
 from fastgate.auth import jwks
 from fastgate.auth.jwt import JwtScheme
 from fastgate.auth.scheme import LATER, REJECTED, Unavailable

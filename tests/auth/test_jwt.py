@@ -14,7 +14,7 @@ from typing import Any
 import jwt
 import pytest
 
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.identity import Identity
 from fastgate.auth.jwt import JwtScheme
 from fastgate.auth.scheme import REJECTED
 from fastgate.auth.settings import ClaimsConfig, JwtConfig, JwtIssuerConfig

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastgate._core.context import RequestContext
-from fastgate._core.headers import Headers
+from fastgate._core.http.headers import Headers
+from fastgate._core.pipeline.context import RequestContext
 from fastgate.caching.strategy import Strategy
 from fastgate.settings import Settings
 

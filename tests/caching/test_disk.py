@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from fastgate._core.epochs import Epochs
-from fastgate._core.metric import MetricTable
-from fastgate._core.shm import SharedMemory
+from fastgate._core.shm.epochs import Epochs
+from fastgate._core.shm.metric import MetricTable
+from fastgate._core.shm.shm import SharedMemory
 from fastgate.caching import disk
 from fastgate.caching.disk import DISK_ROLE, LATER, DiskStore
 from fastgate.state.envelope import Damaged, open_envelope, seal

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from fastgate._core.epochs import Epochs
-from fastgate._core.metric import MetricTable
-from fastgate._core.shm import SharedMemory
+from fastgate._core.shm.epochs import Epochs
+from fastgate._core.shm.metric import MetricTable
+from fastgate._core.shm.shm import SharedMemory
 from fastgate.caching.tiers import Tiers, purge, settled
 from fastgate.state import fleet as module
 from fastgate.state.fleet import BUS_ROLE, POSITION, SENT, Fleet, check_url, masked

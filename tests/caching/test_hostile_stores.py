@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import redis as client
 
-from fastgate._core.envelope import open_fields
+from fastgate._core.cache.envelope import open_fields
+from fastgate._core.cache.http_cache import Rules, StoredResponse, Vary
+from fastgate._core.cache.http_fields import format_date
 from fastgate._core.hashing import siphash64
-from fastgate._core.http_cache import Rules, StoredResponse, Vary
-from fastgate._core.http_fields import format_date
 from fastgate.state.envelope import seal
 from tests.caching.redis_server import RedisServer
 from tests.caching.test_exchange import Origin

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastgate._core.epochs import Epochs
-from fastgate._core.http_cache import (
+from fastgate._core.cache.http_cache import (
     BYPASS,
     FRESH,
     MISS,
@@ -22,9 +21,10 @@ from fastgate._core.http_cache import (
     merge_vary,
     url_tag,
 )
-from fastgate._core.http_fields import format_date, parse_date
-from fastgate._core.metric import MetricTable
-from fastgate._core.worker_cache import RouteCache, WorkerCache
+from fastgate._core.cache.http_fields import format_date, parse_date
+from fastgate._core.cache.worker_cache import RouteCache, WorkerCache
+from fastgate._core.shm.epochs import Epochs
+from fastgate._core.shm.metric import MetricTable
 
 SECOND = 1_000_000_000
 NOW_S = 1_700_000_000

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fastgate.cli.explain import explain_request, print_explanation
 from fastgate.config import check
-from fastgate.explain import explain_request, print_explanation
 from tests.cases.case import Case, Section, expect_head, read_case
 from tests.client import Client
 from tests.gateway import Gateway

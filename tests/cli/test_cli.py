@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fastgate import __version__
-from fastgate.cli import main
+from fastgate.cli.main import main
 from tests.client import get
 from tests.gateway import Gateway
 
@@ -485,7 +485,7 @@ def test_options_of_run_win_over_the_file_and_survive_a_reload() -> None:
 
 def test_importing_the_command_line_imports_nothing_heavy() -> None:
     code = (
-        "import sys, fastgate.cli\nprint([name for name in ('msgspec', 'yaml', 'rich', 'uvloop', "
+        "import sys, fastgate.cli.main\nprint([name for name in ('msgspec', 'yaml', 'rich', 'uvloop', "
         "'asyncio', 'starlette') if name in sys.modules])"
     )
 

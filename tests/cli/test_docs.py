@@ -10,7 +10,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from fastgate.cli import main
+from fastgate.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = {str(path.relative_to(ROOT / "docs"))[:-3]: path for path in (ROOT / "docs").rglob("*.md")}
@@ -39,7 +39,7 @@ def test_the_built_package_has_every_page_and_prints_it(tmp_path: Path) -> None:
         env={**os.environ, "FASTGATE_BUILT": "1"},  # the modules of Python alone
         check=True,
     )
-    command = [sys.executable, "-c", "from fastgate.manual import docs; docs()"]
+    command = [sys.executable, "-c", "from fastgate.cli.manual import docs; docs()"]
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
     listed, page = (
         subprocess.run([*command, *more], cwd=tmp_path, env=environ, capture_output=True, check=True).stdout

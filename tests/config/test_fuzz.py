@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fastgate.config import Config, check, decode, encode
 from fastgate.config.schema import keys, sections
-from fastgate.plan import freeze_now
-from fastgate.server.dataplane import DataPlane
+from fastgate.plan.freeze import freeze_now
+from fastgate.proxy.dataplane import DataPlane
 from fastgate.state.memory import HostMemory
 
 KEYS = sorted({key.name for cls in sections() for key in keys(cls)})

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from fastgate.cli.docs import config_manual, plugin_reference
 from fastgate.config.schema import json_schema, keys, sections
 from fastgate.config.source import parse
-from fastgate.docs import config_manual, plugin_reference
 from fastgate.settings import Duration, Settings
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from fastgate.cli.explain import explain_request
 from fastgate.config import Config, check, load
 from fastgate.config.foreign import FOREIGN
 from fastgate.config.schema import sections
-from fastgate.explain import explain_request
 from fastgate.settings import SECOND
 
 ROUTES = "routes: [{path: /, upstream: 'http://127.0.0.1:9000'}]\n"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fastgate.cli import main
+from fastgate.cli.main import main
 from tests.client import Client, request
 from tests.control.admin_client import call
 from tests.gateway import Gateway

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner
 
-from fastgate.cli import main
+from fastgate.cli.main import main
 from tests.client import get
 from tests.control.admin_client import call
 from tests.gateway import Gateway
@@ -80,7 +80,7 @@ def test_watch_looks_again_and_shows_the_rate_in_between(
         if error is not None:
             raise error
 
-    monkeypatch.setattr("fastgate.statusview.time.sleep", sleep)
+    monkeypatch.setattr("fastgate.cli.status.time.sleep", sleep)
     lines = run(gateway, "status", "--watch", "0.2", "--json").splitlines()
 
     first, second = (json.loads(line) for line in lines)

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from fastgate._core.automaton import Automaton, Budget, Exhausted, Patterns, Unsupported
+from fastgate._core.http.automaton import Automaton, Budget, Exhausted, Patterns, Unsupported
 
 PLENTY = 10**12
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import P2C, LeastRequests, SmoothWeighted
-from fastgate._core.balance import live_objects
+from fastgate._core.balance.balance import live_objects
 
 WEIGHTS = st.lists(st.integers(0, 20), min_size=1, max_size=9).filter(any)
 MS = 1_000_000

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import CircuitBreaker, CircuitOpen
-from fastgate._core.breaker import live_objects
+from fastgate._core.resilience.breaker import live_objects
 from tests.core.breaker_oracle import Oracle, Period
 
 MS = 1_000_000

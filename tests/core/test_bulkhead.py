@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import Bulkhead, BulkheadFull, BulkheadTimeout
-from fastgate._core.bulkhead import live_objects
+from fastgate._core.resilience.bulkhead import live_objects
 
 
 class Oracle:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgate._core import Cache, cache
+from fastgate._core import Cache
+from fastgate._core.cache import cache
 from tests.core.cache_oracle import Entry, Oracle, Policy, block, glob_regex
 
 History = list[tuple[Any, ...]]

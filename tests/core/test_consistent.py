@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import HashRing, Maglev, siphash64
-from fastgate._core.consistent import live_objects
+from fastgate._core.balance.consistent import live_objects
 
 NAMES = st.lists(st.sampled_from(["a", "b", "c:80", "d", "é", "x/"]), min_size=1, max_size=6, unique=True)
 PRIMES = [7, 13, 101, 251]

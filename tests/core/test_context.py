@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fastgate._core.context import CONTINUE, RESPOND, SUSPEND, Answer, RequestContext
-from fastgate._core.pipeline import Plugin
+from fastgate._core.pipeline.context import CONTINUE, RESPOND, SUSPEND, Answer, RequestContext
+from fastgate._core.pipeline.pipeline import Plugin
 from fastgate.errors import REASONS
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgate._core.counters import OCTAVES_NS, Counters
-from fastgate._core.shm import SharedMemory
+from fastgate._core.shm.counters import OCTAVES_NS, Counters
+from fastgate._core.shm.shm import SharedMemory
 from tests.core.processes import in_processes
 
 

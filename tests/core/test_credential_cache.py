@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastgate._core.context import CONTINUE
-from fastgate._core.gate_auth import AuthGate, CredentialCache, weight
-from fastgate._core.identity import Identity
-from fastgate._core.metric import MetricTable
+from fastgate._core.gates.auth import AuthGate, CredentialCache, weight
+from fastgate._core.pipeline.context import CONTINUE
+from fastgate._core.pipeline.identity import Identity
+from fastgate._core.shm.metric import MetricTable
 from fastgate.auth.scheme import ANSWERED, LATER, REASON_OF, REJECTED, Scheme, Unavailable
 from fastgate.errors import REASONS
 from tests.auth.requests import request

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgate._core import Directory, DirectoryFull, SharedMemory
-from fastgate._core.directory import LARGEST_BLOB
+from fastgate._core.shm.directory import LARGEST_BLOB
 from tests.core.processes import in_processes, kill, spawn
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgate._core.edits import Rewrite, Template
+from fastgate._core.http.edits import Rewrite, Template
+from fastgate.cli.explain import Explanation, explain_request
 from fastgate.config import check
-from fastgate.explain import Explanation, explain_request
 
 
 def explained(route: dict[str, Any], url: str, *fields: tuple[str, str]) -> Explanation:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import Cache, SharedMemory
-from fastgate._core.epochs import Epochs, Fill
+from fastgate._core.shm.epochs import Epochs, Fill
 from tests.core.processes import Tallies, in_processes, kill, spawn
 
 SECOND = 1_000_000_000

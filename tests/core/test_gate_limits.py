@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import LimiterTable, PenaltyBox, SharedMemory
-from fastgate._core.gate_limits import RECORD_WORDS, Health, LimitRule, Usual, client_key
-from fastgate._core.inflight import InflightTable
+from fastgate._core.gates.limits import RECORD_WORDS, Health, LimitRule, Usual, client_key
+from fastgate._core.limits.inflight import InflightTable
 from tests.core.processes import Tallies, in_processes, spawn
 
 S = 1_000_000_000

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import fastgate._core
-from fastgate._core.http_cache import StoredResponse
-from fastgate._core.metric import Metric
+from fastgate._core.cache.http_cache import StoredResponse
+from fastgate._core.shm.metric import Metric
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(module.name for module in pkgutil.iter_modules(fastgate._core.__path__, "fastgate._core."))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgate._core.headers import Headers
+from fastgate._core.http.headers import Headers
 
 NAMES = ["Host", "host", "X-A", "x-a", "Content-Length", "Via", "a"]
 names = st.sampled_from(NAMES)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgate._core import Histogram, SharedMemory, histogram
+from fastgate._core import Histogram, SharedMemory
+from fastgate._core.stats import histogram
 
 LAYOUTS = st.sampled_from(
     [

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgate._core.http_cache import Rules, StoredResponse
-from fastgate._core.http_fields import (
+from fastgate._core.cache.http_cache import Rules, StoredResponse
+from fastgate._core.cache.http_fields import (
     format_date,
     normalise_value,
     parse_cache_control,

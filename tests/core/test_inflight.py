@@ -10,7 +10,7 @@ import time
 import pytest
 
 from fastgate._core import SharedMemory
-from fastgate._core.inflight import InflightTable
+from fastgate._core.limits.inflight import InflightTable
 from tests.core.processes import Tallies, in_processes, kill, spawn
 
 

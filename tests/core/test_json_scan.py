@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgate._core.json_scan import duplicate_key, too_deep
+from fastgate._core.http.json_scan import duplicate_key, too_deep
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),

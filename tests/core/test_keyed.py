@@ -26,10 +26,9 @@ from fastgate._core import (
     SharedMemory,
     SlidingWindow,
     TokenBucket,
-    keyed,
-    limits,
-    table,
 )
+from fastgate._core.limits import keyed, limits
+from fastgate._core.shm import table
 from tests.core.limit_oracles import KeyedOracle
 from tests.core.processes import Tallies, in_processes, kill, spawn
 from tests.core.test_limits import NOW, SECOND, any_limit

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import ConcurrencyLimit, Lease, SharedMemory
-from fastgate._core.leases import live_objects
+from fastgate._core.limits.leases import live_objects
 from tests.core.processes import Tallies, in_processes, kill, spawn
 
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from fastgate._core.metric import MetricTable
-from fastgate._core.shm import SharedMemory
+from fastgate._core.shm.metric import MetricTable
+from fastgate._core.shm.shm import SharedMemory
 
 
 def test_every_process_counts_on_the_same_series() -> None:

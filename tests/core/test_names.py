@@ -54,7 +54,7 @@ def test_the_package_and_its_other_modules_load_nothing_compiled() -> None:
 
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 
-    assert done.stdout.strip() == "['fastgate.warming']"
+    assert done.stdout.strip() == "['fastgate.cli.warm']"
 
 
 def test_a_breaker_guards_an_async_block() -> None:

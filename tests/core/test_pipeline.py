@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from fastgate._core.context import Answer
-from fastgate._core.edits import Template
-from fastgate._core.pipeline import Pipeline, Plugin, overrides
-from fastgate._core.plan import FixedResponse, Redirect
+from fastgate._core.http.edits import Template
+from fastgate._core.pipeline.context import Answer
+from fastgate._core.pipeline.pipeline import Pipeline, Plugin, overrides
+from fastgate._core.pipeline.plan import FixedResponse, Redirect
 from fastgate.errors import REASONS
 
 PHASES = ["upstream_request", "upstream_response", "response", "request_chunk", "response_chunk", "log"]

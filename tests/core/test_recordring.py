@@ -7,7 +7,7 @@ import os
 import pytest
 
 from fastgate._core import SharedMemory
-from fastgate._core.recordring import RecordRing
+from fastgate._core.shm.recordring import RecordRing
 
 
 def test_the_newest_come_first_and_the_oldest_go() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastgate._core.router import Match, Route, Router, live_objects
+from fastgate._core.http.router import Match, Route, Router, live_objects
 
 Key = tuple[object, ...]
 

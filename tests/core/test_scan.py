@@ -15,7 +15,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, Htt
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastgate._core.scan import scan_request, scan_response
+from fastgate._core.http.scan import scan_request, scan_response
 
 METHODS = [b"GET", b"PUT", b"POST", b"HEAD", b"PATCH", b"DELETE", b"OPTIONS"]
 MUTATIONS = 40  # of one generated head in one example

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastgate._core import SseEventTooLarge, SseParser, sse
+from fastgate._core import SseEventTooLarge, SseParser
+from fastgate._core.http import sse
 
 Fields = tuple[bytes, bytes, bytes, int | None]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastgate._core import FixedWindow, KeyedLimiter, LimiterTable, SharedMemory
-from fastgate._core.owners import is_owner_alive, owner
+from fastgate._core.shm.owners import is_owner_alive, owner
 from tests.core.processes import in_processes
 from tests.core.test_limits import NOW
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from fastgate._core.wheel import Timed, TimerWheel
+from fastgate._core.pipeline.wheel import Timed, TimerWheel
 
 TICK_NS = 20_000_000
 ROUND_NS = 1024 * TICK_NS

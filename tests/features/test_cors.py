@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastgate._core.gate_cors import CorsGate
+from fastgate._core.gates.cors import CorsGate
 from fastgate.errors import REASONS
-from fastgate.features.cors import Wildcard, read_origin
+from fastgate.features.cors.build import Wildcard, read_origin
 from tests.client import get
 from tests.gateway import Gateway
 from tests.strict import Message

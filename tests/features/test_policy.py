@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from fastgate._core.directory import Directory
-from fastgate._core.recordring import RecordRing
+from fastgate._core.shm.directory import Directory
+from fastgate._core.shm.recordring import RecordRing
 from fastgate.config import check
-from fastgate.features.policy import (
+from fastgate.features.policy.build import (
     VARIABLES,
     ExpressionError,
     Language,

@@ -17,7 +17,7 @@ import jwt
 import pytest
 
 from fastgate.config import check
-from fastgate.features.ratelimit import LimitDesk
+from fastgate.features.ratelimit.build import LimitDesk
 from fastgate.state.memory import HostMemory
 from tests.client import Client, get, request
 from tests.control.admin_client import call, scrape, value

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from fastgate._core.identity import Identity
+from fastgate._core.pipeline.identity import Identity
 from fastgate.config import check
-from fastgate.features.rbac import Access, GrantConfig, RoleConfig, Roles, find_cycle
+from fastgate.features.rbac.build import Access, GrantConfig, RoleConfig, Roles, find_cycle
 from fastgate.settings import wildcard_matches
 from tests.client import get
 from tests.control.admin_client import scrape

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastgate.features.security_headers import HstsConfig, SecurityHeadersConfig, header_fields
+from fastgate.features.security_headers.build import HstsConfig, SecurityHeadersConfig, header_fields
 from fastgate.settings import DAY
 from tests.client import get
 from tests.gateway import Gateway

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastgate.features.validation import JsonConfig, ValidationConfig, compile_schema, json_fault
+from fastgate.features.validation.build import JsonConfig, ValidationConfig, compile_schema, json_fault
 from tests.client import Client, get, request
 from tests.gateway import Gateway
 from tests.strict import Message

@@ -134,7 +134,7 @@ def test_the_wheel_holds_what_others_import_and_no_sources_of_the_extension(imag
 
     expected = {name for name in sources if name.endswith((".py", ".pyi", ".pxd"))}
     expected |= {name.removesuffix(".pyx") + suffix for name in sources if name.endswith(".pyx")}
-    expected |= {"fastgate/py.typed", "fastgate/demo.yaml"}
+    expected |= {"fastgate/py.typed", "fastgate/cli/demo.yaml"}
     manual = ROOT / "docs"
     expected |= {f"fastgate/pages/{path.relative_to(manual)}" for path in manual.rglob("*.md")}
     inside = {name for name in names if ".dist-info/" not in name}

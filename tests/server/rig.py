@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastgate._core.shm import SharedMemory
+from fastgate._core.shm.shm import SharedMemory
 from fastgate.server.loader import Topology
 from fastgate.server.supervisor import Supervisor
 from fastgate.server.worker import WorkerOrders, run_worker

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fastgate._core.shm import SharedMemory
+from fastgate._core.shm.shm import SharedMemory
 from fastgate.state.host import EMPTY, READY, SERVING, STARTING, STOPPING, HostTable
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastgate.server.forwarding import canonical_address, forwarded_elements
+from fastgate.proxy.forwarding import canonical_address, forwarded_elements
 from tests.client import Client, get, request
 from tests.gateway import Gateway
 from tests.strict import Message

@@ -1,0 +1,1 @@
+"""Choosing one of several targets: round robin, least requests, two choices, hashing, moving averages."""

@@ -1,0 +1,43 @@
+"""Public C interface of fastgate._core.cache.http_fields."""
+
+from libc.stdint cimport int64_t
+
+cdef enum:
+    SECONDS_UNSET = -1
+    SECONDS_INVALID = -2
+    MAX_SECONDS = 2147483648                # RFC 9111 §1.2.2: what a larger delta-seconds counts as
+
+cdef enum:                                  # bits of directives_t.flags
+    CC_NO_STORE = 1
+    CC_NO_CACHE = 2
+    CC_PRIVATE = 4
+    CC_PUBLIC = 8
+    CC_MUST_REVALIDATE = 16
+    CC_PROXY_REVALIDATE = 32
+    CC_IMMUTABLE = 64
+    CC_MUST_UNDERSTAND = 128
+    CC_ONLY_IF_CACHED = 256
+    CC_MALFORMED = 512                      # a quoted string that never ends: what follows cannot be read
+    CC_SEEN = 1024                          # there was a directive at all
+
+ctypedef struct directives_t:
+    int flags
+    int64_t max_age                         # seconds, SECONDS_UNSET or SECONDS_INVALID, as the next ones
+    int64_t s_maxage
+    int64_t swr
+    int64_t sie
+    int64_t min_fresh
+    int64_t max_stale                       # MAX_SECONDS when it has no value
+
+cdef void directives_clear(directives_t* d) noexcept nogil
+# The fields named by no-cache="…" and private="…" are appended to listed (lower case), which may be None.
+cdef int directives_read(directives_t* d, const char* p, Py_ssize_t n, list listed) except -1
+# True when the field is a valid dictionary with at least one member (RFC 9213 §2.1); d is set only then.
+cdef bint directives_structured(directives_t* d, bytes value) except -1
+
+cdef int64_t NO_DATE
+cdef int64_t date_read(const char* p, Py_ssize_t n, int64_t now_s) noexcept nogil   # seconds since 1970, or NO_DATE
+cdef bytes date_text(int64_t seconds)
+cdef int64_t seconds_read(const char* p, Py_ssize_t n) noexcept nogil
+cdef bytes normalised(const char* lower, Py_ssize_t lower_n, bytes value)
+cdef bint etag_listed(const char* p, Py_ssize_t n, bytes etag) except -1

@@ -1,0 +1,81 @@
+"""Public C interface of fastgate._core.gates.auth."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from fastgate._core.pipeline.context cimport Reason, RequestContext
+from fastgate._core.shm.directory cimport Directory
+from fastgate._core.hashing cimport hash128_t
+from fastgate._core.http.headers cimport Headers, field_t
+from fastgate._core.pipeline.identity cimport Identity
+from fastgate._core.pipeline.pipeline cimport Plugin
+
+ctypedef struct credential_t:
+    uint64_t low
+    uint64_t high
+    int64_t until_ns                # CLOCK_MONOTONIC
+    int64_t size                    # of the identity, in bytes
+
+cdef class CredentialCache:
+    cdef credential_t* rows
+    cdef list identities
+    cdef readonly Py_ssize_t capacity
+    cdef readonly Py_ssize_t used
+    cdef readonly int64_t bytes
+    cdef readonly int64_t max_bytes
+    cdef int64_t evictions          # not told yet
+    cdef Py_ssize_t hand            # where room is made next
+    cdef Py_ssize_t swept           # up to where this round of the sweep has come
+    cdef tuple told
+    cdef object sweeper
+    cdef uint64_t[2] secret
+    cdef readonly int64_t hits
+    cdef readonly int64_t misses
+    cdef void key_of(self, uint64_t family, const char* data, Py_ssize_t n, hash128_t* out) noexcept
+    cdef Identity find(self, const hash128_t* key, int64_t now_ns)
+    cdef int keep(self, const hash128_t* key, Identity identity, int64_t until_ns) except -1
+    cdef void drop(self, Py_ssize_t place)
+
+cdef class AuthGate(Plugin):
+    cdef readonly tuple schemes
+    cdef CredentialCache cache
+    cdef Directory directory
+    cdef tuple places               # lower-case names of the fields that are a scheme's credential by themselves
+    cdef int places_n
+    cdef bytes alone                # by place: 1 where its name has other spellings, which are dropped
+    cdef uint64_t sizes             # a bit for each length that such a name has (63: that, or more)
+    cdef tuple hides                # by place: {scheme: hides it}
+    cdef list last_method           # by place: whose hiding was looked up last, and what it was
+    cdef list last_hides
+    cdef object answered
+    cdef tuple strips               # (lower-case name, whether that very spelling may be sent) of other fields to drop, or None
+    cdef readonly tuple owned       # lower-case names that no trailer may have
+    cdef uint64_t family
+    cdef bint forward
+    cdef bint waits
+    cdef dict reasons
+    cdef Reason missing
+    cdef Reason invalid
+    cdef Reason repeated
+    cdef Reason unavailable
+    cdef bytes key_prefix           # how an Authorization field begins where it is a credential, or None: any is
+    cdef bytes query_name           # the parameter a key may stand in, or None
+    cdef tuple concealing           # schemes whose credentials the upstream or the log is not told
+    cdef bytes invalid_lines
+    cdef bytes challenge_lines
+    cdef object rejected
+    cdef object later
+    cdef object unavailable_error
+    cdef bint is_hidden(self, int place, str method) except -1
+    cdef field_t* credential(self, RequestContext ctx, int* at) except? NULL
+    cdef int count_of(self, Headers headers, bytes name) noexcept
+    cdef int conceal(self, RequestContext ctx) except -1
+    cdef int refuse_repeated(self, RequestContext ctx, int place) except -1
+    cdef Reason reason_of(self, scheme)
+    cdef Reason unclaimed(self, RequestContext ctx)
+    cdef int relay(self, RequestContext ctx) except -1
+    cdef bint current(self, Identity identity) noexcept
+    cdef int accept(self, RequestContext ctx, Identity identity, bint hide, field_t* field) except -1
+    cdef int refuse(self, RequestContext ctx, Reason reason) except -1
+    cdef int walk(self, RequestContext ctx, int start, Reason wrong, bint unavailable) except -1
+    cdef bint passes(self, RequestContext ctx, scheme, error) except -1
+    cdef int take(self, RequestContext ctx, Identity identity, scheme) except -1

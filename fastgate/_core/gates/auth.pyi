@@ -1,0 +1,56 @@
+from collections.abc import Iterable
+from typing import Any
+
+from fastgate._core.pipeline.context import Reason
+from fastgate._core.pipeline.pipeline import Plugin
+from fastgate._core.shm.directory import Directory
+from fastgate._core.shm.metric import MetricTable
+
+__all__ = ["AuthGate", "CredentialCache"]
+
+def weight(value: object, depth: int = 0) -> int: ...
+
+class CredentialCache:
+    def __init__(
+        self, max_bytes: int = ..., metrics: MetricTable | None = None, worker: str = "0"
+    ) -> None: ...
+    @property
+    def used(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def max_bytes(self) -> int: ...
+    def sweep(self, now_ns: int) -> bool: ...
+    def tell(self) -> None: ...
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+    def resize(self, capacity: int) -> None: ...
+    def __len__(self) -> int: ...
+
+class AuthGate(Plugin):
+    def __new__(
+        cls,
+        schemes: Iterable[Any],
+        *,
+        cache: CredentialCache,
+        directory: Directory | None,
+        family: int,
+        forward: bool,
+        rejected: object,
+        later: object,
+        answered: object,
+        unavailable_error: type[Exception],
+        reasons: dict[str, Reason],
+        unavailable: Reason,
+        waits: bool = False,
+    ) -> AuthGate: ...
+    @property
+    def schemes(self) -> tuple[Any, ...]: ...
+    @property
+    def owned(self) -> tuple[bytes, ...]: ...

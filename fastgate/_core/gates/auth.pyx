@@ -1,0 +1,615 @@
+# cython: boundscheck=False
+"""The gate that finds out who a request is from.
+
+WHAT     `AuthGate` walks a route's schemes (fastgate/auth/scheme.py) in order until one says who it is. A credential that was
+         verified before is found in the `CredentialCache` of the worker and costs a hash and a look: no scheme is asked.
+STATE    CredentialCache: verified credentials of a worker, four places for each hash, the oldest one gives way. Bounded in bytes
+         (what the identities weigh) and in entries; what has expired is swept every few seconds, and a table that has become empty
+         shrinks. Kept under a keyed 128-bit hash (SipHash under a random key of this process): the credential itself is nowhere,
+         and a look-up compares two words, so its time says nothing of the credential.
+         An identity read from the Directory is dropped the moment its record changes there: revocation is one load.
+WHO      The worker's loop.
+COST     known credential: about 60 ns. Unknown: what its scheme costs.
+SOURCES  RFC 9110 §11 (401, WWW-Authenticate, one credential), RFC 6750 §3 (Bearer)
+"""
+
+import asyncio
+import contextlib
+import re
+import sys
+
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+
+from fastgate._core.clock cimport monotonic_ns, realtime_ns
+from fastgate._core.pipeline.context cimport Reason, RequestContext
+from fastgate._core.shm.directory cimport Directory
+from fastgate._core.hashing cimport hash128, hash128_t, hash_key_random
+from fastgate._core.http.headers cimport H_DROPPED, H_OTHER, Headers, field_t, name_equal, names_fold
+from fastgate._core.pipeline.identity cimport Identity
+from fastgate._core.pipeline.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Plugin
+
+__all__ = ["AuthGate", "CredentialCache"]
+
+cdef enum:
+    FIRST_CREDENTIALS = 1024
+    MOST_CREDENTIALS = 524288                   # of 100 000 in use, one in a hundred then shares a set with more than fit
+    WAYS = 4                                    # places for one hash
+    SWEPT_AT_ONCE = 8192                        # places looked at in one go: 20 us
+    BASE_BYTES = 1536                           # an Identity with its texts, its place here, and the limits made for it
+    MOST_DEPTH = 32                             # of claims; deeper ones weigh what their text would
+    NO_FIELD = -1
+    REPEATED_FIELD = -2                         # and below: of which place
+    LOADING_LIMIT_MS = 5000         # 100 000 keys take one second
+
+cdef int64_t NEVER_NS = 0x7FFFFFFFFFFFFFFF
+cdef int64_t MOST_BYTES = 64 << 20              # of identities per worker: 20 000 tokens of 1 kB, or 40 000 keys
+cdef object ANONYMOUS = "anonymous"
+SWEEP_S = 1.0
+
+
+def weight(object value, int depth=0):
+    """About how many bytes of memory a value of claims or metadata takes."""
+    cdef Py_ssize_t total = sys.getsizeof(value)
+    if depth >= MOST_DEPTH:
+        return total + len(repr(value))
+    if isinstance(value, dict):
+        for key, item in (<dict>value).items():
+            total += sys.getsizeof(key) + <Py_ssize_t>weight(item, depth + 1)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            total += <Py_ssize_t>weight(item, depth + 1)
+    return total
+
+
+cdef class CredentialCache:
+    """The verified credentials of a worker. metrics, worker: where its size and its evictions are told."""
+
+    def __init__(self, int64_t max_bytes=MOST_BYTES, metrics=None, str worker="0"):
+        self.max_bytes = max_bytes
+        if metrics is not None:
+            self.told = (metrics.gauge("fastgate_auth_cache_bytes", worker=worker),
+                         metrics.gauge("fastgate_auth_cache_entries", worker=worker),
+                         metrics.counter("fastgate_auth_cache_evictions_total"))
+
+    def __cinit__(self):
+        self.capacity = FIRST_CREDENTIALS
+        self.max_bytes = MOST_BYTES
+        self.rows = <credential_t*>calloc(self.capacity, sizeof(credential_t))
+        if self.rows == NULL:
+            raise MemoryError()
+        self.identities = [None] * self.capacity
+        hash_key_random(self.secret)
+
+    def __dealloc__(self):
+        free(self.rows)
+
+    cdef void key_of(self, uint64_t family, const char* data, Py_ssize_t n, hash128_t* out) noexcept:
+        """The key of a credential among those of one family: gates that would judge it alike."""
+        cdef uint64_t key[2]
+        key[0] = self.secret[0] ^ family
+        key[1] = self.secret[1]
+        hash128(data, n, key, out)
+
+    cdef Identity find(self, const hash128_t* key, int64_t now_ns):
+        """Who it is; None when it is not known (any more)."""
+        cdef Py_ssize_t first = <Py_ssize_t>(key.low & <uint64_t>(self.capacity - WAYS))
+        cdef Py_ssize_t i
+        for i in range(first, first + WAYS):
+            if self.rows[i].low == key.low and self.rows[i].high == key.high:
+                if now_ns < self.rows[i].until_ns:
+                    self.hits += 1
+                    return <Identity>self.identities[i]
+                break
+        self.misses += 1
+        return None
+
+    cdef int keep(self, const hash128_t* key, Identity identity, int64_t until_ns) except -1:
+        """Remember it until until_ns (CLOCK_MONOTONIC)."""
+        cdef Py_ssize_t first = <Py_ssize_t>(key.low & <uint64_t>(self.capacity - WAYS))
+        cdef Py_ssize_t i, place = -1
+        cdef int64_t size = BASE_BYTES + <Py_ssize_t>weight(identity.claims) + <Py_ssize_t>weight(identity.metadata) \
+            + <Py_ssize_t>weight(identity.scopes) + <Py_ssize_t>weight(identity.roles) + 2 * PyBytes_GET_SIZE(identity.upstream_lines)
+        if size > self.max_bytes // 8:
+            self.evictions += 1                         # one that would push out an eighth of all others is verified each time
+            return 0
+        for i in range(first, first + WAYS):
+            if self.rows[i].low == key.low and self.rows[i].high == key.high:
+                place = i
+                break
+        if place < 0:
+            for i in range(first, first + WAYS):
+                if self.identities[i] is None:
+                    place = i
+                    break
+        if place < 0:
+            # A full set happens early (birthdays); more room is made when an eighth is taken.
+            if self.used * 8 > self.capacity and self.capacity < MOST_CREDENTIALS:
+                self.resize(2 * self.capacity)
+                return self.keep(key, identity, until_ns)
+            place = first
+            for i in range(first + 1, first + WAYS):
+                if self.rows[i].until_ns < self.rows[place].until_ns:
+                    place = i
+            self.evictions += 1
+        if self.identities[place] is not None:
+            self.drop(place)
+        while self.bytes + size > self.max_bytes and self.used > 0:
+            self.hand = (self.hand + 1) & (self.capacity - 1)
+            if self.identities[self.hand] is not None:
+                self.drop(self.hand)
+                self.evictions += 1
+        self.rows[place].low = key.low
+        self.rows[place].high = key.high
+        self.rows[place].until_ns = until_ns
+        self.rows[place].size = size
+        self.identities[place] = identity
+        self.used += 1
+        self.bytes += size
+        return 0
+
+    cdef void drop(self, Py_ssize_t place):
+        self.bytes -= self.rows[place].size
+        self.used -= 1
+        self.rows[place].low = self.rows[place].high = 0
+        self.rows[place].until_ns = 0
+        self.identities[place] = None
+
+    def resize(self, Py_ssize_t capacity):
+        """A table of this many places, a power of two. Growing splits a set in two, so all of it finds place; what does not fit when
+        it shrinks is forgotten."""
+        cdef Py_ssize_t old_capacity = self.capacity, i, j, end
+        cdef credential_t* old = self.rows
+        cdef credential_t* rows = <credential_t*>calloc(capacity, sizeof(credential_t))
+        cdef list identities = self.identities
+        if rows == NULL:
+            raise MemoryError()
+        self.rows = rows
+        self.capacity = capacity
+        self.identities = [None] * capacity
+        self.hand = self.swept = 0
+        self.used = 0
+        self.bytes = 0
+        for i in range(old_capacity):
+            if identities[i] is None:
+                continue
+            j = <Py_ssize_t>(old[i].low & <uint64_t>(capacity - WAYS))
+            end = j + WAYS
+            while j < end and self.identities[j] is not None:
+                j += 1
+            if j == end:
+                self.evictions += 1
+                continue
+            rows[j] = old[i]
+            self.identities[j] = identities[i]
+            self.used += 1
+            self.bytes += old[i].size
+        free(old)
+
+    def sweep(self, int64_t now_ns):
+        """Forget what has expired in the next few thousand places. True when the whole table has been looked at."""
+        cdef Py_ssize_t end = min(self.swept + SWEPT_AT_ONCE, self.capacity)
+        while self.swept < end:
+            if self.identities[self.swept] is not None and (self.rows[self.swept].until_ns <= now_ns):
+                self.drop(self.swept)
+            self.swept += 1
+        if self.swept < self.capacity:
+            return False
+        self.swept = 0
+        if self.capacity > FIRST_CREDENTIALS and self.used * 64 < self.capacity:
+            self.resize(self.capacity // 2)
+        return True
+
+    def tell(self):
+        """Put the size and the evictions into the metrics."""
+        if self.told is None:
+            return
+        self.told[0].set(self.bytes)
+        self.told[1].set(self.used)
+        if self.evictions:
+            self.told[2].add(self.evictions)
+            self.evictions = 0
+
+    async def start(self):
+        """Sweep from now on, behind the traffic."""
+        self.sweeper = asyncio.get_running_loop().create_task(self._sweeping())
+
+    async def close(self):
+        if self.sweeper is not None:
+            self.sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.sweeper
+            self.sweeper = None
+
+    async def _sweeping(self):
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.sweep(monotonic_ns())
+            self.tell()
+
+    def __len__(self):
+        return self.used
+
+
+cdef class AuthGate(Plugin):
+    """Who is it? The first scheme that knows says so; when none does the answer is 401 with every scheme's challenge.
+
+    schemes: objects like fastgate.auth.scheme.Scheme. family: 64 bits that differ between gates that would judge a credential
+    differently. forward: whether the upstream is told (X-Consumer-*). rejected, later, answered, unavailable_error: what schemes
+    say and raise. reasons: the row of REASONS for each outcome that a scheme counts; `missing`, `invalid` and `repeated` are always
+    there. unavailable: the row for a server that cannot be asked. waits: a controller will load the directory; until then nobody
+    is refused.
+
+    Two credentials of one kind are refused, before anybody looks at them: the upstream might go by the other one. So are two places
+    of a key, by its scheme.
+    """
+
+    def __cinit__(self, schemes, *, CredentialCache cache not None, Directory directory, uint64_t family, bint forward, rejected, later,
+                 answered, unavailable_error, dict reasons not None, Reason unavailable not None, bint waits=False):
+        self.compiled_decide = True
+        self.name = "auth"
+        self.schemes = tuple(schemes)
+        self.cache = cache
+        self.directory = directory
+        self.family = family
+        self.forward = forward
+        self.rejected = rejected
+        self.later = later
+        self.unavailable_error = unavailable_error
+        self.reasons = reasons
+        self.missing = reasons["missing"]
+        self.invalid = reasons["invalid"]
+        self.repeated = reasons["repeated"]
+        self.unavailable = unavailable
+        self.answered = answered
+        self.waits = waits and directory is not None
+        places = {}
+        for scheme in self.schemes:
+            for header in scheme.credential_headers:
+                hides = places.setdefault(header.lower().encode("latin-1"), {})
+                if scheme.cacheable:
+                    hides[scheme.name] = scheme.hide
+        self.places = tuple(places)
+        self.places_n = len(places)
+        self.hides = tuple(places.values())
+        self.last_method = [None] * self.places_n
+        self.last_hides = [False] * self.places_n
+        for name in places:
+            self.sizes |= <uint64_t>1 << min(<int>len(name), 63)
+        queries = {scheme.credential_query.encode() for scheme in self.schemes if scheme.credential_query is not None}
+        if len(queries) > 1:
+            raise ValueError(f"schemes: expected one query parameter for credentials, got {queries}")
+        self.query_name = queries.pop() if queries else None
+        # Where only keys are looked for in Authorization, any other one is the upstream's business and not a second credential.
+        takers = [scheme for scheme in self.schemes if "authorization" in [name.lower() for name in scheme.credential_headers]]
+        self.key_prefix = b"bearer fg_" if takers and all(scheme.name == "api_key" for scheme in takers) else None
+        self.concealing = tuple(scheme for scheme in self.schemes if scheme.hide or scheme.credential_query is not None)
+        # What only a scheme may say, no client ever says, in whatever spelling; and a credential has one spelling only.
+        strips = {name.encode("latin-1"): False for scheme in self.schemes for name in scheme.strips}
+        for name in places:
+            strips.setdefault(name, True)
+        self.owned = tuple(strips)
+        # A name without a separator has no other spelling. Those of places are dropped by `credential`, which looks at them anyway;
+        # but where one place is another spelling of the other, they are dropped before it looks.
+        folded = {re.sub(rb"[^a-z0-9]", b"-", name) for name in places}
+        looked_at = [name for name in places if strips[name] and not name.isalnum()] if len(folded) == len(places) else []
+        self.alone = bytes([1 if name in looked_at else 0 for name in places])
+        self.strips = tuple([(name, alone) for name, alone in strips.items()
+                             if not alone or (name not in looked_at and not name.isalnum())]) or None
+        challenges = dict.fromkeys(scheme.challenge for scheme in self.schemes if scheme.challenge)
+        self.challenge_lines = challenge_lines(challenges)
+        # RFC 6750 §3.1: what is wrong with the token that was shown; nothing where none was
+        self.invalid_lines = challenge_lines(
+            [f'{challenge}, error="invalid_token"' if challenge.startswith("Bearer ") else challenge for challenge in challenges])
+        bounds = [getattr(scheme, "request_body_bytes", 0) for scheme in self.schemes]
+        self.request_body_bytes = max(bounds) if bounds else 0
+
+    cdef int c_decide(self, RequestContext ctx) except -1:
+        cdef field_t* field
+        cdef hash128_t key
+        cdef Identity identity
+        cdef int place = NO_FIELD
+        if self.strips is not None:
+            for name, but_itself in self.strips:
+                ctx.headers.drop_folded(PyBytes_AS_STRING(<bytes>name), PyBytes_GET_SIZE(<bytes>name), but_itself)
+        field = self.credential(ctx, &place)
+        if field != NULL:
+            self.cache.key_of(self.family + <uint64_t>place, field.value, field.value_n, &key)
+            identity = self.cache.find(&key, ctx.now_ns)
+            if identity is not None and self.current(identity):
+                return self.accept(ctx, identity, self.is_hidden(place, identity.method), field)
+        elif place <= REPEATED_FIELD:
+            return self.refuse_repeated(ctx, REPEATED_FIELD - place)
+        if self.waits and self.directory.c_loaded() == 0:
+            ctx.remember(self, (-1, None, False))
+            return V_SUSPEND
+        return self.walk(ctx, 0, None, False)
+
+    cdef bint is_hidden(self, int place, str method) except -1:
+        """True if the upstream is not to see the credential in this place, by which a scheme knew who it is."""
+        if self.last_method[place] is not method:
+            self.last_method[place] = method
+            self.last_hides[place] = (<dict>self.hides[place]).get(method, False)
+        return self.last_hides[place] is True
+
+    cdef field_t* credential(self, RequestContext ctx, int* at) except? NULL:
+        """The one credential of the request, and its place; NULL when there is none or there are several, or the key may be in the query.
+        at is then NO_FIELD, or REPEATED_FIELD - n where the field of place n is there twice. Other spellings of the names are dropped."""
+        cdef Headers headers = ctx.headers
+        cdef field_t* found = NULL
+        cdef field_t* field
+        cdef bytes name
+        cdef bint several = False
+        cdef int repeated = NO_FIELD
+        cdef int place, i
+        for i in range(headers.count):
+            field = &headers.fields[i]
+            if field.id != H_OTHER or not self.sizes >> min(field.name_n, 63) & 1:
+                continue
+            for place in range(self.places_n):
+                name = <bytes>self.places[place]
+                if field.name_n != PyBytes_GET_SIZE(name):
+                    continue
+                if not name_equal(field.name, PyBytes_AS_STRING(name), field.name_n):
+                    if PyBytes_AS_STRING(self.alone)[place] and names_fold(field.name, PyBytes_AS_STRING(name), field.name_n):
+                        field.id = H_DROPPED
+                        break
+                    continue
+                if repeated != NO_FIELD:
+                    continue                            # refused already: only other spellings are still looked for
+                if self.key_prefix is not None and field.name_n == 13 and name_equal(field.name, b"authorization", 13) \
+                        and not (field.value_n >= 10 and name_equal(field.value, PyBytes_AS_STRING(self.key_prefix), 10)) \
+                        and self.count_of(headers, name) == 1:
+                    continue
+                if found == NULL:
+                    found = field
+                    at[0] = place
+                    continue
+                several = True
+                if at[0] == place or self.count_of(headers, name) > 1:
+                    repeated = place
+        if repeated != NO_FIELD:
+            at[0] = REPEATED_FIELD - repeated
+            return NULL
+        if several or (found != NULL and self.query_name is not None and ctx.query_bytes is not None
+                       and has_parameter(ctx.query_bytes, self.query_name)):
+            at[0] = NO_FIELD
+            return NULL
+        return found
+
+    cdef int count_of(self, Headers headers, bytes name) noexcept:
+        cdef int i, n = 0
+        for i in range(headers.count):
+            if headers.fields[i].id != H_DROPPED and headers.fields[i].name_n == PyBytes_GET_SIZE(name) \
+                    and name_equal(headers.fields[i].name, PyBytes_AS_STRING(name), headers.fields[i].name_n):
+                n += 1
+        return n
+
+    cdef bint current(self, Identity identity) noexcept:
+        """False when what the identity was made of has changed since, or it has expired by the clock as it is now: how long it may be
+        remembered was measured by the other clock, which a step leaves alone. One that is current is counted as used."""
+        if identity.expires_ns and realtime_ns() >= identity.expires_ns:
+            return False
+        if self.directory is None or identity.record == -1:
+            return True
+        if identity.record < 0:         # a consumer nobody had declared: whatever was written since may do so
+            return self.directory.c_generation() == identity.version
+        if not self.directory.c_current(identity.record, identity.version):
+            return False
+        self.directory.c_used(identity.record, realtime_ns())
+        return True
+
+    cdef int accept(self, RequestContext ctx, Identity identity, bint hide, field_t* field) except -1:
+        ctx.identity = identity
+        if hide and field != NULL:
+            field.id = H_DROPPED
+        if self.forward:
+            if ctx.upstream_lines is None:
+                ctx.upstream_lines = identity.upstream_lines
+            else:
+                ctx.upstream_lines = ctx.upstream_lines + identity.upstream_lines
+        return V_CONTINUE
+
+    cdef int conceal(self, RequestContext ctx) except -1:
+        """Take the credentials that are not for the upstream, or for the log, out of the request, whichever scheme decided."""
+        for scheme in self.concealing:
+            scheme.conceal(ctx)
+        return 0
+
+    cdef int refuse(self, RequestContext ctx, Reason reason) except -1:
+        cdef bytes lines = None
+        ctx.reason = reason
+        ctx.detail = None
+        ctx.answer = None
+        ctx.ready_body = None
+        ctx.extra_before = 0 if ctx.extra_response is None else len(ctx.extra_response)
+        ctx.lines_before = ctx.gate_lines
+        if reason is not self.unavailable:
+            lines = self.challenge_lines if reason is self.missing or not shows_bearer(ctx.headers) else self.invalid_lines
+        if lines:
+            ctx.gate_lines = lines if ctx.gate_lines is None else ctx.gate_lines + lines
+        if not self.enforce:
+            self.conceal(ctx)
+        return V_RESPOND
+
+    cdef int refuse_repeated(self, RequestContext ctx, int place) except -1:
+        cdef str header = (<bytes>self.places[place]).decode("latin-1")
+        for scheme in self.schemes:
+            if header in [name.lower() for name in scheme.credential_headers]:
+                scheme.count("repeated")
+        return self.refuse(ctx, self.repeated)
+
+    cdef Reason reason_of(self, scheme):
+        """The row for what a scheme has just found wrong."""
+        return <Reason?>self.reasons.get(scheme.outcome, self.invalid)
+
+    cdef int walk(self, RequestContext ctx, int start, Reason wrong, bint unavailable) except -1:
+        """Ask the schemes from start on. wrong: what the first of those asked before found wrong with a credential, or None."""
+        cdef int i
+        for i in range(start, len(self.schemes)):
+            scheme = self.schemes[i]
+            if wrong is not None and scheme.name == ANONYMOUS:
+                continue                                # a wrong credential is wrong, not absent
+            scheme.outcome = ""
+            try:
+                said = scheme.verify(ctx)
+            except self.unavailable_error as error:
+                if self.passes(ctx, scheme, error):
+                    return V_CONTINUE
+                unavailable = True
+                continue
+            if said is None:
+                continue
+            if said is self.rejected:
+                reason = self.reason_of(scheme)
+                if reason is self.repeated:
+                    return self.refuse(ctx, reason)
+                wrong = reason if wrong is None else wrong
+            elif said is self.later:
+                ctx.remember(self, (i, wrong, unavailable))
+                return V_SUSPEND
+            elif said is self.answered:
+                return self.relay(ctx)
+            else:
+                return self.take(ctx, <Identity?>said, scheme)
+        if unavailable:
+            return self.refuse(ctx, self.unavailable)
+        return self.refuse(ctx, self.unclaimed(ctx) if wrong is None else wrong)
+
+    cdef Reason unclaimed(self, RequestContext ctx):
+        """The row for a request that no scheme found a credential in: `missing`, unless one of them reads the place where one stands."""
+        for scheme in self.schemes:
+            outcome = scheme.unclaimed(ctx)
+            if outcome is not None:
+                scheme.count(outcome)
+                return <Reason?>self.reasons[outcome]
+        return self.missing
+
+    cdef int relay(self, RequestContext ctx) except -1:
+        """A scheme has put a response of its own on the request. In shadow mode that is a refusal like any other."""
+        if self.enforce:
+            return V_RESPOND
+        return self.refuse(ctx, self.invalid)
+
+    cdef bint passes(self, RequestContext ctx, scheme, error) except -1:
+        scheme.count("unavailable")
+        scheme.complain(error)
+        if scheme.on_error != "allow":
+            return False
+        self.conceal(ctx)
+        return True
+
+    cdef int take(self, RequestContext ctx, Identity identity, scheme) except -1:
+        """A scheme knows who it is: remember it where that may be, and go on."""
+        cdef hash128_t key
+        cdef field_t* field
+        cdef int64_t until_ns = NEVER_NS
+        cdef int place = NO_FIELD
+        field = self.credential(ctx, &place)
+        # The one credential field need not be the one that the scheme went by: another one proves nothing, now or later.
+        if field != NULL and scheme.name in <dict>self.hides[place] \
+                and (<bytes>self.places[place]) == scheme.credential_field(ctx):
+            if identity.expires_ns:
+                until_ns = ctx.now_ns + identity.expires_ns - realtime_ns()
+            if scheme.cache_ns:
+                until_ns = min(until_ns, ctx.now_ns + <int64_t>scheme.cache_ns)
+            if until_ns > ctx.now_ns:
+                self.cache.key_of(self.family + <uint64_t>place, field.value, field.value_n, &key)
+                self.cache.keep(&key, identity, until_ns)
+        self.conceal(ctx)
+        self.current(identity)
+        return self.accept(ctx, identity, False, NULL)
+
+    def decide(self, RequestContext ctx):
+        """The same for Python."""
+        return self.c_decide(ctx)
+
+    async def request(self, RequestContext ctx):
+        cdef int i
+        cdef int verdict
+        i, wrong, unavailable = ctx.recall(self)
+        if i < 0:
+            # The gateway has just started, and the controller is still reading the store: a key that nobody knows yet may be good.
+            for i in range(LOADING_LIMIT_MS // 10):
+                if self.directory.c_loaded() != 0:
+                    break
+                await asyncio.sleep(0.01)
+            verdict = self.walk(ctx, 0, None, False)
+            if verdict != V_SUSPEND:
+                return verdict
+            i, wrong, unavailable = ctx.recall(self)
+        while True:
+            scheme = self.schemes[i]
+            try:
+                said = await scheme.verify_later(ctx)
+            except self.unavailable_error as error:
+                if self.passes(ctx, scheme, error):
+                    return V_CONTINUE
+                unavailable = True
+                said = None
+            if said is self.rejected:
+                reason = self.reason_of(scheme)         # nothing has run since the scheme said so
+                wrong = reason if wrong is None else wrong
+            elif said is self.answered:
+                return self.relay(ctx)
+            elif said is not None:
+                return self.take(ctx, <Identity?>said, scheme)
+            verdict = self.walk(ctx, i + 1, wrong, unavailable)
+            if verdict != V_SUSPEND:
+                return verdict
+            i, wrong, unavailable = ctx.recall(self)
+
+
+cdef bytes challenge_lines(challenges):
+    return b"".join(b"WWW-Authenticate: " + challenge.encode("latin-1") + b"\r\n" for challenge in challenges)
+
+
+cdef bint shows_bearer(Headers headers) noexcept:
+    """True if the request shows a Bearer token."""
+    cdef field_t* field = headers.find_field(b"authorization", 13)
+    return field != NULL and field.value_n >= 6 and name_equal(field.value, b"bearer", 6) and (field.value_n == 6 or field.value[6] == c" ")
+
+
+cdef int unquoted(const char* p, Py_ssize_t n, Py_ssize_t* i) noexcept nogil:
+    """The next character of a form-encoded text, i moved behind it (WHATWG URL §5.1)."""
+    cdef int high, low
+    cdef int c = <unsigned char>p[i[0]]
+    if c == c"%" and i[0] + 2 < n:
+        high, low = hex_value(p[i[0] + 1]), hex_value(p[i[0] + 2])
+        if high >= 0 and low >= 0:
+            i[0] += 3
+            return high * 16 + low
+    i[0] += 1
+    return 32 if c == c"+" else c
+
+
+cdef int hex_value(char c) noexcept nogil:
+    if c"0" <= c <= c"9":
+        return c - c"0"
+    c = c | 32
+    return c - c"a" + 10 if c"a" <= c <= c"f" else -1
+
+
+cdef bint has_parameter(bytes query, bytes name) noexcept:
+    """True if the query has a parameter of this name, in whatever encoding."""
+    cdef const char* p = PyBytes_AS_STRING(query)
+    cdef const char* wanted = PyBytes_AS_STRING(name)
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(query), wanted_n = PyBytes_GET_SIZE(name)
+    cdef Py_ssize_t start = 0, end, i, k
+    while start <= n:
+        end = start
+        while end < n and p[end] != c"&":
+            end += 1
+        i = start
+        k = 0
+        while i < end and p[i] != c"=":
+            if k >= wanted_n or unquoted(p, end, &i) != <unsigned char>wanted[k]:
+                k = -1
+                break
+            k += 1
+        if k == wanted_n:
+            return True
+        start = end + 1
+    return False

@@ -1,0 +1,55 @@
+# cython: boundscheck=False
+"""WatchingGate: a gate whose rules may change at run time, and which costs nothing while it has none.
+
+WHAT     The compiled part of the policy gate. It compares the directory's generation with the one it saw last; when they differ it
+         calls `refresh()`, and then, unless it is `idle`, `judge(ctx)`, both of which a Python subclass gives.
+STATE    The generation seen last; `idle`, which the subclass sets.
+WHO      The worker's loop. The generation is written by the controller.
+COST     One load and one compare for a request of an idle gate.
+SOURCES  None.
+"""
+
+from libc.stdint cimport uint64_t
+
+from fastgate._core.pipeline.context cimport RequestContext
+from fastgate._core.shm.directory cimport Directory
+from fastgate._core.pipeline.pipeline cimport V_CONTINUE, V_SUSPEND, Plugin
+
+__all__ = ["WatchingGate"]
+
+
+cdef class WatchingGate(Plugin):
+    """Base of the policy gate. directory: whose changes it looks for; None: none."""
+
+    def __init__(self, Directory directory=None):
+        self.compiled_decide = True
+        self.directory = directory
+        self.idle = True
+        if directory is not None:
+            self.seen = directory.c_generation()
+
+    def refresh(self):
+        """The directory has changed: take up what concerns this gate."""
+
+    def judge(self, RequestContext ctx not None):
+        """The verdict on this request."""
+        return V_CONTINUE
+
+    cdef int c_decide(self, RequestContext ctx) except -1:
+        cdef uint64_t generation
+        cdef int verdict
+        if self.directory is not None:
+            generation = self.directory.c_generation()
+            if generation != self.seen:
+                self.refresh()                          # raising leaves `seen` as it was: the next request tries again
+                self.seen = generation
+        if self.idle:
+            return V_CONTINUE
+        verdict = self.judge(ctx)
+        if not V_CONTINUE <= verdict <= V_SUSPEND:
+            raise ValueError(f"judge returned {verdict}, which is no verdict")
+        return verdict
+
+    def decide(self, RequestContext ctx not None):
+        """The same for Python."""
+        return self.c_decide(ctx)

@@ -1,0 +1,1 @@
+"""HTTP text: heads, paths, patterns, edits, event streams, addresses."""

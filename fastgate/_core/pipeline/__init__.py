@@ -1,0 +1,1 @@
+"""What one request carries, the plugins it passes, and the timer wheel."""

@@ -1,0 +1,70 @@
+"""Public C interface of fastgate._core.pipeline.pipeline."""
+
+from libc.stdint cimport int64_t
+
+from fastgate._core.pipeline.context cimport RequestContext
+from fastgate._core.http.headers cimport Headers
+
+cdef enum:
+    MAX_STEPS = 64
+
+cdef enum:
+    V_CONTINUE = 0
+    V_RESPOND = 1
+    V_SUSPEND = 2
+
+cdef class Plugin
+
+cdef enum:
+    BLOCKED_NS = 100000000      # a synchronous hook that runs longer has blocked its worker: reported
+
+cdef int verdict_of(object returned, RequestContext ctx, str phase) except -1
+cdef int hook_done(Plugin plugin, RequestContext ctx, int64_t began_ns, str phase) except -1
+
+cdef class RequestHead:
+    cdef public object method
+    cdef public object target
+    cdef readonly Headers headers
+    cdef public object body
+
+cdef class ResponseHead:
+    cdef public int status
+    cdef readonly Headers headers
+    cdef public object body
+
+cdef class Plugin:
+    cdef public str name
+    cdef public bint enforce
+    cdef public int place
+    cdef public object key                     # what it was built from: equal keys mean it may be kept
+    cdef dict __dict__
+    cdef public int64_t request_body_bytes
+    cdef public int64_t response_body_bytes
+    cdef int64_t blocked                       # calls that blocked the worker since the last line about it
+    cdef int64_t blocked_said_ns
+    cdef bint compiled_decide
+    cdef bint compiled_finish
+    cdef bint compiled_begin
+    cdef bint compiled_answer
+    cdef int c_decide(self, RequestContext ctx) except -1
+    cdef int c_finish(self, RequestContext ctx) except -1
+    cdef int c_begin(self, RequestContext ctx) except -1
+    cdef int c_answer(self, RequestContext ctx, Headers fields) except -1
+
+cdef class Pipeline:
+    cdef readonly tuple plugins
+    cdef readonly tuple steps                   # decide and request, in listed order
+    cdef readonly tuple upstream_request
+    cdef readonly tuple upstream_response
+    cdef readonly tuple response
+    cdef readonly tuple request_chunk
+    cdef readonly tuple response_chunk
+    cdef readonly tuple log
+    cdef readonly tuple begin                   # compiled gates that add to whatever answer goes out
+    cdef readonly tuple answer                  # compiled gates that look at the head that came from upstream
+    cdef readonly tuple finish                  # compiled gates that give something back at the end
+    cdef readonly int64_t request_body_bytes
+    cdef readonly int64_t response_body_bytes
+    cdef int steps_n
+    cdef unsigned char waits[MAX_STEPS]
+    cdef int decide(self, RequestContext ctx, int start, int* stopped_at) except -1

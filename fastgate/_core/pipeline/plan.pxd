@@ -1,0 +1,74 @@
+"""Public C interface of fastgate._core.pipeline.plan."""
+
+from libc.stdint cimport int64_t
+
+from fastgate._core.pipeline.context cimport Answer, Reason, RequestContext
+from fastgate._core.shm.counters cimport Counters, route_counts_t
+from fastgate._core.http.edits cimport HeaderEdits, Rewrite, Template
+from fastgate._core.pipeline.pipeline cimport Pipeline, Plugin
+from fastgate._core.http.router cimport Route, Router
+
+cdef class RoutePlan:
+    cdef readonly str name
+    cdef readonly bytes name_bytes
+    cdef readonly bytes name_json
+    cdef public tuple services                  # what its features share with other routes
+    cdef readonly object source                 # the config's bytes: equal bytes mean the plan may be kept
+    cdef readonly Pipeline pipeline
+    cdef readonly object cache                  # fastgate._core.cache.worker_cache.RouteCache, or None
+    cdef readonly object upstream               # fastgate.upstream.pool.Upstream, or None for a local answer
+    cdef readonly object timeouts
+    cdef readonly int64_t max_body_bytes        # 0 = no limit
+    cdef readonly int64_t request_buffering_bytes   # of a body, collected before a connection is taken
+    cdef readonly int64_t first_byte_ns
+    cdef readonly int64_t between_bytes_ns
+    cdef readonly int64_t total_ns
+    cdef bytes deadline_header
+    cdef tuple owned                            # lower-case names that no client may say on this route, or None
+    cdef readonly bint preserve_host
+    cdef readonly Rewrite rewrite
+    cdef readonly HeaderEdits request_edits
+    cdef readonly HeaderEdits response_edits
+    cdef readonly bint allow_encoded_slashes    # its upstream takes them as data
+    cdef bint any_method                        # no methods are named: those that HTTP knows, but for TRACE
+    cdef unsigned int methods                   # bit per M_*
+    cdef frozenset rare_methods
+    cdef readonly tuple method_names
+    cdef readonly bint answers_preflight        # it takes the CORS preflights of what it takes
+    cdef tuple header_tests
+    cdef tuple query_tests
+    cdef route_counts_t* counts
+    cdef object _counters
+    cdef bint takes_method(self, RequestContext ctx) except -1
+    cdef bint takes_rest(self, RequestContext ctx) except -1
+
+cdef class Plan:
+    cdef readonly Router router
+    cdef readonly list routes
+    cdef readonly dict upstreams
+    cdef readonly object config
+    cdef readonly tuple plugins
+    cdef readonly tuple fresh                   # those of plugins that no earlier plan has
+    cdef public bint installed
+    cdef object trusted                         # fastgate._core.http.cidr.CidrSet of the trusted proxies, or None
+    cdef bint trusts_unix                       # whoever connects to a Unix socket is one of them
+    cdef route_counts_t* unmatched
+    cdef object _counters
+    cdef readonly bint has_preflights           # any route answers_preflight
+    cdef readonly dict redirects                # port: the RoutePlan that redirects to https there
+    cdef readonly bint merge_slashes
+    cdef frozenset named_methods                # every method that a route names
+    cdef RoutePlan match(self, RequestContext ctx)
+    cdef bint is_ambiguous(self, RequestContext ctx, Route route) except -1
+    cdef RoutePlan match_redirect(self, RequestContext ctx, int port)
+    cdef RoutePlan match_preflight(self, RequestContext ctx)
+    cdef bytes allowed(self, RequestContext ctx)
+
+cdef class FixedResponse(Plugin):
+    cdef Answer answer
+
+cdef class Redirect(Plugin):
+    cdef Template location
+    cdef Reason refusal
+    cdef int status
+    cdef bint keep_query

@@ -1,0 +1,1 @@
+"""What keeps a failing service from taking others with it: breaker, bulkhead, adaptive limit."""

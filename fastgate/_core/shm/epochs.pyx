@@ -1,0 +1,625 @@
+"""Epochs: which cached answers are no longer good, and which are being made, for all processes of a host.
+
+WHAT        The purge log: numbered records (everything, one key, one tag, a prefix, a pattern) that every process carries out
+            on its own cache before its next lookup. A purge is in force on the whole host when its call returns.
+            The fills: which process is fetching a key, so that the others wait instead of fetching it too.
+            The roles: things that one process of a host does for all (reading the purge bus), with a few words each.
+            It holds no answers; cache.pyx and the store on disk do.
+STATE       header 32 words | roles 8 × 8 words | seats 1024 words | ring of records | fills, 8 words to a bucket
+
+              record   sequence | kind 8, far 8, length 48 | time, ns | text up to 1 024 bytes
+              fill     fingerprint 36 | mark 2 | seat 10 | time in 2**23 ns 16         0 = free
+
+            A sequence begins at the wall clock's nanoseconds, so that numbers stored on disk by an earlier run are older
+            than all of this one. Readers that fall behind by more than the ring holds take it for a purge of everything.
+            A record is written before `head` names it, and under its own sequence word (a seqlock), so that a reader of an
+            overwritten record notices.
+            Fill: 36 bits of fingerprint and the bucket stand for the key. Two keys that meet by chance (1 in 10**13) share
+            a wait, never an answer. A new word is put in place marked pending, then the bucket is searched for a rival: a
+            pending one is removed, a live one wins. So one leads.
+WHO WRITES  records and `head`: whoever holds the lock word. The lock carries its owner's name; the lock of a dead process is
+            taken over, and what it had half written was not yet named by `head`. Fill words: CAS only. A process killed at
+            any instruction leaves at most a fill that ends by its age, by the death of its owner, or when its seat is taken.
+COST        nothing new: one load. c_lead, c_done: one cache line, two CAS, about 30 ns. An append about 100 ns.
+            Memory: 1 048 bytes a purge, 8 bytes a fill.
+SOURCES     Varnish bans and its busy objects; Lameter, Effective synchronization on Linux (seqlock); robust futexes.
+"""
+
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from fastgate._core.arguments cimport int_argument, text_argument
+from fastgate._core.shm.atomic cimport (
+    atomic_add_relaxed, atomic_cas, atomic_cas_u64, atomic_fence, atomic_load, atomic_load_relaxed, atomic_load_u64,
+    atomic_max, atomic_store,
+)
+from fastgate._core.cache.cache cimport Cache
+from fastgate._core.clock cimport monotonic_ns, realtime_ns
+from fastgate._core.http.glob cimport glob_check, glob_match
+from fastgate._core.hashing cimport hash128, hash128_t, hash_key_random
+from fastgate._core.shm.owners cimport fork_generation, owner_alive, owner_self
+from fastgate._core.shm.shm cimport SharedMemory
+
+from collections import namedtuple
+
+__all__ = ["Epochs", "Fill", "Purge"]
+
+cdef extern from *:
+    """
+    #include <sched.h>
+    #include <time.h>
+    static inline void epochs_pause(int round) {
+        struct timespec t = {0, 50000};
+        if (round < 64) sched_yield(); else nanosleep(&t, NULL);
+    }
+    static inline void epochs_read_fence(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
+    static inline uint64_t epochs_scale(uint64_t hash, uint64_t n) { return (uint64_t)(((unsigned __int128)hash * n) >> 64); }
+    """
+    void epochs_pause(int round) noexcept nogil
+    void epochs_read_fence() noexcept nogil
+    uint64_t epochs_scale(uint64_t hash, uint64_t n) noexcept nogil
+
+cdef enum:
+    LAYOUT = 1
+    HEADER_WORDS = 32
+    # words of the header
+    AT_LAYOUT = 0           # layout << 48 | purges << 24 | fills / 8; 0 = new
+    AT_START = 1            # the sequence before the first purge of this run
+    AT_HEAD = 8             # the sequence of the last purge; alone on its line with what readers compare it with
+    AT_APPLIED = 9
+    AT_LOCK = 16
+    AT_SECRET = 17          # 2 words
+    AT_LED = 24             # counters
+    AT_TAKEN_OVER = 25
+    AT_CROWDED = 26
+    ROLES = 8
+    ROLE_WORDS = 8          # the owner, and NOTES words
+    NOTES = 7
+    SEATS = 1024
+    TEXT_MAX = 1024         # as in cache.pyx
+    RECORD_BYTES = 1048
+    RECORD_TEXT = 24
+    BUCKET = 8              # fills of one cache line
+    TRIES = 64
+    # the fill word
+    FILL_LEADING = 0
+    FILL_PENDING = 1
+    FILL_SPENT = 2          # made, and not for sharing
+    TICK_SHIFT = 23         # 8.4 ms; 16 bits of it go round in 9 minutes
+    LOCK_ROUNDS = 5000      # about 0.3 s: a holder needs 100 ns, so it was stopped by somebody
+
+cdef int64_t SPENT_NS = 1_000_000_000
+cdef int64_t MAX_AGE_NS = 300_000_000_000
+
+Purge = namedtuple("Purge", "sequence kind text is_far realtime_ns")
+KINDS = (None, "all", "key", "tag", "prefix", "pattern")
+
+
+cdef inline uint64_t fill_word(const hash128_t* key, uint64_t mark, int64_t seat, int64_t now_ns) noexcept nogil:
+    cdef uint64_t print_ = key.high >> 28
+    return (print_ << 28) | (mark << 26) | (<uint64_t>seat << 16) | ((<uint64_t>now_ns >> TICK_SHIFT) & 0xffff)
+
+
+cdef inline uint64_t fill_mark(uint64_t word) noexcept nogil:
+    return (word >> 26) & 3
+
+
+cdef inline int64_t fill_seat(uint64_t word) noexcept nogil:
+    return <int64_t>((word >> 16) & 0x3ff)
+
+
+cdef inline int64_t fill_age_ns(uint64_t word, int64_t now_ns) noexcept nogil:
+    cdef uint64_t ticks = ((<uint64_t>now_ns >> TICK_SHIFT) - word) & 0xffff
+    # Another process may have read its clock after we read ours: up to 2 s from the future is now.
+    return <int64_t>(ticks << TICK_SHIFT) if ticks < 0xff00 else 0
+
+
+cdef inline bint fill_is(uint64_t word, const hash128_t* key) noexcept nogil:
+    return word != 0 and word >> 28 == key.high >> 28
+
+
+cdef class Epochs:
+    """Epochs(purges=1024, fills=65536, shared=None)\n--\n
+    The purge log, the fills under way and the roles of one host.
+
+    purges: records the ring holds, 16 to 65 536. fills: keys being made at once, 64 to 1 000 000. shared: SharedMemory of
+    Epochs.size(purges, fills) bytes, whose users must see the same pids; without it the memory is this process's and its forks'.
+    ValueError: out of range, too little memory, or memory laid out for other numbers.
+
+    Keys, prefixes and patterns are those of the cache: bytes, or str as UTF-8. Texts of 1 024 bytes at most; a longer key is
+    purged as a prefix, which hits more than asked and never less.
+    """
+
+    def __cinit__(self, purges=1024, fills=65_536, SharedMemory shared=None):
+        cdef int64_t records = int_argument(purges, "purges", 16, 65_536)
+        cdef int64_t words = (int_argument(fills, "fills", 64, 1_000_000) + BUCKET - 1) // BUCKET * BUCKET
+        cdef int64_t layout = (<int64_t>LAYOUT << 48) | (records << 24) | (words // BUCKET)
+        cdef int64_t found = 0
+        cdef size_t needed = Epochs.size(purges, fills)
+        if shared is not None and shared.size < needed:
+            raise ValueError(f"shared: expected at least {needed} bytes for {records} purges and {words} fills, got {shared.size}")
+        self.shared = shared
+        self.keep = shared if shared is not None else SharedMemory(needed)
+        self.header = <int64_t*>(<SharedMemory>self.keep).address
+        self.ring = <char*>(self.header + HEADER_WORDS + ROLES * ROLE_WORDS + SEATS)
+        self.fill_words = <uint64_t*>(self.ring + ((records * RECORD_BYTES + 63) // 64) * 64)
+        self.purges = records
+        self.fills = words
+        if not atomic_cas(&self.header[AT_LAYOUT], &found, layout) and found != layout:
+            raise ValueError(f"shared: it holds {(found >> 24) & 0xffffff} purges and {(found & 0xffffff) * BUCKET} fills, "
+                             f"expected {records} and {words}")
+        hash_key_random(self.secret)
+        found = 0
+        if atomic_cas(&self.header[AT_SECRET], &found, <int64_t>(self.secret[0] | 1)):
+            found = <int64_t>(self.secret[0] | 1)
+        self.secret[0] = <uint64_t>found
+        self.secret[1] = <uint64_t>found ^ 0x9e3779b97f4a7c15
+        # Who is first sets the start; `head` counts from it, so that zero bytes are a valid empty log.
+        found = 0
+        atomic_cas(&self.header[AT_START], &found, realtime_ns())
+
+    # ── the purge log
+
+    cdef int64_t c_sequence(self) noexcept nogil:
+        return atomic_load(&self.header[AT_START]) + atomic_load(&self.header[AT_HEAD])
+
+    cdef int64_t c_applied(self) noexcept nogil:
+        return atomic_load(&self.header[AT_START]) + atomic_load(&self.header[AT_APPLIED])
+
+    cdef int64_t oldest(self, int64_t head) noexcept nogil:
+        """The oldest count the ring still holds; records are told apart by their counts 1, 2, …"""
+        return head - self.purges + 1 if head > self.purges else 1
+
+    cdef bint lock(self) noexcept nogil:
+        cdef int64_t me = owner_self()
+        cdef int64_t holder
+        cdef int round
+        for round in range(LOCK_ROUNDS):
+            holder = 0
+            if atomic_cas(&self.header[AT_LOCK], &holder, me):
+                return True
+            if round % 64 == 63 and not owner_alive(holder) and atomic_cas(&self.header[AT_LOCK], &holder, me):
+                return True
+            epochs_pause(round)
+        return False
+
+    cdef void unlock(self) noexcept nogil:
+        atomic_store(&self.header[AT_LOCK], 0)
+
+    cdef int64_t append(self, int kind, bint far, const char* text, Py_ssize_t n) noexcept nogil:
+        """The sequence of the new record; -1 when the lock is held by a process that does not go on."""
+        cdef int64_t count
+        cdef char* record
+        if not self.lock():
+            return -1
+        count = atomic_load(&self.header[AT_HEAD]) + 1
+        record = self.ring + (count % self.purges) * RECORD_BYTES
+        atomic_store(<int64_t*>record, 0)
+        atomic_fence()
+        (<int64_t*>record)[1] = kind | (<int64_t>far << 8) | (<int64_t>n << 16)
+        (<int64_t*>record)[2] = realtime_ns()
+        memcpy(record + RECORD_TEXT, text, n)
+        atomic_store(<int64_t*>record, count)
+        # A read-modify-write, and so a full fence: when the call returns, every other process's next load sees it.
+        atomic_add_relaxed(&self.header[AT_HEAD], 1)
+        atomic_fence()
+        self.unlock()
+        return atomic_load(&self.header[AT_START]) + count
+
+    cdef int copy_record(self, int64_t count, int* kind, bint* far, char* text, Py_ssize_t* n,
+                         int64_t* at_ns) noexcept nogil:
+        """1 and the record of that count, or 0: it is overwritten."""
+        cdef char* record = self.ring + (count % self.purges) * RECORD_BYTES
+        cdef int64_t shape
+        if atomic_load(<int64_t*>record) != count:
+            return 0
+        shape = (<int64_t*>record)[1]
+        kind[0] = <int>(shape & 0xff)
+        far[0] = (shape >> 8) & 1
+        n[0] = shape >> 16
+        if n[0] < 0 or n[0] > TEXT_MAX:
+            return 0
+        at_ns[0] = (<int64_t*>record)[2]
+        memcpy(text, record + RECORD_TEXT, n[0])
+        epochs_read_fence()
+        return atomic_load(<int64_t*>record) == count
+
+    cdef int64_t purge(self, int kind, object text, str name, bint far) except -1:
+        cdef const char* at = NULL
+        cdef Py_ssize_t n = 0
+        cdef int64_t sequence
+        if kind != PURGE_ALL:
+            text_argument(text, name, TEXT_MAX if kind != PURGE_KEY else INT64_MAX, &at, &n)
+        if kind == PURGE_KEY and n > TEXT_MAX:
+            kind = PURGE_PREFIX
+            n = TEXT_MAX
+        if kind == PURGE_PATTERN and not glob_check(<const unsigned char*>at, n):
+            raise ValueError(f"pattern: expected every [ closed and no lone \\ at the end, got {text!r}")
+        sequence = self.append(kind, far, at, n)
+        if sequence < 0:
+            raise TimeoutError("the purge log is held by a process that is stopped")
+        return sequence
+
+    def purge_all(self, *, far=False):
+        """Purges everything; the sequence of the purge, which is in force on the whole host. far: another host told us."""
+        return self.purge(PURGE_ALL, None, "", far)
+
+    def purge_key(self, key, *, far=False):
+        """Purges one key; its sequence."""
+        return self.purge(PURGE_KEY, key, "key", far)
+
+    def purge_tag(self, tag, *, far=False):
+        """Purges all that carries the tag; its sequence."""
+        return self.purge(PURGE_TAG, tag, "tag", far)
+
+    def purge_prefix(self, prefix, *, far=False):
+        """Purges the keys that begin so; its sequence."""
+        return self.purge(PURGE_PREFIX, prefix, "prefix", far)
+
+    def purge_pattern(self, pattern, *, far=False):
+        """Purges the keys that a glob matches whole (`*`, `?`, `[a-z]`, `\\`); its sequence."""
+        return self.purge(PURGE_PATTERN, pattern, "pattern", far)
+
+    @property
+    def sequence(self):
+        """The number of the last purge. A fill notes it before it asks the origin."""
+        return self.c_sequence()
+
+    @property
+    def start(self):
+        """The sequence before the first purge of this run: numbers below are of earlier runs."""
+        return atomic_load(&self.header[AT_START])
+
+    @property
+    def applied(self):
+        """Up to which purge the store on disk is clean."""
+        return self.c_applied()
+
+    def set_applied(self, int64_t sequence):
+        """Says that the store on disk has carried out every purge up to this one. Never goes back."""
+        atomic_max(&self.header[AT_APPLIED], min(sequence - atomic_load(&self.header[AT_START]),
+                                                 atomic_load(&self.header[AT_HEAD])))
+
+    def since(self, int64_t sequence):
+        """The purges after that number as a list, oldest first; None when some of them are forgotten (then purge everything)."""
+        cdef int64_t start = atomic_load(&self.header[AT_START])
+        cdef int64_t head = atomic_load(&self.header[AT_HEAD])
+        cdef int64_t count = sequence - start, at_ns
+        cdef int kind
+        cdef bint far
+        cdef char text[TEXT_MAX]
+        cdef Py_ssize_t n
+        if count < 0 or count > head:
+            count = 0
+        if count + 1 < self.oldest(head):
+            return None
+        found = []
+        while count < head:
+            count += 1
+            if not self.copy_record(count, &kind, &far, text, &n, &at_ns):
+                return None
+            found.append(Purge(start + count, KINDS[kind], text[:n], bool(far), at_ns))
+        return found
+
+    cdef bint c_concerns(self, const char* key, Py_ssize_t n, tuple tags, int64_t since) except -1:
+        cdef int64_t head = atomic_load(&self.header[AT_HEAD])
+        cdef int64_t count = since - atomic_load(&self.header[AT_START])
+        cdef int64_t at_ns
+        cdef int kind
+        cdef bint far
+        cdef char text[TEXT_MAX]
+        cdef Py_ssize_t text_n, tag_n
+        cdef const char* at
+        if count == head:
+            return False
+        if count < 0 or count > head:
+            count = 0               # of an earlier run, or of a clock that was set back: every purge of this run is later
+        if count + 1 < self.oldest(head):
+            return True
+        while count < head:
+            count += 1
+            if not self.copy_record(count, &kind, &far, text, &text_n, &at_ns):
+                return True
+            if kind == PURGE_ALL:
+                return True
+            if kind == PURGE_KEY:
+                if n == text_n and memcmp(key, text, n) == 0:
+                    return True
+            elif kind == PURGE_PREFIX:
+                if n >= text_n and memcmp(key, text, text_n) == 0:
+                    return True
+            elif kind == PURGE_PATTERN:
+                if glob_match(<const unsigned char*>text, text_n, <const unsigned char*>key, n):
+                    return True
+            elif kind == PURGE_TAG:
+                if tags is not None:
+                    for tag in tags:
+                        text_argument(tag, "tags", TEXT_MAX, &at, &tag_n)
+                        if tag_n == text_n and memcmp(at, text, tag_n) == 0:
+                            return True
+            else:
+                return True
+        return False
+
+    def concerns(self, key, tags=(), int64_t since=0):
+        """Whether a purge after `since` hits the key, or one of its tags. True also when that is no longer known."""
+        cdef const char* at
+        cdef Py_ssize_t n
+        text_argument(key, "key", INT64_MAX, &at, &n)
+        return self.c_concerns(at, n, tuple(tags), since)
+
+    cdef int64_t c_apply(self, Cache cache, int64_t seen) except -1:
+        cdef int64_t start = atomic_load(&self.header[AT_START])
+        cdef int64_t head = atomic_load(&self.header[AT_HEAD])
+        cdef int64_t count = seen - start
+        cdef int64_t at_ns
+        cdef int kind
+        cdef bint far
+        cdef char text[TEXT_MAX]
+        cdef Py_ssize_t n
+        if count == head:
+            return seen
+        if count < 0 or count > head or count + 1 < self.oldest(head):
+            cache.clear()
+            return start + head
+        while count < head:
+            count += 1
+            if not self.copy_record(count, &kind, &far, text, &n, &at_ns) or kind == PURGE_ALL:
+                cache.clear()
+            elif kind == PURGE_KEY:
+                cache.delete(text[:n])
+            elif kind == PURGE_TAG:
+                cache.purge_tag(text[:n])
+            elif kind == PURGE_PREFIX:
+                cache.purge_prefix(text[:n])
+            elif kind == PURGE_PATTERN:
+                cache.purge_pattern(text[:n])
+            else:
+                cache.clear()
+        return start + head
+
+    def apply(self, Cache cache not None, int64_t seen):
+        """Carries out on a cache what it has not seen; the sequence to pass the next time.
+
+        A cache that was just made has seen `sequence`.
+        """
+        return self.c_apply(cache, seen)
+
+    # ── the fills
+
+    cdef bint ready(self) noexcept nogil:
+        """True when this process has a seat. A dead process's seat is taken after its fills have been ended."""
+        cdef int64_t* seats = self.header + HEADER_WORDS + ROLES * ROLE_WORDS
+        cdef int64_t me = owner_self()
+        cdef int64_t holder, i
+        cdef uint64_t word
+        cdef int attempt
+        cdef Py_ssize_t at
+        if self.generation == fork_generation():
+            return self.seat > 0
+        self.generation = fork_generation()
+        self.seat = 0
+        for attempt in range(2):
+            for i in range(1, SEATS):
+                holder = atomic_load(&seats[i])
+                if holder == me:
+                    self.seat = i       # another object of this process over the same memory
+                    return True
+                if holder != 0 and (attempt == 0 or owner_alive(holder)):
+                    continue
+                if not atomic_cas(&seats[i], &holder, me):
+                    continue
+                if holder != 0:
+                    for at in range(self.fills):
+                        word = atomic_load_u64(&self.fill_words[at])
+                        if word != 0 and fill_seat(word) == i:
+                            atomic_cas_u64(&self.fill_words[at], &word, 0)
+                self.seat = i
+                return True
+        return False
+
+    cdef bint is_over(self, uint64_t word, int64_t max_age_ns, int64_t now_ns) noexcept nogil:
+        """Whether the fill of that word will not end by itself, or has ended."""
+        cdef int64_t age_ns = fill_age_ns(word, now_ns)
+        cdef int64_t holder
+        if fill_mark(word) == FILL_SPENT:
+            return age_ns >= SPENT_NS
+        if age_ns >= max_age_ns:
+            return True
+        # A look at /proc takes 10 µs; a fill that is over before that never pays for it.
+        if age_ns < (<int64_t>2 << TICK_SHIFT):
+            return False
+        holder = atomic_load(&self.header[HEADER_WORDS + ROLES * ROLE_WORDS + fill_seat(word)])
+        return not owner_alive(holder)
+
+    cdef void c_hash(self, const void* key, size_t n, hash128_t* out) noexcept nogil:
+        hash128(key, n, self.secret, out)
+
+    cdef int64_t c_lead(self, const hash128_t* key, int64_t max_age_ns, int64_t now_ns) noexcept nogil:
+        cdef uint64_t first = epochs_scale(key.low, self.fills // BUCKET) * BUCKET
+        cdef uint64_t* words = self.fill_words + first
+        cdef uint64_t word, mine, old
+        cdef int place, i, attempt
+        cdef bint beaten
+        if max_age_ns > MAX_AGE_NS:
+            max_age_ns = MAX_AGE_NS
+        if not self.ready():
+            return FILL_ALONE
+        for attempt in range(TRIES):
+            # Is somebody at it?
+            place = -1
+            old = 0
+            for i in range(BUCKET):
+                word = atomic_load_u64(&words[i])
+                if fill_is(word, key):
+                    if fill_mark(word) == FILL_PENDING and not self.is_over(word, max_age_ns, now_ns):
+                        continue        # not yet decided: the search below decides it
+                    if not self.is_over(word, max_age_ns, now_ns):
+                        return FILL_ALONE if fill_mark(word) == FILL_SPENT else FILL_BUSY
+                    if fill_mark(word) != FILL_SPENT:
+                        atomic_add_relaxed(&self.header[AT_TAKEN_OVER], 1)
+                    place, old = i, word
+                    break
+                if word == 0:
+                    if place < 0 or old != 0:
+                        place, old = i, 0
+                elif place < 0 and self.is_over(word, MAX_AGE_NS, now_ns):
+                    place, old = i, word
+            if place < 0:
+                atomic_add_relaxed(&self.header[AT_CROWDED], 1)
+                return FILL_ALONE
+            mine = fill_word(key, FILL_PENDING, self.seat, now_ns)
+            if not atomic_cas_u64(&words[place], &old, mine):
+                continue
+            # Rivals that came at the same time: whoever looks second sees the first.
+            beaten = False
+            for i in range(BUCKET):
+                word = atomic_load_u64(&words[i])
+                # A rival that cannot be removed any more has just become live: then it has won.
+                while i != place and fill_is(word, key) and fill_mark(word) == FILL_PENDING:
+                    if atomic_cas_u64(&words[i], &word, 0):
+                        word = 0
+                if i != place and fill_is(word, key) and not self.is_over(word, max_age_ns, now_ns):
+                    beaten = True
+            old = mine
+            if beaten:
+                atomic_cas_u64(&words[place], &old, 0)
+                continue
+            word = fill_word(key, FILL_LEADING, self.seat, now_ns)
+            if atomic_cas_u64(&words[place], &old, word):
+                atomic_add_relaxed(&self.header[AT_LED], 1)
+                # With its time, so that who was given up cannot end the fill of a successor in this same process.
+                return (<int64_t>first + place) | <int64_t>((word & 0xffff) << 32)
+            epochs_pause(0)
+        return FILL_ALONE
+
+    cdef int64_t c_state(self, const hash128_t* key, int64_t max_age_ns, int64_t now_ns) noexcept nogil:
+        cdef uint64_t* words = self.fill_words + epochs_scale(key.low, self.fills // BUCKET) * BUCKET
+        cdef uint64_t word
+        cdef int i
+        for i in range(BUCKET):
+            word = atomic_load_u64(&words[i])
+            if fill_is(word, key) and not self.is_over(word, min(max_age_ns, MAX_AGE_NS), now_ns):
+                return FILL_ALONE if fill_mark(word) == FILL_SPENT else FILL_BUSY
+        return FILL_NONE
+
+    cdef bint c_done(self, const hash128_t* key, int64_t place, bint alone, int64_t now_ns) noexcept nogil:
+        """True if the fill was still ours: nobody had given us up."""
+        cdef uint64_t new = fill_word(key, FILL_SPENT, self.seat, now_ns) if alone else 0
+        cdef uint64_t word = fill_word(key, FILL_LEADING, self.seat, 0) | <uint64_t>(place >> 32)
+        cdef int64_t at = <int64_t>(<uint32_t>place)
+        if place < 0 or at >= self.fills or self.generation != fork_generation():
+            return False
+        return atomic_cas_u64(&self.fill_words[at], &word, new)
+
+    def lead(self, key, *, max_age_s=30.0, now_ns=None):
+        """A Fill: this process is to make the key; or None: somebody makes it, wait; or False: make it, without a Fill,
+        since it was found not to be for sharing a moment ago, or there is no place."""
+        cdef const char* at
+        cdef Py_ssize_t n
+        cdef Fill fill = Fill.__new__(Fill)
+        cdef int64_t now = monotonic_ns() if now_ns is None else now_ns
+        text_argument(key, "key", INT64_MAX, &at, &n)
+        self.c_hash(at, n, &fill.key)
+        fill.place = self.c_lead(&fill.key, <int64_t>(<double>max_age_s * 1e9), now)
+        if fill.place >= 0:
+            fill.owner = self
+            return fill
+        return None if fill.place == FILL_BUSY else False
+
+    def busy(self, key, *, max_age_s=30.0, now_ns=None):
+        """True while a process makes the key."""
+        cdef const char* at
+        cdef Py_ssize_t n
+        cdef hash128_t hashed
+        cdef int64_t now = monotonic_ns() if now_ns is None else now_ns
+        text_argument(key, "key", INT64_MAX, &at, &n)
+        self.c_hash(at, n, &hashed)
+        return self.c_state(&hashed, <int64_t>(<double>max_age_s * 1e9), now) == FILL_BUSY
+
+    # ── the roles
+
+    def claim(self, role):
+        """True when this process has the role (0 to 7) now: it was free, or its holder is dead. Ask again from time to time."""
+        cdef int64_t* words = self.header + HEADER_WORDS + int_argument(role, "role", 0, ROLES - 1) * ROLE_WORDS
+        cdef int64_t me = owner_self()
+        cdef int64_t holder = atomic_load(words)
+        if holder == me:
+            return True
+        if holder != 0 and owner_alive(holder):
+            return False
+        return atomic_cas(words, &holder, me)
+
+    def leave(self, role):
+        """True if the role was this process's, and is free now."""
+        cdef int64_t* words = self.header + HEADER_WORDS + int_argument(role, "role", 0, ROLES - 1) * ROLE_WORDS
+        cdef int64_t me = owner_self()
+        return atomic_cas(words, &me, 0)
+
+    def note(self, role, index):
+        """One of the 7 numbers that belong to a role; they outlive its holders. 0 at first."""
+        return atomic_load(self.header + HEADER_WORDS + int_argument(role, "role", 0, ROLES - 1) * ROLE_WORDS
+                           + 1 + int_argument(index, "index", 0, NOTES - 1))
+
+    def set_note(self, role, index, value):
+        """Changes one of them; only the role's holder should."""
+        atomic_store(self.header + HEADER_WORDS + int_argument(role, "role", 0, ROLES - 1) * ROLE_WORDS
+                     + 1 + int_argument(index, "index", 0, NOTES - 1),
+                     int_argument(value, "value", -INT64_MAX, INT64_MAX))
+
+    def change_note(self, role, index, expected, value):
+        """True if one of them was `expected` and is `value` now, in one step: of several processes one changes it."""
+        cdef int64_t was = int_argument(expected, "expected", -INT64_MAX, INT64_MAX)
+        return atomic_cas(self.header + HEADER_WORDS + int_argument(role, "role", 0, ROLES - 1) * ROLE_WORDS
+                          + 1 + int_argument(index, "index", 0, NOTES - 1),
+                          &was, int_argument(value, "value", -INT64_MAX, INT64_MAX))
+
+    # ── looking at it
+
+    def statistics(self):
+        """Counts since the start: purges; fills led, taken over from who gave no sign, crowded out; and fills under way."""
+        cdef Py_ssize_t i
+        cdef int64_t under_way = 0
+        for i in range(self.fills):
+            if self.fill_words[i] != 0 and fill_mark(self.fill_words[i]) != FILL_SPENT:
+                under_way += 1
+        return {
+            "purges": atomic_load(&self.header[AT_HEAD]), "led": atomic_load_relaxed(&self.header[AT_LED]),
+            "taken_over": atomic_load_relaxed(&self.header[AT_TAKEN_OVER]),
+            "crowded": atomic_load_relaxed(&self.header[AT_CROWDED]), "under_way": under_way,
+        }
+
+    @staticmethod
+    def size(purges=1024, fills=65_536):
+        """Bytes of shared memory for so many purge records and fills."""
+        records = int_argument(purges, "purges", 16, 65_536)
+        words = (int_argument(fills, "fills", 64, 1_000_000) + BUCKET - 1) // BUCKET * BUCKET
+        return (HEADER_WORDS + ROLES * ROLE_WORDS + SEATS) * 8 + (records * RECORD_BYTES + 63) // 64 * 64 + words * 8
+
+    def __repr__(self):
+        return f"Epochs(purges={self.purges}, fills={self.fills}: sequence={self.c_sequence()})"
+
+
+cdef class Fill:
+    """The promise to make one key. done() ends it; so does dropping it, dying, or taking too long."""
+
+    cdef Epochs owner
+    cdef hash128_t key
+    cdef int64_t place
+
+    def done(self, *, alone=False):
+        """True if it was still ours. alone: the answer is not for sharing, others should not wait for this key just now."""
+        cdef Epochs owner = self.owner
+        self.owner = None
+        return owner is not None and owner.c_done(&self.key, self.place, alone, monotonic_ns())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.done()
+        return False
+
+    def __dealloc__(self):
+        if self.owner is not None:
+            self.owner.c_done(&self.key, self.place, False, 0)

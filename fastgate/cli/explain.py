@@ -1,0 +1,538 @@
+"""`fastgate explain`: what the gateway would do with one request, without sending anything.
+
+The request is fed, as bytes, to the real data plane over a transport that goes nowhere, so parsing, refusals,
+normalisation and matching are the very ones that serve traffic. In the place of all plugins stands one that
+notes the route and the bytes its target would get, and answers at once: nothing goes upstream, and no
+plugin's code runs. The candidates that lost are asked for afterwards, with the reason of each.
+
+With the memory of a running gateway the gates decide by its keys, limits and policies. That memory must be a
+private copy (`HostMemory.isolate`), for the gates take tokens from limits as for any request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+
+from fastgate._core.http.router import Route
+from fastgate._core.http.urlpath import normalise
+from fastgate.config import AccessLogConfig, Config, ListenerConfig, PluginUse, RouteConfig, TlsConfig
+from fastgate.errors import REASONS
+from fastgate.features.policy.build import ViolationLog
+from fastgate.plan.freeze import freeze_now
+from fastgate.plugin import CONTINUE, Plugin, RequestContext
+from fastgate.proxy.dataplane import DataPlane
+from fastgate.proxy.h1_heads import request_head_bytes
+from fastgate.proxy.request_target import host as host_of
+from fastgate.settings import duration_text, size_text
+from fastgate.state.memory import HostMemory
+
+__all__ = ["Candidate", "Explanation", "Recorder", "explain_request", "print_explanation"]
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
+_KINDS = {"literal": "literal", "params": "parameters", "regex": "regular expression", "prefix": "prefix"}
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A route whose host and path fit. `refused` says why it does not take the request, "" when it would."""
+
+    route: str
+    pattern: str
+    refused: str
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """What happens to a request: its route, or its refusal (`status` and `answer`) when there is none."""
+
+    request: str
+    host: str
+    path: str
+    candidates: tuple[Candidate, ...]
+    route: str = ""
+    why: str = ""
+    params: dict[str, str] = {}
+    plugins: tuple[str, ...] = ()
+    action: str = ""
+    upstream: str = ""
+    targets: tuple[str, ...] = ()
+    limits: dict[str, str] = {}
+    head: str = ""
+    status: int = 0
+    answer: str = ""
+    refused: str = ""  # the reason, when a gate of the route refuses
+    decisions: tuple[str, ...] = ()  # what policies said of it
+    guards: dict[str, str] = {}  # what the route asks for and keeps
+    identity: str = ""  # the consumer, by which method and key
+    rate_limit: dict[str, str] = {}  # the RateLimit fields of the response
+    nearest: str = ""  # without a route: the one that comes closest
+    difference: str = ""  # and why it does not match
+    source: str = "config"  # `gateway`: asked of the running one
+
+    @classmethod
+    def of(cls, answer: dict[str, Any]) -> Explanation:
+        """What the admin API of the running gateway answered."""
+        return msgspec.convert(answer, cls)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
+
+
+class Recorder(Plugin):
+    """Notes the request it sees and answers it."""
+
+    Config = None
+
+    def __init__(self) -> None:
+        self.route: Any = None
+        self.params: dict[str, str] = {}
+        self.heads: list[bytes] = []
+        self.refused = ""
+        self.identity = ""
+        self.decisions: list[str] = []
+
+    @classmethod
+    def build(cls, config: Any, env: Any) -> Recorder:
+        return cls()
+
+    def decide(self, ctx: RequestContext) -> Any:
+        self.route = ctx.route
+        self.params = ctx.params
+        self.identity = _identity(ctx)
+        if ctx.route.upstream is not None:
+            self.heads = [request_head_bytes(ctx, ctx.route, target) for target in ctx.route.upstream.targets]
+        if ctx.tags:
+            self.decisions.append(f"tagged {', '.join(ctx.tags)}")
+        if ctx.upstream_override is not None:
+            self.decisions.append(f"sent to upstream {ctx.upstream_override} instead")
+        return CONTINUE if ctx.route.upstream is None else ctx.respond(204)
+
+    def log(self, ctx: RequestContext) -> None:
+        if self.route is None and ctx.route is not None:  # a gate before this one has refused it
+            self.route, self.params = ctx.route, ctx.params
+            self.refused = ctx.reason.label if ctx.reason is not None else ""
+            self.identity = _identity(ctx)
+
+
+def _identity(ctx: RequestContext) -> str:
+    """Who authentication says the request is from, in words."""
+    found = ctx.identity
+    if found is None:
+        return ""
+    words = [f"consumer {found.consumer}"]
+    words += [f"tier {found.tier}"] * bool(found.tier) + [f"by {found.method}"] * bool(found.method)
+    return ", ".join(words + [f"key {found.key_id}"] * bool(found.key_id))
+
+
+class _Nowhere(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self, client: str) -> None:
+        super().__init__({"peername": (client, 40000), "sockname": ("127.0.0.1", 8080)})
+        self.written = b""
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Everything fits."""
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self.written += bytes(data)
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        """Nothing is read."""
+
+    def resume_reading(self) -> None:
+        """Nothing is read."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def abort(self) -> None:
+        """Nothing is open."""
+
+
+def explain_request(
+    config: Config,
+    method: str,
+    url: str,
+    fields: Sequence[tuple[str, str]] = (),
+    client: str = "127.0.0.1",
+    memory: HostMemory | None = None,
+) -> Explanation:
+    """What happens to this request. `url` is absolute or a path; Host comes from it, or else from `fields`.
+    `memory` is a private copy of a running gateway's; without it there are no keys, and every limit is fresh.
+
+    ValueError says what is wrong with the URL or a field.
+    """
+    live = memory is not None
+    scheme, authority, target = _address(url, fields)
+    data = _request(method, target, authority, fields)
+    routes = {route.name: route for route in config.each_route()}
+    loop = asyncio.new_event_loop()
+    try:
+        if memory is None:
+            memory = HostMemory.private(len(routes) + 1)
+            memory.directory.loaded = 1  # there is no controller to wait for
+        violations = ViolationLog(memory.violations)
+        seen_violations = violations.total
+        plane = DataPlane(loop, memory, 0)
+        plan = freeze_now(_bare(config, routes), plane)
+        plane.install(plan)
+        transport = _Nowhere(client)
+        tls = TlsConfig(certificates=()) if scheme == "https" else None
+        plain = [listener.redirect for listener in config.listen if listener.tls is None]
+        redirect = (
+            min(plain) if plain and scheme == "http" else 0
+        )  # the listener that does not, if there is one
+        connection = plane.connection(ListenerConfig(address="127.0.0.1:0", tls=tls, redirect=redirect))
+        connection.connection_made(transport)
+        connection.data_received(data)
+        waits = bool(asyncio.all_tasks(loop))
+        if waits:  # something has to be awaited, and nobody is asked from here
+            connection.connection_lost(None)
+            loop.run_until_complete(asyncio.sleep(0))
+        plane.close()
+        host, path = _matched_on(authority, target)
+        recorder: Any = next(plugin for plugin in plan.plugins if isinstance(plugin, Recorder))
+        candidates = plan.router.candidates(host, path)
+        if waits:
+            recorder.refused = ""
+            recorder.decisions.append("waits for what must be asked or computed (auth, or a plugin)")
+        why = REASONS.get(recorder.refused)
+        if not live and why is not None and (why.status == 401 or why.label == "forbidden"):
+            recorder.decisions.append(
+                "made without the keys and policies of a running gateway, which may decide otherwise"
+            )
+        recorder.decisions += [
+            f"policy {violation.policy} {'refuses' if violation.enforced else 'would refuse'} it"
+            + (f" ({violation.detail})" if violation.detail else "")
+            for _number, violation in reversed(violations.recent(violations.total - seen_violations))
+        ]
+    finally:
+        loop.close()
+    seen = routes.get(recorder.route.name) if recorder.route is not None else None
+    found = tuple(
+        Candidate(
+            route.value.name, _pattern(route), _refusal(routes[route.value.name], method, target, fields)
+        )
+        for route in candidates
+    )
+    common = {
+        "request": f"{method} {url}",
+        "host": host,
+        "path": path,
+        "candidates": found,
+        "source": "gateway" if live else "config",
+    }
+    if seen is None:
+        status, body = _answer(transport.written)
+        if status == 308 and redirect:
+            return Explanation(
+                **common,  # type: ignore[arg-type]
+                route="(https redirect)",
+                why="the listener redirects plain HTTP",
+                action="redirect",
+                status=status,
+                answer=transport.written.decode("latin-1"),
+            )
+        closest, difference = _nearest(config, plan.router, host, path) if not found else ("", "")
+        return Explanation(
+            **common,  # type: ignore[arg-type]
+            status=status,
+            answer=body,
+            nearest=closest,
+            difference=difference,
+        )
+    chosen = next((route for route in candidates if route.value.name == seen.name), None)
+    return Explanation(
+        **common,  # type: ignore[arg-type]
+        route=seen.name,
+        why=_why(chosen) if chosen is not None else "",
+        params=recorder.params,
+        plugins=tuple(use.use for use in (*config.plugins, *seen.plugins)),
+        decisions=tuple(recorder.decisions),
+        guards=_guards(seen),
+        identity=recorder.identity,
+        rate_limit=_rate_limit(transport.written),
+        **_consequences(config, seen, recorder, transport.written),
+    )
+
+
+def _rate_limit(written: bytes) -> dict[str, str]:
+    """The fields of a response that tell what is left of limits."""
+    head = written.partition(b"\r\n\r\n")[0].decode("latin-1")
+    fields = [line.partition(": ") for line in head.split("\r\n")[1:]]
+    return {
+        name: value
+        for name, _, value in fields
+        if name.lower() in ("ratelimit", "ratelimit-policy", "retry-after")
+    }
+
+
+MOST_COMPARED = 5000
+"""Patterns that are compared with a path that no route has: a bound for a config of any size."""
+
+
+def _nearest(config: Config, router: Any, host: str, path: str) -> tuple[str, str]:
+    """The enabled route that comes closest to a host and path, and what differs. ("", "") without routes."""
+    best: tuple[float, str, str] = (-1.0, "", "")
+    compared = 0
+    for route in config.each_route():
+        if not route.enabled:
+            continue
+        names = ", ".join(route.host)
+        fits = not route.host or any(_host_fits(pattern, host) for pattern in route.host)
+        for pattern in route.path:
+            compared += 1
+            if compared > MOST_COMPARED:
+                return best[1:]
+            asked = route.host[0].replace("*", "any") if route.host else "any.test"
+            if not fits and any(found.value.name == route.name for found in router.candidates(asked, path)):
+                score, why = 2.0, f"host {host or '(none)'} is not {names}"
+            else:
+                score, why = _path_difference(pattern, path)
+                if not fits:
+                    score, why = score - 0.5, f"{why}; host {host or '(none)'} is not {names}"
+            if score > best[0]:
+                place = f"{names}{pattern}"
+                best = (score, route.name if place == route.name else f"{route.name} ({place})", why)
+    return best[1:]
+
+
+def _host_fits(pattern: str, host: str) -> bool:
+    pattern = pattern.lower()
+    return host.endswith(pattern[1:]) if pattern.startswith("*.") else pattern == host
+
+
+def _path_difference(pattern: str, path: str) -> tuple[float, str]:
+    """How like a path is to a pattern, 0 to 1.9, and in which respect it is not."""
+    if pattern.startswith("~"):
+        return 0.1, f"path {path} does not match the regular expression {pattern[1:]}"
+    stem = pattern.removesuffix("/*").removesuffix("*")
+    if path.rstrip("/") == pattern.rstrip("/"):
+        return 1.9, f"path {path}: the route has {pattern}, and the slash at the end counts"
+    if path.lower() == pattern.lower() or (
+        pattern.endswith("*") and path.lower().startswith(stem.lower() + "/")
+    ):
+        return 1.8, f"path {path} differs from {pattern} in case"
+    ours, theirs = pattern.strip("/").split("/"), path.strip("/").split("/")
+    same = 0
+    for one, other in zip(ours, theirs, strict=False):
+        if one != other and not one.startswith("{"):
+            break
+        same += 1
+    alike = difflib.SequenceMatcher(None, stem, path).quick_ratio()
+    score = 0.6 * same / max(len(ours), len(theirs)) + 0.4 * alike
+    if same == len(theirs) < len(ours) and not pattern.endswith("*"):
+        return score, f"path {path} ends before {pattern} does"
+    if same == len(ours) < len(theirs) and not pattern.endswith("*"):
+        return score, f"path {path} goes on where {pattern} ends; a prefix is {pattern.rstrip('/')}/*"
+    return score, f"path {path} does not match {pattern}"
+
+
+def _guards(route: RouteConfig) -> dict[str, str]:
+    """What of the route decides who may come, how often, and what is kept; by the key that says it."""
+    guards = {}
+    if route.auth is not None:
+        guards["auth"] = ", then ".join(route.auth.schemes)
+    for name in ("scopes", "any_scopes", "roles", "permissions"):
+        if getattr(route, name):
+            guards[name] = ", ".join(getattr(route, name))
+    guards |= {name: "yes" for name in ("limits", "cache", "validation") if getattr(route, name) is not None}
+    return guards
+
+
+def _bare(config: Config, routes: Mapping[str, RouteConfig]) -> Config:
+    """The config with the recorder in the place of all plugins, and without a log and a cache."""
+    return msgspec.structs.replace(
+        config,
+        plugins=(PluginUse(use=f"{__name__}:Recorder"),),
+        access_log=AccessLogConfig(output="off"),
+        routes=tuple(
+            msgspec.Raw(msgspec.msgpack.encode(msgspec.structs.replace(route, plugins=(), cache=None)))
+            for route in routes.values()
+        ),
+    )
+
+
+def _address(url: str, fields: Sequence[tuple[str, str]]) -> tuple[str, str, str]:
+    given = next((value for name, value in fields if name.lower() == "host"), "")
+    if url.startswith("/") or url == "*":
+        return "http", given or "localhost", url.partition("#")[0]
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"expected http://host/path, https://host/path or /path, got {url!r}")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return parts.scheme, given or parts.netloc.rpartition("@")[2], target
+
+
+def _request(method: str, target: str, authority: str, fields: Sequence[tuple[str, str]]) -> bytes:
+    if not _TOKEN.fullmatch(method):
+        raise ValueError(f"expected a method such as GET, got {method!r}")
+    if re.search(r"[^!-~]", target):
+        raise ValueError(f"expected printable ASCII without spaces, got {target!r}: percent-encode the rest")
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {authority}"]
+    names = {name.lower() for name, _ in fields}
+    for name, value in fields:
+        if not _TOKEN.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+            raise ValueError(f"expected a header field, got {name!r}: {value!r}")
+        if name.lower() != "host":
+            lines.append(f"{name}: {value}")
+    if method in ("POST", "PUT", "PATCH") and not names & {"content-length", "transfer-encoding"}:
+        lines.append("Content-Length: 0")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+
+
+def _matched_on(authority: str, target: str) -> tuple[str, str]:
+    """Host and path in the form that routes are matched against; as given when they are malformed."""
+    path = target.partition("?")[0]
+    try:
+        return host_of(authority.encode()).decode(), normalise(path.encode()).decode()
+    except ValueError:
+        return authority, path
+
+
+def _pattern(route: Route) -> str:
+    return f"{route.host or ''}{route.pattern}"
+
+
+def _why(route: Route) -> str:
+    host = "any host" if route.host is None else f"host {route.host}"
+    if route.host is not None:
+        host += " (wildcard)" if route.host.startswith("*.") else " (exact)"
+    conditions = f", {route.predicates} condition{'s' * (route.predicates != 1)}" if route.predicates else ""
+    return f"{host}, path {route.pattern} ({_KINDS[route.kind]}){conditions}"
+
+
+def _refusal(route: RouteConfig, method: str, target: str, fields: Sequence[tuple[str, str]]) -> str:
+    """Why this route does not take the request, though its host and path fit."""
+    takes = (*route.methods, *(("HEAD",) if "GET" in route.methods else ()))
+    if takes and method not in takes:
+        return f"method {method} is not one of {', '.join(takes)}"
+    values = {name.lower(): value for name, value in reversed(fields)}
+    for name, wanted in route.headers.items():
+        if not _holds(wanted, values.get(name.lower()), re.ASCII):
+            return f"header {name}: {_difference(wanted, values.get(name.lower()))}"
+    query = dict(reversed(parse_qsl(target.partition("?")[2], keep_blank_values=True)))
+    for name, wanted in route.query.items():
+        if not _holds(wanted, query.get(name)):
+            return f"query {name}: {_difference(wanted, query.get(name))}"
+    return ""
+
+
+def _holds(wanted: str, value: str | None, flags: re.RegexFlag = re.NOFLAG) -> bool:
+    if value is None:
+        return False
+    return wanted == "*" or (
+        re.search(wanted[1:], value, flags) is not None if wanted.startswith("~") else value == wanted
+    )
+
+
+def _difference(wanted: str, value: str | None) -> str:
+    expected = "any value" if wanted == "*" else f'"{wanted}"'
+    got = "nothing" if value is None else f'"{value}"'
+    return f"expected {expected}, got {got}"
+
+
+def _consequences(config: Config, route: RouteConfig, recorder: Recorder, written: bytes) -> dict[str, Any]:
+    if recorder.refused:
+        status, answer = _answer(written)
+        return {"action": "refuse", "refused": recorder.refused, "status": status, "answer": answer}
+    limit = config.server.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes
+    limits = {"max_body": size_text(limit) if limit else "none"}
+    if route.upstream is None:
+        status, _ = _answer(written)
+        head = written.decode("latin-1")
+        return {
+            "action": "redirect" if route.redirect else "respond",
+            "status": status,
+            "answer": head,
+            "limits": limits,
+        }
+    upstream = config.upstreams[route.upstream]
+    timeouts = upstream.timeouts.overridden(route.timeouts)
+    for name in ("connect", "first_byte", "between_bytes", "total"):
+        value = getattr(timeouts, f"{name}_ns")
+        limits[name] = duration_text(value) if value else "none"
+    whole = sum(target.weight for target in upstream.targets)
+    targets = tuple(
+        f"{target.url} ({100 * target.weight / whole:.0f} %)" for target in upstream.targets if target.weight
+    )
+    return {
+        "action": "proxy",
+        "upstream": route.upstream,
+        "targets": targets,
+        "limits": limits,
+        "head": recorder.heads[0].decode("latin-1") if recorder.heads else "",
+    }
+
+
+def _answer(written: bytes) -> tuple[int, str]:
+    head, _, body = written.partition(b"\r\n\r\n")
+    status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.") else 0
+    return status, body.decode("utf-8", "replace")
+
+
+def print_explanation(explanation: Explanation, console: Console | None = None) -> None:
+    """The explanation for people."""
+    console = console or Console(highlight=False, soft_wrap=True)
+
+    def say(label: str, text: str) -> None:
+        console.print(f"[bold]{label:<10}[/bold] {escape(text)}")
+
+    say("request", explanation.request)
+    say("matched on", f"{explanation.host} {explanation.path}")
+    if explanation.route:
+        say("route", explanation.route)
+        say("because", explanation.why)
+    else:
+        say("route", "none")
+        if explanation.nearest:
+            say("nearest", explanation.nearest)
+            say("but", explanation.difference)
+    for candidate in explanation.candidates:
+        if candidate.route != explanation.route:
+            verdict = candidate.refused or "fits too, but is less specific"
+            say("candidate", f"{candidate.route}: {verdict}")
+    if explanation.params:
+        say("params", "  ".join(f"{name}={value}" for name, value in explanation.params.items()))
+    if explanation.plugins:
+        say("plugins", " → ".join(explanation.plugins))
+    if explanation.guards:
+        say("guards", "  ".join(f"{name}={value}" for name, value in explanation.guards.items()))
+    if explanation.identity:
+        say("identity", explanation.identity)
+    for decision in explanation.decisions:
+        say("decision", decision)
+    for name, value in explanation.rate_limit.items():
+        say("limit", f"{name}: {value}")
+    if explanation.refused:
+        say("refused", explanation.refused)
+    if explanation.upstream:
+        say("upstream", explanation.upstream)
+        for target in explanation.targets:
+            say("target", target)
+    if explanation.limits:
+        say("limits", "  ".join(f"{name}={value}" for name, value in explanation.limits.items()))
+    if explanation.head:
+        say("upstream gets", "")
+        for line in explanation.head.rstrip("\r\n").split("\r\n"):
+            console.print(f"  {escape(line)}")
+    elif explanation.status:
+        say("answer", str(explanation.status))
+        for line in explanation.answer.splitlines():
+            console.print(f"  {escape(line)}")

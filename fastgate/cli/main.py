@@ -1,0 +1,602 @@
+"""The command line. Each command imports what it needs when it runs, so that `fastgate --help` is quick.
+
+Exit status, everywhere: 0 good · 1 no (a config with errors, a refused reload, no route matches, failed
+requests) · 2 used wrongly (unknown option, no config found) · 3 the admin API does not answer. Results go to
+stdout, messages and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+from fastgate import __version__
+from fastgate.cli.access import add_commands
+from fastgate.cli.manual import docs
+
+if TYPE_CHECKING:
+    from fastgate.config import AdminConfig, Config
+    from fastgate.settings import ConfigError
+
+__all__ = ["find_config", "main"]
+
+EXIT_NO: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNREACHABLE: Final = 3
+DEFAULT_FILES: Final = ("gateway.yaml", "gateway.yml", "gateway.toml", "gateway.json")
+ADMIN_TIMEOUT_S: Final = 60.0  # a reload answers when the new config serves
+
+_config_option = click.option(
+    "-c",
+    "--config",
+    "config",
+    metavar="FILE",
+    help=(
+        "Config file (YAML, TOML or JSON). Default: $FASTGATE_CONFIG, else ./gateway.yaml, .yml, .toml or "
+        ".json."
+    ),
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", message="fastgate %(version)s")
+def main() -> None:
+    """fastgate: an API and AI gateway.
+
+    New here? Run `fastgate demo`. All settings: `fastgate docs config`.
+    """
+
+
+@main.command()
+@_config_option
+@click.option(
+    "--listen",
+    metavar="ADDRESS",
+    help="Listen here instead of where the config says: host:port or unix:/path.",
+)
+@click.option("--workers", metavar="N", help="Number of worker processes, or auto.")
+@click.option("--admin-listen", metavar="ADDRESS", help="Address of the admin API, or off.")
+@click.option(
+    "--ready-fd",
+    type=int,
+    metavar="N",
+    help="Write one JSON line with the bound addresses to this descriptor when ready.",
+)
+@click.option(
+    "--dev",
+    is_flag=True,
+    help=(
+        "For development: reload when the config file or a plugin's code changes, and search the config's "
+        "folder for plugins."
+    ),
+)
+def run(
+    config: str | None,
+    listen: str | None,
+    workers: str | None,
+    admin_listen: str | None,
+    ready_fd: int | None,
+    dev: bool,
+) -> None:
+    """Serve traffic until SIGTERM or SIGINT; SIGHUP reloads the config, SIGUSR1 reopens log files."""
+    path = find_config(config)
+    given = {"listen": listen, "workers": workers, "admin.listen": admin_listen}
+    overrides = {place: value for place, value in given.items() if value is not None}
+    sys.exit(_serve(path, overrides, ready_fd, dev))
+
+
+@main.command()
+@click.argument("file", required=False)
+@_config_option
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to print the errors."
+)
+@click.option("--dev", is_flag=True, help="Search the config's folder for plugins, as `run --dev` does.")
+def check(file: str | None, config: str | None, form: str, dev: bool) -> None:
+    """Check a config: exit 0 when it is good, else 1 with every error."""
+    path = find_config(file or config)
+    if dev:
+        sys.path.insert(0, str(path.resolve().parent))
+    loaded, errors = _load(path)
+    if form == "json":
+        rows = [
+            {
+                "where": error.where,
+                "path": error.path,
+                "found": error.found,
+                "expected": error.expected,
+                "hint": error.hint,
+            }
+            for error in errors
+        ]
+        click.echo(json.dumps({"file": str(path), "good": not errors, "errors": rows}, indent=2))
+    elif errors:
+        _print_errors(errors)
+        click.echo(f"{path}: {_count(len(errors), 'error')}", err=True)
+    elif loaded is not None:
+        listen = ", ".join(listener.address for listener in loaded.listen)
+        routes, upstreams = _count(len(loaded.routes), "route"), _count(len(loaded.upstreams), "upstream")
+        click.echo(f"{path}: good ({routes}, {upstreams}, listens on {listen})")
+    sys.exit(EXIT_NO if errors else 0)
+
+
+@main.command()
+@click.argument("method", metavar="[METHOD]")
+@click.argument("url", required=False)
+@_config_option
+@click.option(
+    "-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header field of the request."
+)
+@click.option("--client", default="127.0.0.1", metavar="IP", help="Address the request comes from.")
+@click.option("--offline", is_flag=True, help="By the config file alone: without keys, counts and policies.")
+@click.option("--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(
+    method: str,
+    url: str | None,
+    config: str | None,
+    headers: tuple[str, ...],
+    client: str,
+    offline: bool,
+    admin: str | None,
+    as_json: bool,
+) -> None:
+    """Show which route a request takes and why, without sending anything.
+
+    The running gateway is asked, with its keys, limits and policies; nothing is counted. When none runs, or
+    with --offline, the config file alone decides.
+
+    \b
+    fastgate explain GET https://api.example.com/orders/7
+    fastgate explain POST /orders -H 'Host: api.example.com'
+    """
+    if url is None:
+        method, url = "GET", method
+    fields = []
+    for header in headers:
+        name, colon, value = header.partition(":")
+        if not colon or not name.strip():
+            raise click.BadParameter(f"{header!r}: expected 'Name: value'", param_hint="-H")
+        fields.append((name.strip(), value.strip()))
+    asked = {"method": method, "url": url, "headers": fields, "client": client}
+    answer = None if offline else _explained_live(asked, config, admin)
+    from fastgate.cli.explain import Explanation, explain_request, print_explanation
+
+    if answer is not None:
+        explanation = Explanation.of(answer)
+    else:
+        loaded = _load_or_exit(find_config(config))
+        try:
+            explanation = explain_request(loaded, method, url, fields, client)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="URL") from None
+    if as_json:
+        click.echo(json.dumps(explanation.as_dict(), indent=2))
+    else:
+        print_explanation(explanation)
+    sys.exit(0 if explanation.route else EXIT_NO)
+
+
+@main.command()
+@click.option("--compact", is_flag=True, help="On one line.")
+def schema(compact: bool) -> None:
+    """Print the JSON Schema of the config file, for editors.
+
+    \b
+    fastgate schema > gateway.schema.json
+    # first line of gateway.yaml, for editors with a YAML language server:
+    # yaml-language-server: $schema=gateway.schema.json
+    """
+    from fastgate.config.load import registered
+    from fastgate.config.schema import json_schema
+    from fastgate.plugin import Registry
+
+    installed = {name: registered(name) for name in Registry.names()}
+    click.echo(json.dumps(json_schema(installed), indent=None if compact else 2, ensure_ascii=False))
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def demo(arguments: tuple[str, ...]) -> None:
+    """Start a gateway in front of small demo services, and print five commands to try.
+
+    ARGUMENTS go to `fastgate run`, for instance --listen 127.0.0.1:8000.
+    """
+    from fastgate.cli.demo import run as run_demo
+
+    sys.exit(run_demo(list(arguments)))
+
+
+@main.command()
+@click.argument("url")
+@click.option(
+    "-c", "--connections", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Open at once."
+)
+@click.option(
+    "-d", "--duration", default="5s", show_default=True, metavar="TIME", help="How long to send, such as 10s."
+)
+@click.option(
+    "-r",
+    "--rate",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="N",
+    help="Requests a second. Default: as many as go.",
+)
+@click.option("-X", "--method", default="GET", show_default=True, help="Method.")
+@click.option(
+    "-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header field of the requests."
+)
+@click.option("--data", default="", help="Body of the requests; @file takes it from a file.")
+def bench(
+    url: str, connections: int, duration: str, rate: float, method: str, headers: tuple[str, ...], data: str
+) -> None:
+    """A small load check of URL, with a latency table. Exit 1 when requests failed."""
+    from rich.console import Console
+
+    from fastgate.cli.bench import Load
+    from fastgate.cli.bench import main as run_load
+    from fastgate.settings import SECOND, parse_duration
+
+    try:
+        duration_s = parse_duration(duration) / SECOND
+    except ValueError as error:
+        raise click.BadParameter(f"{duration!r}: expected {error}", param_hint="--duration") from None
+    try:
+        body = Path(data[1:]).read_bytes() if data.startswith("@") else data.encode()
+        load = Load(
+            url=url,
+            method=method.upper(),
+            headers=tuple(
+                (name.strip(), value.strip())
+                for name, _, value in (field.partition(":") for field in headers)
+            ),
+            body=body,
+            connections=connections,
+            duration_s=duration_s,
+            rate_per_s=rate,
+        )
+        sys.exit(run_load(load, Console()))
+    except OSError as error:
+        raise click.BadParameter(str(error), param_hint="--data") from None
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="URL") from None
+
+
+@main.command()
+@_config_option
+@click.option("--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one line for each look.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(0.2, 3600),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="Show it again and again, every 2 seconds unless given, until Ctrl-C.",
+)
+def status(config: str | None, admin: str | None, as_json: bool, watch: float | None) -> None:
+    """Show the running gateway: requests, rate, latency, workers, config version."""
+    from fastgate.cli.status import show_status
+
+    def ask() -> dict[str, Any]:
+        return _admin("GET", "/api/gateway/status", config, admin)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        show_status(ask, as_json=as_json, every_s=watch)
+
+
+@main.command()
+@_config_option
+@click.option("--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's.")
+def reload(config: str | None, admin: str | None) -> None:
+    """Take up the changed config file. Exit 1 when it is refused; the old one then stays in use."""
+    answer = _admin("POST", "/api/gateway/reload", config, admin)
+    errors = answer.get("errors") or answer.get("problems") or []
+    for error in errors:
+        click.echo(error.get("text", json.dumps(error)) if isinstance(error, dict) else str(error), err=True)
+    if errors or answer.get("error"):
+        why = _count(len(errors), "error") if errors else answer["error"]
+        click.echo(f"not reloaded: {why}; the old config stays", err=True)
+        sys.exit(EXIT_NO)
+    click.echo(
+        " ".join(["reloaded", *(f"{key}={value}" for key, value in answer.items() if _is_short(value))])
+    )
+
+
+@main.group()
+def cache() -> None:
+    """The response cache of the running gateway."""
+
+
+@cache.command(name="warm")
+@click.argument("source")
+@_config_option
+@click.option("--to", metavar="URL", help="The gateway to ask. Default: the config's first listener.")
+@click.option(
+    "-n", "--connections", type=click.IntRange(1, 256), default=8, show_default=True, help="Open at once."
+)
+@click.option(
+    "-r",
+    "--rate",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="N",
+    help="Requests a second. Default: as many as go.",
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N most wanted.")
+@click.option(
+    "-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header field of the requests."
+)
+def warm_cache(
+    source: str,
+    config: str | None,
+    to: str | None,
+    connections: int,
+    rate: float,
+    limit: int | None,
+    headers: tuple[str, ...],
+) -> None:
+    """Fill the cache with what SOURCE names: a list of URLs or paths, a sitemap or an access log.
+
+    SOURCE is a file, - for stdin, or the URL of a sitemap, which is asked for through the gateway. What an
+    access log has most often is asked for first. Exit 1 when requests failed.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fastgate.cli.warm import Client, Outcome, SourceError, read_source, wanted_of, warm
+
+    base = to or _first_listener(config)
+    fields = {name.strip(): value.strip() for name, _, value in (text.partition(":") for text in headers)}
+    try:
+        with contextlib.closing(Client(base, fields)) as client:
+            place = wanted_of(source) if "://" in source else None
+            if place is not None:
+                data = client.body(place)
+            else:
+                data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+            wanted = read_source(data, client.body)[:limit]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--to") from None
+    except (SourceError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        _fail(f"cannot read {source}: {reason}", EXIT_USAGE)
+    with Progress(
+        TextColumn("warming"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[stored]} stored, {task.fields[failed]} failed"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as progress:
+        task = progress.add_task("", total=len(wanted), stored=0, failed=0)
+
+        def report(outcome: Outcome) -> None:
+            progress.update(task, completed=outcome.asked, stored=outcome.stored, failed=outcome.failed)
+
+        outcome = warm(
+            wanted, lambda: Client(base, fields), connections=connections, rate_per_s=rate, report=report
+        )
+    click.echo(
+        f"{_count(outcome.asked, 'request')} in {outcome.elapsed_s:.1f} s: {outcome.stored} stored, "
+        f"{outcome.already} stored before, {outcome.not_stored} not stored, {outcome.failed} failed"
+    )
+    for line in outcome.errors:
+        click.echo(line, err=True)
+    sys.exit(EXIT_NO if outcome.failed else 0)
+
+
+@main.command()
+def version() -> None:
+    """Print the versions of fastgate, Python and what it stands on."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    click.echo(f"fastgate {__version__}")
+    click.echo(f"python {sys.version.split()[0]}")
+    for package in ("uvloop", "httptools", "msgspec"):
+        try:
+            click.echo(f"{package} {version_of(package)}")
+        except PackageNotFoundError:
+            click.echo(f"{package} missing")
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a completion script for a shell.
+
+    \b
+    bash:  source <(fastgate completion bash)        in ~/.bashrc
+    zsh:   source <(fastgate completion zsh)         in ~/.zshrc
+    fish:  fastgate completion fish > ~/.config/fish/completions/fastgate.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "fastgate", "_FASTGATE_COMPLETE").source())
+
+
+def find_config(given: str | None, environ: Mapping[str, str] | None = None) -> Path:
+    """The config file: the one given, else $FASTGATE_CONFIG, else ./gateway.*. Exits with the next step when
+    there is none.
+    """
+    environ = os.environ if environ is None else environ
+    if given:
+        return Path(given)
+    if environ.get("FASTGATE_CONFIG"):
+        return Path(environ["FASTGATE_CONFIG"])
+    found = [Path(name) for name in DEFAULT_FILES if Path(name).exists()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        _fail(
+            f"more than one config here: {', '.join(map(str, found))}. Say which: -c {found[0]}", EXIT_USAGE
+        )
+    return _fail(
+        "no config found (looked for $FASTGATE_CONFIG and ./gateway.yaml, .yml, .toml, .json).\n\n"
+        "  fastgate demo               starts a gateway with demo services and shows what to try\n"
+        "  fastgate run -c FILE        starts one with your config; the shortest is:\n\n"
+        "      routes:\n"
+        "        - path: /*\n"
+        "          upstream: http://127.0.0.1:9000",
+        EXIT_USAGE,
+    )
+
+
+def _first_listener(config: str | None) -> str:
+    """The URL at which the config's first listener is asked from this host."""
+    listener = _load_or_exit(find_config(config)).listen[0]
+    address = listener.endpoint()
+    if address.unix_path or not address.port:
+        _fail(f"the first listener is {address}; say with --to where to ask", EXIT_USAGE)
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    return f"{'https' if listener.tls else 'http'}://{address._replace(host=host)}"
+
+
+def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None, dev: bool) -> int:
+    from fastgate.server.launch import serve
+
+    def control(orders: Any) -> None:
+        from fastgate.control.process import run_controller  # with the web framework: only in this process
+
+        run_controller(orders, _explain_live)
+
+    return serve(path, overrides, control=control, ready_fd=ready_fd, dev=dev)
+
+
+def _explained_live(
+    question: dict[str, Any], config: str | None, address: str | None
+) -> dict[str, Any] | None:
+    """What the running gateway says; None when none runs. Exits when it refuses: an explanation by the file
+    alone would pass for the gateway's.
+    """
+    from fastgate.cli.admin_client import AdminUnreachable
+
+    if address is None and _admin_of(config).listen == "off":
+        return None
+    try:
+        code, answer = _call("POST", "/api/gateway/explain", config, address, question)
+    except AdminUnreachable as error:
+        if address is not None:
+            _fail(str(error), EXIT_UNREACHABLE)
+        note = "explained by the config file alone, without keys, counts and what is set at run time"
+        click.echo(f"{error}: {note}", err=True)
+        return None
+    if code == 400:
+        raise click.BadParameter(answer.get("error", ""), param_hint="URL")
+    if code != 200:
+        _fail(f"the admin API answered {code}: {answer.get('error', '')} (see --offline)", EXIT_NO)
+    return answer
+
+
+def _explain_live(
+    config: Config, method: str, url: str, fields: list[tuple[str, str]], client: str, memory: Any
+) -> dict[str, Any]:
+    """Runs in a child of the controller, which alone imports what it needs."""
+    from fastgate.cli.explain import explain_request
+
+    return explain_request(config, method, url, fields, client, memory).as_dict()
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"fastgate: {message}", err=True)
+    sys.exit(code)
+
+
+def _load(path: Path) -> tuple[Config | None, list[ConfigError]]:
+    from fastgate.config import InvalidConfig, load
+
+    try:
+        return load(path), []
+    except InvalidConfig as problem:
+        return None, list(problem.errors)
+
+
+def _load_or_exit(path: Path) -> Config:
+    loaded, errors = _load(path)
+    if loaded is None:
+        _print_errors(errors)
+        raise SystemExit(EXIT_NO)
+    return loaded
+
+
+def _print_errors(errors: list[ConfigError]) -> None:
+    for error in errors:
+        where = click.style(f"{error.where}: ", dim=True) if error.where else ""
+        path, _, rest = str(error).removeprefix(f"{error.where}: ").partition(": ")
+        click.echo(f"{where}{click.style(path, bold=True)}: {rest}", err=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _call(
+    method: str, target: str, config: str | None, address: str | None, body: Any = None
+) -> tuple[int, dict[str, Any]]:
+    """Status and JSON of the admin API at this address, or where the config says. AdminUnreachable."""
+    from fastgate.cli.admin_client import AdminClient
+
+    token = os.environ.get("FASTGATE_ADMIN_TOKEN")
+    if address is None:
+        found = _admin_of(config)
+        if found.listen == "off":
+            _fail("the admin API is off in this config (admin.listen)", EXIT_USAGE)
+        address, token = found.listen, token or found.token
+    try:
+        return AdminClient(address, token, ADMIN_TIMEOUT_S).call(method, target, body)
+    except ValueError as error:
+        return _fail(f"{address}: expected {error}", EXIT_USAGE)
+
+
+def _admin(
+    method: str, target: str, config: str | None, address: str | None, body: Any = None
+) -> dict[str, Any]:
+    """The JSON that the admin API answers. Exits with 3 when nothing answers, with 1 when it refuses."""
+    from fastgate.cli.admin_client import AdminUnreachable
+
+    try:
+        code, answer = _call(method, target, config, address, body)
+    except AdminUnreachable as error:
+        _fail(
+            f"{error}. Is the gateway running? Its admin address is admin.listen, or give --admin",
+            EXIT_UNREACHABLE,
+        )
+    if code in (401, 403):
+        _fail("the admin API wants its token: set $FASTGATE_ADMIN_TOKEN", EXIT_NO)
+    if code >= 400 and not any(key in answer for key in ("errors", "problems", "error")):
+        _fail(f"the admin API answered {code}", EXIT_NO)
+    return answer
+
+
+def _admin_of(config: str | None) -> AdminConfig:
+    """Where the running gateway's admin API is. Without a config here it is the default, as `fastgate demo`
+    needs none. A file with errors still tells: the gateway runs with the one before.
+    """
+    from fastgate.config import AdminConfig, InvalidConfig, load_admin
+
+    if not config and not os.environ.get("FASTGATE_CONFIG") and not any(map(os.path.exists, DEFAULT_FILES)):
+        return AdminConfig()
+    try:
+        return load_admin(find_config(config))
+    except InvalidConfig as problem:
+        _print_errors(list(problem.errors))
+        return _fail("this config does not tell where the admin API is: give --admin ADDRESS", EXIT_NO)
+
+
+add_commands(main, _admin, _config_option)
+main.add_command(docs)

@@ -1,0 +1,1 @@
+"""Feature `access`: which networks may send requests."""

@@ -1,0 +1,1 @@
+"""Feature `cors`: cross-origin requests of browsers (Fetch standard)."""

@@ -1,0 +1,1 @@
+"""Feature `policies`: rules in CEL over a request."""

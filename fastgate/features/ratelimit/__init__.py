@@ -1,0 +1,1 @@
+"""Feature `limits`: rates, concurrency, cost and bans."""

@@ -1,0 +1,1 @@
+"""Feature `allow`: which consumers, roles and scopes may use a route."""

@@ -1,0 +1,286 @@
+"""Authorisation by scopes, roles and permissions.
+
+A consumer has scopes and roles (its own, or those of its token). A role of the root section `roles` grants
+permissions, and may inherit other roles. A route says what it asks for:
+
+    scopes        all of these scopes           any_scopes    one of these scopes
+    roles         one of these roles            permissions   all of these permissions, granted by the roles
+    rbac: true    a grant of one of the roles that names this route and method
+
+Everything a route says must hold. `Roles` resolves inheritance once per config; `Access` is what one route
+asks for; the compiled gate remembers what `Access` said of an identity (`_core/gate_authorize`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Final, NamedTuple
+
+from msgspec import Meta
+
+from fastgate._core.gates.authorize import AuthorizeGate
+from fastgate._core.pipeline.identity import Identity
+from fastgate.errors import REASONS, Reason
+from fastgate.settings import Settings, Text, wildcard_matches
+
+__all__ = ["Access", "Grant", "GrantConfig", "RoleConfig", "Roles", "build", "check_roles", "find_cycle"]
+
+Refusal = tuple[Reason, dict[str, Any] | None, list[tuple[str, str]]]
+
+REALM: Final = "fastgate"
+
+
+class GrantConfig(Settings, frozen=True, kw_only=True):
+    """Something a role may do. A bare string is short for `{permission: …}`."""
+
+    shorthand: ClassVar[str] = "permission"
+
+    permission: Annotated[
+        Text | None,
+        Meta(
+            description=(
+                "What routes ask for with `permissions`: `orders:read`. `*` stands for any text: "
+                "`orders:*`. Default: "
+                "none, and the grant is for routes with `rbac: true`."
+            )
+        ),
+    ] = None
+    routes: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Names of the routes it holds on, with `*` for any text. Default: all.",
+        ),
+    ] = ()
+    methods: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Methods it holds for; GET brings HEAD with it. Default: all.",
+        ),
+    ] = ()
+
+
+class RoleConfig(Settings, frozen=True, kw_only=True):
+    """A role. A bare list is short for `{permissions: […]}`."""
+
+    shorthand: ClassVar[str] = "permissions"
+
+    permissions: Annotated[
+        tuple[GrantConfig, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="What it may do: `orders:read`, or `{routes: […], methods: […]}`.",
+        ),
+    ] = ()
+    inherits: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Roles whose permissions it has too, and which it counts as.",
+        ),
+    ] = ()
+
+
+class Grant(NamedTuple):
+    """A GrantConfig on the way it is asked."""
+
+    permission: str | None
+    routes: tuple[str, ...]
+    methods: frozenset[str]
+
+    def holds_on(self, route: str, method: str) -> bool:
+        return (not self.methods or method in self.methods) and (
+            not self.routes or any(wildcard_matches(pattern, route) for pattern in self.routes)
+        )
+
+
+class Roles:
+    """The roles of a config with inheritance resolved."""
+
+    def __init__(self, roles: Mapping[str, RoleConfig]) -> None:
+        self._counts_as: dict[str, frozenset[str]] = {}
+        self._grants: dict[str, tuple[Grant, ...]] = {}
+        for name in roles:
+            reached = _reached(name, roles)
+            self._counts_as[name] = frozenset(reached)
+            self._grants[name] = tuple(
+                Grant(grant.permission, grant.routes, _methods(grant.methods))
+                for role in reached
+                if role in roles
+                for grant in roles[role].permissions
+            )
+
+    def counting_as(self, held: frozenset[str]) -> frozenset[str]:
+        """These roles and all that they inherit."""
+        return held.union(*(self._counts_as.get(role, ()) for role in held))
+
+    def grants(self, held: frozenset[str]) -> list[Grant]:
+        """What these roles may do."""
+        return [grant for role in held for grant in self._grants.get(role, ())]
+
+
+def _methods(methods: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(methods) | {"HEAD"} if "GET" in methods else frozenset(methods)
+
+
+def _reached(name: str, roles: Mapping[str, RoleConfig]) -> list[str]:
+    """The role and everything it inherits, each once."""
+    found = [name]
+    for role in found:  # grows while it is walked
+        found += [below for below in (roles[role].inherits if role in roles else ()) if below not in found]
+    return found
+
+
+def find_cycle(roles: Mapping[str, RoleConfig]) -> list[str] | None:
+    """Roles that inherit each other in a circle, the first one again at the end; None when there is none."""
+    done: set[str] = set()
+    for start in roles:
+        trail: list[str] = []
+        walks = [iter((start,))]
+        while walks:
+            name = next(walks[-1], None)
+            if name is None:
+                walks.pop()
+                if trail:
+                    done.add(trail.pop())
+            elif name in trail:
+                return [*trail[trail.index(name) :], name]
+            elif name in roles and name not in done:
+                trail.append(name)
+                walks.append(iter(roles[name].inherits))
+    return None
+
+
+def check_roles(
+    roles: Mapping[str, RoleConfig],
+    guarded: Mapping[str, bool],
+    report: Callable[[tuple[str | int, ...], str, str, str], None],
+) -> None:
+    """Reports (path below `roles`, found, expected, hint) for what is wrong with the roles. `guarded` has the
+    name of every route and whether it says `rbac: true`.
+    """
+    for name, role in roles.items():
+        for index, below in enumerate(role.inherits):
+            if below not in roles:
+                report((name, "inherits", index), f'"{below}"', "the name of a role", "")
+        for index, grant in enumerate(role.permissions):
+            path = (name, "permissions", index)
+            if grant.permission is None and not grant.routes and not grant.methods:
+                hint = 'write routes: "*" for every route that says rbac: true'
+                report(path, "an empty grant", "a permission, routes or methods", hint)
+            for at, pattern in enumerate(grant.routes):
+                found = [route for route in guarded if wildcard_matches(pattern, route)]
+                where = (*path, "routes", at)
+                if not found:
+                    report(where, f'"{pattern}"', "the name of a route", "")
+                elif grant.permission is None and not any(guarded[route] for route in found):
+                    report(where, f'"{pattern}"', "a route that asks for it", "set rbac: true on the route")
+    cycle = find_cycle(roles)
+    if cycle is not None:
+        report((cycle[0], "inherits"), "a circle", "", " inherits ".join(cycle))
+
+
+class Access:
+    """What one route asks for."""
+
+    __slots__ = ("_any", "_count", "_permissions", "_rbac", "_roles", "_route", "_scopes", "_table")
+
+    def __init__(
+        self,
+        route: str,
+        table: Roles,
+        *,
+        scopes: tuple[str, ...] = (),
+        any_scopes: tuple[str, ...] = (),
+        roles: tuple[str, ...] = (),
+        permissions: tuple[str, ...] = (),
+        rbac: bool = False,
+        count: Callable[[str], None] = lambda outcome: None,
+    ) -> None:
+        self._route, self._table = route, table
+        self._scopes, self._any = scopes, any_scopes
+        self._roles, self._permissions, self._rbac = frozenset(roles), permissions, rbac
+        self._count = count
+
+    def judge(self, identity: Identity | None, method: str) -> Refusal | None:
+        """None when the identity may use the route with this method, else the refusal."""
+        if identity is None or identity.method == "anonymous":
+            held: frozenset[str] = identity.scopes if identity is not None else frozenset()
+            roles: frozenset[str] = identity.roles if identity is not None else frozenset()
+        else:
+            held, roles = identity.scopes, identity.roles
+        refusal = self._judge(held, roles, method)
+        if refusal is not None and (identity is None or identity.method == "anonymous"):
+            # Not forbidden to somebody: asked of nobody. RFC 6750 §3.1 wants no error code then.
+            self._count("unidentified")
+            scope = f', scope="{" ".join(self._scopes)}"' if self._scopes else ""
+            challenge = f'Bearer realm="{REALM}"{scope}'
+            return REASONS["credentials_missing"], None, [("WWW-Authenticate", challenge)]
+        return refusal
+
+    def _judge(self, held: frozenset[str], roles: frozenset[str], method: str) -> Refusal | None:
+        missing = [scope for scope in self._scopes if scope not in held]
+        if missing:
+            return self._scope_refusal(list(self._scopes), {"missing_scopes": missing})
+        if self._any and held.isdisjoint(self._any):
+            return self._scope_refusal([*self._scopes, self._any[0]], {"any_scopes": list(self._any)})
+        if self._roles and self._roles.isdisjoint(self._table.counting_as(roles)):
+            self._count("role")
+            return REASONS["forbidden"], {"detail": "none of the roles that may do this"}, []
+        if not self._permissions and not self._rbac:
+            return None
+        grants = [grant for grant in self._table.grants(roles) if grant.holds_on(self._route, method)]
+        lacking = [
+            permission
+            for permission in self._permissions
+            if not any(
+                g.permission is not None and wildcard_matches(g.permission, permission) for g in grants
+            )
+        ]
+        if lacking:
+            self._count("permission")
+            return REASONS["forbidden"], {"missing_permissions": lacking}, []
+        if self._rbac and not any(grant.permission is None for grant in grants):
+            self._count("route")
+            return REASONS["forbidden"], {"detail": "no role grants this route and method"}, []
+        return None
+
+    def _scope_refusal(self, wanted: list[str], detail: dict[str, Any]) -> Refusal:
+        self._count("scope")
+        challenge = f'Bearer realm="{REALM}", error="insufficient_scope", scope="{" ".join(wanted)}"'
+        return REASONS["insufficient_scope"], detail, [("WWW-Authenticate", challenge)]
+
+
+OUTCOMES: Final = ("scope", "role", "permission", "route", "unidentified")
+
+
+def asks(route: Any) -> bool:
+    """True when the route asks for anything."""
+    return bool(route.scopes or route.any_scopes or route.roles or route.permissions or route.rbac)
+
+
+def build(_settings: Any, env: Any) -> AuthorizeGate | None:
+    """The gate of a route; None when it asks for nothing."""
+    route = env.route
+    if not asks(route):
+        return None
+    roles = env.config.roles
+    table = env.service("roles", roles, lambda: Roles(roles))
+    counter = env.around.memory.metrics.counter
+    counters = {
+        outcome: counter("fastgate_authorization_refused_total", cause=outcome) for outcome in OUTCOMES
+    }
+    access = Access(
+        route.name,
+        table,
+        scopes=route.scopes,
+        any_scopes=route.any_scopes,
+        roles=route.roles,
+        permissions=route.permissions,
+        rbac=route.rbac,
+        count=lambda outcome: counters[outcome].add(),
+    )
+    gate = AuthorizeGate(access.judge)
+    gate.enforce = route.enforce_authorization
+    return gate

@@ -1,0 +1,1 @@
+"""Feature `rewrite` and `redirect`: where a request goes."""

@@ -1,0 +1,1 @@
+"""Feature `security_headers`: response fields that browsers enforce."""

@@ -1,0 +1,197 @@
+"""Security headers: what browsers should be strict about in the answers of a route.
+
+Settings and presets; the gate is in `_core/gates/security.pyx`. A preset is a set of values, and what is set
+beside it replaces its own; an empty text takes a header out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from msgspec import Meta
+
+from fastgate._core.gates.security import SecurityHeadersGate
+from fastgate.settings import DAY, SECOND, Duration, Settings, Text
+
+__all__ = ["HEADERS", "PRESETS", "HstsConfig", "SecurityHeadersConfig", "build", "header_fields"]
+
+# The setting and its header.
+HEADERS: Final = {
+    "nosniff": "X-Content-Type-Options",
+    "frame_options": "X-Frame-Options",
+    "content_security_policy": "Content-Security-Policy",
+    "content_security_policy_report_only": "Content-Security-Policy-Report-Only",
+    "referrer_policy": "Referrer-Policy",
+    "permissions_policy": "Permissions-Policy",
+    "cross_origin_opener_policy": "Cross-Origin-Opener-Policy",
+    "cross_origin_resource_policy": "Cross-Origin-Resource-Policy",
+    "cross_origin_embedder_policy": "Cross-Origin-Embedder-Policy",
+}
+
+_NO_SENSORS: Final = "camera=(), geolocation=(), microphone=(), payment=(), usb=()"
+
+PRESETS: Final[dict[str, dict[str, str]]] = {
+    "none": {},
+    # Nothing that breaks a site which does nothing unusual.
+    "basic": {
+        "nosniff": "nosniff",
+        "frame_options": "SAMEORIGIN",
+        "referrer_policy": "strict-origin-when-cross-origin",
+    },
+    # For sites that load everything from their own origin.
+    "strict": {
+        "nosniff": "nosniff",
+        "frame_options": "DENY",
+        "content_security_policy": (
+            "default-src 'self'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'; "
+            "object-src 'none'"
+        ),
+        "referrer_policy": "no-referrer",
+        "permissions_policy": _NO_SENSORS,
+        "cross_origin_opener_policy": "same-origin",
+        "cross_origin_resource_policy": "same-origin",
+    },
+    # For answers that are data: nothing in them is to be rendered or run (OWASP REST Security Cheat Sheet).
+    "api": {
+        "nosniff": "nosniff",
+        "frame_options": "DENY",
+        "content_security_policy": "default-src 'none'; frame-ancestors 'none'",
+        "referrer_policy": "no-referrer",
+    },
+}
+
+
+class HstsConfig(Settings, frozen=True, kw_only=True):
+    """Strict-Transport-Security (RFC 6797), sent over https only. A duration is short for `{max_age: …}`."""
+
+    shorthand: ClassVar[str] = "max_age"
+
+    max_age_ns: Annotated[
+        Duration,
+        Meta(
+            le=3650 * DAY,
+            description=(
+                "How long browsers use nothing but https for this host. Begin with a day: it cannot be taken "
+                "back from those who have seen it. `0` tells them to forget it."
+            ),
+        ),
+    ] = 365 * DAY
+    include_subdomains: Annotated[bool, Meta(description="For every name below this host too.")] = False
+    preload: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Agree to be put into the browsers' own lists, which wants `include_subdomains` and a year."
+            )
+        ),
+    ] = False
+
+    def value(self) -> str:
+        """The field's value."""
+        text = f"max-age={self.max_age_ns // SECOND}"
+        if self.include_subdomains:
+            text += "; includeSubDomains"
+        return text + "; preload" if self.preload else text
+
+
+class SecurityHeadersConfig(Settings, frozen=True, kw_only=True):
+    """Header fields that make browsers strict. A name of a preset is short for `{preset: …}`;
+    `true` is `basic`, `false` is `none`."""
+
+    shorthand: ClassVar[str] = "preset"
+    short: ClassVar[dict[type, Any]] = {bool: lambda on: {"preset": "basic" if on else "none"}}
+
+    preset: Annotated[
+        Literal["none", "basic", "strict", "api"],
+        Meta(
+            description=(
+                "Where the values come from that are not set here. `basic` breaks no usual site, `strict` is "
+                "for sites that load everything from their own origin, `api` for answers that are data."
+            )
+        ),
+    ] = "basic"
+    upstream: Annotated[
+        Literal["replaced", "kept"],
+        Meta(
+            description=(
+                "What becomes of such a field in the upstream's answer: it is replaced, or it is "
+                "kept and ours "
+                "left out. Fields that are not set here pass in any case."
+            )
+        ),
+    ] = "replaced"
+    nosniff: Annotated[
+        bool | None, Meta(description="`X-Content-Type-Options: nosniff`: types are not guessed.")
+    ] = None
+    frame_options: Annotated[
+        Literal["DENY", "SAMEORIGIN", ""] | None,
+        Meta(description="`X-Frame-Options`: who may put the answer into a frame."),
+    ] = None
+    hsts: Annotated[
+        HstsConfig | None,
+        Meta(description="`Strict-Transport-Security`, over https only. No preset sets it."),
+    ] = None
+    content_security_policy: Annotated[str | None, Meta(description="`Content-Security-Policy`.")] = None
+    content_security_policy_report_only: Annotated[
+        str | None,
+        Meta(description="`Content-Security-Policy-Report-Only`: what would be blocked is reported."),
+    ] = None
+    referrer_policy: Annotated[
+        Literal[
+            "",
+            "no-referrer",
+            "no-referrer-when-downgrade",
+            "origin",
+            "origin-when-cross-origin",
+            "same-origin",
+            "strict-origin",
+            "strict-origin-when-cross-origin",
+            "unsafe-url",
+        ]
+        | None,
+        Meta(description="`Referrer-Policy`: what other sites learn of the page a link was on."),
+    ] = None
+    permissions_policy: Annotated[
+        str | None, Meta(description="`Permissions-Policy`: which features of the browser a page may use.")
+    ] = None
+    cross_origin_opener_policy: Annotated[
+        Literal["", "unsafe-none", "same-origin-allow-popups", "same-origin", "noopener-allow-popups"] | None,
+        Meta(description="`Cross-Origin-Opener-Policy`."),
+    ] = None
+    cross_origin_resource_policy: Annotated[
+        Literal["", "same-site", "same-origin", "cross-origin"] | None,
+        Meta(description="`Cross-Origin-Resource-Policy`."),
+    ] = None
+    cross_origin_embedder_policy: Annotated[
+        Literal["", "unsafe-none", "require-corp", "credentialless"] | None,
+        Meta(description="`Cross-Origin-Embedder-Policy`."),
+    ] = None
+    remove: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Fields taken from the upstream's answer, such as `Server` and `X-Powered-By`.",
+        ),
+    ] = ()
+
+
+def header_fields(settings: SecurityHeadersConfig) -> list[tuple[str, str]]:
+    """The fields of every answer, without Strict-Transport-Security."""
+    values: dict[str, str] = dict(PRESETS[settings.preset])
+    for name in HEADERS:
+        own: bool | str | None = getattr(settings, name)
+        if own is not None:
+            values[name] = ("nosniff" if own else "") if isinstance(own, bool) else own
+    return [(header, values[name]) for name, header in HEADERS.items() if values.get(name)]
+
+
+def build(settings: SecurityHeadersConfig | None, env: Any) -> SecurityHeadersGate | None:
+    """The gate of a route; None where the config says nothing of security headers."""
+    settings = settings if settings is not None else env.config.security_headers
+    if settings is None:
+        return None
+    fields = header_fields(settings)
+    hsts = settings.hsts.value() if settings.hsts is not None else None
+    if settings.upstream == "kept":
+        return SecurityHeadersGate((), fields, hsts, settings.remove)
+    return SecurityHeadersGate(fields, (), hsts, settings.remove)

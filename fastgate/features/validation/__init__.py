@@ -1,0 +1,1 @@
+"""Feature `validate`: size, type and schema of requests."""

@@ -1,0 +1,1 @@
+"""From the config to what a worker runs: destinations, routes, services."""

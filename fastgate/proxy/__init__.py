@@ -1,0 +1,1 @@
+"""The data plane of one worker: client connections, exchanges, stages, access log."""

@@ -1,0 +1,11 @@
+"""C interface of fastgate.proxy.dataplane."""
+
+from libc.stdint cimport int64_t
+
+from fastgate.proxy.exchange cimport Plane
+
+cdef class DataPlane(Plane):
+    cdef object ticker
+    cdef int ticks
+    cdef int64_t turned_ns      # when the wheel was looked at last
+    cdef bint skipped           # that was a turn left out after a pause

@@ -1,0 +1,29 @@
+import asyncio
+
+from fastgate._core.pipeline.plan import Plan
+from fastgate.config import ListenerConfig
+from fastgate.proxy.accesslog import AccessLog
+from fastgate.proxy.exchange import Plane
+from fastgate.proxy.h1_client import ClientConnection
+from fastgate.state.memory import HostMemory
+
+__all__ = ["DataPlane"]
+
+class DataPlane(Plane):
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        memory: HostMemory,
+        slot: int,
+        access_log: AccessLog | None = None,
+    ) -> None: ...
+    @property
+    def open_connections(self) -> int: ...
+    @property
+    def active_requests(self) -> int: ...
+    def install(self, plan: Plan) -> None: ...
+    def connection(self, listener: ListenerConfig) -> ClientConnection: ...
+    def begin_drain(self, close_tunnels: bool = True) -> None: ...
+    def abort(self) -> None: ...
+    def reopen_logs(self) -> None: ...
+    def close(self) -> None: ...

@@ -1,0 +1,182 @@
+# cython: boundscheck=False, nonecheck=True
+"""What a worker holds: the plan in force, every client connection, the wheel, the access log.
+
+WHAT     `DataPlane` makes the protocols of new connections, puts a new plan in force between two requests, turns the timer wheel, and
+         drains.
+STATE    connections: every open client connection.
+WHO      The worker's loop.
+COST     A turn of the wheel every 20 ms.
+"""
+
+import asyncio
+import logging
+import resource
+
+from libc.stdint cimport int64_t
+
+from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64
+from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.shm.counters cimport Counters
+from fastgate._core.http.headers cimport WIRE_FIELDS
+from fastgate._core.pipeline.plan cimport Plan, RoutePlan
+from fastgate.proxy.accesslog cimport AccessLog
+from fastgate.proxy.h1_client cimport ClientConnection
+from fastgate.proxy.exchange cimport WHEEL_TICK_NS, Plane
+from fastgate.upstream.h1_stream cimport SAME_CLIENT, SAME_LISTENER, SAME_ROUTE
+
+from fastgate._core.pipeline.plan import plugin_title
+
+__all__ = ["DataPlane"]
+
+log = logging.getLogger("fastgate")
+
+cdef int64_t STALL_NS = 200_000_000     # between two ticks of 20 ms: something blocked the worker, or it got no CPU
+
+
+cdef class DataPlane(Plane):
+    """One worker's data plane: the plan in force and every client connection."""
+
+    def __init__(self, loop, memory, int slot, AccessLog access_log=None):
+        if access_log is None:
+            access_log = AccessLog("off", "json", memory.counters, slot)
+        Plane.__init__(self, loop, memory, slot, access_log)
+        self.turned_ns = monotonic_ns()
+        self.ticker = loop.call_later(0.02, self._tick)
+
+    def _tick(self):
+        cdef int64_t now_ns = monotonic_ns()
+        cdef bint stalled = now_ns - self.turned_ns >= STALL_NS
+        self.turned_ns = now_ns
+        self.skipped = stalled and not self.skipped     # never twice: a worker that is always late has deadlines too
+        self.ticker = self.loop.call_later(0.02, self._tick)
+        self.ticks += 1
+        atomic_add_relaxed_u64(&self.counts.loop_ticks, 1)
+        try:
+            if stalled:
+                atomic_add_relaxed_u64(&self.counts.loop_stalls, 1)
+            if not self.skipped:
+                # Timers run before sockets are read. What upstreams and clients sent while the worker was blocked is read first, so
+                # that its own pause is not held against them.
+                self.wheel.turn(now_ns)
+            if self.ticks % 10 == 0:
+                self.log.flush()
+        except Exception:
+            log.exception("while turning the timer wheel")
+
+    def install(self, Plan plan not None):
+        """Put a plan in force. Requests under way end with the plan they began with; upstreams that only the old plan used close
+        what is idle and drain."""
+        cdef Plan old = self.plan
+        server = plan.config.server
+        self.max_header_bytes = server.max_header_bytes
+        self.max_headers = min(server.max_headers, WIRE_FIELDS)
+        self.max_target_bytes = server.max_target_bytes
+        self.header_timeout_ns = server.header_timeout_ns
+        self.body_timeout_ns = server.body_timeout_ns
+        self.min_upload_rate = server.min_upload_rate_bytes
+        self.min_download_rate = server.min_download_rate_bytes
+        self.rate_grace_ns = server.rate_grace_ns
+        # An eighth: a client that stops is then given up after body_timeout and not up to twice as late.
+        self.look_ns = max(WHEEL_TICK_NS, min(1_000_000_000, server.body_timeout_ns // 8, server.rate_grace_ns))
+        self.idle_timeout_ns = server.idle_timeout_ns
+        # The descriptors this process may open bound its connections too: half of them is for clients, three eighths for
+        # upstreams (Upstream.budget), the rest for files, listeners and Redis.
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.max_connections = min(server.max_connections, max(64, descriptors // 2))
+        # With several listeners a tenth is left to the others by each: a flood of one does not shut the rest.
+        self.max_of_listener = self.max_connections - (self.max_connections // 10 if len(plan.config.listen) > 1 else 0)
+        self.max_requests = server.max_requests_per_connection
+        self.half_close_allowed = server.client_half_close == "allow"
+        if (self.log.output, self.log.format) != (plan.config.access_log.output, plan.config.access_log.format):
+            fresh = AccessLog(plan.config.access_log.output, plan.config.access_log.format, self.counters, self.slot)
+            self.log.close()
+            self.log = fresh
+        query_key = plan.config.auth.api_key.query
+        self.log.secrets = frozenset() if query_key is None else frozenset((query_key.encode(),))
+        for upstream in plan.upstreams.values():
+            routes = sum(1 for route in plan.routes if (<RoutePlan>route).upstream is upstream)
+            upstream.shares = SAME_CLIENT | (SAME_ROUTE if routes > 1 else 0) \
+                | (SAME_LISTENER if len(plan.config.listen) > 1 else 0)
+        plan.installed = True
+        self.plan = plan
+        stores = {}
+        for route in plan.routes:
+            if route.cache is not None:
+                stores.setdefault(route.cache.store, set()).add(route.cache.rules.query_form)
+        for store, forms in stores.items():
+            store.forget_forms(forms)
+        if old is None:
+            return
+        kept = set(map(id, plan.upstreams.values()))
+        for upstream in old.upstreams.values():
+            if id(upstream) not in kept:
+                upstream.retire()
+        kept = set(map(id, plan.plugins))
+        for plugin in old.plugins:
+            if id(plugin) not in kept:
+                self.loop.create_task(self._close_plugin(plugin))
+
+    async def _close_plugin(self, plugin):
+        """Close a plugin once no request of its plan is left, or after a minute."""
+        for _ in range(600):
+            if all((<ClientConnection>c).exchange is None or plugin not in (<ClientConnection>c).exchange.plan.plugins
+                   for c in list(self.connections)):
+                break
+            await asyncio.sleep(0.1)
+        try:
+            await plugin.close()
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():
+                raise                                   # the worker's end, and not the plugin's own
+            log.exception("%s failed in close", plugin_title(plugin))
+        except BaseException:
+            log.exception("%s failed in close", plugin_title(plugin))
+
+    def connection(self, listener):
+        """The protocol for a new connection on a listener (its config)."""
+        cdef ClientConnection connection = ClientConnection.__new__(ClientConnection)
+        connection.plane = self
+        connection.listener = listener.address
+        connection.scheme = "https" if listener.tls is not None else "http"
+        connection.takes_proxy_header = listener.proxy_protocol
+        connection.redirect_port = listener.redirect
+        return connection
+
+    @property
+    def open_connections(self):
+        """Client connections open now."""
+        return len(self.connections)
+
+    @property
+    def active_requests(self):
+        """Requests being answered now, tunnels included."""
+        return sum(1 for c in self.connections if (<ClientConnection>c).exchange is not None)
+
+    def begin_drain(self, close_tunnels=True):
+        """Take no further request on connections that are idle, and none after the current one on the others. Tunnels are closed
+        (WebSockets with 1001) unless close_tunnels is False: then they go on until `abort`."""
+        self.draining = True
+        for connection in list(self.connections):
+            try:
+                (<ClientConnection>connection)._begin_drain(close_tunnels)
+            except Exception:                           # one connection must not end the others
+                log.exception("while draining a connection")
+
+    def abort(self):
+        """The drain time is over: close tunnels, cut what is left."""
+        for connection in list(self.connections):
+            if (<ClientConnection>connection).tunnel:
+                (<ClientConnection>connection)._close_websocket()
+            (<ClientConnection>connection).cut()
+
+    def reopen_logs(self):
+        """Open the access log's file anew, after it was moved away."""
+        try:
+            self.log.reopen()
+        except OSError:
+            log.exception("the access log cannot be opened anew; the old file is kept")
+
+    def close(self):
+        """Stop the ticker and write out the log."""
+        self.ticker.cancel()
+        self.log.close()

@@ -1,0 +1,62 @@
+"""C interface of fastgate.proxy.responses."""
+
+from libc.stdint cimport int64_t
+
+from fastgate._core.http.headers cimport HeadWriter
+from fastgate.proxy.exchange cimport ClientStream, Exchange, Plane
+
+cdef enum:
+    # Why the client is not read
+    PAUSED_BODY = 1           # the upstream does not keep up
+    PAUSED_QUEUE = 2          # pipelined requests wait for the current one
+    PAUSED_UPGRADE = 4        # the answer to an upgrade is not there yet
+
+cdef enum:
+    # How the end of an answer's body is told
+    F_NONE = 0
+    F_LENGTH = 1
+    F_CHUNKED = 2
+    F_CLOSE = 3
+
+cdef class AnswerStream(ClientStream):
+    cdef Plane plane
+    cdef object transport
+    cdef object parser                    # made for the first read that needs one; none inside a tunnel
+    cdef int fd                           # -1 under TLS
+    cdef bint buffered                    # the transport holds bytes the kernel did not take
+    cdef bint closed
+    cdef bint half_closed
+    cdef bint close_after                 # no further request is taken
+    cdef bint lingering                   # answered; what still comes is thrown away until the client closes
+    cdef bint eof_sent                    # our half of a tunnel is closed
+    # While the client has bytes to take that the transport holds (slow_since_ns != 0): how fast it takes them
+    cdef int64_t written                  # to the kernel and the transport, since the connection was opened
+    cdef int64_t slow_since_ns
+    cdef int64_t slow_from                # what it had taken then
+    cdef int64_t slow_taken               # what it had taken at the last look
+    cdef int64_t slow_progress_ns         # the last look that found more taken than the one before
+    cdef int paused
+    cdef int64_t requests
+    cdef Exchange exchange                # the one being answered
+    cdef int framing
+    cdef bint keep                        # the connection may carry another request
+    cdef bint tunnel
+    cdef bytes upgrade_rest               # bytes behind an upgrade request
+    cdef bint websocket
+    cdef int64_t frame_left               # of the WebSocket frame that passes to the client
+    cdef bytes frame_head
+
+    cdef HeadWriter _out(self)
+    cdef int _write(self, const char* data, Py_ssize_t n, bytes whole) except -1
+    cdef int _pause(self, int why) except -1
+    cdef int _resume(self, int why) except -1
+    cdef int _close(self) except -1
+    cdef int64_t _taken(self) except -1
+    cdef int _watch(self, int64_t now_ns) except -1
+    cdef int _reset(self) except -1
+    cdef int _see_off(self, bint late) except -1
+    cdef int _linger(self) except -1
+    cdef bint _keeps(self, Exchange exchange)
+    cdef int _write_common(self, Exchange exchange) except -1
+    cdef int _track_frames(self, bytes data) except -1
+    cdef int _close_websocket(self) except -1

@@ -1,9 +1,0 @@
-import asyncio
-from typing import Any
-
-from fastgate.server.answers import AnswerStream
-
-__all__ = ["ClientConnection"]
-
-class ClientConnection(AnswerStream, asyncio.Protocol):
-    def connection_made(self, transport: Any) -> None: ...

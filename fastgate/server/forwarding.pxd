@@ -1,6 +1,0 @@
-"""C interface of fastgate.server.forwarding."""
-
-from fastgate._core.context cimport RequestContext
-
-cdef bytes forwarding_lines(bytes peer, str scheme, bytes authority)
-cdef int believe(RequestContext ctx, object trusted) except -1

@@ -1,7 +1,0 @@
-from fastgate._core.context import RequestContext
-from fastgate._core.plan import RoutePlan
-from fastgate.upstream.pool import Target
-
-__all__ = ["request_head_bytes"]
-
-def request_head_bytes(ctx: RequestContext, route: RoutePlan, target: Target) -> bytes: ...
