@@ -64,6 +64,13 @@ _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     ("client_too_slow", 499, "Client read the response below the minimum rate", CLIENT, False),
     ("plugin_error", 500, "Internal error", GATEWAY, False),
     ("internal_error", 500, "Internal error", GATEWAY, False),
+    (
+        "unknown_upstream",
+        500,
+        "No such upstream in the gateway",
+        GATEWAY,
+        False,
+    ),
     ("plugin_response_error", 502, "A plugin failed on the upstream's response", GATEWAY, False),
     ("unknown_method", 501, "Method not implemented", CLIENT, False),
     ("bad_upstream_response", 502, "Malformed response from upstream", UPSTREAM, True),

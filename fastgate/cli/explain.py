@@ -108,13 +108,16 @@ class Recorder(Plugin):
         self.route = ctx.route
         self.params = ctx.params
         self.identity = _identity(ctx)
-        if ctx.route.upstream is not None:
-            self.heads = [request_head_bytes(ctx, ctx.route, target) for target in ctx.route.upstream.targets]
+        destination = ctx.route.destination
+        if destination is not None:
+            self.heads = [
+                request_head_bytes(ctx, ctx.route, target) for target in destination.upstream.targets
+            ]
         if ctx.tags:
             self.decisions.append(f"tagged {', '.join(ctx.tags)}")
         if ctx.upstream_override is not None:
             self.decisions.append(f"sent to upstream {ctx.upstream_override} instead")
-        return CONTINUE if ctx.route.upstream is None else ctx.respond(204)
+        return CONTINUE if destination is None else ctx.respond(204)
 
     def log(self, ctx: RequestContext) -> None:
         if self.route is None and ctx.route is not None:  # a gate before this one has refused it

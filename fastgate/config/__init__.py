@@ -14,6 +14,7 @@ from fastgate.config.root import (
     RouteConfig,
     ServerConfig,
     TlsConfig,
+    decode_route,
     parse_address,
 )
 from fastgate.settings import ConfigError
@@ -35,6 +36,7 @@ __all__ = [
     "TlsConfig",
     "check",
     "decode",
+    "decode_route",
     "encode",
     "load",
     "load_admin",

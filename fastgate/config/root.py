@@ -813,11 +813,12 @@ class Config(Settings, frozen=True, kw_only=True):
 
     def each_route(self) -> Iterator[RouteConfig]:
         """The routes, decoded one by one, in the order of the file."""
-        return map(_decode_route, self.routes)
+        return map(decode_route, self.routes)
 
 
 _route_decoder = msgspec.msgpack.Decoder(RouteConfig)
 
 
-def _decode_route(raw: Any) -> RouteConfig:
+def decode_route(raw: Any) -> RouteConfig:
+    """A route of `Config.routes`, from its bytes."""
     return _route_decoder.decode(raw)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -23,12 +23,12 @@ from fastgate._core.http.edits import HeaderEdits, Rewrite, Template
 from fastgate._core.http.router import Router
 from fastgate._core.pipeline.context import Answer
 from fastgate._core.pipeline.pipeline import Pipeline, Plugin
-from fastgate._core.pipeline.plan import FixedResponse, Plan, Redirect, RoutePlan
+from fastgate._core.pipeline.plan import Destination, FixedResponse, Plan, Redirect, RoutePlan
 from fastgate._core.pipeline.wheel import TimerWheel
 from fastgate._core.shm.counters import Counters
 from fastgate.auth import build as auth
 from fastgate.caching import build as caching
-from fastgate.config import TRUSTED_UNIX, Changes, Config, PluginUse, RouteConfig
+from fastgate.config import TRUSTED_UNIX, Changes, Config, PluginUse, RouteConfig, decode_route
 from fastgate.errors import REASONS
 from fastgate.features.access import build as access
 from fastgate.features.cors import build as cors
@@ -162,7 +162,7 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
         upstream = upstreams[route.upstream] if route.upstream is not None else None
         plan = kept.get(bytes(raw))
         own = [plugins.get(route.name, index, use) for index, use in enumerate(route.plugins)]
-        if plan is None or plan.upstream is not upstream:
+        if plan is None or _upstream_of(plan) is not upstream:
             env = FeatureEnv(route, config, around, services.get)
             plan = _route(route, bytes(raw), config, upstream, [*shared, *own], env)
             services.note(plan)
@@ -193,6 +193,7 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
             if listener.redirect
         },
         trusts_unix=TRUSTED_UNIX in config.trusted_proxies,
+        make_destination=Destinations(config, around, upstreams, services.get),
     )
 
 
@@ -406,8 +407,8 @@ def _route(
     env: FeatureEnv,
 ) -> RoutePlan:
     around = env.around
-    params = sorted({name for path in route.path for name in _param_names(path)})
-    gates = []
+    params = _params(route)
+    gates: list[Plugin] = []
     for place, (attribute, build) in enumerate(FEATURES):
         gate = build(getattr(route, attribute), env)
         if gate is not None:
@@ -429,39 +430,73 @@ def _route(
         if content_type and not any(name.lower() == "content-type" for name, _ in headers):
             headers.append(("Content-Type", content_type))
         gates.append(FixedResponse(Answer(route.respond.status, body, headers)))
-    timeouts = None
-    preserve_host = False
-    if upstream is not None:
-        timeouts = upstream.config.timeouts.overridden(route.timeouts)
-        preserve_host = upstream.config.preserve_host if route.preserve_host is None else route.preserve_host
     return RoutePlan(
         route.name,
         pipeline=Pipeline(gates),
         counters=around.counters,
         slot=around.slot,
         source=source,
-        upstream=upstream,
-        cache=caching.build(route.cache, env, gates, params) if upstream is not None else None,
-        timeouts=timeouts,
+        destination=None if upstream is None else _destination(upstream, env, gates),
         max_body_bytes=config.server.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes,
         request_buffering_bytes=(
             config.server.request_buffering_bytes
             if route.request_buffering_bytes is None
             else route.request_buffering_bytes
         ),
-        preserve_host=preserve_host,
         rewrite=_rewrite(route, params),
         request_edits=_edits(route.request_headers, params, owns=True),
         response_edits=_edits(route.response_headers, params),
         methods=route.methods,
         allow_encoded_slashes=route.allow_encoded_slashes,
         answers_preflight=any(gate.name == "cors" for gate in gates),
-        owned=[name for gate in gates for name in getattr(gate, "owned", ())],
         header_tests=[
             (name.lower().encode("latin-1"), _test(value)) for name, value in route.headers.items()
         ],
         query_tests=[(name.encode(), _test(value, "utf-8")) for name, value in route.query.items()],
     )
+
+
+class Destinations:
+    """Makes the destination of a route at another upstream than its own, when a policy or a plugin sends a
+    request there.
+    """
+
+    def __init__(
+        self, config: Config, around: Surroundings, upstreams: Mapping[str, Upstream], service: Any
+    ) -> None:
+        self._config = config
+        self._around = around
+        self._upstreams = upstreams
+        self._service = service
+
+    def __call__(self, plan: RoutePlan, name: str) -> Destination:
+        """KeyError if there is no such upstream."""
+        upstream = self._upstreams[name]
+        upstream.tell_routes_apart()
+        route = msgspec.structs.replace(decode_route(plan.source), upstream=name)
+        env = FeatureEnv(route, self._config, self._around, self._service)
+        return _destination(upstream, env, plan.pipeline.plugins)
+
+
+def _destination(upstream: Upstream, env: FeatureEnv, gates: Sequence[Plugin]) -> Destination:
+    route = env.route
+    edits = _edits(route.request_headers, _params(route), owns=True)
+    owned = {name for gate in gates for name in getattr(gate, "owned", ())}
+    return Destination(
+        upstream,
+        upstream.config.timeouts.overridden(route.timeouts),
+        preserve_host=(upstream.config.preserve_host if route.preserve_host is None else route.preserve_host),
+        cache=caching.build(route.cache, env, gates, _params(route)),
+        owned=owned if edits is None else owned.union(edits.owned),
+    )
+
+
+def _upstream_of(plan: RoutePlan) -> Upstream | None:
+    return None if plan.destination is None else plan.destination.upstream
+
+
+def _params(route: RouteConfig) -> list[str]:
+    return sorted({name for path in route.path for name in _param_names(path)})
 
 
 def _param_names(path: str) -> list[str]:

@@ -81,7 +81,7 @@ cdef enum:
 cdef int cache_begin(Exchange x) except -1:
     """Every decision is made and the route caches: answer from the store, or go on to the upstream."""
     cdef RequestContext ctx = x.ctx
-    cdef RouteCache route = <RouteCache>x.route.cache
+    cdef RouteCache route = <RouteCache>x.destination.cache
     cdef CachedRequest c = CachedRequest.__new__(CachedRequest)
     if ctx.upgrade:
         return x._forward()                             # a tunnel is nobody else's
@@ -250,9 +250,9 @@ cdef class CachedRequest:
             if x.route.request_edits is not None:
                 fields = ctx.headers.copy()
                 x.route.request_edits.apply(ctx, fields)
-            upstream = <Upstream>x.route.upstream
+            upstream = <Upstream>x.destination.upstream
             w = HeadWriter()
-            write_request_head(w, ctx, x.route, <Target>upstream.targets[0], ctx.method_bytes, b"/", fields, ctx.content_length, False, 0)
+            write_request_head(w, ctx, x.destination, <Target>upstream.targets[0], ctx.method_bytes, b"/", fields, ctx.content_length, False, 0)
             self.sent = Headers()
             lines = w.take().split(b"\r\n")
             for line in lines[1:]:
@@ -685,6 +685,7 @@ cdef class CachedRequest:
         behind.client = client
         behind.ctx = ctx
         behind.route = x.route
+        behind.destination = x.destination
         behind.counts = x.counts
         behind.body_complete = True
         behind.background = True

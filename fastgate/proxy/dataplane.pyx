@@ -33,6 +33,10 @@ log = logging.getLogger("fastgate")
 cdef int64_t STALL_NS = 200_000_000     # between two ticks of 20 ms: something blocked the worker, or it got no CPU
 
 
+cdef bint goes_to(RoutePlan route, upstream):
+    return route.destination is not None and route.destination.upstream is upstream
+
+
 cdef class DataPlane(Plane):
     """One worker's data plane: the plan in force and every client connection."""
 
@@ -94,15 +98,15 @@ cdef class DataPlane(Plane):
         query_key = plan.config.auth.api_key.query
         self.log.secrets = frozenset() if query_key is None else frozenset((query_key.encode(),))
         for upstream in plan.upstreams.values():
-            routes = sum(1 for route in plan.routes if (<RoutePlan>route).upstream is upstream)
+            routes = sum(1 for route in plan.routes if goes_to(<RoutePlan>route, upstream))
             upstream.shares = SAME_CLIENT | (SAME_ROUTE if routes > 1 else 0) \
                 | (SAME_LISTENER if len(plan.config.listen) > 1 else 0)
         plan.installed = True
         self.plan = plan
         stores = {}
         for route in plan.routes:
-            if route.cache is not None:
-                stores.setdefault(route.cache.store, set()).add(route.cache.rules.query_form)
+            if route.destination is not None and route.destination.cache is not None:
+                stores.setdefault(route.destination.cache.store, set()).add(route.destination.cache.rules.query_form)
         for store, forms in stores.items():
             store.forget_forms(forms)
         if old is None:

@@ -6,7 +6,7 @@ from fastgate._core.pipeline.context cimport Answer, Reason, RequestContext
 from fastgate._core.shm.counters cimport Counters, route_counts_t, worker_counts_t
 from fastgate._core.http.headers cimport Headers, HeadWriter, field_t
 from fastgate._core.pipeline.pipeline cimport Plugin, ResponseHead
-from fastgate._core.pipeline.plan cimport Plan, RoutePlan
+from fastgate._core.pipeline.plan cimport Destination, Plan, RoutePlan
 from fastgate._core.pipeline.wheel cimport Timed, TimerWheel
 from fastgate.proxy.accesslog cimport AccessLog
 from fastgate.upstream.h1_stream cimport ResponseSink, UpstreamConnection
@@ -98,6 +98,7 @@ cdef class Exchange(ResponseSink):
     cdef ClientStream client
     cdef readonly RequestContext ctx
     cdef RoutePlan route
+    cdef Destination destination          # the route's own, or that of an override
     cdef route_counts_t* counts
     cdef readonly int state
     cdef Reason early                     # why it is refused before it could be decided on
@@ -157,6 +158,7 @@ cdef class Exchange(ResponseSink):
 
     cdef int _decide(self, int start) except -1
     cdef int _after_decide(self, int verdict) except -1
+    cdef bint _go_elsewhere(self, str upstream) except -1
     cdef int _forward(self) except -1
     cdef int _first_attempt(self) except -1
     cdef int _collect(self) except -1

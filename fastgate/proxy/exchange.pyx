@@ -35,11 +35,11 @@ from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.pipeline.context cimport M_HEAD, Answer, Reason, RequestContext, method_idempotent, method_number
 from fastgate._core.shm.counters cimport Counters, route_counts_t
 from fastgate._core.gates.auth cimport AuthGate
-from fastgate._core.http.headers cimport H_UPGRADE, Headers, HeadWriter, field_t, is_owned, names_fold, trailer_allowed
+from fastgate._core.http.headers cimport H_CONTENT_TYPE, H_UPGRADE, Headers, HeadWriter, field_t, is_owned, names_fold, trailer_allowed
 from fastgate._core.stats.histogram cimport histogram_record
 from fastgate._core.pipeline.identity cimport Identity
 from fastgate._core.pipeline.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Pipeline, Plugin, RequestHead, ResponseHead, hook_done, verdict_of
-from fastgate._core.pipeline.plan cimport Plan, RoutePlan
+from fastgate._core.pipeline.plan cimport Destination, Plan, RoutePlan
 from fastgate._core.pipeline.wheel cimport Timed, TimerWheel
 from fastgate.proxy.accesslog cimport AccessLog
 from fastgate.proxy.cache_stage cimport CachedRequest, cache_begin
@@ -86,6 +86,7 @@ cdef Reason INTERNAL_ERROR = REASONS["internal_error"]
 cdef Reason BAD_RESPONSE = REASONS["bad_upstream_response"]
 cdef Reason UPSTREAM_CLOSED = REASONS["upstream_closed"]
 cdef Reason CREDENTIAL_UNAVAILABLE = REASONS["credential_unavailable"]
+cdef Reason UNKNOWN_UPSTREAM = REASONS["unknown_upstream"]
 cdef Reason QUEUE_FULL = REASONS["upstream_queue_full"]
 cdef Reason QUEUE_TIMEOUT = REASONS["upstream_queue_timeout"]
 cdef Reason CONNECT_TIMEOUT = REASONS["upstream_connect_timeout"]
@@ -235,8 +236,9 @@ cdef class Exchange(ResponseSink):
         self.counts = route.counts
         for gate in route.pipeline.begin:
             (<Plugin>gate).c_begin(ctx)
-        if route.total_ns:
-            self.total_deadline_ns = ctx.started_ns + route.total_ns
+        self.destination = route.destination
+        if self.destination is not None and self.destination.total_ns:
+            self.total_deadline_ns = ctx.started_ns + self.destination.total_ns
         if route.max_body_bytes and (ctx.content_length > route.max_body_bytes or self.body_bytes > route.max_body_bytes):
             return self.refuse(BODY_TOO_LARGE)
         if route.pipeline.steps_n == 0:
@@ -432,8 +434,11 @@ cdef class Exchange(ResponseSink):
 
     cdef int _after_decide(self, int verdict) except -1:
         if verdict == V_CONTINUE:
-            # What goes to another upstream than the route's own is another resource: it is not cached.
-            if self.route.cache is None or self.ctx.upstream_override is not None:
+            if self.ctx.upstream_override is not None and not self._go_elsewhere(self.ctx.upstream_override):
+                return self.refuse(UNKNOWN_UPSTREAM)
+            if self.destination is None:
+                return self.refuse(INTERNAL_ERROR)
+            if self.destination.cache is None:
                 return self._forward()
             return cache_begin(self)
         if verdict == V_RESPOND:
@@ -534,14 +539,21 @@ cdef class Exchange(ResponseSink):
 
     # forward
 
+    cdef bint _go_elsewhere(self, str upstream) except -1:
+        """A policy or a plugin sends this request to another upstream, by that one's settings. False if there is no such upstream."""
+        cdef Destination destination = self.plan.destination(self.route, upstream)
+        if destination is None:
+            log.warning("request %s of route %s is sent to the upstream %r, which the config does not have", self.ctx.request_id,
+                      self.route.name, upstream, extra={"throttle": ("unknown_upstream", self.route.name, upstream)})
+            return False
+        self.destination = destination
+        self.total_deadline_ns = self.ctx.started_ns + destination.total_ns if destination.total_ns else 0
+        return True
+
     cdef int _forward(self) except -1:
         """Every decision is made: send it upstream."""
         cdef RequestContext ctx = self.ctx
-        self.upstream = <Upstream>self.route.upstream
-        if self.upstream is None:
-            return self.refuse(INTERNAL_ERROR)
-        if ctx.upstream_override is not None:           # by a policy; one that is gone since leaves the route's own
-            self.upstream = <Upstream>self.plan.upstreams.get(ctx.upstream_override, self.upstream)
+        self.upstream = <Upstream>self.destination.upstream
         if self.upstream.credential is not None and not self.upstream.credential.usable(ctx.now_ns):
             return self.refuse(CREDENTIAL_UNAVAILABLE)
         self.buffer_body = False
@@ -601,7 +613,7 @@ cdef class Exchange(ResponseSink):
         if outcome == A_FULL:
             return self._fail(QUEUE_FULL)
         if outcome == A_OPENING:
-            return self._arm(self.route.timeouts.connect_ns, CONNECT_TIMEOUT)
+            return self._arm(self.destination.connect_ns, CONNECT_TIMEOUT)
         return self._arm(self.upstream.queue_timeout_ns, QUEUE_TIMEOUT)
 
     cdef int on_connection(self, UpstreamConnection connection) except -1:
@@ -666,7 +678,7 @@ cdef class Exchange(ResponseSink):
                     self.pending_bytes = len(head.body)
                     if not self.chunk_upstream:
                         length = len(head.body)
-        write_request_head(w, ctx, route, self.target, method, path, fields, length, self.chunk_upstream,
+        write_request_head(w, ctx, self.destination, self.target, method, path, fields, length, self.chunk_upstream,
                            self.total_deadline_ns - ctx.now_ns if self.total_deadline_ns else 0)
         self.state = X_SENDING
         ctx.upstream_started_ns = ctx.now_ns
@@ -718,7 +730,7 @@ cdef class Exchange(ResponseSink):
                     if self.request_trailers is not None:
                         for i in range(self.request_trailers.count):
                             field = &self.request_trailers.fields[i]
-                            if trailer_allowed(field) and not is_owned(self.route.owned, field.name, field.name_n) \
+                            if trailer_allowed(field) and not is_owned(self.destination.owned, field.name, field.name_n) \
                                     and not self._is_credential(field):
                                 w.parsed_span(field)
                     w.put(b"\r\n", 2)
@@ -827,7 +839,7 @@ cdef class Exchange(ResponseSink):
         else:
             length = connection.content_length          # -1 = LENGTH_UNKNOWN
         if self.route.pipeline.response_body_bytes > 0 and length != LENGTH_NONE \
-                and length <= self.route.pipeline.response_body_bytes:
+                and length <= self.route.pipeline.response_body_bytes and not is_event_stream(connection.fields):
             self.held = []
             self.held_status = status
             self.held_phrase = connection.phrase
@@ -1069,7 +1081,7 @@ cdef class Exchange(ResponseSink):
         if outcome == A_FULL:
             return self.refuse(QUEUE_FULL)
         if outcome == A_OPENING:
-            return self._arm(self.route.timeouts.connect_ns, CONNECT_TIMEOUT)
+            return self._arm(self.destination.connect_ns, CONNECT_TIMEOUT)
         return self._arm(self.upstream.queue_timeout_ns, QUEUE_TIMEOUT)
 
     # tunnel
@@ -1291,20 +1303,28 @@ cdef class Exchange(ResponseSink):
 
     cdef int _rearm(self) except -1:
         """Set the deadline that fits what is being waited for."""
-        cdef RoutePlan route = self.route
+        cdef Destination destination = self.destination
         if self.state == X_SENDING:
+            if self.held is not None:                   # its head is here: what is missing now is the rest of its body
+                return self._arm(destination.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
             if self.end_sent:
-                return self._arm(route.first_byte_ns, FIRST_BYTE_TIMEOUT)
+                return self._arm(destination.first_byte_ns, FIRST_BYTE_TIMEOUT)
             if self.body_paused:
-                return self._arm(route.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
+                return self._arm(destination.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
             if self.ctx.expects_continue and self.body_bytes == 0:
-                return self._arm(route.first_byte_ns, FIRST_BYTE_TIMEOUT)       # it is for the upstream to say 100
+                return self._arm(destination.first_byte_ns, FIRST_BYTE_TIMEOUT)       # it is for the upstream to say 100
             return self._await_body()
         if self.state == X_RELAYING or self.state == X_TUNNEL:
             if not self.client.client_writable:
                 return self._arm(self.plane.look_ns, CLIENT_STALLED)
-            return self._arm(route.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
+            return self._arm(destination.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
         return 0
+
+
+cdef bint is_event_stream(Headers fields):
+    """True for a response that is never whole: its parts are for the client as they come (WHATWG HTML §9.2, server-sent events)."""
+    cdef bytes value = fields.find_known(H_CONTENT_TYPE)
+    return value is not None and value.partition(b";")[0].strip().lower() == b"text/event-stream"
 
 
 cdef int add_piece(list pieces, bytes piece) except -1:

@@ -31,7 +31,7 @@ from fastgate._core.http.headers cimport (
     names_fold,
     trailers_announced,
 )
-from fastgate._core.pipeline.plan cimport RoutePlan
+from fastgate._core.pipeline.plan cimport Destination, RoutePlan
 from fastgate._core.http.writing cimport put_text
 from fastgate.upstream.credential cimport Credential
 from fastgate.upstream.pool cimport Target
@@ -65,19 +65,19 @@ cdef bytes upstream_target(RequestContext ctx, RoutePlan route):
     return path + b"?" + ctx.query_bytes
 
 
-cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, Target target, bytes method, bytes path, Headers fields,
+cdef int write_request_head(HeadWriter w, RequestContext ctx, Destination destination, Target target, bytes method, bytes path, Headers fields,
                             int64_t length, bint chunked, int64_t left_ns) except -1:
     """Write the head of the request as the target shall see it.
 
     length >= 0 frames the body by Content-Length, chunked by Transfer-Encoding, neither means no body. left_ns > 0 is what is
-    left of the route's total deadline, told in its deadline header.
+    left of the total deadline, told in its deadline header.
     """
     cdef int i, known
     cdef bytes value
     cdef bytes te = None
     cdef Credential credential = target.upstream.credential
     cdef bytes shown = None
-    cdef bytes deadline = route.deadline_header
+    cdef bytes deadline = destination.deadline_header
     if ctx.method_id == M_TRACE:
         credential = None                               # its response would show it to the client (RFC 9110 §9.3.8)
     if credential is not None:
@@ -88,7 +88,7 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
     put_text(w, b" ", 1)
     w.put_bytes(path)
     put_text(w, b" HTTP/1.1\r\nHost: ", 17)
-    w.put_bytes(ctx.authority if route.preserve_host else target.authority)
+    w.put_bytes(ctx.authority if destination.preserve_host else target.authority)
     put_text(w, b"\r\n", 2)
     for i in range(fields.count):
         known = fields.fields[i].id
@@ -102,7 +102,7 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
                 continue
             if known == H_TRAILER:
                 if chunked:
-                    value = trailers_announced(&fields.fields[i], (route.owned or ()) + (() if shown is None else (shown,)))
+                    value = trailers_announced(&fields.fields[i], (destination.owned or ()) + (() if shown is None else (shown,)))
                     if value:
                         w.parsed_field(b"Trailer", value)
                 continue
@@ -133,8 +133,8 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, RoutePlan route, T
     put_text(w, b"Via: 1.1 fastgate\r\nX-Request-ID: ", 33)
     w.put_bytes(ctx.request_id_bytes)
     put_text(w, b"\r\n", 2)
-    if left_ns > 0 and route.deadline_header is not None:
-        w.put_bytes(route.deadline_header)
+    if left_ns > 0 and destination.deadline_header is not None:
+        w.put_bytes(destination.deadline_header)
         put_text(w, b": ", 2)
         w.put_decimal(left_ns // 1000000)
         put_text(w, b"\r\n", 2)
@@ -181,6 +181,6 @@ def request_head_bytes(RequestContext ctx, RoutePlan route, Target target):
     if route.request_edits is not None:
         fields = ctx.headers.copy()
         route.request_edits.apply(ctx, fields)
-    write_request_head(w, ctx, route, target, ctx.method_bytes, upstream_target(ctx, route), fields, ctx.content_length,
+    write_request_head(w, ctx, route.destination, target, ctx.method_bytes, upstream_target(ctx, route), fields, ctx.content_length,
                        ctx.has_body and ctx.content_length < 0, 0)
     return w.take()

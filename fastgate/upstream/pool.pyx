@@ -373,6 +373,10 @@ cdef class Upstream:
         self.connect_timeout_ns = config.timeouts.connect_ns
         self.targets = []
 
+    def tell_routes_apart(self):
+        """Requests of more than one route come here: no route may take everything."""
+        self.shares |= SAME_ROUTE
+
     def set_targets(self, targets, weights):
         """Bind the targets, once, in the order of their weights."""
         self.targets = list(targets)

@@ -14,7 +14,6 @@ from tests.gateway import Gateway
 from tests.plugins.conftest import use
 from tests.upstream import OK, Peer, Upstream, answer, echo
 
-REDESIGN = "destination settings on override: planned with the redesign of the request path"
 NAMED = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
 
 
@@ -119,7 +118,6 @@ def overriding(green: Upstream, blue: Upstream, tmp_path: Path, **route: Any) ->
 TO_BLUE = "X-D: decide=override:blue"
 
 
-@pytest.mark.xfail(strict=True, reason=REDESIGN, raises=AssertionError)
 def test_an_override_brings_the_time_outs_of_its_upstream(tmp_path: Path) -> None:
     def late(peer: Peer) -> None:
         peer.read_request()
@@ -135,7 +133,6 @@ def test_an_override_brings_the_time_outs_of_its_upstream(tmp_path: Path) -> Non
         assert get(gateway.port, "/", TO_BLUE).status == 200
 
 
-@pytest.mark.xfail(strict=True, reason=REDESIGN, raises=AssertionError)
 def test_an_override_brings_the_host_policy_of_its_upstream(tmp_path: Path) -> None:
     with (
         Upstream(answer()) as green,
@@ -148,7 +145,6 @@ def test_an_override_brings_the_host_policy_of_its_upstream(tmp_path: Path) -> N
         assert blue.requests[0].get("host") == b"asked.test"
 
 
-@pytest.mark.xfail(strict=True, reason=REDESIGN, raises=AssertionError)
 def test_an_override_that_names_no_upstream_is_refused(tmp_path: Path) -> None:
     with (
         Upstream(answer()) as green,
@@ -159,7 +155,6 @@ def test_an_override_that_names_no_upstream_is_refused(tmp_path: Path) -> None:
         assert green.requests == []
 
 
-@pytest.mark.xfail(strict=True, reason=REDESIGN, raises=AssertionError)
 def test_an_override_caches_the_responses_of_its_upstream_as_their_own(tmp_path: Path) -> None:
     with (
         Upstream(answer(NAMED % (5, b"green"))) as green,
@@ -171,11 +166,6 @@ def test_an_override_caches_the_responses_of_its_upstream_as_their_own(tmp_path:
         assert (len(blue.requests), len(green.requests)) == (1, 1)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="response stages chosen by the head: planned with the redesign of the request path",
-    raises=(AssertionError, TimeoutError),
-)
 def test_a_plugin_that_holds_responses_lets_an_event_stream_pass_event_by_event(tmp_path: Path) -> None:
     seen = threading.Event()
 
@@ -199,6 +189,25 @@ def test_a_plugin_that_holds_responses_lets_an_event_stream_pass_event_by_event(
                 seen.set()
                 client.sock.settimeout(60)
                 client.read_until(b"0\r\n\r\n")
+
+
+def test_a_held_response_that_stalls_is_refused_for_its_missing_bytes(tmp_path: Path) -> None:
+    def stalls(peer: Peer) -> None:
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        peer.wait_closed()
+
+    with Upstream(stalls) as upstream:
+        route = {
+            "path": "/*",
+            "upstream": upstream.url,
+            "plugins": [use("Whole", "H", tmp_path / "record", bound="100KB")],
+            "timeouts": {"first_byte": "60s", "between_bytes": "300ms"},
+        }
+        with Gateway({"routes": [route]}) as gateway:
+            response = get(gateway.port)
+            assert response.status == 504
+            assert b"upstream_between_bytes_timeout" in response.body
 
 
 def test_an_upgrade_response_carries_header_edits_and_passes_the_hooks(tmp_path: Path) -> None:

@@ -8,6 +8,18 @@ from fastgate._core.http.edits cimport HeaderEdits, Rewrite, Template
 from fastgate._core.pipeline.pipeline cimport Pipeline, Plugin
 from fastgate._core.http.router cimport Route, Router
 
+cdef class Destination:
+    cdef readonly object upstream               # fastgate.upstream.pool.Upstream
+    cdef readonly object cache                  # fastgate._core.cache.worker_cache.RouteCache, or None
+    cdef readonly object timeouts
+    cdef readonly int64_t connect_ns
+    cdef readonly int64_t first_byte_ns
+    cdef readonly int64_t between_bytes_ns
+    cdef readonly int64_t total_ns
+    cdef bytes deadline_header
+    cdef tuple owned                            # lower-case names that no client may say here, or None
+    cdef readonly bint preserve_host
+
 cdef class RoutePlan:
     cdef readonly str name
     cdef readonly bytes name_bytes
@@ -15,17 +27,9 @@ cdef class RoutePlan:
     cdef public tuple services                  # what its features share with other routes
     cdef readonly object source                 # the config's bytes: equal bytes mean the plan may be kept
     cdef readonly Pipeline pipeline
-    cdef readonly object cache                  # fastgate._core.cache.worker_cache.RouteCache, or None
-    cdef readonly object upstream               # fastgate.upstream.pool.Upstream, or None for a local answer
-    cdef readonly object timeouts
+    cdef readonly Destination destination       # where its requests go; None for a local answer
     cdef readonly int64_t max_body_bytes        # 0 = no limit
     cdef readonly int64_t request_buffering_bytes   # of a body, collected before a connection is taken
-    cdef readonly int64_t first_byte_ns
-    cdef readonly int64_t between_bytes_ns
-    cdef readonly int64_t total_ns
-    cdef bytes deadline_header
-    cdef tuple owned                            # lower-case names that no client may say on this route, or None
-    cdef readonly bint preserve_host
     cdef readonly Rewrite rewrite
     cdef readonly HeaderEdits request_edits
     cdef readonly HeaderEdits response_edits
@@ -57,7 +61,10 @@ cdef class Plan:
     cdef readonly bint has_preflights           # any route answers_preflight
     cdef readonly dict redirects                # port: the RoutePlan that redirects to https there
     cdef readonly bint merge_slashes
+    cdef object make_destination                # (route, name of an upstream) → Destination, or None
+    cdef dict made_destinations                 # by route and name: those of overrides, once they were needed
     cdef frozenset named_methods                # every method that a route names
+    cdef Destination destination(self, RoutePlan route, str upstream)
     cdef RoutePlan match(self, RequestContext ctx)
     cdef bint is_ambiguous(self, RequestContext ctx, Route route) except -1
     cdef RoutePlan match_redirect(self, RequestContext ctx, int port)

@@ -7,13 +7,40 @@ from fastgate._core.pipeline.context import Answer, Reason
 from fastgate._core.pipeline.pipeline import Pipeline, Plugin
 from fastgate._core.shm.counters import Counters
 
-__all__ = ["FixedResponse", "Plan", "PluginFailed", "Redirect", "RoutePlan", "plugin_title"]
+__all__ = ["Destination", "FixedResponse", "Plan", "PluginFailed", "Redirect", "RoutePlan", "plugin_title"]
 
 _Test = tuple[bytes, Callable[[bytes], bool]]
 
 class PluginFailed(Exception): ...
 
 def plugin_title(plugin: Any) -> str: ...
+
+class Destination:
+    def __init__(
+        self,
+        upstream: Any,
+        timeouts: Any,
+        *,
+        preserve_host: bool = False,
+        cache: Any = None,
+        owned: Iterable[bytes] = (),
+    ) -> None: ...
+    @property
+    def upstream(self) -> Any: ...
+    @property
+    def cache(self) -> Any: ...
+    @property
+    def timeouts(self) -> Any: ...
+    @property
+    def connect_ns(self) -> int: ...
+    @property
+    def first_byte_ns(self) -> int: ...
+    @property
+    def between_bytes_ns(self) -> int: ...
+    @property
+    def total_ns(self) -> int: ...
+    @property
+    def preserve_host(self) -> bool: ...
 
 class RoutePlan:
     services: tuple[Any, ...]
@@ -25,12 +52,9 @@ class RoutePlan:
         counters: Counters | None,
         slot: int,
         source: Any = None,
-        upstream: Any = None,
-        cache: Any = None,
-        timeouts: Any = None,
+        destination: Destination | None = None,
         max_body_bytes: int = 0,
         request_buffering_bytes: int = 0,
-        preserve_host: bool = False,
         rewrite: Rewrite | None = None,
         request_edits: HeaderEdits | None = None,
         response_edits: HeaderEdits | None = None,
@@ -39,7 +63,6 @@ class RoutePlan:
         query_tests: Iterable[_Test] = (),
         answers_preflight: bool = False,
         allow_encoded_slashes: bool = False,
-        owned: Iterable[bytes] = (),
     ) -> None: ...
     @property
     def answers_preflight(self) -> bool: ...
@@ -56,23 +79,11 @@ class RoutePlan:
     @property
     def pipeline(self) -> Pipeline: ...
     @property
-    def upstream(self) -> Any: ...
-    @property
-    def cache(self) -> Any: ...
-    @property
-    def timeouts(self) -> Any: ...
+    def destination(self) -> Destination | None: ...
     @property
     def max_body_bytes(self) -> int: ...
     @property
     def request_buffering_bytes(self) -> int: ...
-    @property
-    def first_byte_ns(self) -> int: ...
-    @property
-    def between_bytes_ns(self) -> int: ...
-    @property
-    def total_ns(self) -> int: ...
-    @property
-    def preserve_host(self) -> bool: ...
     @property
     def rewrite(self) -> Rewrite | None: ...
     @property
@@ -98,6 +109,7 @@ class Plan:
         redirects: Mapping[int, RoutePlan] | None = None,
         *,
         trusts_unix: bool = False,
+        make_destination: Callable[[RoutePlan, str], Destination] | None = None,
     ) -> None: ...
     @property
     def has_preflights(self) -> bool: ...

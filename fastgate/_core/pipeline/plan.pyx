@@ -1,7 +1,8 @@
 # cython: boundscheck=False
 """The frozen plan: what the request path reads instead of the config.
 
-WHAT     `RoutePlan` is everything one route needs at run time, `Plan` the router over all of them. `FixedResponse` and `Redirect`
+WHAT     `RoutePlan` is everything one route needs at run time, `Destination` what depends on the upstream it sends to, `Plan` the router
+         over all routes. `FixedResponse` and `Redirect`
          are the compiled gates behind `respond:` and `redirect:`.
 STATE    Immutable after freeze (fastgate/plan/freeze.py); replaced as a whole by one pointer swap. Counts live in shared memory.
 WHO      Built at freeze, read by the worker's loop.
@@ -24,7 +25,7 @@ from fastgate._core.http.urlpath cimport SECOND_PARAMETER, next_reading, read_as
 
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["FixedResponse", "Plan", "PluginFailed", "Redirect", "RoutePlan", "plugin_title"]
+__all__ = ["FixedResponse", "Destination", "Plan", "PluginFailed", "Redirect", "RoutePlan", "plugin_title"]
 
 
 # A route that names no methods takes what HTTP knows. TRACE it must name: its response shows what the gateway adds to a request.
@@ -32,36 +33,47 @@ cdef unsigned int ANY_METHOD = (1 << (M_OTHER + 1)) - 1 - (1 << M_TRACE) - (1 <<
 cdef tuple ANY_METHOD_NAMES = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
+cdef class Destination:
+    """A route's requests at one upstream, frozen: whatever is said of either and depends on both.
+
+    owned: names of fields that no client may say on the route; that of the deadline header is added here.
+    """
+
+    def __init__(self, upstream, timeouts, *, bint preserve_host=False, cache=None, owned=()):
+        self.upstream = upstream
+        self.cache = cache
+        self.timeouts = timeouts
+        self.connect_ns = timeouts.connect_ns
+        self.first_byte_ns = timeouts.first_byte_ns
+        self.between_bytes_ns = timeouts.between_bytes_ns
+        self.total_ns = timeouts.total_ns
+        self.deadline_header = timeouts.deadline_header.encode() if timeouts.deadline_header else None
+        names = set(owned)
+        if self.deadline_header is not None:
+            names.add(self.deadline_header.lower())
+        self.owned = tuple(sorted(names)) or None
+        self.preserve_host = preserve_host
+
+    def __repr__(self):
+        return f"Destination({self.upstream!r})"
+
+
 cdef class RoutePlan:
     """One route, frozen."""
 
-    def __init__(self, str name, *, Pipeline pipeline not None, Counters counters, int slot, source=None, upstream=None,
-                 cache=None, timeouts=None, max_body_bytes=0, request_buffering_bytes=0, preserve_host=False, rewrite=None, request_edits=None, response_edits=None,
-                 methods=(), header_tests=(), query_tests=(), answers_preflight=False, bint allow_encoded_slashes=False,
-                 owned=()):
+    def __init__(self, str name, *, Pipeline pipeline not None, Counters counters, int slot, source=None,
+                 Destination destination=None, max_body_bytes=0, request_buffering_bytes=0, rewrite=None, request_edits=None,
+                 response_edits=None, methods=(), header_tests=(), query_tests=(), answers_preflight=False,
+                 bint allow_encoded_slashes=False):
         self.name = name
         self.name_bytes = name.encode()
         self.name_json = json.dumps(name).encode()
         self.source = source
         self.services = ()
         self.pipeline = pipeline
-        self.cache = cache
-        self.upstream = upstream
-        self.timeouts = timeouts
+        self.destination = destination
         self.max_body_bytes = max_body_bytes
         self.request_buffering_bytes = request_buffering_bytes
-        if timeouts is not None:
-            self.first_byte_ns = timeouts.first_byte_ns
-            self.between_bytes_ns = timeouts.between_bytes_ns
-            self.total_ns = timeouts.total_ns
-            self.deadline_header = timeouts.deadline_header.encode() if timeouts.deadline_header else None
-        names = set(owned)
-        if request_edits is not None:
-            names.update(request_edits.owned)
-        if self.deadline_header is not None:
-            names.add(self.deadline_header.lower())
-        self.owned = tuple(sorted(names)) or None
-        self.preserve_host = preserve_host
         self.allow_encoded_slashes = allow_encoded_slashes
         self.rewrite = rewrite
         self.request_edits = request_edits
@@ -206,7 +218,7 @@ cdef class Plan:
     """All routes of a config, frozen."""
 
     def __init__(self, Router router not None, routes, upstreams, config, plugins, fresh, trusted, Counters counters, int slot,
-                 redirects=None, *, bint trusts_unix=False):
+                 redirects=None, *, bint trusts_unix=False, make_destination=None):
         self.router = router
         self.routes = list(routes)
         self.upstreams = dict(upstreams)
@@ -216,12 +228,28 @@ cdef class Plan:
         self.trusted = trusted
         self.redirects = dict(redirects or {})
         self.trusts_unix = trusts_unix
+        self.make_destination = make_destination
+        self.made_destinations = {}
         self.merge_slashes = config is None or config.server.merge_slashes
         self.named_methods = frozenset(name.encode() for route in self.routes for name in (<RoutePlan>route).method_names)
         self.has_preflights = any((<RoutePlan>route).answers_preflight for route in self.routes)
         if counters is not None:
             self._counters = counters
             self.unmatched = counters.route(slot, 0)
+
+    cdef Destination destination(self, RoutePlan route, str upstream):
+        """Where a request of the route goes that is sent to this upstream in place of the route's own; None if there is no such
+        upstream. As many as there are routes and upstreams, made when they are first needed."""
+        cdef tuple key
+        if not upstream in self.upstreams or self.make_destination is None:
+            return None
+        if route.destination is not None and route.destination.upstream is self.upstreams[upstream]:
+            return route.destination
+        key = (route, upstream)
+        found = self.made_destinations.get(key)
+        if found is None:
+            found = self.made_destinations[key] = self.make_destination(route, upstream)
+        return <Destination?>found
 
     cdef RoutePlan match(self, RequestContext ctx):
         """The route of a request, with its parameters set in ctx; None when there is none."""
