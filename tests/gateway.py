@@ -26,7 +26,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
+
+from tests import forkserver
 
 __all__ = ["Gateway", "cpu_ns", "descriptors", "private_bytes", "rss_bytes"]
 
@@ -58,11 +60,16 @@ class Gateway:
         environ: Mapping[str, str] | None = None,
         allow: str | None = None,
         check_descriptors: bool = True,
+        fork: bool = True,
     ) -> None:
+        """fork: begin after the imports of an interpreter that others have begun from (tests/forkserver.py);
+        False for what measures a process from its start.
+        """
         self._config = config
         self._workers = workers
         self._arguments = list(arguments)
         self._environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environ or {})}
+        self._forks = fork and "PYTHONPATH" not in (environ or {})
         self._allow = re.compile(allow) if allow else None
         self._check_descriptors = check_descriptors
         self._directory = tempfile.TemporaryDirectory(prefix="fastgate-")
@@ -112,25 +119,7 @@ class Gateway:
         ready_read, ready_write = os.pipe()
         self.started_ns = time.monotonic_ns()
         with (Path(self._directory.name) / "stderr").open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "fastgate",
-                    "run",
-                    "-c",
-                    str(self.path),
-                    "--ready-fd",
-                    str(ready_write),
-                    *self._arguments,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[ready_write],
-                env=self._environ,
-                cwd=self._directory.name,
-            )
+            self.process = self._begin(log, ready_write)
         os.close(ready_write)
         try:
             line = self._read_line(ready_read)
@@ -148,6 +137,26 @@ class Gateway:
         self.ready = json.loads(line)
         self.seen = {self.process.pid, *self.children()}
         self.settle()
+
+    def _begin(self, log: BinaryIO, ready: int) -> subprocess.Popen[bytes] | forkserver.Forked:
+        arguments = ["run", "-c", str(self.path), "--ready-fd", "{ready}", *self._arguments]
+        if self._forks:
+            return forkserver.start(
+                arguments,
+                environ=self._environ,
+                directory=self._directory.name,
+                output=log.fileno(),
+                ready=ready,
+            )
+        return subprocess.Popen(
+            [sys.executable, "-m", "fastgate", *(each.replace("{ready}", str(ready)) for each in arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[ready],
+            env=self._environ,
+            cwd=self._directory.name,
+        )
 
     def settle(self) -> None:
         """Takes what the workers hold now, besides connections, for what they may hold."""

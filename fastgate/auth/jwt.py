@@ -214,6 +214,10 @@ class JwtScheme(Scheme):
     def verify(self, ctx: RequestContext) -> Any:
         return self._verify(ctx, may_wait=True)
 
+    @property
+    def claims(self) -> tuple[str, ...]:
+        return (self._header,)
+
     def unclaimed(self, ctx: RequestContext) -> str | None:
         return "malformed" if self._text(ctx) is not None else None
 

@@ -129,6 +129,11 @@ class Scheme:
         """
         return self.credential_headers[0].lower().encode("latin-1") if self.credential_headers else None
 
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """Names of the fields that `unclaimed` looks at; it is asked when one of them is there."""
+        return self.credential_headers
+
     def unclaimed(self, ctx: RequestContext) -> str | None:
         """The outcome for a credential that stands where this scheme reads and that no scheme took; None when
         there is none. Asked when every scheme has said None.

@@ -150,6 +150,10 @@ class Signatures(Scheme):
             return None
         return REJECTED
 
+    @property
+    def claims(self) -> tuple[str, ...]:
+        return ("signature",)
+
     def unclaimed(self, ctx: RequestContext) -> str | None:
         alone = "signature" in ctx.headers and "signature-input" not in ctx.headers
         return "malformed" if alone else None

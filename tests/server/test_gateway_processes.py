@@ -142,7 +142,8 @@ def test_in_flight_is_answered_after_sigterm() -> None:
 
 
 def test_a_worker_keeps_little_for_itself_and_the_first_answer_comes_soon() -> None:
-    with Gateway({"routes": [{"path": "/", "respond": {"status": 200}}]}, workers=2) as gateway:
+    config = {"routes": [{"path": "/", "respond": {"status": 200}}]}
+    with Gateway(config, workers=2, fork=False) as gateway:
         assert all(private_bytes(pid) < 45_000_000 for pid in gateway.worker_pids())
 
 

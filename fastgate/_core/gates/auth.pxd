@@ -39,6 +39,7 @@ cdef class AuthGate(Plugin):
     cdef readonly tuple schemes
     cdef CredentialCache cache
     cdef Directory directory
+    cdef tuple claims               # (lower-case names of fields, scheme): who is asked about what nobody took
     cdef tuple places               # lower-case names of the fields that are a scheme's credential by themselves
     cdef int places_n
     cdef bytes alone                # by place: 1 where its name has other spellings, which are dropped

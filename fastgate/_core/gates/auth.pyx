@@ -285,6 +285,8 @@ cdef class AuthGate(Plugin):
         # Where only keys are looked for in Authorization, any other one is the upstream's business and not a second credential.
         takers = [scheme for scheme in self.schemes if "authorization" in [name.lower() for name in scheme.credential_headers]]
         self.key_prefix = b"bearer fg_" if takers and all(scheme.name == "api_key" for scheme in takers) else None
+        # A request that shows nothing is the usual one that is refused: it costs no call of a scheme.
+        self.claims = tuple([(tuple([name.lower().encode("latin-1") for name in scheme.claims]), scheme) for scheme in self.schemes])
         self.concealing = tuple(scheme for scheme in self.schemes if scheme.hide or scheme.credential_query is not None)
         # What only a scheme may say, no client ever says, in whatever spelling; and a credential has one spelling only.
         strips = {name.encode("latin-1"): False for scheme in self.schemes for name in scheme.strips}
@@ -480,11 +482,15 @@ cdef class AuthGate(Plugin):
 
     cdef Reason unclaimed(self, RequestContext ctx):
         """The row for a request that no scheme found a credential in: `missing`, unless one of them reads the place where one stands."""
-        for scheme in self.schemes:
-            outcome = scheme.unclaimed(ctx)
-            if outcome is not None:
-                scheme.count(outcome)
-                return <Reason?>self.reasons[outcome]
+        cdef bytes name
+        for names, scheme in self.claims:
+            for name in <tuple>names:
+                if ctx.headers.find_field(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)) != NULL:
+                    outcome = scheme.unclaimed(ctx)
+                    if outcome is not None:
+                        scheme.count(outcome)
+                        return <Reason?>self.reasons[outcome]
+                    break
         return self.missing
 
     cdef int relay(self, RequestContext ctx) except -1:
