@@ -20,7 +20,7 @@ PAGE = 1000
 
 
 class AdminCall(Protocol):
-    """Calls the admin API of the running gateway: the JSON it answers. Exits when nothing answers."""
+    """Calls the admin API of the running gateway and returns its JSON. Exits if it cannot be reached."""
 
     def __call__(
         self, method: str, target: str, config: str | None, address: str | None, body: Any = None
@@ -32,9 +32,9 @@ def add_commands(main: click.Group, admin: AdminCall, config_option: Callable[[A
 
     def shared(command: Any) -> Any:
         """The options of every command here."""
-        command = click.option(
-            "--json", "as_json", is_flag=True, help="Print JSON, with all there is to say."
-        )(command)
+        command = click.option("--json", "as_json", is_flag=True, help="Print JSON, with all details.")(
+            command
+        )
         command = click.option(
             "--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's."
         )(command)
@@ -69,7 +69,7 @@ def _add_passwords(main: click.Group) -> None:
     def hash_password() -> None:
         """Print the hash of a password, for `basic`.
 
-        The password is asked for, or read from stdin.
+        Prompts for the password, or reads it from stdin.
         """
         from fastgate.auth.passwords import hash_password as made
 
@@ -89,18 +89,16 @@ def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
 
     @keys.command()
     @click.argument("consumer")
-    @click.option("--name", help="What it is for, to recognise it by.")
+    @click.option("--name", help="Descriptive name.")
     @click.option("--tier", help="Tier of this key, instead of the consumer's.")
+    @click.option("--scope", "scopes", multiple=True, help="Scope, instead of the consumer's. Repeatable.")
+    @click.option("--role", "roles", multiple=True, help="Role, in addition to the consumer's. Repeatable.")
+    @click.option("--metadata", multiple=True, metavar="NAME=VALUE", help="Metadata. Repeatable.")
     @click.option(
-        "--scope", "scopes", multiple=True, help="Scope, instead of the consumer's. Repeat it for more."
+        "--limit", "limits", multiple=True, metavar="NAME=N", help="Limit: per_minute=60. Repeatable."
     )
-    @click.option("--role", "roles", multiple=True, help="Role, besides the consumer's. Repeat it for more.")
-    @click.option("--metadata", multiple=True, metavar="NAME=VALUE", help="Anything. Repeat it for more.")
-    @click.option(
-        "--limit", "limits", multiple=True, metavar="NAME=N", help="Limit: per_minute=60. Repeat it."
-    )
-    @click.option("--expires-in", metavar="TIME", help="Ends after this time: 90d.")
-    @click.option("--expires-at", metavar="TIME", help="Ends then: 2027-01-31T12:00:00Z.")
+    @click.option("--expires-in", metavar="TIME", help="Lifetime: 90d.")
+    @click.option("--expires-at", metavar="TIME", help="Expiry: 2027-01-31T12:00:00Z.")
     @shared
     def create(
         consumer: str,
@@ -116,7 +114,7 @@ def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
         admin: str | None,
         as_json: bool,
     ) -> None:
-        """Make a key for CONSUMER and print it. It is shown this one time: only its hash is kept.
+        """Create a key for CONSUMER and print it. It cannot be shown again: only its hash is stored.
 
         \b
         KEY=$(fastgate keys create acme --scope orders:read --expires-in 90d)
@@ -137,13 +135,13 @@ def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
         _tell_key(ask("POST", "/api/keys", config, admin, given), as_json)
 
     @keys.command(name="list")
-    @click.option("--consumer", help="Only those of this consumer.")
+    @click.option("--consumer", help="Only keys of this consumer.")
     @click.option("--state", type=click.Choice(["active", "rotating", "pending", "expired", "revoked"]))
     @shared
     def list_keys(
         consumer: str | None, state: str | None, config: str | None, admin: str | None, as_json: bool
     ) -> None:
-        """List keys, oldest first. The keys themselves are known to nobody but their owners."""
+        """List keys, oldest first. The secret keys themselves are not stored."""
         rows: list[dict[str, Any]] = []
         after = None
         while True:
@@ -168,28 +166,28 @@ def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
     @click.argument("key_id")
     @shared
     def show(key_id: str, config: str | None, admin: str | None, as_json: bool) -> None:
-        """Show what is known of a key."""
+        """Show the properties and the usage of a key."""
         _tell(ask("GET", f"/api/keys/{quote(key_id, safe='')}", config, admin), as_json)
 
     @keys.command()
     @click.argument("key_id")
-    @click.option("--overlap", metavar="TIME", help="How long the old key stays good. Default: 24h.")
+    @click.option("--overlap", metavar="TIME", help="Time for which the old key remains valid. Default: 24h.")
     @shared
     def rotate(
         key_id: str, overlap: str | None, config: str | None, admin: str | None, as_json: bool
     ) -> None:
-        """Make a new key in place of KEY_ID, which stays good for a while, and print the new one."""
+        """Replace KEY_ID by a new key and print it. The old key remains valid for a while."""
         body = {} if overlap is None else {"overlap": overlap}
         answer = ask("POST", f"/api/keys/{quote(key_id, safe='')}/rotate", config, admin, body)
         _tell_key(answer, as_json)
         if not as_json:
-            click.echo(f"{key_id} is good until {answer['old']['expires']}", err=True)
+            click.echo(f"{key_id} is valid until {answer['old']['expires']}", err=True)
 
     @keys.command()
     @click.argument("key_ids", nargs=-1, required=True, metavar="KEY_ID...")
     @shared
     def revoke(key_ids: tuple[str, ...], config: str | None, admin: str | None, as_json: bool) -> None:
-        """End keys. When this returns no request with them passes any more."""
+        """Revoke keys. They are rejected on every worker when the command returns."""
         rows = [ask("DELETE", f"/api/keys/{quote(key_id, safe='')}", config, admin) for key_id in key_ids]
         if as_json:
             click.echo(json.dumps(rows, indent=2))
@@ -201,18 +199,22 @@ def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
 def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
     @main.group()
     def consumers() -> None:
-        """Consumers: whom keys and tokens belong to."""
+        """Consumers: the owners of keys and tokens."""
 
     def properties(command: Any) -> Any:
         for option in (
-            click.option("--tier", help="Tier, which says the limits."),
-            click.option("--scope", "scopes", multiple=True, help="Scope. Repeat it for more."),
-            click.option("--role", "roles", multiple=True, help="Role. Repeat it for more."),
-            click.option("--metadata", multiple=True, metavar="NAME=VALUE", help="Anything. Repeat it."),
+            click.option("--tier", help="Tier, which sets the limits."),
+            click.option("--scope", "scopes", multiple=True, help="Scope. Repeatable."),
+            click.option("--role", "roles", multiple=True, help="Role. Repeatable."),
+            click.option("--metadata", multiple=True, metavar="NAME=VALUE", help="Metadata. Repeatable."),
             click.option(
-                "--limit", "limits", multiple=True, metavar="NAME=N", help="per_minute=600. Repeat it."
+                "--limit",
+                "limits",
+                multiple=True,
+                metavar="NAME=N",
+                help="As per_minute=600. Repeatable.",
             ),
-            click.option("--disabled/--enabled", default=None, help="Whether all of it is refused."),
+            click.option("--disabled/--enabled", default=None, help="Reject or accept requests of it."),
         ):
             command = option(command)
         return command
@@ -240,7 +242,7 @@ def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
     @properties
     @shared
     def create(name: str, config: str | None, admin: str | None, as_json: bool, **given: Any) -> None:
-        """Make a consumer."""
+        """Create a consumer."""
         _tell(ask("POST", "/api/consumers", config, admin, {"name": name, **body_of(**given)}), as_json)
 
     @consumers.command(name="set")
@@ -248,13 +250,13 @@ def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
     @properties
     @shared
     def change(name: str, config: str | None, admin: str | None, as_json: bool, **given: Any) -> None:
-        """Change a consumer; what is not given stays. In force everywhere when this returns."""
+        """Change the given properties. They are in effect on every worker when the command returns."""
         _tell(ask("PATCH", f"/api/consumers/{quote(name)}", config, admin, body_of(**given)), as_json)
 
     @consumers.command(name="list")
     @shared
     def list_consumers(config: str | None, admin: str | None, as_json: bool) -> None:
-        """List the consumers of the config file and those made at run time."""
+        """List the consumers of the config file and those created at run time."""
         rows: list[dict[str, Any]] = []
         after = None
         while True:
@@ -272,15 +274,15 @@ def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
     @click.argument("name")
     @shared
     def show(name: str, config: str | None, admin: str | None, as_json: bool) -> None:
-        """Show a consumer as it is in force."""
+        """Show the properties of a consumer in effect."""
         _tell(ask("GET", f"/api/consumers/{quote(name)}", config, admin), as_json)
 
     @consumers.command()
     @click.argument("name")
-    @click.option("--revoke-keys", is_flag=True, help="End its keys, too. Without this it must have none.")
+    @click.option("--revoke-keys", is_flag=True, help="Revoke its keys too. Without this it must have none.")
     @shared
     def remove(name: str, revoke_keys: bool, config: str | None, admin: str | None, as_json: bool) -> None:
-        """Remove a consumer that was made at run time."""
+        """Remove a consumer that was created at run time."""
         answer = ask(
             "DELETE",
             f"/api/consumers/{quote(name)}",
@@ -290,7 +292,7 @@ def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
         )
         told = f"removed {answer['removed']}"
         if answer.get("source") == "config":
-            told = f"{answer['removed']} is again as the config says"
+            told = f"{answer['removed']} has the values of the config again"
         click.echo(json.dumps(answer, indent=2) if as_json else told)
 
 
@@ -300,10 +302,10 @@ def _add_cache(main: click.Group, shared: Shared, ask: Ask) -> None:
 
     @cache.command(name="purge")
     @click.argument("urls", nargs=-1, metavar="[URL]...")
-    @click.option("--tag", "tags", multiple=True, help="What carries this tag. Repeat it for more.")
-    @click.option("--pattern", "patterns", multiple=True, help="What this glob matches: '/products/*'.")
-    @click.option("--prefix", "prefixes", multiple=True, help="URLs that begin so.")
-    @click.option("--key", "keys", multiple=True, help="This key of the cache, no other variant.")
+    @click.option("--tag", "tags", multiple=True, help="Responses with this tag. Repeatable.")
+    @click.option("--pattern", "patterns", multiple=True, help="URLs that match this glob: '/products/*'.")
+    @click.option("--prefix", "prefixes", multiple=True, help="URLs with this prefix.")
+    @click.option("--key", "keys", multiple=True, help="One cache key, without other variants.")
     @click.option("--all", "everything", is_flag=True, help="Everything.")
     @shared
     def purge(
@@ -317,7 +319,7 @@ def _add_cache(main: click.Group, shared: Shared, ask: Ask) -> None:
         admin: str | None,
         as_json: bool,
     ) -> None:
-        """Purge cached answers. When this returns no worker gives them out any more.
+        """Purge cached responses. No worker serves them when the command returns.
 
         \b
         fastgate cache purge https://shop.example/products/7
@@ -346,16 +348,16 @@ def _add_cache(main: click.Group, shared: Shared, ask: Ask) -> None:
             return
         click.echo("purged")
         for tier, late in (
-            ("disk", "the disk has not carried it out yet"),
-            ("redis", "Redis is not told yet"),
+            ("disk", "the disk tier has not applied it yet"),
+            ("redis", "Redis has not confirmed it yet"),
         ):
             if answer.get(tier) is False:
-                click.echo(f"{late}: it is in force here, and follows", err=True)
+                click.echo(f"{late}: it is in effect on this machine, and will complete", err=True)
 
     @cache.command(name="stats")
     @shared
     def stats(config: str | None, admin: str | None, as_json: bool) -> None:
-        """Show hits and misses by route, and what the tiers hold and did."""
+        """Show hits and misses by route, and statistics of the tiers."""
         answer = ask("GET", "/api/cache", config, admin)
         if as_json:
             click.echo(json.dumps(answer, indent=2))
@@ -406,7 +408,7 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         admin: str | None,
         as_json: bool,
     ) -> None:
-        """Show what a client may, what is left of it, and what it used."""
+        """Show the limits of a client, the remaining amounts and its usage."""
         answer = ask("GET", "/api/limits", config, admin, consumer=consumer, key=key, ip=ip)
         if as_json:
             click.echo(json.dumps(answer, indent=2))
@@ -428,7 +430,7 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         if rows:
             _table(rows, ("rule", "limit", "allowed", "left", "new_in_s", "requests", "cost"))
         else:
-            click.echo("no limits: neither a route, nor the tier, nor the client itself has any")
+            click.echo("no limits apply: none by route, tier or client")
 
     @limits.command()
     @client
@@ -441,7 +443,7 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         admin: str | None,
         as_json: bool,
     ) -> None:
-        """Forget what a client used: it begins with full limits."""
+        """Reset the usage of a client to zero."""
         answer = ask("POST", "/api/limits/reset", config, admin, consumer=consumer, key=key, ip=ip)
         count = answer["reset"]
         click.echo(
@@ -455,7 +457,7 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
     def change(
         consumer: str, amounts: tuple[str, ...], config: str | None, admin: str | None, as_json: bool
     ) -> None:
-        """Give CONSUMER limits of its own, in place of its tier's one by one; without any its tier counts.
+        """Override single limits of the tier for CONSUMER. Without NAME=N, remove the overrides.
 
         \b
         fastgate limits set acme per_minute=600 burst=50
@@ -469,7 +471,9 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
 
     @limits.command()
     @client
-    @click.option("--for", "span", default="1h", show_default=True, metavar="TIME", help="How long.")
+    @click.option(
+        "--for", "span", default="1h", show_default=True, metavar="TIME", help="Duration of the ban."
+    )
     @shared
     def ban(
         consumer: str | None,
@@ -480,7 +484,7 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         admin: str | None,
         as_json: bool,
     ) -> None:
-        """Ban a client on every route with a `penalty` by the same."""
+        """Ban a client on every route whose `penalty` uses the same key."""
         answer = ask(
             "POST", "/api/limits/ban", config, admin, {"for": span}, consumer=consumer, key=key, ip=ip
         )
@@ -497,20 +501,20 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         admin: str | None,
         as_json: bool,
     ) -> None:
-        """End the ban of a client."""
+        """Lift the ban of a client."""
         _tell(ask("POST", "/api/limits/pardon", config, admin, consumer=consumer, key=key, ip=ip), as_json)
 
 
 def _add_secrets(main: click.Group, shared: Shared, ask: Ask) -> None:
     @main.group()
     def secrets() -> None:
-        """Secrets that the gateway keeps sealed, for upstream credentials."""
+        """Encrypted secrets in the store, for upstream credentials."""
 
     @secrets.command(name="set")
     @click.argument("name")
     @shared
     def put(name: str, config: str | None, admin: str | None, as_json: bool) -> None:
-        """Store a secret. It is read from stdin, so that it is in no history and no process list.
+        """Store a secret, read from stdin so that it appears in no shell history or process list.
 
         \b
         fastgate secrets set openai < key.txt
@@ -524,7 +528,7 @@ def _add_secrets(main: click.Group, shared: Shared, ask: Ask) -> None:
     @secrets.command(name="list")
     @shared
     def list_secrets(config: str | None, admin: str | None, as_json: bool) -> None:
-        """List the names of the secrets. There is no way to read one."""
+        """List the names of the secrets. The values cannot be read."""
         rows = ask("GET", "/api/secrets", config, admin)["secrets"]
         if as_json:
             click.echo(json.dumps(rows, indent=2))
@@ -551,7 +555,7 @@ def _pairs(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _amounts(given: tuple[str, ...]) -> dict[str, float | None]:
-    """Limits by name; `none` takes one away."""
+    """Limits by name; `none` removes one."""
     amounts: dict[str, float | None] = {}
     for name, text in _pairs(given).items():
         if text in ("none", "null"):
@@ -571,7 +575,7 @@ def _tell_key(answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
-    click.echo(f"{answer['key_id']} of {answer['consumer']}; the key is shown only now:", err=True)
+    click.echo(f"{answer['key_id']} of {answer['consumer']}; the key cannot be shown again:", err=True)
     click.echo(answer["api_key"])
 
 
@@ -595,7 +599,7 @@ def _cell(value: Any) -> str:
 
 
 def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Columns as wide as what is in them; for people on a terminal and for `grep`."""
+    """Columns sized to their contents, for terminals and for `grep`."""
     if not rows:
         click.echo("none", err=True)
         return

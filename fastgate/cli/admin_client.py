@@ -1,4 +1,4 @@
-"""A client of the running gateway's admin API, for the command line: one call, one JSON answer.
+"""A client of the running gateway's admin API, for the command line: one call, one JSON response.
 
 Over TCP or a Unix socket, without TLS: the admin listener is on this host or behind a tunnel.
 """
@@ -16,7 +16,7 @@ __all__ = ["AdminClient", "AdminUnreachable"]
 
 
 class AdminUnreachable(Exception):
-    """Nothing that speaks the admin API answers at the address; the text says what happened."""
+    """No admin API can be reached at the address; the text is the cause."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -39,7 +39,7 @@ class AdminClient:
         self._timeout_s = timeout_s
 
     def call(self, method: str, target: str, body: Any = None) -> tuple[int, dict[str, Any]]:
-        """The status and the JSON object of the answer. AdminUnreachable when there is none. `body` is sent
+        """The status and the JSON object of the response. AdminUnreachable without one. `body` is sent
         as JSON.
         """
         connection: http.client.HTTPConnection
@@ -61,7 +61,7 @@ class AdminClient:
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise AdminUnreachable(
-                f"no answer from the admin API at {self._address}: {str(cause).lower()}"
+                f"no response from the admin API at {self._address}: {str(cause).lower()}"
             ) from error
         finally:
             connection.close()
@@ -71,6 +71,6 @@ class AdminClient:
             answer = None
         if not isinstance(answer, dict):
             raise AdminUnreachable(
-                f"what answers at {self._address} is not the admin API (status {response.status})"
+                f"the server at {self._address} is not the admin API (status {response.status})"
             )
         return response.status, answer

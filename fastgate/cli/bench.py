@@ -1,10 +1,10 @@
-"""A small load check of one URL: `fastgate bench URL`.
+"""A small load test of one URL: `fastgate bench URL`.
 
-Owns the client side of it: keep-alive connections in one event loop, each with one request in flight.
-Without a rate every connection sends its next request when the last answer is in (closed loop: it finds the
-throughput, and hides queueing). With a rate requests are due at fixed moments, and latency counts from the
-moment a request was due, so that a stall is not left out (coordinated omission, after Gil Tene's wrk2). It
-is one Python process: good for up to some 20 000 requests a second; the benchmarks use wrk and h2load.
+Owns the client side: keep-alive connections in one event loop, each with one request in flight. Without a
+rate, every connection sends its next request when the previous response is complete (closed loop: it
+measures throughput and hides queueing). With a rate, requests are due at fixed times, and latency counts
+from that time, so that stalls are included (coordinated omission, after Gil Tene's wrk2). It is one Python
+process and reaches about 20 000 requests per second; the benchmarks use wrk and h2load.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Load", "Report", "main", "report_table", "run"]
 QUANTILES = (0.5, 0.75, 0.9, 0.99, 0.999, 1.0)
 # Before a connection that was refused is tried again: a dead server must not become a busy loop.
 RETRY_S = 0.1
-END_S = 1.0  # for connections under way when the time is over
+END_S = 1.0  # for requests in flight when the time is over
 SAMPLES = 5_000_000  # latencies kept exactly; 40 MB, more than this client sends in two minutes
 
 
@@ -47,7 +47,7 @@ class Load:
 
 @dataclass
 class Report:
-    """What came of it. Latencies are in nanoseconds, sorted."""
+    """The results. Latencies are in nanoseconds, sorted."""
 
     load: Load
     elapsed_s: float = 0.0
@@ -58,12 +58,12 @@ class Report:
 
     @property
     def requests(self) -> int:
-        """Answers that came in whole, of any status."""
+        """Complete responses of any status."""
         return sum(self.statuses.values())
 
     @property
     def failed(self) -> int:
-        """Requests without a whole response, and responses of 400 and above."""
+        """Requests without a complete response, and responses of 400 and above."""
         return sum(self.errors.values()) + sum(n for status, n in self.statuses.items() if status >= 400)
 
     def by_class(self) -> dict[str, int]:
@@ -74,14 +74,14 @@ class Report:
         return dict(sorted(classes.items()))
 
     def quantile_ns(self, q: float) -> int:
-        """The latency that a share q of the answers did not exceed; 0 without any."""
+        """The latency that a share q of the responses did not exceed; 0 without any."""
         if not self.latencies_ns:
             return 0
         return self.latencies_ns[min(len(self.latencies_ns) - 1, int(q * len(self.latencies_ns)))]
 
 
 def run(load: Load) -> Report:
-    """Sends the load from an event loop of its own. ValueError says what is wrong with the URL."""
+    """Sends the load from an event loop of its own. ValueError describes a fault in the URL."""
     target = urlsplit(load.url if "//" in load.url else f"http://{load.url}")
     if target.scheme not in ("http", "https") or not target.hostname:
         raise ValueError(f"{load.url}: expected http://host[:port]/path or https://…")
@@ -252,16 +252,15 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.run.report.bytes_received += len(data)
         if self.parser is None:
-            self.fail("bytes nobody asked for")
+            self.fail("unexpected bytes")
             return
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
-            self.fail("malformed answer")
+            self.fail("malformed response")
 
     def on_headers_complete(self) -> None:
-        # The parser cannot know that this answer has no body; what it says about the next bytes is not asked
-        # for.
+        # The parser cannot know that this response has no body; its verdict on the next bytes is not used.
         if (
             self.run.load.method == "HEAD"
             and self.parser is not None
@@ -285,7 +284,7 @@ class _Connection(asyncio.Protocol):
             report.latencies_ns.append(time.monotonic_ns() - self.begun_ns)
         self.begun_ns = 0
         if parser.should_keep_alive():
-            # Not from within the parser's callback: the next answer has a parser of its own.
+            # Not from within the parser's callback: the next response has its own parser.
             asyncio.get_running_loop().call_soon(self.run.ready, self)
         else:
             self.transport.close()

@@ -5,11 +5,11 @@ packaged demo.yaml, which takes the services' addresses from its environment. Th
 build on: it reads HTTP/1.1 as the gateway writes it and nothing else.
 
     echo       JSON of what arrived, with the name of the instance (two of them)
-    slow       answers after ?s= seconds
-    flaky      every third answer is 503, every fifth request is cut without an answer
+    slow       responds after ?s= seconds
+    flaky      every third response is 503, every fifth request is cut off without a response
     stream     ?mb= megabytes
     events     ?count= server-sent events, one every ?every= seconds
-    ws         a WebSocket that sends back what it gets
+    ws         a WebSocket that echoes
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["CONFIG", "Services", "commands", "run"]
 
 CONFIG = Path(__file__).with_name("demo.yaml")
 
-MAX_BODY_BYTES = 8 << 20  # an echo larger than this tells nothing new
+MAX_BODY_BYTES = 8 << 20  # a larger echo shows nothing new
 MAX_FRAME_BYTES = 1 << 20
 BLOCK = bytes(64 << 10)
 
@@ -119,7 +119,7 @@ class Services:
                     break
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
-            pass  # the peer is gone or does not speak what the gateway speaks; closing is the whole answer
+            pass  # the peer is gone or sends something else than HTTP/1.1: close the connection
         except asyncio.CancelledError:
             writer.transport.abort()
         finally:
@@ -143,7 +143,7 @@ class Services:
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Request | None:
-    """The next request with its body; None when the peer closed between two."""
+    """The next request with its body; None if the peer closed the connection before it."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
@@ -277,18 +277,18 @@ def _frame_length(length: int) -> bytes:
 
 
 def commands(listen: str, admin: str | None) -> list[tuple[str, str]]:
-    """Five commands to try on a demo that listens there, each with what it shows."""
+    """Five commands to try on a demo at this address, each with its purpose."""
     url = f"http://{listen}"
     return [
-        (f"""curl -s {url}/echo/hello -d '{{"name": "you"}}'""", "what the service behind the gateway sees"),
-        (f"curl -sN '{url}/events?count=5'", "server-sent events, relayed as they come"),
+        (f"""curl -s {url}/echo/hello -d '{{"name": "you"}}'""", "the request as the upstream receives it"),
+        (f"curl -sN '{url}/events?count=5'", "server-sent events, streamed"),
         (f"curl -si '{url}/slow?s=5'", "the route allows 3 s: 504 with a reason"),
-        (f"curl -s '{url}/stream?mb=500' | wc -c", "half a gigabyte, never held in memory"),
+        (f"curl -s '{url}/stream?mb=500' | wc -c", "half a gigabyte, streamed with constant memory"),
         (
             f"curl -s http://{admin}/metrics | grep fastgate_requests_total"
             if admin
             else f"curl -s {url}/orders/7",
-            "counted, over all workers" if admin else "a path and a header changed on the way",
+            "metrics of all workers" if admin else "a rewritten path and an added header",
         ),
     ]
 
@@ -328,14 +328,16 @@ def _pass_on(gateway: asyncio.subprocess.Process, number: int) -> None:
 
 def _greet(ready: dict[str, Any]) -> None:
     listen, admin = ready["listen"][0], ready.get("admin")
-    print(f"\nfastgate listens on http://{listen}, in front of its demo services. Try in another terminal:\n")
+    print(
+        f"\nfastgate listens on http://{listen}, in front of its demo services. Try these in another terminal:\n"
+    )
     for command, shows in commands(listen, admin):
         print(f"  # {shows}\n  {command}\n")
-    print("Ctrl-C ends it.", flush=True)
+    print("Press Ctrl-C to stop.", flush=True)
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the demo until a signal ends it, and gives the gateway's exit status. `arguments` go to
+    """Runs the demo until a signal ends it, and returns the gateway's exit status. `arguments` go to
     `fastgate run`.
     """
     return asyncio.run(_demo(arguments))

@@ -1,12 +1,12 @@
-"""`fastgate explain`: what the gateway would do with one request, without sending anything.
+"""`fastgate explain`: how the gateway would handle one request, without sending it.
 
-The request is fed, as bytes, to the real data plane over a transport that goes nowhere, so parsing, refusals,
-normalisation and matching are the very ones that serve traffic. In the place of all plugins stands one that
-notes the route and the bytes its target would get, and answers at once: nothing goes upstream, and no
-plugin's code runs. The candidates that lost are asked for afterwards, with the reason of each.
+The request is passed, as bytes, to the real data plane over a transport without a peer, so parsing, refusals,
+normalization and matching are those that serve traffic. All plugins are replaced by one that records the
+route and the bytes for its target, and responds at once: nothing goes upstream, and no plugin code runs. The
+other candidates are collected afterwards, each with the reason why it lost.
 
-With the memory of a running gateway the gates decide by its keys, limits and policies. That memory must be a
-private copy (`HostMemory.isolate`), for the gates take tokens from limits as for any request.
+With the memory of a running gateway, the gates use its keys, limits and policies. That memory must be a
+private copy (`HostMemory.isolate`), because the gates take tokens from limits as for any request.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _KINDS = {"literal": "literal", "params": "parameters", "regex": "regular expres
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A route whose host and path fit. `refused` says why it does not take the request, "" when it would."""
+    """A route whose host and path match. `refused` is why it does not accept the request, or ""."""
 
     route: str
     pattern: str
@@ -50,7 +50,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """What happens to a request: its route, or its refusal (`status` and `answer`) when there is none."""
+    """The handling of a request: its route, or its refusal (`status` and `answer`) without one."""
 
     request: str
     host: str
@@ -67,18 +67,18 @@ class Explanation(msgspec.Struct, frozen=True):
     head: str = ""
     status: int = 0
     answer: str = ""
-    refused: str = ""  # the reason, when a gate of the route refuses
-    decisions: tuple[str, ...] = ()  # what policies said of it
-    guards: dict[str, str] = {}  # what the route asks for and keeps
+    refused: str = ""  # the reason, if a gate of the route refuses
+    decisions: tuple[str, ...] = ()  # the decisions of policies
+    guards: dict[str, str] = {}  # what the route requires and stores
     identity: str = ""  # the consumer, by which method and key
     rate_limit: dict[str, str] = {}  # the RateLimit fields of the response
-    nearest: str = ""  # without a route: the one that comes closest
+    nearest: str = ""  # without a route: the nearest one
     difference: str = ""  # and why it does not match
-    source: str = "config"  # `gateway`: asked of the running one
+    source: str = "config"  # `gateway`: from the running one
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Explanation:
-        """What the admin API of the running gateway answered."""
+        """From the response of the admin API of the running gateway."""
         return msgspec.convert(answer, cls)
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 class Recorder(Plugin):
-    """Notes the request it sees and answers it."""
+    """Records the request and responds to it."""
 
     Config = None
 
@@ -127,7 +127,7 @@ class Recorder(Plugin):
 
 
 def _identity(ctx: RequestContext) -> str:
-    """Who authentication says the request is from, in words."""
+    """The authenticated identity, in words."""
     found = ctx.identity
     if found is None:
         return ""
@@ -176,10 +176,10 @@ def explain_request(
     client: str = "127.0.0.1",
     memory: HostMemory | None = None,
 ) -> Explanation:
-    """What happens to this request. `url` is absolute or a path; Host comes from it, or else from `fields`.
-    `memory` is a private copy of a running gateway's; without it there are no keys, and every limit is fresh.
+    """The handling of this request. `url` is absolute or a path; Host comes from it, or from `fields`.
+    `memory` is a private copy of a running gateway's; without it there are no keys, and every limit is full.
 
-    ValueError says what is wrong with the URL or a field.
+    ValueError describes a fault in the URL or a field.
     """
     live = memory is not None
     scheme, authority, target = _address(url, fields)
@@ -200,12 +200,12 @@ def explain_request(
         plain = [listener.redirect for listener in config.listen if listener.tls is None]
         redirect = (
             min(plain) if plain and scheme == "http" else 0
-        )  # the listener that does not, if there is one
+        )  # a listener without a redirect, if there is one
         connection = plane.connection(ListenerConfig(address="127.0.0.1:0", tls=tls, redirect=redirect))
         connection.connection_made(transport)
         connection.data_received(data)
         waits = bool(asyncio.all_tasks(loop))
-        if waits:  # something has to be awaited, and nobody is asked from here
+        if waits:  # a step would have to await, and explain sends nothing
             connection.connection_lost(None)
             loop.run_until_complete(asyncio.sleep(0))
         plane.close()
@@ -214,7 +214,7 @@ def explain_request(
         candidates = plan.router.candidates(host, path)
         if waits:
             recorder.refused = ""
-            recorder.decisions.append("waits for what must be asked or computed (auth, or a plugin)")
+            recorder.decisions.append("waits for an asynchronous step (auth, or a plugin)")
         why = REASONS.get(recorder.refused)
         if not live and why is not None and (why.status == 401 or why.label == "forbidden"):
             recorder.decisions.append(
@@ -276,7 +276,7 @@ def explain_request(
 
 
 def _rate_limit(written: bytes) -> dict[str, str]:
-    """The fields of a response that tell what is left of limits."""
+    """The response fields about limits."""
     head = written.partition(b"\r\n\r\n")[0].decode("latin-1")
     fields = [line.partition(": ") for line in head.split("\r\n")[1:]]
     return {
@@ -291,7 +291,7 @@ MOST_COMPARED = 5000
 
 
 def _nearest(config: Config, router: Any, host: str, path: str) -> tuple[str, str]:
-    """The enabled route that comes closest to a host and path, and what differs. ("", "") without routes."""
+    """The enabled route nearest to a host and path, and the difference. ("", "") without routes."""
     best: tuple[float, str, str] = (-1.0, "", "")
     compared = 0
     for route in config.each_route():
@@ -322,7 +322,7 @@ def _host_fits(pattern: str, host: str) -> bool:
 
 
 def _path_difference(pattern: str, path: str) -> tuple[float, str]:
-    """How like a path is to a pattern, 0 to 1.9, and in which respect it is not."""
+    """Similarity of a path and a pattern, 0 to 1.9, and the difference."""
     if pattern.startswith("~"):
         return 0.1, f"path {path} does not match the regular expression {pattern[1:]}"
     stem = pattern.removesuffix("/*").removesuffix("*")
@@ -348,7 +348,7 @@ def _path_difference(pattern: str, path: str) -> tuple[float, str]:
 
 
 def _guards(route: RouteConfig) -> dict[str, str]:
-    """What of the route decides who may come, how often, and what is kept; by the key that says it."""
+    """The settings of the route for access, limits and cache, by key."""
     guards = {}
     if route.auth is not None:
         guards["auth"] = ", then ".join(route.auth.schemes)
@@ -360,7 +360,7 @@ def _guards(route: RouteConfig) -> dict[str, str]:
 
 
 def _bare(config: Config, routes: Mapping[str, RouteConfig]) -> Config:
-    """The config with the recorder in the place of all plugins, and without a log and a cache."""
+    """The config with the recorder instead of all plugins, and without log and cache."""
     return msgspec.structs.replace(
         config,
         plugins=(PluginUse(use=f"{__name__}:Recorder"),),
@@ -422,7 +422,7 @@ def _why(route: Route) -> str:
 
 
 def _refusal(route: RouteConfig, method: str, target: str, fields: Sequence[tuple[str, str]]) -> str:
-    """Why this route does not take the request, though its host and path fit."""
+    """Why this route does not accept the request, although its host and path match."""
     takes = (*route.methods, *(("HEAD",) if "GET" in route.methods else ()))
     if takes and method not in takes:
         return f"method {method} is not one of {', '.join(takes)}"
@@ -491,7 +491,7 @@ def _answer(written: bytes) -> tuple[int, str]:
 
 
 def print_explanation(explanation: Explanation, console: Console | None = None) -> None:
-    """The explanation for people."""
+    """Prints the explanation for a terminal."""
     console = console or Console(highlight=False, soft_wrap=True)
 
     def say(label: str, text: str) -> None:

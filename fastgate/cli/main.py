@@ -1,7 +1,7 @@
-"""The command line. Each command imports what it needs when it runs, so that `fastgate --help` is quick.
+"""The command line. Each command imports its modules when it runs, so that `fastgate --help` is fast.
 
-Exit status, everywhere: 0 good · 1 no (a config with errors, a refused reload, no route matches, failed
-requests) · 2 used wrongly (unknown option, no config found) · 3 the admin API does not answer. Results go to
+Exit status: 0 success · 1 failure (a config with errors, a refused reload, no matching route, failed
+requests) · 2 usage error (unknown option, no config found) · 3 the admin API cannot be reached. Results go to
 stdout, messages and errors to stderr.
 """
 
@@ -39,8 +39,7 @@ _config_option = click.option(
     "config",
     metavar="FILE",
     help=(
-        "Config file (YAML, TOML or JSON). Default: $FASTGATE_CONFIG, else ./gateway.yaml, .yml, .toml or "
-        ".json."
+        "Config file (YAML, TOML or JSON). Default: $FASTGATE_CONFIG or ./gateway.yaml, .yml, .toml or .json."
     ),
 )
 
@@ -59,7 +58,7 @@ def main() -> None:
 @click.option(
     "--listen",
     metavar="ADDRESS",
-    help="Listen here instead of where the config says: host:port or unix:/path.",
+    help="Listen address, host:port or unix:/path. Default: `listen` of the config.",
 )
 @click.option("--workers", metavar="N", help="Number of worker processes, or auto.")
 @click.option("--admin-listen", metavar="ADDRESS", help="Address of the admin API, or off.")
@@ -67,14 +66,14 @@ def main() -> None:
     "--ready-fd",
     type=int,
     metavar="N",
-    help="Write one JSON line with the bound addresses to this descriptor when ready.",
+    help="When ready, write one JSON line with the bound addresses to this file descriptor.",
 )
 @click.option(
     "--dev",
     is_flag=True,
     help=(
-        "For development: reload when the config file or a plugin's code changes, and search the config's "
-        "folder for plugins."
+        "Development mode: reload when the config file or a plugin changes, and load plugins from the "
+        "directory of the config."
     ),
 )
 def run(
@@ -85,7 +84,7 @@ def run(
     ready_fd: int | None,
     dev: bool,
 ) -> None:
-    """Serve traffic until SIGTERM or SIGINT; SIGHUP reloads the config, SIGUSR1 reopens log files."""
+    """Serve traffic until SIGTERM or SIGINT. SIGHUP reloads the config, SIGUSR1 reopens log files."""
     path = find_config(config)
     given = {"listen": listen, "workers": workers, "admin.listen": admin_listen}
     overrides = {place: value for place, value in given.items() if value is not None}
@@ -96,11 +95,11 @@ def run(
 @click.argument("file", required=False)
 @_config_option
 @click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to print the errors."
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", help="Output format of errors."
 )
-@click.option("--dev", is_flag=True, help="Search the config's folder for plugins, as `run --dev` does.")
+@click.option("--dev", is_flag=True, help="Load plugins from the config's directory, as `run --dev` does.")
 def check(file: str | None, config: str | None, form: str, dev: bool) -> None:
-    """Check a config: exit 0 when it is good, else 1 with every error."""
+    """Validate a config. Exit 0 if it is valid, otherwise print every error and exit 1."""
     path = find_config(file or config)
     if dev:
         sys.path.insert(0, str(path.resolve().parent))
@@ -134,8 +133,8 @@ def check(file: str | None, config: str | None, form: str, dev: bool) -> None:
 @click.option(
     "-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header field of the request."
 )
-@click.option("--client", default="127.0.0.1", metavar="IP", help="Address the request comes from.")
-@click.option("--offline", is_flag=True, help="By the config file alone: without keys, counts and policies.")
+@click.option("--client", default="127.0.0.1", metavar="IP", help="Source address of the request.")
+@click.option("--offline", is_flag=True, help="Use the config file only: no keys, counts, run-time policies.")
 @click.option("--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(
@@ -148,10 +147,10 @@ def explain(
     admin: str | None,
     as_json: bool,
 ) -> None:
-    """Show which route a request takes and why, without sending anything.
+    """Show which route a request takes and why, without sending it.
 
-    The running gateway is asked, with its keys, limits and policies; nothing is counted. When none runs, or
-    with --offline, the config file alone decides.
+    The running gateway evaluates the request with its keys, limits and policies; nothing is counted. If no
+    gateway runs, or with --offline, only the config file is used.
 
     \b
     fastgate explain GET https://api.example.com/orders/7
@@ -185,7 +184,7 @@ def explain(
 
 
 @main.command()
-@click.option("--compact", is_flag=True, help="On one line.")
+@click.option("--compact", is_flag=True, help="Print on one line.")
 def schema(compact: bool) -> None:
     """Print the JSON Schema of the config file, for editors.
 
@@ -207,7 +206,7 @@ def schema(compact: bool) -> None:
 def demo(arguments: tuple[str, ...]) -> None:
     """Start a gateway in front of small demo services, and print five commands to try.
 
-    ARGUMENTS go to `fastgate run`, for instance --listen 127.0.0.1:8000.
+    ARGUMENTS are passed to `fastgate run`, for example --listen 127.0.0.1:8000.
     """
     from fastgate.cli.demo import run as run_demo
 
@@ -217,10 +216,10 @@ def demo(arguments: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("url")
 @click.option(
-    "-c", "--connections", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Open at once."
+    "-c", "--connections", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Connections."
 )
 @click.option(
-    "-d", "--duration", default="5s", show_default=True, metavar="TIME", help="How long to send, such as 10s."
+    "-d", "--duration", default="5s", show_default=True, metavar="TIME", help="Duration, for example 10s."
 )
 @click.option(
     "-r",
@@ -228,17 +227,17 @@ def demo(arguments: tuple[str, ...]) -> None:
     type=click.FloatRange(0),
     default=0.0,
     metavar="N",
-    help="Requests a second. Default: as many as go.",
+    help="Requests per second. Default: unlimited.",
 )
 @click.option("-X", "--method", default="GET", show_default=True, help="Method.")
 @click.option(
     "-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header field of the requests."
 )
-@click.option("--data", default="", help="Body of the requests; @file takes it from a file.")
+@click.option("--data", default="", help="Body of the requests; @FILE reads it from a file.")
 def bench(
     url: str, connections: int, duration: str, rate: float, method: str, headers: tuple[str, ...], data: str
 ) -> None:
-    """A small load check of URL, with a latency table. Exit 1 when requests failed."""
+    """Run a small load test on URL and print a latency table. Exit 1 if requests failed."""
     from rich.console import Console
 
     from fastgate.cli.bench import Load
@@ -273,14 +272,14 @@ def bench(
 @main.command()
 @_config_option
 @click.option("--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one line for each look.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one line per refresh.")
 @click.option(
     "--watch",
     type=click.FloatRange(0.2, 3600),
     is_flag=False,
     flag_value=2.0,
     metavar="[SECONDS]",
-    help="Show it again and again, every 2 seconds unless given, until Ctrl-C.",
+    help="Refresh until Ctrl-C. Default: every 2 seconds.",
 )
 def status(config: str | None, admin: str | None, as_json: bool, watch: float | None) -> None:
     """Show the running gateway: requests, rate, latency, workers, config version."""
@@ -297,14 +296,14 @@ def status(config: str | None, admin: str | None, as_json: bool, watch: float | 
 @_config_option
 @click.option("--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's.")
 def reload(config: str | None, admin: str | None) -> None:
-    """Take up the changed config file. Exit 1 when it is refused; the old one then stays in use."""
+    """Apply the changed config file. Exit 1 if it is refused; the previous config then stays in effect."""
     answer = _admin("POST", "/api/gateway/reload", config, admin)
     errors = answer.get("errors") or answer.get("problems") or []
     for error in errors:
         click.echo(error.get("text", json.dumps(error)) if isinstance(error, dict) else str(error), err=True)
     if errors or answer.get("error"):
         why = _count(len(errors), "error") if errors else answer["error"]
-        click.echo(f"not reloaded: {why}; the old config stays", err=True)
+        click.echo(f"not reloaded: {why}; the previous config stays in effect", err=True)
         sys.exit(EXIT_NO)
     click.echo(
         " ".join(["reloaded", *(f"{key}={value}" for key, value in answer.items() if _is_short(value))])
@@ -319,9 +318,9 @@ def cache() -> None:
 @cache.command(name="warm")
 @click.argument("source")
 @_config_option
-@click.option("--to", metavar="URL", help="The gateway to ask. Default: the config's first listener.")
+@click.option("--to", metavar="URL", help="URL of the gateway. Default: the config's first listener.")
 @click.option(
-    "-n", "--connections", type=click.IntRange(1, 256), default=8, show_default=True, help="Open at once."
+    "-n", "--connections", type=click.IntRange(1, 256), default=8, show_default=True, help="Connections."
 )
 @click.option(
     "-r",
@@ -329,9 +328,9 @@ def cache() -> None:
     type=click.FloatRange(0),
     default=0.0,
     metavar="N",
-    help="Requests a second. Default: as many as go.",
+    help="Requests per second. Default: unlimited.",
 )
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N most wanted.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N most requested.")
 @click.option(
     "-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header field of the requests."
 )
@@ -344,10 +343,10 @@ def warm_cache(
     limit: int | None,
     headers: tuple[str, ...],
 ) -> None:
-    """Fill the cache with what SOURCE names: a list of URLs or paths, a sitemap or an access log.
+    """Request the targets in SOURCE to fill the cache: a list of URLs or paths, a sitemap or an access log.
 
-    SOURCE is a file, - for stdin, or the URL of a sitemap, which is asked for through the gateway. What an
-    access log has most often is asked for first. Exit 1 when requests failed.
+    SOURCE is a file, - for stdin, or the URL of a sitemap, which is fetched through the gateway. The most
+    frequent targets of an access log are requested first. Exit 1 if requests failed.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -396,7 +395,7 @@ def warm_cache(
 
 @main.command()
 def version() -> None:
-    """Print the versions of fastgate, Python and what it stands on."""
+    """Print the versions of fastgate, Python and the main dependencies."""
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as version_of
 
@@ -427,8 +426,8 @@ def completion(shell: str) -> None:
 
 
 def find_config(given: str | None, environ: Mapping[str, str] | None = None) -> Path:
-    """The config file: the one given, else $FASTGATE_CONFIG, else ./gateway.*. Exits with the next step when
-    there is none.
+    """The config file: the one given, $FASTGATE_CONFIG, or ./gateway.*. Exits with instructions if there is
+    none.
     """
     environ = os.environ if environ is None else environ
     if given:
@@ -440,12 +439,12 @@ def find_config(given: str | None, environ: Mapping[str, str] | None = None) -> 
         return found[0]
     if found:
         _fail(
-            f"more than one config here: {', '.join(map(str, found))}. Say which: -c {found[0]}", EXIT_USAGE
+            f"more than one config here: {', '.join(map(str, found))}. Select one: -c {found[0]}", EXIT_USAGE
         )
     return _fail(
         "no config found (looked for $FASTGATE_CONFIG and ./gateway.yaml, .yml, .toml, .json).\n\n"
-        "  fastgate demo               starts a gateway with demo services and shows what to try\n"
-        "  fastgate run -c FILE        starts one with your config; the shortest is:\n\n"
+        "  fastgate demo               starts a gateway with demo services and prints commands to try\n"
+        "  fastgate run -c FILE        starts a gateway with your config; a minimal config:\n\n"
         "      routes:\n"
         "        - path: /*\n"
         "          upstream: http://127.0.0.1:9000",
@@ -454,11 +453,11 @@ def find_config(given: str | None, environ: Mapping[str, str] | None = None) -> 
 
 
 def _first_listener(config: str | None) -> str:
-    """The URL at which the config's first listener is asked from this host."""
+    """The URL of the config's first listener, as reached from this host."""
     listener = _load_or_exit(find_config(config)).listen[0]
     address = listener.endpoint()
     if address.unix_path or not address.port:
-        _fail(f"the first listener is {address}; say with --to where to ask", EXIT_USAGE)
+        _fail(f"the first listener is {address}; give the URL with --to", EXIT_USAGE)
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
     return f"{'https' if listener.tls else 'http'}://{address._replace(host=host)}"
 
@@ -477,8 +476,8 @@ def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None, dev: boo
 def _explained_live(
     question: dict[str, Any], config: str | None, address: str | None
 ) -> dict[str, Any] | None:
-    """What the running gateway says; None when none runs. Exits when it refuses: an explanation by the file
-    alone would pass for the gateway's.
+    """The explanation of the running gateway; None if none runs. Exits if the gateway refuses, because an
+    explanation by the file alone could be mistaken for the gateway's.
     """
     from fastgate.cli.admin_client import AdminUnreachable
 
@@ -489,20 +488,20 @@ def _explained_live(
     except AdminUnreachable as error:
         if address is not None:
             _fail(str(error), EXIT_UNREACHABLE)
-        note = "explained by the config file alone, without keys, counts and what is set at run time"
+        note = "explained by the config file alone, without keys, counts and run-time settings"
         click.echo(f"{error}: {note}", err=True)
         return None
     if code == 400:
         raise click.BadParameter(answer.get("error", ""), param_hint="URL")
     if code != 200:
-        _fail(f"the admin API answered {code}: {answer.get('error', '')} (see --offline)", EXIT_NO)
+        _fail(f"the admin API returned {code}: {answer.get('error', '')} (see --offline)", EXIT_NO)
     return answer
 
 
 def _explain_live(
     config: Config, method: str, url: str, fields: list[tuple[str, str]], client: str, memory: Any
 ) -> dict[str, Any]:
-    """Runs in a child of the controller, which alone imports what it needs."""
+    """Runs in a child of the controller, so that the controller need not import the data plane."""
     from fastgate.cli.explain import explain_request
 
     return explain_request(config, method, url, fields, client, memory).as_dict()
@@ -548,7 +547,7 @@ def _is_short(value: Any) -> bool:
 def _call(
     method: str, target: str, config: str | None, address: str | None, body: Any = None
 ) -> tuple[int, dict[str, Any]]:
-    """Status and JSON of the admin API at this address, or where the config says. AdminUnreachable."""
+    """Status and JSON of the admin API at this address, or at the configured one. AdminUnreachable."""
     from fastgate.cli.admin_client import AdminClient
 
     token = os.environ.get("FASTGATE_ADMIN_TOKEN")
@@ -566,26 +565,27 @@ def _call(
 def _admin(
     method: str, target: str, config: str | None, address: str | None, body: Any = None
 ) -> dict[str, Any]:
-    """The JSON that the admin API answers. Exits with 3 when nothing answers, with 1 when it refuses."""
+    """The JSON response of the admin API. Exits with 3 if it cannot be reached, with 1 if it refuses."""
     from fastgate.cli.admin_client import AdminUnreachable
 
     try:
         code, answer = _call(method, target, config, address, body)
     except AdminUnreachable as error:
         _fail(
-            f"{error}. Is the gateway running? Its admin address is admin.listen, or give --admin",
+            f"{error}. Is the gateway running? The admin address is admin.listen of the config, or --admin",
             EXIT_UNREACHABLE,
         )
     if code in (401, 403):
-        _fail("the admin API wants its token: set $FASTGATE_ADMIN_TOKEN", EXIT_NO)
+        _fail("the admin API requires a token: set $FASTGATE_ADMIN_TOKEN", EXIT_NO)
     if code >= 400 and not any(key in answer for key in ("errors", "problems", "error")):
-        _fail(f"the admin API answered {code}", EXIT_NO)
+        _fail(f"the admin API returned {code}", EXIT_NO)
     return answer
 
 
 def _admin_of(config: str | None) -> AdminConfig:
-    """Where the running gateway's admin API is. Without a config here it is the default, as `fastgate demo`
-    needs none. A file with errors still tells: the gateway runs with the one before.
+    """The address of the running gateway's admin API. Without a config here it is the default, as
+    `fastgate demo` needs none. A file with errors elsewhere is accepted, because the gateway runs with the
+    previous one.
     """
     from fastgate.config import AdminConfig, InvalidConfig, load_admin
 
@@ -595,7 +595,7 @@ def _admin_of(config: str | None) -> AdminConfig:
         return load_admin(find_config(config))
     except InvalidConfig as problem:
         _print_errors(list(problem.errors))
-        return _fail("this config does not tell where the admin API is: give --admin ADDRESS", EXIT_NO)
+        return _fail("this config has no valid admin address: give --admin ADDRESS", EXIT_NO)
 
 
 add_commands(main, _admin, _config_option)

@@ -1,4 +1,4 @@
-"""`fastgate status`: what the admin API says of the running gateway, for people and for scripts."""
+"""`fastgate status`: the state of the running gateway from the admin API, for terminals and for scripts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS: Final = {"requests_active": "in flight", "requests_per_s": "requests per
 
 
 def show_status(ask: Callable[[], dict[str, Any]], *, as_json: bool, every_s: float | None) -> None:
-    """Prints what `ask` answers, once or every so many seconds."""
+    """Prints the result of `ask`, once or every `every_s` seconds."""
     console = Console(highlight=False, soft_wrap=True)
     before: tuple[float, int] | None = None
     while True:

@@ -1,11 +1,11 @@
 """Fills the cache of a running gateway: `fastgate cache warm SOURCE`.
 
-Owns the reading of sources and the client that asks. A source is a list of URLs or paths, a sitemap (or an
-index of sitemaps, also gzipped), or an access log (ours as JSON, or the common and combined formats); which
-of them it is shows in its first bytes. What was asked for most often is asked for first. All requests go to
-the gateway, nested sitemaps too, so that nothing but the gateway is ever contacted.
+Owns the parsing of sources and the client that sends requests. A source is a list of URLs or paths, a
+sitemap (or an index of sitemaps, also gzipped), or an access log (the gateway's JSON format, or the common
+and combined formats), detected by its first bytes. The most frequent targets are requested first. All
+requests go to the gateway, also those for nested sitemaps, so that no other host is contacted.
 
-It is a thread per connection on http.client: the upstream is what takes the time here.
+It uses a thread per connection on http.client, because the upstream takes most of the time.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _TARGET = re.compile(r"[!-~]+")  # what may stand in a request line: ASCII, no b
 
 
 class SourceError(Exception):
-    """The source cannot be read; the text says why."""
+    """The source cannot be read; the text is the cause."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to ask for. `host` None: the gateway's own address."""
+    """A target to request. `host` None: the gateway's own address."""
 
     target: str
     host: str | None = None
@@ -50,7 +50,7 @@ class Wanted:
 
 @dataclass
 class Outcome:
-    """What came of it."""
+    """The results."""
 
     asked: int = 0
     stored: int = 0
@@ -76,14 +76,14 @@ class Client:
         self._headers = {"User-Agent": "fastgate-warm", "Accept": "*/*", **(headers or {})}
 
     def get(self, wanted: Wanted) -> tuple[int, str, bytes]:
-        """Status, Cache-Status and body. OSError or HTTPException when there is no answer."""
+        """Status, Cache-Status and body. OSError or HTTPException without a response."""
         headers = {**self._headers, "Host": wanted.host} if wanted.host else self._headers
         try:
             self._connection.request("GET", wanted.target, headers=headers)
             answer = self._connection.getresponse()
             body = answer.read()
         except BaseException:
-            self._connection.close()  # what is left of the answer must not be taken for the next one
+            self._connection.close()  # the rest of the response must not be read as the next one
             raise
         return answer.status, answer.headers.get("Cache-Status", ""), body
 
@@ -126,8 +126,8 @@ def warm(
     rate_per_s: float = 0.0,
     report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Outcome:
-    """Asks for all of it and returns what came of it; `report` is called after every answer, from one thread
-    at a time. A rate of 0 is as fast as the answers come.
+    """Requests all targets and returns the results. `report` is called after every response, from one thread
+    at a time. A rate of 0 is unlimited.
     """
     outcome, lock = Outcome(), threading.Lock()
     waiting: queue.SimpleQueue[Wanted | None] = queue.SimpleQueue()
@@ -231,7 +231,7 @@ def _list(lines: Iterable[str]) -> Iterator[Wanted]:
 
 
 def _json_log(lines: Iterable[str]) -> Iterator[Wanted]:
-    # A log is what clients sent, and its last line may be half written: what makes no sense is passed over.
+    # A log is what clients sent, and its last line may be half written: what makes no sense is skipped.
     for line in lines:
         try:
             entry = json.loads(line)

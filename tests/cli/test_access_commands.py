@@ -72,7 +72,7 @@ def test_a_key_from_the_first_to_the_last_command() -> None:
         rotated = fastgate(gateway, "keys", "rotate", key_id, "--overlap", "1h")
         new = rotated.stdout.strip()
         assert (use(gateway, key), use(gateway, new)) == (200, 200)
-        assert f"{key_id} is good until 20" in rotated.stderr
+        assert f"{key_id} is valid until 20" in rotated.stderr
 
         assert good(gateway, "keys", "revoke", key_id) == f"revoked {key_id} of acme\n"
         assert (use(gateway, key), use(gateway, new)) == (401, 200)
@@ -102,7 +102,7 @@ def test_consumers_and_their_limits() -> None:
         assert "pardoned: no" in good(gateway, "limits", "pardon", "--ip", "10.0.0.1")
         assert good(gateway, "consumers", "remove", "bob") == "removed bob\n"
         good(gateway, "consumers", "set", "acme", "--tier", "basic")
-        assert good(gateway, "consumers", "remove", "acme") == "acme is again as the config says\n"
+        assert good(gateway, "consumers", "remove", "acme") == "acme has the values of the config again\n"
         listed = good(gateway, "consumers", "list").splitlines()
         assert [line.split()[:3] for line in listed[1:]] == [["acme", "small", "config"]]
 

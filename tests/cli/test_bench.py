@@ -60,7 +60,7 @@ def test_bad_answers_fail_the_command(response: bytes) -> None:
         status = main(Load(url=upstream.url, connections=1, duration_s=0.1), Console(file=text, width=200))
 
     assert status == 1
-    assert "503" in text.getvalue() or "malformed answer" in text.getvalue()
+    assert "503" in text.getvalue() or "malformed response" in text.getvalue()
 
 
 def test_closing_server_is_connected_to_again() -> None:

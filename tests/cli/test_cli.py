@@ -390,7 +390,7 @@ def test_a_refused_reload_prints_the_errors_and_exits_with_1() -> None:
 
     assert result.exit_code == 1
     assert result.stderr.splitlines()[0] == "gateway.yaml:1: $.lisen: unknown key"
-    assert "not reloaded: 1 error; the old config stays" in result.stderr
+    assert "not reloaded: 1 error; the previous config stays in effect" in result.stderr
 
 
 def test_a_reload_says_what_it_did() -> None:
@@ -404,7 +404,7 @@ def test_a_reload_says_what_it_did() -> None:
     ("answer", "status", "code", "text"),
     [
         ({"error": "unauthorized"}, 401, 1, "FASTGATE_ADMIN_TOKEN"),
-        ({}, 500, 1, "answered 500"),
+        ({}, 500, 1, "returned 500"),
         (b"<html>", 200, 3, "is not the admin API"),
         ([1], 200, 3, "is not the admin API"),
     ],
@@ -420,7 +420,7 @@ def test_other_answers_of_the_admin_api(answer: Any, status: int, code: int, tex
 @pytest.mark.parametrize(
     ("address", "code", "text"),
     [
-        ("127.0.0.1:1", 3, "no answer from the admin API"),
+        ("127.0.0.1:1", 3, "no response from the admin API"),
         ("unix:/no/such.sock", 3, "no such file"),
         ("x", 2, "expected host:port"),
     ],

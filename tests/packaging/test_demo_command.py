@@ -98,7 +98,7 @@ def test_the_slow_command_is_told_why_it_failed(demo: Demo) -> None:
     status, body = fetch(demo.url("/slow"))
 
     assert status == 504
-    assert json.loads(body)["error"] == "Upstream took too long to answer"
+    assert json.loads(body)["error"] == "Upstream took too long to respond"
 
 
 def test_the_stream_command_gets_every_byte(demo: Demo) -> None:
