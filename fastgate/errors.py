@@ -1,10 +1,10 @@
-"""The one REASONS table: every way a request can end other than by the upstream's own answer.
+"""The REASONS table: every way a request can end other than with the response of the upstream.
 
-A refusal is data, not an exception: `ctx.refuse(reasons.body_too_large)` names a row, and the row fixes the
-status, the JSON body, whose fault it was and whether another attempt may help. The label is also the `code`
-of the body, but for those in `_TOLD_AS`. Metric labels and log fields take their values from this table only,
-so their cardinality is the length of the table. `GatewayError` is for
-bugs, bad configuration and dead peers.
+A refusal is data, not an exception: `ctx.refuse(REASONS["body_too_large"])` selects a row, and the row has
+the status, the text of the JSON body, the responsible side and whether another attempt may succeed. The label
+is also the `code` of the body, except for those in `_TOLD_AS`. Metric labels and log fields take their values
+from this table only, so their cardinality is the length of the table. `GatewayError` is for bugs, invalid
+configuration and failed peers.
 """
 
 from __future__ import annotations
@@ -60,43 +60,43 @@ _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     ("client_banned", 429, "Too many violations", CLIENT, False),
     ("header_too_large", 431, "Request header section too large", CLIENT, False),
     ("client_closed", 499, "Client closed the connection", CLIENT, False),
-    ("client_stalled", 499, "Client stopped reading the answer", CLIENT, False),
+    ("client_stalled", 499, "Client stopped reading the response", CLIENT, False),
     ("client_too_slow", 499, "Client read the response below the minimum rate", CLIENT, False),
     ("plugin_error", 500, "Internal error", GATEWAY, False),
     ("internal_error", 500, "Internal error", GATEWAY, False),
     (
         "unknown_upstream",
         500,
-        "No such upstream in the gateway",
+        "Unknown upstream",
         GATEWAY,
         False,
     ),
     ("plugin_response_error", 502, "A plugin failed on the upstream's response", GATEWAY, False),
     ("unknown_method", 501, "Method not implemented", CLIENT, False),
     ("bad_upstream_response", 502, "Malformed response from upstream", UPSTREAM, True),
-    ("upstream_closed", 502, "Upstream closed the connection before answering", UPSTREAM, True),
+    ("upstream_closed", 502, "Upstream closed the connection before responding", UPSTREAM, True),
     ("upstream_truncated", 502, "Upstream response ended early", UPSTREAM, False),
     ("upstream_connect_failed", 502, "Could not connect to upstream", UPSTREAM, True),
     ("upstream_tls_failed", 502, "TLS handshake with upstream failed", UPSTREAM, True),
-    ("auth_unavailable", 503, "Authentication is not available at the moment", GATEWAY, False),
+    ("auth_unavailable", 503, "Authentication is temporarily unavailable", GATEWAY, False),
     ("draining", 503, "Gateway is shutting down", GATEWAY, False),
-    ("limits_full", 503, "Gateway cannot count this request", GATEWAY, False),
+    ("limits_full", 503, "Limit table is full", GATEWAY, False),
     ("overloaded", 503, "Gateway is at its connection limit", GATEWAY, False),
     ("policies_unavailable", 503, "The policies are not loaded yet", GATEWAY, False),
-    ("credential_unavailable", 503, "The credential for upstream is not available", GATEWAY, False),
+    ("credential_unavailable", 503, "The credential for the upstream is not available", GATEWAY, False),
     ("upstream_queue_full", 503, "Too many requests are waiting for upstream", GATEWAY, False),
     ("upstream_queue_timeout", 503, "No upstream connection became free in time", GATEWAY, False),
-    ("only_if_cached", 504, "Not in the cache, and only the cache was asked", CLIENT, False),
+    ("only_if_cached", 504, "Not in the cache, and only-if-cached was requested", CLIENT, False),
     ("plugin_timeout", 504, "A plugin took too long", GATEWAY, False),
     ("upstream_connect_timeout", 504, "Connecting to upstream took too long", UPSTREAM, True),
-    ("upstream_first_byte_timeout", 504, "Upstream took too long to answer", UPSTREAM, False),
-    ("upstream_between_bytes_timeout", 504, "Upstream stalled in the middle of its answer", UPSTREAM, False),
+    ("upstream_first_byte_timeout", 504, "Upstream took too long to respond", UPSTREAM, False),
+    ("upstream_between_bytes_timeout", 504, "Upstream stalled while sending the response", UPSTREAM, False),
     ("total_timeout", 504, "The request took too long", GATEWAY, False),
     ("version_not_supported", 505, "HTTP version not supported", CLIENT, False),
 )
 
-# What was wrong with a credential is for the operator: telling it would tell who guesses how close the guess
-# was. These labels stand in logs and metrics; the body says only that the credential is invalid.
+# The exact fault of a credential is for operators only, because it would help an attacker to guess. These
+# labels are in logs and metrics; the body has `credentials_invalid`.
 _TOLD_AS: dict[str, str] = {
     label: "credentials_invalid"
     for label, status, _, _, _ in _ROWS
@@ -115,7 +115,7 @@ def reason(label: str) -> Reason:
 
 
 class GatewayError(Exception):
-    """A bug, a bad configuration or a dead peer, on its way to becoming a reason at the step's border."""
+    """A bug, an invalid configuration or a failed peer; converted into a reason at the boundary of a step."""
 
     def __init__(self, why: Reason, detail: str = "") -> None:
         super().__init__(f"{why.label}: {detail}" if detail else why.label)

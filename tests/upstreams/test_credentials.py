@@ -115,7 +115,7 @@ def test_a_file_is_taken_up_when_it_changes_and_kept_when_it_goes(tmp_path: Path
         def shown() -> str | None:
             answer = get(gateway.port)
             if answer.status == 503:
-                assert json.loads(answer.body)["error"] == "The credential for upstream is not available"
+                assert json.loads(answer.body)["error"] == "The credential for the upstream is not available"
                 return None
             return (upstream.requests[-1].get("authorization") or b"").decode()
 
