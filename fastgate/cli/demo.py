@@ -329,7 +329,7 @@ def _pass_on(gateway: asyncio.subprocess.Process, number: int) -> None:
 def _greet(ready: dict[str, Any]) -> None:
     listen, admin = ready["listen"][0], ready.get("admin")
     print(
-        f"\nfastgate listens on http://{listen}, in front of its demo services. Try these in another terminal:\n"
+        f"\nfastgate listens on http://{listen}, in front of its demo services. In another terminal, try:\n"
     )
     for command, shows in commands(listen, admin):
         print(f"  # {shows}\n  {command}\n")

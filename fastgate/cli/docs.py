@@ -81,8 +81,9 @@ The most specific route matches, compared in this order:
 
 1. host: exact name, then the longest `*.wildcard`, then any host;
 2. path: literal, then `{param}` (segment by segment, a literal before a parameter), then regular expressions
-in the order of the file, then prefixes and `{rest...}`, longest first; 3. the number of conditions on method,
-headers and query, more first; 4. the order of the file.
+   in the order of the file, then prefixes and `{rest...}`, longest first;
+3. the number of conditions on method, headers and query, more first;
+4. the order of the file.
 
 If the conditions of the best candidate do not match, the next one is tried. If only methods did not match,
 the response is 405 with `Allow`, otherwise 404. `fastgate explain METHOD URL` shows all candidates and the
