@@ -15,14 +15,10 @@ from fastgate._core.shm.directory import Directory
 from fastgate.auth.section import ConsumerConfig
 from fastgate.state.records import ConsumerRecord, StoredConsumer, StoredKey, consumer_digest, decode_consumer
 
-__all__ = ["NAME_PATTERN", "WORD_PATTERN", "Consumers", "effective", "tier_and_limits"]
+__all__ = ["NAME_PATTERN", "Consumers", "effective", "tier_and_limits"]
 
 NAME_PATTERN = r"^[!-~]([ -~]{0,253}[!-~])?$(?!\n)"
 """Printable ASCII: the name goes into headers, logs and metric labels. A certificate's subject has room."""
-
-
-WORD_PATTERN = r"[!#-\[\]-~]{1,255}"
-"""A scope or role: scope-token of RFC 6749 §3.3, which the lists in headers and tokens are made of."""
 
 
 UNDECLARED = -2

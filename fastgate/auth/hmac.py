@@ -41,6 +41,7 @@ from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, authorization
 from fastgate.auth.secrets import secret_bytes
 from fastgate.auth.settings import HmacConfig
+from fastgate.checks import LOWER_TOKEN
 from fastgate.settings import SECOND
 from fastgate.state.records import secret_digest
 
@@ -51,7 +52,6 @@ MOST_HEADERS: Final = 32
 _PARAMETER = re.compile(r'([a-z]+)="([^"\\\x00-\x1f\x7f]*)"(?:[ \t]*,[ \t]*|\Z)', re.ASCII)
 _NONCE = re.compile(r"[A-Za-z0-9._~+/=-]{8,128}", re.ASCII)
 _TIMESTAMP = re.compile(r"[0-9]{1,12}", re.ASCII)
-_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+", re.ASCII)
 
 
 def sorted_query(query: str) -> str:
@@ -234,7 +234,7 @@ def _are_names(names: list[str]) -> bool:
     return (
         len(names) <= MOST_HEADERS
         and len(set(names)) == len(names)
-        and all(_FIELD_NAME.fullmatch(name) for name in names)
+        and all(LOWER_TOKEN.fullmatch(name) for name in names)
     )
 
 

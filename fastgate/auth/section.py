@@ -148,3 +148,9 @@ class AuthUse(Settings, frozen=True, kw_only=True):
     enforce: Annotated[
         bool, Meta(description="False only counts and logs who would be refused, and lets them pass.")
     ] = True
+
+    def lets_unnamed_pass(self) -> bool:
+        """Whether a request may pass without the gateway knowing who of many it is from: in shadow mode,
+        where another service answers for it, or where such a service may be passed over (`on_error: allow`).
+        """
+        return not self.enforce or not {"forward", "introspection", "jwt"}.isdisjoint(self.schemes)

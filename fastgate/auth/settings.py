@@ -1,6 +1,6 @@
 """The config Structs of the methods of authentication, one class per method.
 
-Shapes and defaults; what is wrong between values is found by `fastgate.config.check_auth`, what they mean at
+Shapes and defaults; what is wrong between values is found by `fastgate.auth.check`, what they mean at
 run time is in the file of the method.
 """
 

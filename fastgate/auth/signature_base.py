@@ -8,7 +8,6 @@ are §2.5.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote_plus
@@ -25,12 +24,12 @@ from fastgate.auth.structured_fields import (
     items_text,
     member_text,
 )
+from fastgate.checks import LOWER_TOKEN
 
 __all__ = ["Message", "component_values", "coverage", "signature_base"]
 
 MOST_COMPONENTS: Final = 64  # a field may be covered several ways; more is no signer, but work for nothing
 
-_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+", re.ASCII)
 
 # Structured fields whose type is registered, so that `;sf` can be honoured (RFC 9421 §2.1.1 needs the type).
 _STRUCTURED: Final[dict[str, str]] = {
@@ -187,7 +186,7 @@ def _form_encoded(text: str) -> str:
 
 
 def _field(message: Message, name: str, parameters: Mapping[str, object]) -> str:
-    if not _FIELD_NAME.fullmatch(name):
+    if not LOWER_TOKEN.fullmatch(name):
         raise ValueError(f"{name!r} is no field name in lower case")
     values = message.field(name)
     if not values:

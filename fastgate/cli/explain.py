@@ -24,6 +24,7 @@ from rich.markup import escape
 
 from fastgate._core.http.router import Route
 from fastgate._core.http.urlpath import normalise
+from fastgate.checks import TOKEN
 from fastgate.config import AccessLogConfig, Config, ListenerConfig, PluginUse, RouteConfig, TlsConfig
 from fastgate.errors import REASONS
 from fastgate.features.policy.build import ViolationLog
@@ -37,7 +38,6 @@ from fastgate.state.memory import HostMemory
 
 __all__ = ["Candidate", "Explanation", "Recorder", "explain_request", "print_explanation"]
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
 _KINDS = {"literal": "literal", "params": "parameters", "regex": "regular expression", "prefix": "prefix"}
 
 
@@ -384,14 +384,14 @@ def _address(url: str, fields: Sequence[tuple[str, str]]) -> tuple[str, str, str
 
 
 def _request(method: str, target: str, authority: str, fields: Sequence[tuple[str, str]]) -> bytes:
-    if not _TOKEN.fullmatch(method):
+    if not TOKEN.fullmatch(method):
         raise ValueError(f"expected a method such as GET, got {method!r}")
     if re.search(r"[^!-~]", target):
         raise ValueError(f"expected printable ASCII without spaces, got {target!r}: percent-encode the rest")
     lines = [f"{method} {target} HTTP/1.1", f"Host: {authority}"]
     names = {name.lower() for name, _ in fields}
     for name, value in fields:
-        if not _TOKEN.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+        if not TOKEN.fullmatch(name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
             raise ValueError(f"expected a header field, got {name!r}: {value!r}")
         if name.lower() != "host":
             lines.append(f"{name}: {value}")

@@ -10,13 +10,14 @@ import re
 from collections.abc import Collection
 from typing import Final
 
+from fastgate.checks import snake_case
+
 __all__ = [
     "FOREIGN",
     "address_hint",
     "foreign_hint",
     "path_hint",
     "plugin_hint",
-    "scheme_hint",
     "value_hint",
 ]
 
@@ -304,18 +305,6 @@ _VALUES: Final[dict[tuple[str, str, type], str]] = {
     ("Config", "upstreams", list): "write upstreams: {name: {targets: [http://host:port]}}",
 }  # fmt: skip
 
-#: Authentication methods by the names that they have elsewhere.
-_SCHEMES: Final[dict[str, str]] = {
-    **_rows("write api_key", "key_auth keyauth key keys token apikeys"),
-    **_rows("write jwt; for tokens that only their issuer can read, introspection",
-            "oauth2 oauth oidc openid_connect openid bearer bearer_token"),
-    **_rows("write basic", "basic_auth basicauth auth_basic password htpasswd ldap_auth"),
-    **_rows("write forward", "forward_auth forwardauth ext_authz auth_request external"),
-    **_rows("write mtls", "mtls_auth client_cert client_certificate tls"),
-    **_rows("write hmac", "hmac_auth"),
-    **_rows("write auth: false", "none off no"),
-}  # fmt: skip
-
 #: Plugins of other gateways: what does the same here.
 _PLUGINS: Final[dict[str, str]] = {
     **_rows("write auth: [api_key] at the route", "key_auth api_key apikey"),
@@ -365,14 +354,9 @@ def path_hint(pattern: str) -> str:
     return ""
 
 
-def scheme_hint(name: str) -> str:
-    """Which authentication method this name of another gateway's is; "" when it is unknown."""
-    return _SCHEMES.get(_folded(name), "")
-
-
 def plugin_hint(name: str) -> str:
     """Which setting does what this plugin of another gateway does; "" when it is unknown."""
-    return _PLUGINS.get(_folded(name), "")
+    return _PLUGINS.get(snake_case(name), "")
 
 
 def value_hint(struct: type, key: str, value: object) -> str:
@@ -403,11 +387,7 @@ def _with_colon(port: str) -> str:
     return port if ":" in port else f":{port}"
 
 
-def _folded(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").replace(".", "_").lower()
-
-
 def foreign_hint(struct: type, key: str, known: Collection[str]) -> str:
     """What to write in place of this key of another gateway; "" when it is none that is known, or ours."""
-    folded = _folded(key)
+    folded = snake_case(key)
     return FOREIGN.get(_section(struct), {}).get(folded, "") if folded not in known else ""

@@ -20,16 +20,17 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect
 
-from fastgate.config.check import RouteCheck, check_root, check_upstream
-from fastgate.config.check_access import check_access, check_credentials, with_credentials
-from fastgate.config.check_auth import check_auth
+from fastgate.checks import Path, Report
+from fastgate.config.check import RouteCheck, check_root
 from fastgate.config.files import PluginShapes, named_files
 from fastgate.config.foreign import plugin_hint
 from fastgate.config.root import AdminConfig, Config, PluginUse, RouteConfig
-from fastgate.config.shape import INVALID, Report, Shapes, found_text
-from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Path, Substituted, parse, path_text
+from fastgate.config.shape import INVALID, Shapes, found_text
+from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Substituted, parse, path_text
+from fastgate.features.registry import FEATURES
 from fastgate.plugin import PluginClassError, Registry
 from fastgate.settings import ConfigError
+from fastgate.upstream.check import check_credentials, check_upstream, with_credentials
 from fastgate.upstream.settings import TargetConfig, UpstreamConfig
 
 __all__ = ["CheckedConfig", "InvalidConfig", "check", "decode", "encode", "load", "load_admin"]
@@ -270,13 +271,14 @@ class _Reading:
         check_root(config, report)
         for name, upstream in config.upstreams.items():
             check_upstream(name, upstream, ("upstreams", name), report)
-        check_credentials(config, report)
-        numbered = routes is not None and len(routes) == len(tree["routes"])  # else not as in the file
-        check_auth(config, routes if routes is not None and numbered else (), report)
+        check_credentials(config.credentials, config.upstreams, report)
         if routes is None:
             return None
-        if numbered:
-            check_access(config, list(_named(routes)), report)
+        if len(routes) == len(tree["routes"]):  # else they are not numbered as in the file
+            named = list(_named(routes))
+            for feature in FEATURES:
+                if feature.check_together is not None:
+                    feature.check_together(config, named, report)
         added = {
             route.upstream: UpstreamConfig(targets=(TargetConfig(url=route.upstream),))
             for route in routes
@@ -291,7 +293,8 @@ class _Reading:
                 encoded.append(msgspec.Raw(encoder.encode(route)))
             except OverflowError:
                 report(("routes", index), "a number beyond 64 bits")
-        config = msgspec.structs.replace(config, upstreams={**with_credentials(config), **added})
+        upstreams = {**with_credentials(config.credentials, config.upstreams), **added}
+        config = msgspec.structs.replace(config, upstreams=upstreams)
         checked: Config = msgspec.structs.replace(config, routes=tuple(encoded))
         return checked
 

@@ -4,7 +4,6 @@ file and its path, and returns what the Struct holds, or INVALID after it has re
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -14,7 +13,8 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from fastgate.config.source import Path, Substituted
+from fastgate.checks import Path, Report, nearest
+from fastgate.config.source import Substituted
 from fastgate.settings import (
     MAX_DURATION_NS,
     MAX_SIZE_BYTES,
@@ -27,12 +27,10 @@ from fastgate.settings import (
 __all__ = [
     "INVALID",
     "Reader",
-    "Report",
     "anything",
     "boolean",
     "found_text",
     "literal",
-    "nearest",
     "nothing",
     "number",
     "text",
@@ -42,22 +40,7 @@ __all__ = [
 #: What a reader returns after it has reported why.
 INVALID: Final[Any] = object()
 
-#: report(path, found, expected, hint)
-Report = Callable[[Path, str, str, str], None]
 Reader = Callable[[Any, Path, Report], Any]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean x?` for the closest known name, else the list of them when it is short, else ""."""
-    names = sorted(known)
-    folded = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), folded, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {folded[close[0]]}?"
-    inside = [candidate for candidate in names if len(candidate) > 3 and candidate.lower() in name.lower()]
-    if inside:
-        return f"did you mean {max(inside, key=len)}?"
-    return f"known: {', '.join(names)}" if names and len(names) <= 24 else ""
 
 
 def found_text(value: Any) -> str:

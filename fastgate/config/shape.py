@@ -30,12 +30,13 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
+from fastgate.checks import Path, Report, nearest
 from fastgate.config import scalars
 from fastgate.config.foreign import foreign_hint, value_hint
-from fastgate.config.scalars import INVALID, Reader, Report, found_text, nearest
-from fastgate.config.source import Path, Substituted
+from fastgate.config.scalars import INVALID, Reader, found_text
+from fastgate.config.source import Substituted
 
-__all__ = ["INVALID", "Reader", "Report", "Shapes", "found_text", "nearest"]
+__all__ = ["INVALID", "Reader", "Shapes", "found_text"]
 
 
 CLASSES = 1024  # whose fields are remembered: three times those of the whole config

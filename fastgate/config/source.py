@@ -18,9 +18,10 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
+from fastgate.checks import Path
 from fastgate.settings import ConfigError
 
-__all__ = ["FORMATS", "MAX_FILE_BYTES", "Document", "Path", "Substituted", "parse", "path_text"]
+__all__ = ["FORMATS", "MAX_FILE_BYTES", "Document", "Substituted", "parse", "path_text"]
 
 FORMATS: Final = {".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json"}
 # 50 000 routes of 300 bytes. A larger file is a wrong file, and reading one must not take a gateway's memory.
@@ -28,8 +29,6 @@ MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 MAX_DEPTH: Final = 64
 # Values after aliases are expanded; 5 000 routes have some 60 000.
 MAX_VALUES: Final = 1_000_000
-
-Path = tuple[str | int, ...]
 
 LEAST_NUMBER = -(1 << 63)
 MOST_NUMBER = (1 << 64) - 1  # MessagePack and JSON readers take 64 bits, with or without a sign

@@ -12,8 +12,8 @@ import msgspec.inspect
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from fastgate.auth.consumers import NAME_PATTERN, WORD_PATTERN
-from fastgate.config.shape import nearest
+from fastgate.auth.consumers import NAME_PATTERN
+from fastgate.checks import WORD_PATTERN, nearest
 from fastgate.settings import parse_duration
 
 __all__ = [

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fastgate.auth.consumers import NAME_PATTERN, WORD_PATTERN
+from fastgate.auth.consumers import NAME_PATTERN
+from fastgate.checks import WORD_PATTERN
 from fastgate.control.answers import Refused, expiry_ns, iso, number_argument, read_body
 from fastgate.control.keymaking import NewKey
 from fastgate.control.keyring import Keyring

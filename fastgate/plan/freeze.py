@@ -26,18 +26,11 @@ from fastgate._core.pipeline.pipeline import Pipeline, Plugin
 from fastgate._core.pipeline.plan import Destination, FixedResponse, Plan, Redirect, RoutePlan
 from fastgate._core.pipeline.wheel import TimerWheel
 from fastgate._core.shm.counters import Counters
-from fastgate.auth import build as auth
 from fastgate.caching import build as caching
 from fastgate.config import TRUSTED_UNIX, Changes, Config, PluginUse, RouteConfig, decode_route
 from fastgate.errors import REASONS
-from fastgate.features.access import build as access
-from fastgate.features.cors import build as cors
-from fastgate.features.policy import build as policy
-from fastgate.features.ratelimit import build as ratelimit
-from fastgate.features.rbac import build as rbac
-from fastgate.features.security_headers import build as security_headers
+from fastgate.features.registry import FEATURES
 from fastgate.features.transform.build import HeaderEditsConfig
-from fastgate.features.validation import build as validation
 from fastgate.plugin import PluginEnv, Registry
 from fastgate.settings import ConfigError
 from fastgate.state.memory import HostMemory
@@ -64,24 +57,10 @@ class FeatureEnv(NamedTuple):
     awaited."""
 
 
-Builder = Callable[[Any, FeatureEnv], Plugin | None]
-
-FEATURES: tuple[tuple[str, Builder], ...] = (
-    ("cors", cors.build),
-    ("security_headers", security_headers.build),
-    ("access", access.build_root),
-    ("access", access.build),
-    ("auth", auth.build),
-    ("auth", auth.build_digest),
-    ("rbac", rbac.build),
-    ("policies", policy.build),
-    ("limits", ratelimit.build),
-    ("limits", ratelimit.build_watched),
-    ("validation", validation.build),  # reads bodies: only of those who may come, and within their limits
+BUILDERS: tuple[tuple[str, Callable[[Any, FeatureEnv], Plugin | None]], ...] = tuple(
+    (feature.name, build) for feature in FEATURES for build in feature.build
 )
-"""Attribute of RouteConfig and who makes a plugin of it, in the order in which a request meets them. What a
-builder makes decides before the plugins of the config; None is nothing to do. Builders are called for every
-route, also for one that does not set the attribute, because many have a default in the root of the config."""
+"""Key of the route and who makes a plugin of it, in the order in which a request meets them."""
 
 
 class Surroundings(Protocol):
@@ -268,7 +247,7 @@ class _Plugins:
             if not getattr(settings, "enforce", True):
                 plugin.enforce = False
             self.fresh.append(plugin)
-            first = len(FEATURES)  # the places before belong to the features, one each
+            first = len(BUILDERS)  # the places before belong to the features, one each
             plugin.place = next(p for p in range(first, first + len(self._taken) + 1) if p not in self._taken)
             self._taken.add(plugin.place)
         self.used.append(plugin)
@@ -409,7 +388,7 @@ def _route(
     around = env.around
     params = _params(route)
     gates: list[Plugin] = []
-    for place, (attribute, build) in enumerate(FEATURES):
+    for place, (attribute, build) in enumerate(BUILDERS):
         gate = build(getattr(route, attribute), env)
         if gate is not None:
             gate.place = place

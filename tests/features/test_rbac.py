@@ -12,7 +12,8 @@ import pytest
 
 from fastgate._core.pipeline.identity import Identity
 from fastgate.config import check
-from fastgate.features.rbac.build import Access, GrantConfig, RoleConfig, Roles, find_cycle
+from fastgate.features.rbac.build import Access, GrantConfig, RoleConfig, Roles
+from fastgate.features.rbac.check import find_cycle
 from fastgate.settings import wildcard_matches
 from tests.client import get
 from tests.control.admin_client import scrape

@@ -49,7 +49,6 @@ __all__ = [
     "amounts_problems",
     "build",
     "build_watched",
-    "problems",
     "tiers_of",
 ]
 
@@ -315,8 +314,6 @@ class LimitsConfig(RuleConfig, frozen=True, kw_only=True):
     ] = True
 
 
-# --- what is wrong between values
-
 Problem = tuple[tuple[str | int, ...], str, str, str]
 """Path below the section, found, expected, hint."""
 
@@ -339,39 +336,6 @@ def amounts_problems(amounts: Amounts, algorithm: str) -> Iterator[Problem]:
             yield (shorter,), found, "no more than the longer window allows", f"{longer} always ends first"
 
 
-def problems(settings: LimitsConfig, at_root: bool) -> Iterator[Problem]:
-    """What is wrong with a `limits` section."""
-    seen: dict[str, str] = {}
-    for index, rule in _rules_of(settings):
-        path: tuple[str | int, ...] = () if index is None else ("rules", index)
-        for inner, found, expected, hint in amounts_problems(rule, rule.algorithm):
-            yield (*path, *inner), found, expected, hint
-        for at, part in enumerate(rule.by):
-            if isinstance(part, KeyPart):
-                is_ip = part.ip_v4 is not None or part.ip_v6 is not None
-                if is_ip == (part.header is not None):
-                    yield (*path, "by", at), "none or both of them", "either header, or ip_v4 and ip_v6", ""
-        if len(set(rule.by)) != len(rule.by):
-            yield (*path, "by"), "the same twice", "each part once", ""
-        if sum(_is_address(part) for part in rule.by) > 1:
-            yield (*path, "by"), "two networks of the client's address", "at most one", ""
-        if index is not None and _is_empty(rule):
-            yield path, "a rule without limits", f"at least one of {', '.join(AMOUNT_NAMES)}", ""
-        if not _is_empty(rule):
-            name = _rule_id(rule)
-            where = "the limits beside rules" if index is None else f"rules[{index}]"
-            if name in seen:
-                yield (*path, "by"), name, "another key, or a name", f"{seen[name]} counts by the same"
-            seen.setdefault(name, where)
-    if at_root and not settings.inherit:
-        yield ("inherit",), "false", "", "it is for the limits of a route"
-    penalty = settings.penalty
-    if penalty is not None:
-        for at, (before, after) in enumerate(pairwise(penalty.bans_ns)):
-            if after < before:
-                yield ("penalty", "bans", at + 1), "shorter than the ban before", "bans that grow", ""
-
-
 # --- from the config to rules
 
 
@@ -385,16 +349,16 @@ def amounts_of(limits: dict[str, Any]) -> Amounts:
     return msgspec.convert(limits, Amounts)
 
 
-def _rules_of(settings: LimitsConfig) -> list[tuple[int | None, RuleConfig]]:
+def rules_of(settings: LimitsConfig) -> list[tuple[int | None, RuleConfig]]:
     """The rules of a section with their index; the section's own amounts have None."""
     return [(None, settings), *enumerate(settings.rules)]
 
 
-def _is_empty(amounts: Amounts) -> bool:
+def is_empty(amounts: Amounts) -> bool:
     return all(getattr(amounts, name) is None for name in AMOUNT_NAMES)
 
 
-def _is_address(part: str | KeyPart) -> bool:
+def is_address(part: str | KeyPart) -> bool:
     return part == "ip" or (isinstance(part, KeyPart) and part.header is None)
 
 
@@ -406,7 +370,7 @@ def _part_text(part: str | KeyPart) -> str:
     return f"ip-{part.ip_v4 or 32}-{part.ip_v6 or 64}"
 
 
-def _rule_id(rule: RuleConfig) -> str:
+def rule_id(rule: RuleConfig) -> str:
     """What the counts of a rule are found by, within its section."""
     return rule.name or "+".join(_part_text(part) for part in rule.by)
 
@@ -442,11 +406,11 @@ def _made(
     return LimitRule(
         table,
         inflight,
-        f"{scope}:{_rule_id(rule)}",
+        f"{scope}:{rule_id(rule)}",
         by,
         _amounts_dict(rule),
         algorithm=rule.algorithm,
-        name=_rule_id(rule),
+        name=rule_id(rule),
         label=label,
         when_full=when_full,
         v4_bits=v4_bits,
@@ -458,14 +422,14 @@ def _section_rules(
     settings: LimitsConfig, place: str, scope: str, route: str, labelled: bool, table: Any, inflight: Any
 ) -> list[LimitRule]:
     """The rules of a section, the narrow ones first: what they refuse never reaches the wide ones."""
-    chosen = [rule for _, rule in _rules_of(settings) if not _is_empty(rule)]
+    chosen = [rule for _, rule in rules_of(settings) if not is_empty(rule)]
     chosen.sort(key=lambda rule: all(part in ("route", "gateway") for part in rule.by))
     unnamed = [rule for rule in chosen if not rule.name]
     made = []
     for rule in chosen:
         label = rule.name
         if not label and (labelled or len(chosen) > 1):
-            label = place if len(unnamed) == 1 else f"{place}.{_rule_id(rule)}"
+            label = place if len(unnamed) == 1 else f"{place}.{rule_id(rule)}"
         made.append(_made(rule, scope, label, route, settings.when_full, table, inflight))
     return made
 
@@ -473,7 +437,7 @@ def _section_rules(
 def _tier_rule(
     amounts: Amounts, algorithm: str, when_full: str, table: Any, inflight: Any
 ) -> LimitRule | None:
-    if _is_empty(amounts):
+    if is_empty(amounts):
         return None
     return LimitRule(
         table,
@@ -567,7 +531,7 @@ def _build(settings: LimitsConfig | None, env: Any, *, enforced: bool) -> LimitG
     if settings is not None and from_route:
         rules += _section_rules(settings, "route", f"route:{name}", name, has_tier, table, inflight)
     if root is not None and from_root:
-        has_own = settings is not None and any(not _is_empty(rule) for _, rule in _rules_of(settings))
+        has_own = settings is not None and any(not is_empty(rule) for _, rule in rules_of(settings))
         both = has_tier or has_own
         rules += _section_rules(root, "gateway", "root", name, both, table, inflight)
     penalty = None

@@ -23,7 +23,7 @@ from fastgate._core.pipeline.identity import Identity
 from fastgate.errors import REASONS, Reason
 from fastgate.settings import Settings, Text, wildcard_matches
 
-__all__ = ["Access", "Grant", "GrantConfig", "RoleConfig", "Roles", "build", "check_roles", "find_cycle"]
+__all__ = ["Access", "Grant", "GrantConfig", "RoleConfig", "Roles", "asks", "build"]
 
 Refusal = tuple[Reason, dict[str, Any] | None, list[tuple[str, str]]]
 
@@ -130,55 +130,6 @@ def _reached(name: str, roles: Mapping[str, RoleConfig]) -> list[str]:
     for role in found:  # grows while it is walked
         found += [below for below in (roles[role].inherits if role in roles else ()) if below not in found]
     return found
-
-
-def find_cycle(roles: Mapping[str, RoleConfig]) -> list[str] | None:
-    """Roles that inherit each other in a circle, the first one again at the end; None when there is none."""
-    done: set[str] = set()
-    for start in roles:
-        trail: list[str] = []
-        walks = [iter((start,))]
-        while walks:
-            name = next(walks[-1], None)
-            if name is None:
-                walks.pop()
-                if trail:
-                    done.add(trail.pop())
-            elif name in trail:
-                return [*trail[trail.index(name) :], name]
-            elif name in roles and name not in done:
-                trail.append(name)
-                walks.append(iter(roles[name].inherits))
-    return None
-
-
-def check_roles(
-    roles: Mapping[str, RoleConfig],
-    guarded: Mapping[str, bool],
-    report: Callable[[tuple[str | int, ...], str, str, str], None],
-) -> None:
-    """Reports (path below `roles`, found, expected, hint) for what is wrong with the roles. `guarded` has the
-    name of every route and whether it says `rbac: true`.
-    """
-    for name, role in roles.items():
-        for index, below in enumerate(role.inherits):
-            if below not in roles:
-                report((name, "inherits", index), f'"{below}"', "the name of a role", "")
-        for index, grant in enumerate(role.permissions):
-            path = (name, "permissions", index)
-            if grant.permission is None and not grant.routes and not grant.methods:
-                hint = 'write routes: "*" for every route that says rbac: true'
-                report(path, "an empty grant", "a permission, routes or methods", hint)
-            for at, pattern in enumerate(grant.routes):
-                found = [route for route in guarded if wildcard_matches(pattern, route)]
-                where = (*path, "routes", at)
-                if not found:
-                    report(where, f'"{pattern}"', "the name of a route", "")
-                elif grant.permission is None and not any(guarded[route] for route in found):
-                    report(where, f'"{pattern}"', "a route that asks for it", "set rbac: true on the route")
-    cycle = find_cycle(roles)
-    if cycle is not None:
-        report((cycle[0], "inherits"), "a circle", "", " inherits ".join(cycle))
 
 
 class Access:

@@ -6,20 +6,19 @@ One function per method. The libraries that a method needs are imported only whe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
-from fastgate.auth.section import AuthConfig
+from fastgate.auth.check_signing import check_hmac, check_signatures
+from fastgate.auth.consumers import NAME_PATTERN
+from fastgate.auth.section import AuthConfig, ConsumerConfig
 from fastgate.auth.settings import ForwardConfig, JwtConfig, JwtIssuerConfig
-from fastgate.config.check import check_client_tls
-from fastgate.config.root import Config, RouteConfig
-from fastgate.config.shape import Report
-from fastgate.config.source import Path
+from fastgate.checks import TOKEN, WORD_PATTERN, Path, Report, RouteSite, nearest, snake_case
+from fastgate.upstream.check import check_client_tls
 from fastgate.upstream.fetch import OWN_FIELDS, check_url
 
-__all__ = ["check_auth"]
+__all__ = ["check_root", "check_route", "check_together"]
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)  # RFC 9110 §5.6.2
 _NEVER_UPSTREAM: Final = frozenset(
     (
         *("connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te"),
@@ -28,11 +27,32 @@ _NEVER_UPSTREAM: Final = frozenset(
 )
 _NEVER_ASKED: Final = frozenset(name.decode() for name in OWN_FIELDS)
 _KEY_SOURCES: Final = ("secret", "public_key", "jwks_file", "jwks_url", "discovery")
+#: What other gateways call these methods, and what to write here.
+_FOREIGN_SCHEMES: Final = {
+    name: hint
+    for hint, names in (
+        ("write api_key", "key_auth keyauth key keys token apikeys"),
+        (
+            "write jwt; for tokens that only their issuer can read, introspection",
+            "oauth2 oauth oidc openid_connect openid bearer bearer_token",
+        ),
+        ("write basic", "basic_auth basicauth auth_basic password htpasswd ldap_auth"),
+        ("write forward", "forward_auth forwardauth ext_authz auth_request external"),
+        ("write mtls", "mtls_auth client_cert client_certificate tls"),
+        ("write hmac", "hmac_auth"),
+        ("write auth: false", "none off no"),
+    )
+    for name in names.split()
+}
 
 
-def check_auth(config: Config, routes: Iterable[RouteConfig], report: Report) -> None:
-    """The whole section, and that each route lists only methods that it describes."""
-    auth = config.auth
+def check_root(config: Any, report: Report) -> None:
+    """Consumers, and the settings of each method."""
+    auth: AuthConfig = config.auth
+    for name, consumer in config.consumers.items():
+        _check_consumer(name, consumer, ("consumers", name), report)
+    check_hmac(auth.hmac, config.consumers, ("auth", "hmac"), report)
+    check_signatures(auth.signatures, config.consumers, ("auth", "signatures"), report)
     if auth.jwt is not None:
         _check_jwt(auth.jwt, ("auth", "jwt"), report)
     if auth.introspection is not None:
@@ -45,6 +65,39 @@ def check_auth(config: Config, routes: Iterable[RouteConfig], report: Report) ->
         settings = getattr(auth, name)
         if settings is not None:
             check_client_tls(settings.tls, ("auth", name, "tls"), report)
+
+
+def _check_consumer(name: str, consumer: ConsumerConfig, path: Path, report: Report) -> None:
+    if not re.fullmatch(NAME_PATTERN, name):
+        report(path, f'the name "{name}"', "1 to 255 printable ASCII characters, no space at the ends", "")
+    for kind, words in (("scopes", consumer.scopes), ("roles", consumer.roles)):
+        for index, word in enumerate(words):
+            if not re.fullmatch(WORD_PATTERN, word):
+                report((*path, kind, index), f'"{word}"', "printable ASCII without spaces and quotes", "")
+
+
+def check_route(route: Any, site: RouteSite) -> None:
+    """The methods that a route lists."""
+    if route.auth is None:
+        return
+    schemes = route.auth.schemes
+    for at, scheme in enumerate(schemes):
+        where: Path = (*site.path, "auth", at)
+        if scheme not in AuthConfig.__struct_fields__:
+            hint = _FOREIGN_SCHEMES.get(snake_case(scheme)) or nearest(scheme, AuthConfig.__struct_fields__)
+            known = ", ".join(AuthConfig.__struct_fields__)
+            site.report(where, f'"{scheme}"', f"one of {known}", hint)
+        elif scheme == "api_key" and not site.has_controller:
+            hint = "the controller, which has the keys, runs where there is an admin listener: unix:/path"
+            site.report(where, '"api_key" with admin.listen off', "", hint)
+        elif scheme == "anonymous" and at < len(schemes) - 1:
+            hint = f"put it last: it lets everybody in, so {schemes[at + 1]} is never asked"
+            site.report(where, '"anonymous" before other methods', "", hint)
+
+
+def check_together(config: Any, routes: Sequence[Any], report: Report) -> None:
+    """Each route lists only methods that the root describes, and makes no field that one of them sets."""
+    auth: AuthConfig = config.auth
     claimed = {_folded(name) for name in (auth.forward.upstream_headers if auth.forward is not None else ())}
     for index, route in enumerate(routes):
         if route.auth is not None and "forward" in route.auth.schemes and route.request_headers is not None:
@@ -120,7 +173,7 @@ def _check_forward(config: ForwardConfig, path: Path, report: Report) -> None:
     single = ("consumer_header", "tier_header", "scopes_header", "roles_header")
     named += [((*path, key), getattr(config, key)) for key in single if getattr(config, key) is not None]
     for where, name in named:
-        if not _TOKEN.fullmatch(name):
+        if not TOKEN.fullmatch(name):
             report(where, f'"{name}"', "the name of a header field", "")
         elif where[2] == "request_headers" and name.lower() in _NEVER_ASKED:
             hint = "X-Forwarded-Host, which is always sent, has it" if name.lower() == "host" else ""
@@ -129,7 +182,7 @@ def _check_forward(config: ForwardConfig, path: Path, report: Report) -> None:
             report(where, f'"{name}"', "a field that is not the connection's own or the framing", "")
 
 
-def _check_basic(config: Config, report: Report) -> None:
+def _check_basic(config: Any, report: Report) -> None:
     hashes: list[tuple[Path, str]] = [
         (("auth", "basic", "users", name), text) for name, text in config.auth.basic.users.items()
     ]
@@ -150,7 +203,7 @@ def _check_basic(config: Config, report: Report) -> None:
             report(path, "something else", f"a hash that `fastgate hash-password` made: {error}", "")
 
 
-def _check_mtls(config: Config, report: Report) -> None:
+def _check_mtls(config: Any, report: Report) -> None:
     entries: list[tuple[Path, str]] = [
         (("auth", "mtls", "certificates", text), text) for text in config.auth.mtls.certificates
     ]

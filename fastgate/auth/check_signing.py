@@ -10,14 +10,12 @@ from fastgate.auth.secrets import secret_bytes
 from fastgate.auth.section import ConsumerConfig
 from fastgate.auth.settings import HmacConfig, SignaturesConfig
 from fastgate.auth.signatures import load_key
-from fastgate.config.shape import Report, nearest
-from fastgate.config.source import Path
+from fastgate.checks import LOWER_TOKEN, Path, Report, nearest
 
 __all__ = ["check_hmac", "check_signatures"]
 
 # As they travel: inside a quoted string of the Authorization or Signature-Input field.
 _KEY_ID = re.compile(r"[!#-\[\]-~]{1,128}", re.ASCII)
-_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+", re.ASCII)
 _DERIVED: Final = (
     "@authority",
     "@method",
@@ -42,7 +40,7 @@ def check_hmac(
         _check_key(key_id, key.consumer, consumers, where, report)
         _check(lambda key=key: secret_bytes(key.secret), (*where, "secret"), report)  # type: ignore[misc]
     for index, name in enumerate(config.required_headers):
-        if not _FIELD_NAME.fullmatch(name):
+        if not LOWER_TOKEN.fullmatch(name):
             report((*path, "required_headers", index), f'"{name}"', "a field name in lower case", "")
 
 
@@ -61,7 +59,7 @@ def check_signatures(
         for index, name in enumerate(names):
             if name.startswith("@") and section == "required" and name in _DERIVED:
                 continue
-            if not _FIELD_NAME.fullmatch(name) or name.startswith("@"):
+            if not LOWER_TOKEN.fullmatch(name) or name.startswith("@"):
                 hint = nearest(name, _DERIVED) if name.startswith("@") else ""
                 wanted = "a field name in lower case"
                 if section == "required":

@@ -1,0 +1,57 @@
+"""What is wrong with `security_headers`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastgate.checks import FIELD_VALUE, TOKEN, Path, Report, RouteSite
+from fastgate.features.security_headers.build import HEADERS, SecurityHeadersConfig
+from fastgate.settings import DAY
+
+__all__ = ["check_root", "check_route"]
+
+# Those the gateway writes itself, and those whose removal would make another message of an answer.
+_NOT_REMOVABLE: Final = frozenset(
+    (
+        "connection",
+        "content-length",
+        "content-type",
+        "content-encoding",
+        "date",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+# https://hstspreload.org asks for no less
+_PRELOAD_NS: Final = 365 * DAY
+
+
+def check_root(config: Any, report: Report) -> None:
+    """What routes go by that say nothing of it."""
+    if config.security_headers is not None:
+        _check_security_headers(config.security_headers, ("security_headers",), report)
+
+
+def check_route(route: Any, site: RouteSite) -> None:
+    """A route's own section."""
+    if route.security_headers is not None:
+        _check_security_headers(route.security_headers, (*site.path, "security_headers"), site.report)
+
+
+def _check_security_headers(config: SecurityHeadersConfig, path: Path, report: Report) -> None:
+    """Values that can stand in a header, and an HSTS that preload lists take."""
+    for name in HEADERS:
+        value = getattr(config, name)
+        if isinstance(value, str) and not FIELD_VALUE.fullmatch(value):
+            report((*path, name), f'"{value}"', "printable ASCII in one line", "")
+    for index, name in enumerate(config.remove):
+        if not TOKEN.fullmatch(name) or name.lower() in _NOT_REMOVABLE:
+            report((*path, "remove", index), f'"{name}"', "a field name that is not the gateway's own", "")
+    hsts = config.hsts
+    if hsts is not None and hsts.preload and not (hsts.include_subdomains and hsts.max_age_ns >= _PRELOAD_NS):
+        report(
+            (*path, "hsts", "preload"),
+            "preload without include_subdomains and a year",
+            "",
+            "the lists take no other; see hstspreload.org",
+        )
