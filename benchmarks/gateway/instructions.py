@@ -62,6 +62,7 @@ def paths(origin: int) -> dict[str, tuple[dict[str, Any], Traffic]]:
             {**guarded(origin), "tiers": {"bench": {"per_minute": 1}}},
             Traffic("GET", headers=key, status=429),
         ),
+        "unauthorized": (guarded(origin), Traffic("GET", status=401)),
         "hit": (guarded(origin, cache={"ttl": "1h"}), Traffic("GET", headers=key)),
         "hit-unguarded": (cached(origin), Traffic("GET")),
         "hit-l2": (

@@ -146,14 +146,26 @@ def fastgate(
     wait: bool = True,
     keys: Sequence[str] = (),
     under: Sequence[str] = (),
+    root: Path = ROOT,
 ) -> Server:
     """The gateway with this config, in which {directory} stands for a place of its own. `keys` are API keys
-    that it knows, each of another consumer. `under` is a command to run it with. Without `wait` the caller
-    names the port and asks until it answers.
+    that it knows, each of another consumer. `under` is a command to run it with. `root` is another built
+    checkout whose gateway is to run. Without `wait` the caller names the port and asks until it answers.
     """
     directory = _directory()
-    if keys:
+    own = root / ".venv" / "bin" / "python"
+    python = str(own) if root != ROOT and own.exists() else sys.executable
+    environ = {**os.environ, "PYTHONPATH": str(root)}
+    if keys and root == ROOT:
         _store_keys(directory / "store.db", keys)
+    elif keys:  # each checkout writes the store in its own form
+        code = (
+            "import sys; from pathlib import Path; from benchmarks.gateway import servers; "
+            "servers._store_keys(Path(sys.argv[1]), sys.argv[2:])"
+        )
+        subprocess.run(
+            [python, "-c", code, str(directory / "store.db"), *keys], cwd=root, env=environ, check=True
+        )
     filled = {
         "store": {"path": "{directory}/store.db"},
         "listen": "127.0.0.1:0",
@@ -169,7 +181,7 @@ def fastgate(
         process = subprocess.Popen(
             [
                 *under,
-                sys.executable,
+                python,
                 "-m",
                 "fastgate",
                 "run",
@@ -178,8 +190,8 @@ def fastgate(
                 "--ready-fd",
                 str(ready_write),
             ],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            cwd=root,
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
