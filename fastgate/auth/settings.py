@@ -40,48 +40,43 @@ SignatureAlgorithm = Literal[
 ]
 OnError = Literal["deny", "allow"]
 _ON_ERROR = (
-    "What becomes of a request whose credential cannot be checked because the server that knows does not "
-    "answer: `deny` is 503 `auth_unavailable`, `allow` lets it pass as nobody. Both are counted."
+    "What to do when the authorization server is unreachable: `deny` rejects the request with"
+    " 503 `auth_unavailable`, `allow` lets it pass without a consumer. Both are counted."
 )
 
 
 class ClaimsConfig(Settings, frozen=True, kw_only=True):
-    """Where in a token the gateway reads who it is and what it may do.
-
-    A name stands for the claim of exactly this name, else for a path with dots: `realm_access.roles`.
+    """The claims of a token that identify the consumer and its rights. A name is the claim of exactly this
+    name, or otherwise a path with dots: `realm_access.roles`.
     """
 
     consumer: Annotated[
         Text | None,
         Meta(
             description=(
-                "Claim with the consumer's name. A token without it is refused. One of `consumers`, or "
-                "anybody: then tier and limits are those of the token, or of `tier`. Default: `sub`; for "
-                "introspection `client_id`, else `sub`."
+                "Claim with the consumer's name. A token without it is rejected. A consumer that is not "
+                "in `consumers` has the tier and limits of the token, or of `tier`. Default: `sub`; for "
+                "introspection `client_id`, or `sub` without it."
             )
         ),
     ] = None
     tier: Annotated[
         Text | None,
-        Meta(
-            description=(
-                "Claim with the tier. Default: the consumer's own. A tier that is not defined is ignored."
-            )
-        ),
+        Meta(description=("Claim with the tier. Default: the consumer's own. An undefined tier is ignored.")),
     ] = None
     scopes: Annotated[
-        Text, Meta(description=("Claim with the scopes: a text with spaces (RFC 8693) or a list."))
+        Text, Meta(description=("Claim with the scopes: a space-separated text (RFC 8693) or a list."))
     ] = "scope"
     roles: Annotated[
         Text | None,
         Meta(
             description=(
-                "Claim with the roles, text or list; they are added to the consumer's own. Default: none."
+                "Claim with the roles, a text or a list, added to the consumer's own. Default: none."
             )
         ),
     ] = None
     known_only: Annotated[
-        bool, Meta(description=("Refuse consumers that neither `consumers` nor the store knows."))
+        bool, Meta(description=("Reject consumers that are neither in `consumers` nor in the store."))
     ] = False
     metadata: Annotated[
         tuple[str, ...],
@@ -90,52 +85,57 @@ class ClaimsConfig(Settings, frozen=True, kw_only=True):
 
 
 class JwksConfig(Settings, frozen=True, kw_only=True):
-    """How a key set is fetched and kept. Each worker fetches its own."""
+    """Fetching and caching of a key set. Each worker fetches its own."""
 
     refresh_ns: Annotated[
         Duration,
-        Meta(description=("How old a key set may get when its answer has no `Cache-Control: max-age`.")),
+        Meta(description=("Maximum age of a key set whose response has no `Cache-Control: max-age`.")),
     ] = 10 * MINUTE
     min_refresh_ns: Annotated[
-        Duration, Meta(description=("The least time between two regular fetches, whatever `max-age` says."))
+        Duration, Meta(description=("Minimum time between two regular fetches, regardless of `max-age`."))
     ] = MINUTE
     max_refresh_ns: Annotated[
         Duration,
-        Meta(description=("The most. A key that its issuer has withdrawn is trusted no longer than this.")),
+        Meta(
+            description=(
+                "Maximum time between two fetches. A key withdrawn by its issuer is trusted no longer "
+                "than this."
+            )
+        ),
     ] = 6 * HOUR
     unknown_kid_ns: Annotated[
         Duration,
         Meta(
             description=(
-                "A token with a key id that is not in the set makes the worker fetch the set again, at "
-                "most once in this time, however many such tokens come: rotated keys work at once, and "
-                "made-up ids cannot be used to hammer the issuer."
+                "A token with an unknown key id triggers a fetch, at most once in this time regardless of"
+                " the number of such tokens: rotated keys work at once, and invented ids cannot overload "
+                "the issuer."
             )
         ),
     ] = 30 * SECOND
     max_stale_ns: Annotated[
         Duration,
-        Meta(description=("How long the last good key set is used while its issuer does not answer.")),
+        Meta(description=("Time for which the last valid key set is used while the issuer is unreachable.")),
     ] = DAY
     timeout_ns: Annotated[
-        Duration, Meta(description="The whole fetch. Requests that wait for it wait no longer.")
+        Duration, Meta(description="Time limit of a fetch, and of requests that wait for it.")
     ] = 3 * SECOND
-    max_bytes: Annotated[Size, Meta(ge=1024, le=16_000_000, description="The largest document read.")] = (
-        1_000_000
-    )
+    max_bytes: Annotated[
+        Size, Meta(ge=1024, le=16_000_000, description="Maximum size of the key set document.")
+    ] = 1_000_000
 
 
 class JwtIssuerConfig(Settings, frozen=True, kw_only=True):
-    """Whose tokens are believed, and by which key. Exactly one of `secret`, `public_key`, `jwks_file`,
-    `jwks_url` and `discovery`.
+    """A trusted issuer and its keys. Exactly one of `secret`, `public_key`, `jwks_file`, `jwks_url` and
+    `discovery`.
     """
 
     issuer: Annotated[
         Text | None,
         Meta(
             description=(
-                "The `iss` claim, compared exactly. It picks the entry whose keys are tried. One entry "
-                "may leave it out and then takes the tokens that have no `iss`."
+                "The `iss` claim, compared exactly. It selects the entry whose keys are used. One entry "
+                "may omit it; it accepts tokens without `iss`."
             )
         ),
     ] = None
@@ -143,7 +143,7 @@ class JwtIssuerConfig(Settings, frozen=True, kw_only=True):
         Text | None,
         Meta(
             description=(
-                "Shared secret for HS256, HS384 or HS512: at least 32, 48 or 64 bytes. Better `${NAME}`."
+                "Shared secret for HS256, HS384 or HS512: at least 32, 48 or 64 bytes. Prefer `${NAME}`."
             )
         ),
     ] = None
@@ -153,7 +153,7 @@ class JwtIssuerConfig(Settings, frozen=True, kw_only=True):
     ] = None
     jwks_file: Annotated[FileName | None, Meta(description="File with a JSON Web Key Set (RFC 7517).")] = None
     jwks_url: Annotated[
-        Text | None, Meta(description=("URL of a JSON Web Key Set. Only public keys are taken from it."))
+        Text | None, Meta(description=("URL of a JSON Web Key Set. Only public keys are used."))
     ] = None
     discovery: Annotated[
         bool,
@@ -164,7 +164,7 @@ class JwtIssuerConfig(Settings, frozen=True, kw_only=True):
             )
         ),
     ] = False
-    jwks: Annotated[JwksConfig, Meta(description="Fetching and keeping the key set.")] = JwksConfig()
+    jwks: Annotated[JwksConfig, Meta(description="Fetching and caching of the key set.")] = JwksConfig()
     algorithms: Annotated[
         tuple[
             Literal[
@@ -189,9 +189,9 @@ class JwtIssuerConfig(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"one_or_many": True},
             description=(
-                "What may sign. Default: what fits the key: HS256 for `secret`, RS256 for an RSA key "
-                "that does not say, the curve's for EC, EdDSA with the name of "
-                "the curve (RFC 9864). The token never has a choice beyond this, and `none` does not exist."
+                "Accepted signature algorithms. Default: the algorithm of the key: HS256 for `secret`, "
+                "RS256 for an RSA key without `alg`, that of the curve for EC, EdDSA and the name of the "
+                "curve (RFC 9864). The token cannot select another one, and `none` is not supported."
             ),
         ),
     ] = ()
@@ -200,8 +200,9 @@ class JwtIssuerConfig(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"one_or_many": True},
             description=(
-                "The token's `aud` must have one of these. Without any, a token with `aud` is refused, "
-                'since it is meant for somebody else (RFC 7519 §4.1.3); `"*"` takes every audience.'
+                "Accepted values of the token's `aud`. Without any, a token with `aud` is rejected, "
+                'because it is intended for another recipient (RFC 7519 §4.1.3); `"*"` accepts every '
+                "audience."
             ),
         ),
     ] = ()
@@ -210,102 +211,103 @@ class JwtIssuerConfig(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"one_or_many": True},
             description=(
-                "Values of the header's `typ` that are taken, for instance `at+jwt` (RFC 9068), so that "
-                "an ID token is no access token. Default: any."
+                "Accepted values of the header's `typ`, for example `at+jwt` (RFC 9068), so that an ID "
+                "token is not accepted as an access token. Default: any."
             ),
         ),
     ] = ()
     leeway_ns: Annotated[
-        Duration, Meta(description="How far clocks may be apart, for `exp`, `nbf` and `iat`.")
+        Duration, Meta(description="Tolerated clock difference for `exp`, `nbf` and `iat`.")
     ] = 30 * SECOND
     max_age_ns: Annotated[
-        Duration, Meta(description=("Tokens issued (`iat`) longer ago are refused. 0 is no limit."))
+        Duration, Meta(description=("Reject tokens issued (`iat`) longer ago. 0 is unlimited."))
     ] = 0
     require_exp: Annotated[
         bool,
-        Meta(description=("Refuse tokens without `exp`. One without never ends, and cannot be called back.")),
+        Meta(description=("Reject tokens without `exp`, which never expire and cannot be revoked.")),
     ] = True
-    claims: Annotated[ClaimsConfig, Meta(description="What is read from the token.")] = ClaimsConfig()
+    claims: Annotated[ClaimsConfig, Meta(description="Mapping of claims to the consumer.")] = ClaimsConfig()
     tier: Annotated[Text | None, Meta(description="Tier of consumers that have none.")] = None
 
 
 class JwtConfig(Settings, frozen=True, kw_only=True):
     """JSON Web Tokens (RFC 7519, RFC 8725) in `Authorization: Bearer`."""
 
-    issuers: Annotated[
-        tuple[JwtIssuerConfig, ...], Meta(min_length=1, description="Whose tokens are believed.")
-    ]
+    issuers: Annotated[tuple[JwtIssuerConfig, ...], Meta(min_length=1, description="The trusted issuers.")]
     header: Annotated[
         Text,
         Meta(
             description=(
-                "Header with the token. In another one than Authorization it stands alone, or after "
+                "Header with the token. Headers other than Authorization have the token alone, or after "
                 "`Bearer `."
             )
         ),
     ] = "Authorization"
     max_token_bytes: Annotated[
-        Size, Meta(ge=256, le=65536, description="Longer tokens are refused unread.")
+        Size, Meta(ge=256, le=65536, description="Longer tokens are rejected without parsing.")
     ] = 8192
     max_cached_ns: Annotated[
         Duration,
-        Meta(
-            description=(
-                "How long a verified token is believed without being verified again; its `exp` ends it "
-                "in any case."
-            )
-        ),
+        Meta(description=("Time for which a verified token is cached, at most until its `exp`.")),
     ] = 10 * MINUTE
     tls: Annotated[UpstreamTlsConfig, Meta(description="TLS to the issuers.")] = UpstreamTlsConfig()
     on_error: Annotated[OnError, Meta(description=_ON_ERROR)] = "deny"
 
 
 class IntrospectionConfig(Settings, frozen=True, kw_only=True):
-    """Opaque tokens, asked about at the authorization server (RFC 7662)."""
+    """Opaque tokens, validated by the authorization server (RFC 7662)."""
 
     url: Annotated[Text, Meta(description="The introspection endpoint.")]
-    client_id: Annotated[Text, Meta(description="The gateway's own name there.")]
-    client_secret: Annotated[Text, Meta(description="Its secret. Better `${NAME}`.")]
+    client_id: Annotated[Text, Meta(description="Client id of the gateway.")]
+    client_secret: Annotated[Text, Meta(description="Client secret of the gateway. Prefer `${NAME}`.")]
     client_auth: Annotated[
         Literal["basic", "post"],
         Meta(description=("`client_secret_basic` or `client_secret_post` (RFC 6749 §2.3.1).")),
     ] = "basic"
     issuer: Annotated[
-        Text | None, Meta(description="If given, the answer's `iss` must be this when it has one.")
+        Text | None, Meta(description="If set, `iss` of the response must equal this if present.")
     ] = None
     audience: Annotated[
         tuple[str, ...],
-        Meta(extra={"one_or_many": True}, description="If given, the answer's `aud` must have one of these."),
+        Meta(
+            extra={"one_or_many": True}, description="If set, `aud` of the response must have one of these."
+        ),
     ] = ()
     cache_ns: Annotated[
         Duration,
         Meta(
             description=(
-                "How long an active token is believed, at most until its `exp`. A token that was revoked "
-                "passes for this long. 0 asks every time."
+                "Time for which an active token is cached, at most until its `exp`. A revoked token is "
+                "still accepted for this time. 0 disables the cache."
             )
         ),
     ] = MINUTE
     negative_cache_ns: Annotated[
-        Duration, Meta(description="How long an inactive token is refused without asking again.")
+        Duration, Meta(description="Time for which an inactive token is rejected without another call.")
     ] = 10 * SECOND
     cache_entries: Annotated[
         int,
-        Meta(ge=16, le=1_000_000, description="Tokens remembered, per worker; the least recently used go."),
+        Meta(
+            ge=16, le=1_000_000, description="Cached tokens per worker; the least recently used are evicted."
+        ),
     ] = 10_000
     max_waiting: Annotated[
         int,
         Meta(
             ge=1,
             le=65536,
-            description=("Questions under way at once, per worker; more count as unavailable at once."),
+            description=("Calls in flight per worker; above that, the server counts as unavailable."),
         ),
     ] = 256
-    timeout_ns: Annotated[Duration, Meta(description="One question, connecting included.")] = 2 * SECOND
+    timeout_ns: Annotated[Duration, Meta(description="Time limit of a call, connecting included.")] = (
+        2 * SECOND
+    )
     max_token_bytes: Annotated[
-        Size, Meta(ge=16, le=65536, description="Longer tokens are refused unread.")
+        Size, Meta(ge=16, le=65536, description="Longer tokens are rejected without a call.")
     ] = 4096
-    claims: Annotated[ClaimsConfig, Meta(description="What is read from the answer.")] = ClaimsConfig()
+    claims: Annotated[ClaimsConfig, Meta(description="Mapping of the response to the consumer.")] = (
+        ClaimsConfig()
+    )
     tier: Annotated[Text | None, Meta(description="Tier of consumers that have none.")] = None
     tls: Annotated[UpstreamTlsConfig, Meta(description="TLS to the server.")] = UpstreamTlsConfig()
     on_error: Annotated[OnError, Meta(description=_ON_ERROR)] = "deny"
@@ -320,17 +322,17 @@ class BasicConfig(Settings, frozen=True, kw_only=True):
         dict[str, str],
         Meta(
             description=(
-                "Password hashes by user name, besides those of `consumers`. Made by `fastgate "
+                "Password hashes by user name, in addition to those of `consumers`. Created by `fastgate "
                 "hash-password`: `scrypt$…` or `$argon2id$…`."
             )
         ),
     ] = msgspec.field(default_factory=dict)
-    realm: Annotated[Text, Meta(description="Shown by browsers when they ask for the password.")] = "fastgate"
+    realm: Annotated[Text, Meta(description="Realm shown by browsers in the password prompt.")] = "fastgate"
     cache_ns: Annotated[
         Duration,
         Meta(
             description=(
-                "How long a verified password is believed. Hashing it takes tens of milliseconds by design."
+                "Time for which a verified password is cached. Hashing takes tens of milliseconds by design."
             )
         ),
     ] = 5 * MINUTE
@@ -340,8 +342,8 @@ class BasicConfig(Settings, frozen=True, kw_only=True):
             ge=1,
             le=4096,
             description=(
-                "Passwords waiting to be hashed, per worker. More are answered 503 at once, so that "
-                "guessing does not take the CPU from everybody else."
+                "Passwords in the hashing queue, per worker. Above that, requests get 503 at once, so "
+                "that password guessing cannot use up the CPU."
             ),
         ),
     ] = 16
@@ -349,17 +351,23 @@ class BasicConfig(Settings, frozen=True, kw_only=True):
 
 
 class ForwardConfig(Settings, frozen=True, kw_only=True):
-    """Ask another service about each request, as Traefik's ForwardAuth and nginx's auth_request do."""
+    """Delegate authentication to another service, like Traefik's ForwardAuth and nginx's auth_request."""
 
     url: Annotated[
-        Text, Meta(description=("Where a GET with the request's headers is sent; 2xx lets the request pass."))
+        Text,
+        Meta(
+            description=(
+                "URL of the service. It receives a GET with the request's headers; a 2xx response lets "
+                "the request pass."
+            )
+        ),
     ]
     request_headers: Annotated[
         tuple[str, ...],
         Meta(
             extra={"one_or_many": True},
             description=(
-                "Client headers that are sent along. Default: Authorization and Cookie. "
+                "Client headers sent to the service. Default: Authorization and Cookie. "
                 "`X-Forwarded-Method`, `-Proto`, `-Host`, `-Uri` and `-For` are always sent."
             ),
         ),
@@ -369,8 +377,8 @@ class ForwardConfig(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"one_or_many": True},
             description=(
-                "A request that has none of these has no credential for this method, and nobody is "
-                "asked. Default: ask about every request."
+                "Call the service only if the request has one of these; otherwise the request has no "
+                "credential for this method. Default: call it for every request."
             ),
         ),
     ] = ()
@@ -379,8 +387,8 @@ class ForwardConfig(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"one_or_many": True},
             description=(
-                "Headers of its 2xx answer that go upstream. What the client sent under these names is "
-                "always taken out."
+                "Headers of the 2xx response that are sent upstream. Client values of these headers are "
+                "always removed."
             ),
         ),
     ] = ()
@@ -388,45 +396,47 @@ class ForwardConfig(Settings, frozen=True, kw_only=True):
         Text | None,
         Meta(
             description=(
-                "Header of its answer with the consumer's name. Default: everybody it lets pass is "
+                "Response header with the consumer's name. Default: every accepted request is from "
                 "`default_consumer`."
             )
         ),
     ] = None
-    default_consumer: Annotated[Text, Meta(description="The consumer when the answer does not name one.")] = (
+    default_consumer: Annotated[Text, Meta(description="The consumer if the response does not name one.")] = (
         "forward-auth"
     )
-    tier_header: Annotated[Text | None, Meta(description="Header of its answer with the tier.")] = None
-    scopes_header: Annotated[Text | None, Meta(description="Header of its answer with the scopes.")] = None
-    roles_header: Annotated[Text | None, Meta(description="Header of its answer with the roles.")] = None
+    tier_header: Annotated[Text | None, Meta(description="Response header with the tier.")] = None
+    scopes_header: Annotated[Text | None, Meta(description="Response header with the scopes.")] = None
+    roles_header: Annotated[Text | None, Meta(description="Response header with the roles.")] = None
     tier: Annotated[Text | None, Meta(description="Tier of consumers that have none.")] = None
     relay_refusals: Annotated[
         bool,
         Meta(
             description=(
-                "Give a 401, 403 or redirect of the service to the client as it is, with "
-                "`WWW-Authenticate`, `Location` and `Set-Cookie`. False: the gateway's own 401."
+                "Send a 401, 403 or redirect of the service to the client, with `WWW-Authenticate`, "
+                "`Location` and `Set-Cookie`. False: the gateway's own 401."
             )
         ),
     ] = True
-    timeout_ns: Annotated[Duration, Meta(description="One question, connecting included.")] = 2 * SECOND
+    timeout_ns: Annotated[Duration, Meta(description="Time limit of a call, connecting included.")] = (
+        2 * SECOND
+    )
     max_waiting: Annotated[
         int,
         Meta(
             ge=1,
             le=65536,
-            description=("Questions under way at once, per worker; more count as unavailable at once."),
+            description=("Calls in flight per worker; above that, the service counts as unavailable."),
         ),
     ] = 256
-    max_bytes: Annotated[Size, Meta(ge=0, le=1_000_000, description="The largest answer that is read.")] = (
-        65536
-    )
+    max_bytes: Annotated[
+        Size, Meta(ge=0, le=1_000_000, description="Maximum size of a response of the service.")
+    ] = 65536
     tls: Annotated[UpstreamTlsConfig, Meta(description="TLS to the service.")] = UpstreamTlsConfig()
     on_error: Annotated[OnError, Meta(description=_ON_ERROR)] = "deny"
 
 
 class MtlsConfig(Settings, frozen=True, kw_only=True):
-    """Client certificates. The listener verifies them (`client_ca`); this says who they are."""
+    """Mapping of client certificates to consumers. The listener verifies the certificates (`client_ca`)."""
 
     identify_by: Annotated[
         tuple[Literal["fingerprint", "subject", "common_name", "san_dns", "san_uri", "san_email"], ...],
@@ -434,9 +444,9 @@ class MtlsConfig(Settings, frozen=True, kw_only=True):
             extra={"one_or_many": True},
             min_length=1,
             description=(
-                "What of a certificate names the consumer, tried in order. `fingerprint` and `subject` "
-                "are looked up in the `certificate` of `consumers`, the others also as the consumer's "
-                "name."
+                "Parts of the certificate that identify the consumer, tried in order. `fingerprint` and "
+                "`subject` are looked up in the `certificate` of `consumers`, the others also as the "
+                "consumer's name."
             ),
         ),
     ] = ("fingerprint", "subject", "san_uri", "san_dns", "common_name")
@@ -444,8 +454,8 @@ class MtlsConfig(Settings, frozen=True, kw_only=True):
         dict[str, str],
         Meta(
             description=(
-                "Consumer by certificate: `sha256:` and the fingerprint in hex, the subject as RFC 4514 "
-                "writes it (`CN=orders,O=Acme`), or `dns:`, `uri:`, `email:`, `cn:` and a name."
+                "Consumer by certificate: `sha256:` and the fingerprint in hex, the subject in RFC 4514 "
+                "form (`CN=orders,O=Acme`), or `dns:`, `uri:`, `email:`, `cn:` and a name."
             )
         ),
     ] = msgspec.field(default_factory=dict)
@@ -453,8 +463,8 @@ class MtlsConfig(Settings, frozen=True, kw_only=True):
         bool,
         Meta(
             description=(
-                "Take every certificate that the listener accepts: one that is in no list is the "
-                "consumer its name says. False: it is refused."
+                "Accept every certificate that the listener accepts: an unlisted certificate identifies a"
+                " consumer by its name. False: it is rejected."
             )
         ),
     ] = False
@@ -462,27 +472,26 @@ class MtlsConfig(Settings, frozen=True, kw_only=True):
 
 
 class AnonymousConfig(Settings, frozen=True, kw_only=True):
-    """Everybody without a credential. Put it last in a route's list."""
+    """Requests without a credential. Must be the last method in a route's list."""
 
     shorthand: ClassVar[str] = "tier"
 
-    tier: Annotated[
-        Text, Meta(description=("The tier whose limits hold for each of them, by client address."))
-    ] = "free"
-    consumer: Annotated[Text, Meta(description="The name in logs and metrics.")] = "anonymous"
+    tier: Annotated[Text, Meta(description=("Tier whose limits apply to each client address."))] = "free"
+    consumer: Annotated[Text, Meta(description="Consumer name in logs and metrics.")] = "anonymous"
     scopes: Annotated[
         tuple[str, ...],
-        Meta(extra={"one_or_many": True}, description="What they may do, for `scopes` of a route."),
+        Meta(extra={"one_or_many": True}, description="Granted scopes, for `scopes` of a route."),
     ] = ()
     roles: Annotated[
-        tuple[str, ...], Meta(extra={"one_or_many": True}, description="Their roles, for `roles` of a route.")
+        tuple[str, ...],
+        Meta(extra={"one_or_many": True}, description="Granted roles, for `roles` of a route."),
     ] = ()
 
 
 class HmacKeyConfig(Settings, frozen=True, kw_only=True):
-    """One secret. A consumer may have several, which is how a secret is changed without a pause."""
+    """One secret. A consumer may have several, which allows rotation without interruption."""
 
-    consumer: Annotated[Text, Meta(description="The consumer that a request signed with it is from.")]
+    consumer: Annotated[Text, Meta(description="The consumer of requests signed with this key.")]
     secret: Annotated[
         Text,
         Meta(description="The shared secret, at least 16 bytes, as text, `base64:…` or `hex:…`."),
@@ -505,8 +514,8 @@ class HmacConfig(Settings, frozen=True, kw_only=True):
         Meta(
             ge=SECOND,
             description=(
-                "How far `ts` may be from the gateway's clock, before or after. A nonce is remembered for "
-                "twice as long."
+                "Maximum difference between `ts` and the gateway's clock, in either direction. A nonce is"
+                " remembered for twice as long."
             ),
         ),
     ] = MINUTE
@@ -514,9 +523,8 @@ class HmacConfig(Settings, frozen=True, kw_only=True):
         Literal["raw", "sorted"],
         Meta(
             description=(
-                "`raw`: the query is signed as sent. `sorted`: its parts are first sorted by name, "
-                "for clients "
-                "whose HTTP library reorders them; equal names keep their order."
+                "`raw`: the query is signed as sent. `sorted`: its parts are sorted by name first, for "
+                "clients whose HTTP library reorders them; equal names keep their order."
             )
         ),
     ] = "raw"
@@ -524,8 +532,8 @@ class HmacConfig(Settings, frozen=True, kw_only=True):
         Literal["required", "optional"],
         Meta(
             description=(
-                "`required`: a request with a body must have a Content-Digest. `optional`: one without it "
-                "passes, and its body is not protected."
+                "`required`: a request with a body must have a Content-Digest. `optional`: a request "
+                "without one is accepted, and its body is not protected."
             )
         ),
     ] = "required"
@@ -533,20 +541,22 @@ class HmacConfig(Settings, frozen=True, kw_only=True):
         tuple[Text, ...],
         Meta(
             extra={"one_or_many": True},
-            description="Fields that `headers` must list when the request has them, such as `content-type`.",
+            description="Fields that `headers` must list if the request has them, such as `content-type`.",
         ),
     ] = ()
     max_body_bytes: Annotated[
         Size,
-        Meta(ge=1, description="The largest body that is held to check its Content-Digest; more is 413."),
+        Meta(
+            ge=1, description="Maximum size of a body held to verify its Content-Digest; larger ones get 413."
+        ),
     ] = 1_000_000
 
 
 class SignatureKeyConfig(Settings, frozen=True, kw_only=True):
-    """One key that clients sign with. `hmac-sha256` has a `secret`, every other algorithm a public key."""
+    """A key of a client. `hmac-sha256` uses a `secret`, every other algorithm a public key."""
 
-    algorithm: Annotated[SignatureAlgorithm, Meta(description="The one algorithm this key is used with.")]
-    consumer: Annotated[Text, Meta(description="The consumer that a request signed with it is from.")]
+    algorithm: Annotated[SignatureAlgorithm, Meta(description="The only algorithm accepted with this key.")]
+    consumer: Annotated[Text, Meta(description="The consumer of requests signed with this key.")]
     secret: Annotated[
         Text | None,
         Meta(
@@ -568,9 +578,8 @@ class SignaturesConfig(Settings, frozen=True, kw_only=True):
         dict[str, SignatureKeyConfig],
         Meta(
             description=(
-                "The keys by their `keyid`. A consumer with `hmac_secret` needs no entry for "
-                "`hmac-sha256`: its "
-                "key id is its name."
+                "Keys by `keyid`. A consumer with `hmac_secret` needs no entry for `hmac-sha256`: its key"
+                " id is its name."
             )
         ),
     ] = msgspec.field(default_factory=dict)
@@ -579,9 +588,9 @@ class SignaturesConfig(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"one_or_many": True},
             description=(
-                "What a signature must cover: derived components (`@method`, `@authority`, `@path`, "
-                "`@query`, …) and field names. `@target-uri` serves for `@scheme`, `@authority`, `@path` and "
-                "`@query`. `content-digest` is required of requests with a body, and of those only."
+                "Components that a signature must cover: derived components (`@method`, `@authority`, "
+                "`@path`, `@query`, …) and field names. `@target-uri` covers `@scheme`, `@authority`, "
+                "`@path` and `@query`. `content-digest` is required only of requests with a body."
             ),
         ),
     ] = ("@method", "@authority", "@path", "@query", "content-digest")
@@ -590,36 +599,39 @@ class SignaturesConfig(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"one_or_many": True},
             description=(
-                "Fields that a signature must cover when the request has them, such as `content-type`."
+                "Fields that a signature must cover if the request has them, such as `content-type`."
             ),
         ),
     ] = ()
-    tag: Annotated[
-        Text | None, Meta(description="Only signatures with this `tag` are looked at. Default: any.")
-    ] = None
+    tag: Annotated[Text | None, Meta(description="Accept only signatures with this `tag`. Default: any.")] = (
+        None
+    )
     max_age_ns: Annotated[
         Duration,
         Meta(
             ge=SECOND,
             description=(
-                "How old a signature may be, by its `created`, which is required. Nonces are kept as long."
+                "Maximum age of a signature by its `created`, which is required. Nonces are remembered "
+                "for as long."
             ),
         ),
     ] = 5 * MINUTE
     clock_skew_ns: Annotated[
-        Duration, Meta(description="How far the clocks of client and gateway may differ.")
+        Duration, Meta(description="Maximum clock difference between client and gateway.")
     ] = 30 * SECOND
     nonce: Annotated[
         Literal["required", "optional", "ignored"],
         Meta(
             description=(
-                "`required`: each signature has a `nonce` and serves once. `optional`: the same for "
-                "those that "
-                "have one. `ignored`: a signature may be replayed until it is too old."
+                "`required`: each signature has a `nonce` and is accepted once. `optional`: the same for "
+                "signatures with a `nonce`. `ignored`: a signature may be replayed until it is too old."
             )
         ),
     ] = "required"
     max_body_bytes: Annotated[
         Size,
-        Meta(ge=1, description="The largest body that is held to check its `Content-Digest`; more is 413."),
+        Meta(
+            ge=1,
+            description="Maximum size of a body held to verify its `Content-Digest`; larger ones get 413.",
+        ),
     ] = 1_000_000

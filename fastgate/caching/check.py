@@ -1,4 +1,4 @@
-"""What is wrong with `cache` of a route and `cache_store` of the root."""
+"""Checks of `cache` of a route and of `cache_store` of the root."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["check_root", "check_route"]
 
 _TAG = re.compile(r"[!-+\--~]+", re.ASCII)  # printable, no comma: as in a Cache-Tag
 _METHODS: Final = ("GET", "HEAD", "POST")
-#: 100s are never final, 206 and 304 are parts of other answers.
+#: 100s are never final, 206 and 304 are parts of other responses.
 _NEVER_STATUSES: Final = (206, 304)
 
 
@@ -27,7 +27,7 @@ def check_root(config: Any, report: Report) -> None:
 
 
 def check_route(route: Any, site: RouteSite) -> None:
-    """What the route says of caching. Whether its answers may be shared depends on its authentication."""
+    """The cache of the route. Sharing of its responses depends on its authentication."""
     if route.cache is not None:
         _check_cache(
             route.cache,
@@ -46,20 +46,20 @@ def _check_cache(
     guarded: bool,
     unnamed: bool,
 ) -> None:
-    """Everything that is wrong with the section. guarded: the route authenticates its clients. unnamed: it
-    may let some pass without learning who they are."""
+    """Reports every fault of the section. guarded: the route authenticates its clients. unnamed: it
+    may pass clients without identifying them."""
     key = (*path, "key")
     for at, method in enumerate(cache.methods):
         if method not in _METHODS:
             report((*path, "methods", at), f'"{method}"', "GET, HEAD or POST", "")
     if "POST" in cache.methods and not cache.key.body:
-        hint = "two POSTs with different bodies would share an answer"
+        hint = "two POSTs with different bodies would share a response"
         report((*key, "body"), "false", "true, since methods has POST", hint)
     if cache.key.body and "POST" not in cache.methods:
         report((*key, "body"), "a setting without effect", "", "it is for POST, which methods does not have")
     for at, status in enumerate(cache.statuses):
         if status in _NEVER_STATUSES:
-            report((*path, "statuses", at), str(status), "a status that is whole by itself", "")
+            report((*path, "statuses", at), str(status), "the status of a complete response", "")
     for section, names in (("headers", cache.key.headers), ("cookies", cache.key.cookies)):
         for at, name in enumerate(names):
             if not TOKEN.fullmatch(name):
@@ -84,7 +84,7 @@ def _check_cache(
     if cache.respect == "override" and cache.ttl_ns == 0:
         report((*path, "ttl"), "0s", "a duration, since respect is override", "")
     if cache.private == "consumer" and not guarded:
-        hint = "the route has no auth, so no answer belongs to a consumer"
+        hint = "the route has no auth, so no response belongs to a consumer"
         report((*path, "private"), '"consumer"', "never", hint)
     if cache.key.consumer == "private" and not guarded:
         hint = "the route has no auth, so nothing would be cached"
@@ -106,7 +106,7 @@ def _check_strategy(strategy: StrategyConfig, path: Path, report: Report) -> Non
 
 
 def _check_sharing(cache: CacheConfig, path: Path, report: Report, unnamed: bool) -> None:
-    """What would give one client's answer to another is said twice, or refused."""
+    """Settings that may send one client's response to another need a confirmation."""
     shares = [
         (name, value)
         for name, value, harmless in (
@@ -121,8 +121,8 @@ def _check_sharing(cache: CacheConfig, path: Path, report: Report, unnamed: bool
         report(
             (*path, *name.split(".")),
             f'"{value}"',
-            "share_private: true beside it",
-            "one client's answer would reach others",
+            "share_private: true in addition",
+            "one client's response could be sent to others",
         )
     elif cache.share_private and not shares and not unnamed:
         report(
@@ -130,12 +130,12 @@ def _check_sharing(cache: CacheConfig, path: Path, report: Report, unnamed: bool
             "a setting without effect",
             "",
             "it confirms key.consumer: shared, private: share, set_cookie: strip or store, or an auth that "
-            "lets clients pass without saying who they are",
+            "may pass clients without identifying them",
         )
 
 
 def _check_store(store: CacheStoreConfig, path: Path, report: Report) -> None:
-    """What is wrong between the values of `cache_store`."""
+    """Reports faults between the values of `cache_store`."""
     redis = store.redis
     if redis is None:
         return
@@ -145,4 +145,4 @@ def _check_store(store: CacheStoreConfig, path: Path, report: Report) -> None:
         missing = "key_file" if redis.certificate_file else "certificate_file"
         report((*path, "redis", missing), "nothing", "both certificate_file and key_file, or neither", "")
     if redis.ca_file and not redis.url.startswith("rediss"):
-        report((*path, "redis", "ca_file"), f'"{redis.ca_file}"', "a rediss:// URL beside it", "")
+        report((*path, "redis", "ca_file"), f'"{redis.ca_file}"', "a rediss:// URL", "")

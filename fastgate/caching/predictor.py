@@ -33,86 +33,93 @@ MOST_LIVES = 3  # what _core's Cache grants at most
 
 
 class AdaptiveTtlConfig(Settings, frozen=True, kw_only=True):
-    """A lifetime of its own for every answer to which the origin gives none, from how often it was found
+    """Learned lifetimes for responses without freshness information, from how often they were found
     changed.
     """
 
-    min_ns: Annotated[Duration, Meta(ge=SECOND, description="Never shorter than this.")] = 10 * SECOND
-    max_ns: Annotated[Duration, Meta(ge=SECOND, description="Never longer than this.")] = HOUR
+    min_ns: Annotated[Duration, Meta(ge=SECOND, description="Minimum lifetime.")] = 10 * SECOND
+    max_ns: Annotated[Duration, Meta(ge=SECOND, description="Maximum lifetime.")] = HOUR
     staleness: Annotated[
         float,
         Meta(
             ge=0.001,
             le=0.9,
             description=(
-                "The accepted chance that an answer has changed when its time ends. Over its whole life an "
-                "answer is stale for about half of that share."
+                "Accepted probability that a response has changed when its lifetime ends. About half of "
+                "this share of the served responses is stale."
             ),
         ),
     ] = 0.1
 
 
 class RefreshAheadConfig(Settings, frozen=True, kw_only=True):
-    """Answers that are asked for often are fetched again before they expire, so that nobody waits for
-    them.
-    """
+    """Refresh of popular responses before they expire, so that no request waits for them."""
 
     window: Annotated[
         float,
         Meta(
             gt=0,
             le=0.5,
-            description="The last part of an answer's life, in which a request fetches it again.",
+            description="Last part of a response's lifetime, in which a request triggers the refresh.",
         ),
     ] = 0.1
     hits: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Requests it must have answered by then to be worth it.")
+        int,
+        Meta(ge=1, le=1_000_000, description="Minimum number of requests served by the response until then."),
     ] = 2
 
 
 class PrefetchConfig(Settings, frozen=True, kw_only=True):
-    """What usually follows a request is fetched before it is asked for."""
+    """Fetch of responses that usually follow a request."""
 
     confidence: Annotated[
-        float, Meta(ge=0.05, le=1, description="Share of the clients that went on to it, from 0 to 1.")
+        float,
+        Meta(
+            ge=0.05,
+            le=1,
+            description="Minimum share of the clients that continued with the target, from 0 to 1.",
+        ),
     ] = 0.3
-    support: Annotated[int, Meta(ge=2, le=60, description="How often it must have been seen to follow.")] = 3
+    support: Annotated[int, Meta(ge=2, le=60, description="Minimum number of observations.")] = 3
     gap_ns: Annotated[
-        Duration, Meta(ge=SECOND, description="Requests of a client further apart do not follow each other.")
+        Duration,
+        Meta(
+            ge=SECOND, description="Maximum time between two requests of a client that count as a sequence."
+        ),
     ] = 30 * SECOND
-    most: Annotated[int, Meta(ge=1, le=5, description="Fetched after one request.")] = 3
+    most: Annotated[
+        int, Meta(ge=1, le=5, description="Maximum number of responses fetched after one request.")
+    ] = 3
     budget: Annotated[
         float,
         Meta(
             gt=0,
             le=1,
             description=(
-                "Extra requests upstream for each request of a client, at most. When few of them turn out "
-                "to be of use, fewer are made."
+                "Maximum number of extra upstream requests per client request. It is reduced if few of "
+                "them turn out to be useful."
             ),
         ),
     ] = 0.1
 
 
 class PredictConfig(Settings, frozen=True, kw_only=True):
-    """What the cache does of its own accord. All of it is off unless it is named; see cache-predict.md."""
+    """Cache prediction. Every part is off unless enabled; see cache-predict.md."""
 
     adaptive_ttl: Annotated[
         AdaptiveTtlConfig | None,
-        Meta(description="Lifetimes learned from observed change. `{}` for the defaults."),
+        Meta(description="Lifetimes learned from observed changes. `{}` enables the defaults."),
     ] = None
     refresh_ahead: Annotated[
         RefreshAheadConfig | None,
-        Meta(description="Hot answers fetched before they expire. `{}` for the defaults."),
+        Meta(description="Refresh of popular responses before they expire. `{}` enables the defaults."),
     ] = None
     prefetch: Annotated[
-        PrefetchConfig | None, Meta(description="Usual followers fetched ahead. `{}` for the defaults.")
+        PrefetchConfig | None, Meta(description="Prefetch of usual successors. `{}` enables the defaults.")
     ] = None
     cost_aware: Annotated[
         bool,
-        Meta(
-            description="Answers that took long to make, for their size, are kept longer when room runs out."
-        ),
+        Meta(description="Evict responses later if they took long to generate for their size."),
     ] = False
 
 

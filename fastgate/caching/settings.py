@@ -1,6 +1,6 @@
-"""The `cache:` section of a route: what is cached, under which key, for how long.
+"""The `cache:` section of a route.
 
-The semantics behind these settings are in `fastgate._core.cache.http_cache`, docs/cache.md explains both.
+The semantics of these settings are in `fastgate._core.cache.http_cache`; docs/cache.md describes both.
 """
 
 from __future__ import annotations
@@ -26,54 +26,53 @@ __all__ = [
 
 
 class CacheKeyConfig(Settings, frozen=True, kw_only=True):
-    """What tells two requests apart, besides scheme, host and path."""
+    """Additional parts of the cache key, after scheme, host and path."""
 
     query: Annotated[
         Literal["all", "none"] | tuple[Text, ...],
         Meta(
             description=(
-                "`all` of the query, sorted by name; `none` of it; or the list of the parameters that make a "
-                "difference. A request that could hide a listed parameter in another one (`;`) is not cached."
+                "`all` parameters of the query, sorted by name; `none`; or the list of the relevant ones."
+                " A request that could hide a listed parameter in another one (`;`) is not cached."
             )
         ),
     ] = "all"
     headers: Annotated[
         tuple[Text, ...],
-        Meta(description="Request fields that make a difference, beyond the origin's `Vary`."),
+        Meta(description="Relevant request fields, in addition to the origin's `Vary`."),
     ] = ()
-    cookies: Annotated[tuple[Text, ...], Meta(description="Cookies that make a difference.")] = ()
+    cookies: Annotated[tuple[Text, ...], Meta(description="Relevant cookies.")] = ()
     consumer: Annotated[
         Literal["auto", "private", "shared"],
         Meta(
             description=(
-                "`auto`: answers to an authenticated consumer are kept for that consumer alone. "
-                "`private`: and "
-                "nobody else's are kept. `shared`: all consumers share them, whatever credential they show; "
-                "needs `share_private`."
+                "`auto`: responses to an authenticated consumer are stored for that consumer only. "
+                "`private`: and no others are stored. `shared`: all consumers share them, regardless of "
+                "their credentials; requires `share_private`."
             )
         ),
     ] = "auto"
     body: Annotated[
-        bool, Meta(description="A digest of the request body. Needed to cache POST, and buffers the body.")
+        bool, Meta(description="A digest of the request body. Required to cache POST; buffers the body.")
     ] = False
 
 
 class CacheConfig(Settings, frozen=True, kw_only=True):
-    """Answers of this route are cached as HTTP says (RFC 9111), with these settings. A bare duration is short
-    for `{ttl: …}`; `true` takes the defaults, `false` is `{enabled: false}`.
+    """HTTP cache of this route (RFC 9111). A bare duration is short for `{ttl: …}`; `true` uses the
+    defaults, `false` is `{enabled: false}`.
     """
 
     example: ClassVar[str] = "{ttl: 60s}"
     shorthand: ClassVar[str] = "ttl"
     short: ClassVar[dict[type, Any]] = {bool: lambda on: {} if on else {"enabled": False}}
 
-    enabled: Annotated[bool, Meta(description="`false` switches the cache of this route off.")] = True
+    enabled: Annotated[bool, Meta(description="`false` disables the cache of this route.")] = True
     enforce: Annotated[
         bool,
         Meta(
             description=(
-                "`false`: decide, store and count, but answer every request from the origin. Shows the hit "
-                "rate beforehand."
+                "`false`: decide, store and count, but serve every response from the origin. Shows the "
+                "hit rate before the cache is enabled."
             )
         ),
     ] = True
@@ -81,8 +80,8 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         Duration,
         Meta(
             description=(
-                "Freshness of answers that say nothing about it. `0s`: a tenth of the time since "
-                "`Last-Modified`, else none."
+                "Freshness lifetime of responses without freshness information. `0s`: a tenth of the time"
+                " since `Last-Modified`, or none without it."
             )
         ),
     ] = 0
@@ -90,8 +89,8 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         Literal["origin", "override"],
         Meta(
             description=(
-                "`override`: `ttl` holds for the statuses listed, whatever the origin says; `private`, "
-                "`Set-Cookie` and `Authorization` still count."
+                "`override`: `ttl` applies to the statuses listed, regardless of the origin's directives;"
+                " `private`, `Set-Cookie` and `Authorization` are still respected."
             )
         ),
     ] = "origin"
@@ -100,7 +99,7 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             extra={"one_or_many": True},
-            description="`GET` (brings `HEAD`) and `POST` (with `key.body`).",
+            description="`GET` (includes `HEAD`) and `POST` (with `key.body`).",
         ),
     ] = ("GET",)
     statuses: Annotated[
@@ -108,18 +107,17 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             extra={"one_or_many": True},
-            description="Statuses that `ttl` is for. Others are cached if the origin gives them a lifetime.",
+            description="Statuses to which `ttl` applies. Others are cached if the origin sets a lifetime.",
         ),
     ] = (200, 203, 204, 300, 301, 308, 404, 410)
-    key: Annotated[CacheKeyConfig, Meta(description="What tells two requests apart.")] = CacheKeyConfig()
+    key: Annotated[CacheKeyConfig, Meta(description="Additional parts of the cache key.")] = CacheKeyConfig()
     tags: Annotated[
         tuple[Text, ...],
         Meta(
             extra={"one_or_many": True},
             description=(
-                "Tags to purge by, on every answer of the route; the origin adds its own in "
-                "`Surrogate-Key` or "
-                "`Cache-Tag`."
+                "Purge tags of every response of the route; the origin adds its own in `Surrogate-Key` or"
+                " `Cache-Tag`."
             ),
         ),
     ] = ()
@@ -127,8 +125,9 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,64}$(?!\n)")] | None,
         Meta(
             description=(
-                "Field of an upstream's answers by which it purges: a list of tags, paths of its host (`/a`, "
-                "`/a/*`), or `*` for everything. Clients do not see it. Default: upstreams do not purge."
+                "Response field with which an upstream purges: a list of tags, paths of its host (`/a`, "
+                "`/a/*`), or `*` for everything. It is not sent to clients. Default: upstreams cannot "
+                "purge."
             )
         ),
     ] = None
@@ -145,9 +144,8 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         Duration,
         Meta(
             description=(
-                "How long after its end an answer is still served while a new one is fetched, when "
-                "the origin "
-                "does not say (RFC 5861)."
+                "Time after expiry in which a response is still served while it is revalidated, if the "
+                "origin sends no value of its own (RFC 5861)."
             )
         ),
     ] = 0
@@ -155,22 +153,21 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         Duration,
         Meta(
             description=(
-                "How long after its end an answer is still served when the origin fails (no connection, 500, "
-                "502, 503, 504) and does not say (RFC 5861)."
+                "Time after expiry in which a response is still served if the origin fails (no "
+                "connection, 500, 502, 503, 504), if the origin sends no value of its own (RFC 5861)."
             )
         ),
     ] = 0
     heuristic_max_ns: Annotated[
         Duration,
-        Meta(description="Bound on the freshness guessed from `Last-Modified`; `0s`: no guessing."),
+        Meta(description="Maximum of the heuristic lifetime from `Last-Modified`; `0s` disables it."),
     ] = DAY
     private: Annotated[
         Literal["never", "consumer", "share"],
         Meta(
             description=(
-                "Answers marked `Cache-Control: private`: stored `never`, or for the authenticated "
-                "`consumer` "
-                "alone, or shared; the last needs `share_private`."
+                "Responses with `Cache-Control: private`: `never` stored, or stored for the authenticated"
+                " `consumer` only, or shared; the last requires `share_private`."
             )
         ),
     ] = "never"
@@ -178,9 +175,8 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         Literal["never", "strip", "store"],
         Meta(
             description=(
-                "Answers with `Set-Cookie`: stored `never`, without the cookie (`strip`), or with it "
-                "(`store`). "
-                "The last two need `share_private`."
+                "Responses with `Set-Cookie`: `never` stored, stored without the cookie (`strip`), or "
+                "with it (`store`). The last two require `share_private`."
             )
         ),
     ] = "never"
@@ -188,26 +184,32 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         bool,
         Meta(
             description=(
-                "Confirms settings by which one client's response may reach another: `key.consumer: "
-                "shared`, `private: share`, `set_cookie: strip` or `store`, or an `auth` that lets clients "
-                "pass without learning who they are (`forward`, `enforce: false`, `on_error: allow`): for "
-                "them nothing is stored otherwise. Refused without one of them."
+                "Confirms settings that may send one client's response to another: `key.consumer: "
+                "shared`, `private: share`, `set_cookie: strip` or `store`, or an `auth` that may pass "
+                "clients without identifying them (`forward`, `enforce: false`, `on_error: allow`), for "
+                "which nothing is stored otherwise. Rejected without one of them."
             )
         ),
     ] = False
     max_variants: Annotated[
         int,
-        Meta(ge=1, le=10_000, description="Answers kept for one key that differ by `Vary`; the oldest goes."),
+        Meta(
+            ge=1,
+            le=10_000,
+            description="Maximum number of responses per key that differ by `Vary`; the oldest is evicted.",
+        ),
     ] = 64
     max_vary: Annotated[
-        int, Meta(ge=1, le=32, description="Fields in `Vary`; answers that vary by more are not stored.")
+        int,
+        Meta(
+            ge=1, le=32, description="Maximum number of fields in `Vary`; responses with more are not stored."
+        ),
     ] = 8
     targeted: Annotated[
         tuple[Text, ...],
         Meta(
             description=(
-                "Fields that speak to this gateway in place of `Cache-Control`, the first valid one counts "
-                "(RFC 9213)."
+                "Fields that replace `Cache-Control` for this gateway; the first valid one counts (RFC 9213)."
             )
         ),
     ] = ("CDN-Cache-Control",)
@@ -215,9 +217,9 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         bool,
         Meta(
             description=(
-                "Obey `no-cache`, `max-age`, `min-fresh` and `max-stale` of requests. `false` keeps "
-                "clients from "
-                "reaching the origin at will; `no-store` and `only-if-cached` always count."
+                "Honor `no-cache`, `max-age`, `min-fresh` and `max-stale` of requests. `false` ignores "
+                "them, so that clients cannot force requests to the origin; `no-store` and "
+                "`only-if-cached` are always honored."
             )
         ),
     ] = True
@@ -225,9 +227,9 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         bool,
         Meta(
             description=(
-                "Requests for an answer that is being fetched wait for it, so that the origin is asked "
-                "once. Between "
-                "workers this needs a tier that they share, `cache_store.disk` or `cache_store.redis`."
+                "Requests for a response that is being fetched wait for it, so that one request reaches "
+                "the origin. Across workers this requires a shared tier, `cache_store.disk` or "
+                "`cache_store.redis`."
             )
         ),
     ] = True
@@ -236,24 +238,24 @@ class CacheConfig(Settings, frozen=True, kw_only=True):
         Meta(
             ge=1_000_000,
             description=(
-                "The longest such wait; then the request is sent on its own (nginx: "
+                "Maximum wait for such a response; then the request goes to the origin (nginx: "
                 "`proxy_cache_lock_timeout`)."
             ),
         ),
     ] = 5 * SECOND
     strategy: Annotated[
         StrategyConfig | None,
-        Meta(description="Code of yours that says what the key is, what is stored and for how long."),
+        Meta(description="Custom code for key, storage and lifetime."),
     ] = None
     predict: Annotated[
         PredictConfig | None,
-        Meta(description="What the cache does of its own accord: nothing by default. See cache-predict.md."),
+        Meta(description="Cache prediction, off by default. See cache-predict.md."),
     ] = None
     cache_status: Annotated[
         str,
         Meta(
             pattern=r"^([A-Za-z][A-Za-z0-9_.-]{0,19})?$(?!\n)",
-            description='Name of this cache in `Cache-Status` (RFC 9211); `""` leaves the field out.',
+            description='Name of this cache in `Cache-Status` (RFC 9211); `""` disables the field.',
         ),
     ] = "fastgate"
 
@@ -267,11 +269,11 @@ def build_rules(
     secrets: tuple[str, ...] = (),
     never_vary: tuple[str, ...] = (),
 ) -> Rules:
-    """The compiled rules of a checked section. route: whose it is. identity, shown, secrets, never_vary: what
-    is in the key without being a setting of it, as in Rules."""
+    """The compiled rules of a checked section of `route`. identity, shown, secrets, never_vary: parts of the
+    key that are not settings of the section, as in Rules."""
     query = cache.key.query
     if query != "all" and route is not None:
-        # What the route chose by tells its requests apart, unless it is one value alone.
+        # Parameters that select the route distinguish its requests, unless they have a fixed value.
         chosen = [name for name, value in route.query.items() if value == "*" or value.startswith("~")]
         query = tuple({*(() if isinstance(query, str) else query), *chosen}) or "none"
     return Rules(
@@ -307,7 +309,7 @@ def build_rules(
 
 
 class MemoryStoreConfig(Settings, frozen=True, kw_only=True):
-    """What each worker keeps in its own memory. A bare size is short for `{size: …}`."""
+    """The memory tier of each worker. A bare size is short for `{size: …}`."""
 
     shorthand: ClassVar[str] = "size"
 
@@ -316,28 +318,23 @@ class MemoryStoreConfig(Settings, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=1_000_000_000_000,
-            description="Bytes of answers, keys and index, in each worker. 0 keeps nothing in memory.",
+            description="Size of responses, keys and index, in each worker. 0 disables the tier.",
         ),
     ] = 64_000_000
     policy: Annotated[
         Literal["s3fifo", "lru"],
-        Meta(
-            description=(
-                "What gives way when it is full. `s3fifo` keeps what is asked for often through scans."
-            )
-        ),
+        Meta(description=("Eviction policy. `s3fifo` is resistant to scans.")),
     ] = "s3fifo"
 
 
 class DiskStoreConfig(Settings, frozen=True, kw_only=True):
-    """A directory with the answers that all workers of the machine share, and that survives a restart.
-
-    For one gateway alone: a second one on the same directory goes without. What an unclean stop of the
-    machine left in it is dropped. A file that is damaged is replaced by an empty one, counted and logged.
+    """The disk tier: a directory shared by all workers of the machine, which survives a restart. It is for
+    one gateway: a second one on the same directory runs without the tier. After an unclean stop of the
+    machine the contents are dropped. A damaged file is replaced by an empty one, counted and logged.
     """
 
     path: Annotated[
-        Text, Meta(description="The directory. Created when absent. On a local disk, not on NFS.")
+        Text, Meta(description="The directory, created if absent. It must be on a local disk, not on NFS.")
     ]
     size_bytes: Annotated[
         Size,
@@ -345,8 +342,8 @@ class DiskStoreConfig(Settings, frozen=True, kw_only=True):
             ge=16 << 20,
             le=1 << 44,
             description=(
-                "Bytes in use, index included; the first in are the first out. At least 16MiB. An answer of "
-                "more than a 32nd of it, or of more than 64MiB, is not kept."
+                "Maximum size, index included; eviction is first in, first out. At least 16MiB. A "
+                "response larger than a 32nd of it, or than 64MiB, is not stored."
             ),
         ),
     ] = 1_000_000_000
@@ -356,17 +353,16 @@ class DiskStoreConfig(Settings, frozen=True, kw_only=True):
             ge=1024,
             le=1 << 30,
             description=(
-                "Answers above this size are compressed (zstd), where that saves a tenth. Small ones are "
-                "not, so that a hit costs next to nothing."
+                "Larger responses are compressed (zstd) if that saves a tenth. Smaller ones are not, so "
+                "that hits are cheap."
             ),
         ),
     ] = 32 << 10
 
 
 class RedisStoreConfig(Settings, frozen=True, kw_only=True):
-    """Redis or Valkey: answers that the machines share, and the news of purges between them.
-
-    Without it the gateway is right, too: when it is down, slow or flushed, requests go on without it.
+    """The Redis or Valkey tier: responses and purges shared by several machines. If it is down, slow or
+    flushed, requests continue without it.
     """
 
     url: Annotated[
@@ -375,7 +371,7 @@ class RedisStoreConfig(Settings, frozen=True, kw_only=True):
             description=(
                 "`redis://host:6379/0`, `rediss://` for TLS, `unix:///path.sock`, "
                 "`redis+sentinel://host:26379,host:26379/name`, `redis+cluster://host:6379`, each with "
-                "`user:password@`. Write the password as `${REDIS_PASSWORD}`; it is never shown."
+                "`user:password@`. Write the password as `${REDIS_PASSWORD}`; it is never printed."
             )
         ),
     ]
@@ -385,28 +381,28 @@ class RedisStoreConfig(Settings, frozen=True, kw_only=True):
             ge=100_000,
             le=10_000_000_000,
             description=(
-                "The longest a request waits for it. After three failures in a row no request asks until it "
-                "answers a ping in time again."
+                "Maximum time a request waits for Redis. After three consecutive failures requests skip "
+                "Redis until a ping succeeds."
             ),
         ),
     ] = 5_000_000
     prefix: Annotated[
         Annotated[str, Meta(pattern=r"^[!-z|~]{1,64}$(?!\n)")],
-        Meta(description="What all its keys begin with: the gateways that share answers have the same."),
+        Meta(description="Prefix of all keys. Gateways that share responses use the same prefix."),
     ] = "fastgate:"
     compress_above_bytes: Annotated[
-        Size, Meta(ge=1024, le=1 << 30, description="Answers above this size are compressed (zstd).")
+        Size, Meta(ge=1024, le=1 << 30, description="Larger responses are compressed (zstd).")
     ] = 32 << 10
     largest_bytes: Annotated[
-        Size, Meta(ge=1024, le=64 << 20, description="Answers above this size are not sent to it.")
+        Size, Meta(ge=1024, le=64 << 20, description="Larger responses are not stored in Redis.")
     ] = 8 << 20
     machine: Annotated[
         str,
         Meta(
             max_length=200,
             description=(
-                "This gateway's name, the same after a restart, so that it hears the purges it has missed. "
-                "Default: the host name and the path of `disk`."
+                "Name of this gateway, constant across restarts, so that it receives the purges it has "
+                "missed. Default: the host name and the path of `disk`."
             ),
         ),
     ] = ""
@@ -415,26 +411,28 @@ class RedisStoreConfig(Settings, frozen=True, kw_only=True):
         Meta(
             max_length=1000,
             description=(
-                "Key of a checksum that every stored response then carries, the same on all gateways: "
-                "what was written by anybody else is not used. Write it as `${CACHE_SECRET}`. Default: "
-                "none, and whoever can write to Redis decides what clients get."
+                "Key of a checksum of every stored response, the same on all gateways; responses without "
+                "it are not used. Write it as `${CACHE_SECRET}`. Default: none, so that any party with "
+                "write access to Redis can plant responses."
             ),
         ),
     ] = ""
     ca_file: Annotated[
         str,
-        Meta(extra={"file": True}, description="Certificates that may sign that of a `rediss://` server."),
+        Meta(extra={"file": True}, description="Trusted CA certificates for a `rediss://` server."),
     ] = ""
     certificate_file: Annotated[
-        str, Meta(extra={"file": True}, description="The certificate to show to it.")
+        str, Meta(extra={"file": True}, description="Client certificate for Redis.")
     ] = ""
-    key_file: Annotated[str, Meta(extra={"file": True}, description="The key of that certificate.")] = ""
+    key_file: Annotated[
+        str, Meta(extra={"file": True}, description="Private key of the client certificate.")
+    ] = ""
 
 
 class CacheStoreConfig(Settings, frozen=True, kw_only=True):
-    """The tiers of the cache: the worker's memory, then the disk of the machine, then Redis."""
+    """The cache tiers: memory of the worker, disk of the machine, Redis."""
 
-    memory: Annotated[MemoryStoreConfig, Meta(description="The first tier, asked for every request.")] = (
+    memory: Annotated[MemoryStoreConfig, Meta(description="The first tier, looked up for every request.")] = (
         MemoryStoreConfig()
     )
     disk: Annotated[

@@ -74,7 +74,7 @@ def parse_target(url: str) -> Endpoint:
 
 
 class TargetConfig(Settings, frozen=True, kw_only=True):
-    """One server of an upstream. A bare URL is short for `{url: …}`."""
+    """A server of an upstream. A bare URL is short for `{url: …}`."""
 
     shorthand: ClassVar[str] = "url"
 
@@ -83,8 +83,9 @@ class TargetConfig(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"number": "http://127.0.0.1:{}"},
             description=(
-                "`http://host:port`, `https://host:port` or `unix:/path/to/socket`. Ports default to 80 "
-                "and 443. No path: use the route's `rewrite`, so that one target can serve several routes."
+                "`http://host:port`, `https://host:port` or `unix:/path/to/socket`. Default ports are 80 "
+                "and 443. Paths are not allowed: use the route's `rewrite`, so that one target can serve "
+                "several routes."
             ),
         ),
     ]
@@ -94,8 +95,8 @@ class TargetConfig(Settings, frozen=True, kw_only=True):
             ge=0,
             le=1000,
             description=(
-                "Share of the requests, relative to the other targets (smooth round robin). 0 takes the "
-                "target out without deleting its line. At most 1000."
+                "Share of the requests relative to the other targets (smooth round robin). 0 disables the"
+                " target. At most 1000."
             ),
         ),
     ] = 1
@@ -106,7 +107,7 @@ class TargetConfig(Settings, frozen=True, kw_only=True):
 
 
 class PoolConfig(Settings, frozen=True, kw_only=True):
-    """Connections kept to each target, per worker process. The most recently used idle connection is reused
+    """Connection pool of each target, per worker process. The most recently used idle connection is reused
     first.
     """
 
@@ -116,10 +117,9 @@ class PoolConfig(Settings, frozen=True, kw_only=True):
             ge=0,
             le=65536,
             description=(
-                "Connections open to one target at once, per worker. Further requests wait in the queue. "
-                "0, the default, sets no limit of its own, as in nginx and HAProxy: then only the process's "
-                "file descriptor limit applies, three eighths of it for upstreams. Set it to protect a "
-                "service that cannot take more."
+                "Maximum number of open connections to one target, per worker. Further requests wait in "
+                "the queue. Default 0: no limit, as in nginx and HAProxy, other than three eighths of the"
+                " process's file descriptors. Set it to protect an upstream with limited capacity."
             ),
         ),
     ] = 0
@@ -127,10 +127,10 @@ class PoolConfig(Settings, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=0, le=65535)] | None,
         Meta(
             description=(
-                "Connections that no single route, listener or client may take: each alone gets at most "
-                "`max_connections` less this many, while another route, listener or client can use the rest. "
-                "A client is the consumer, or the address of a request without one. 0 lets one client take "
-                "everything. Default: a tenth of `max_connections`, rounded down."
+                "Connections kept free for other routes, listeners and clients: each single one gets at "
+                "most `max_connections` minus this number. A client is the consumer, or the address of a "
+                "request without one. 0 lets one client take everything. Default: a tenth of "
+                "`max_connections`, rounded down."
             ),
         ),
     ] = None
@@ -140,8 +140,8 @@ class PoolConfig(Settings, frozen=True, kw_only=True):
             ge=0,
             le=65536,
             description=(
-                "Idle connections kept to one target, per worker. 0 closes after each request. The default "
-                "lets a burst of requests reuse its connections."
+                "Maximum number of idle connections to one target, per worker. 0 closes the connection "
+                "after each request. The default lets a burst of requests reuse its connections."
             ),
         ),
     ] = 1024
@@ -149,9 +149,9 @@ class PoolConfig(Settings, frozen=True, kw_only=True):
         Duration,
         Meta(
             description=(
-                "An idle connection is closed after this long. Keep it below the upstream's own keep-alive "
-                "time, or reused connections turn out dead (they are replayed once when it is safe). "
-                "nginx's default is the same 60s."
+                "Idle connections are closed after this time. Keep it below the upstream's keep-alive "
+                "time; otherwise reused connections may be closed by the upstream (requests are replayed "
+                "once if that is safe). Same default as nginx."
             )
         ),
     ] = 60 * SECOND
@@ -159,13 +159,13 @@ class PoolConfig(Settings, frozen=True, kw_only=True):
         Duration,
         Meta(
             description=(
-                "A connection is not reused when it is older than this. 0 is no limit. Set it where a "
-                "name's addresses change, so that traffic moves."
+                "Maximum age of a reused connection. 0 is unlimited. Set it if the addresses of a name "
+                "change, so that traffic follows."
             )
         ),
     ] = 0
     max_requests: Annotated[
-        int, Meta(ge=0, description="Requests sent over one connection before it is closed. 0 is no limit.")
+        int, Meta(ge=0, description="Maximum number of requests per connection. 0 is unlimited.")
     ] = 0
     max_queue: Annotated[
         int,
@@ -173,18 +173,14 @@ class PoolConfig(Settings, frozen=True, kw_only=True):
             ge=0,
             le=1_000_000,
             description=(
-                "Requests that may wait for a connection to one target, per worker. More are refused at "
-                "once with 503 `upstream_queue_full`. 0 never waits."
+                "Maximum number of requests that wait for a connection to one target, per worker. Further"
+                " requests get 503 `upstream_queue_full` at once. 0 disables the queue."
             ),
         ),
     ] = 1024
     queue_timeout_ns: Annotated[
         Duration,
-        Meta(
-            description=(
-                "The longest wait in that queue; then 503 `upstream_queue_timeout`. 0 is no limit of its own."
-            )
-        ),
+        Meta(description=("Maximum wait in the queue; then 503 `upstream_queue_timeout`. 0 is unlimited.")),
     ] = 5 * SECOND
 
 
@@ -194,39 +190,42 @@ class UpstreamTlsConfig(Settings, frozen=True, kw_only=True):
     verify: Annotated[
         bool,
         Meta(
-            description="Check the certificate and its name. Turn it off only for a service on the same host."
+            description=(
+                "Verify the certificate chain and the name. Disable it only for a service on the same host."
+            )
         ),
     ] = True
     server_name: Annotated[
         Text | None,
         Meta(
             description=(
-                "Name sent as SNI and checked in the certificate. Default: the host of the target's URL."
+                "Name sent as SNI and verified in the certificate. Default: the host of the target's URL."
             )
         ),
     ] = None
     ca: Annotated[
         FileName | None,
-        Meta(description="File with the CA certificates to trust (PEM). Default: the system's."),
+        Meta(description="File with the trusted CA certificates (PEM). Default: the system's."),
     ] = None
     certificate: Annotated[
-        FileName | None, Meta(description="File with our client certificate chain (PEM), for mutual TLS.")
+        FileName | None,
+        Meta(description="File with the client certificate chain of the gateway (PEM), for mutual TLS."),
     ] = None
-    key: Annotated[
-        FileName | None, Meta(description="File with the key of `certificate` (PEM). Needed with it.")
-    ] = None
+    key: Annotated[FileName | None, Meta(description="File with the private key of `certificate` (PEM).")] = (
+        None
+    )
 
 
 class TimeoutsConfig(Settings, frozen=True, kw_only=True):
-    """How long the upstream may take. Each ends the request with its own 504 or 502 reason."""
+    """Time-outs of an upstream. Each has its own 504 or 502 reason."""
 
     connect_ns: Annotated[
         Duration,
         Meta(
             description=(
-                "Opening a connection, TLS handshake included; then 504 `upstream_connect_timeout`. 5s is "
-                "HAProxy's usual value: a local network answers in milliseconds, and one lost SYN costs "
-                "1s."
+                "Time-out for opening a connection, TLS handshake included; then 504 "
+                "`upstream_connect_timeout`. 5s is HAProxy's usual value: a local network responds in "
+                "milliseconds, and one lost SYN costs 1s."
             )
         ),
     ] = 5 * SECOND
@@ -234,9 +233,9 @@ class TimeoutsConfig(Settings, frozen=True, kw_only=True):
         Duration,
         Meta(
             description=(
-                "From the end of the request to the first byte of the answer; then 504 "
-                "`upstream_first_byte_timeout`. 0 is no limit. nginx's `proxy_read_timeout` is the same "
-                "60s."
+                "Time-out from the end of the request to the first byte of the response; then 504 "
+                "`upstream_first_byte_timeout`. 0 is unlimited. Same default as nginx's "
+                "`proxy_read_timeout`."
             )
         ),
     ] = MINUTE
@@ -244,8 +243,8 @@ class TimeoutsConfig(Settings, frozen=True, kw_only=True):
         Duration,
         Meta(
             description=(
-                "The longest silence inside an answer, and inside a tunnel; then the connection is cut "
-                "(`upstream_between_bytes_timeout`). 0 is no limit."
+                "Inactivity time-out within a response and within a tunnel; then the connection is closed"
+                " (`upstream_between_bytes_timeout`). 0 is unlimited."
             )
         ),
     ] = MINUTE
@@ -253,8 +252,9 @@ class TimeoutsConfig(Settings, frozen=True, kw_only=True):
         Duration,
         Meta(
             description=(
-                "The whole request, queue and replays included, until the answer's last byte; then 504 "
-                "`total_timeout`. 0 is no limit, because a long download is not a fault."
+                "Time-out of the whole request, queue and replays included, until the last byte of the "
+                "response; then 504 `total_timeout`. 0 is unlimited, because a long download is not an "
+                "error."
             )
         ),
     ] = 0
@@ -262,9 +262,8 @@ class TimeoutsConfig(Settings, frozen=True, kw_only=True):
         Text | None,
         Meta(
             description=(
-                "Name of a request header that tells the upstream how many milliseconds of `total` are "
-                "left, for instance `X-Request-Deadline-Ms`. Sent only when `total` is not 0. Default: "
-                "none."
+                "Request header that tells the upstream the remaining milliseconds of `total`, for "
+                "example `X-Request-Deadline-Ms`. Sent only if `total` is not 0. Default: none."
             ),
         ),
     ] = None
@@ -283,68 +282,67 @@ class TimeoutsConfig(Settings, frozen=True, kw_only=True):
 
 
 class TimeoutOverrides(Settings, frozen=True, kw_only=True):
-    """A route's own time-outs. What is left out is the upstream's."""
+    """Time-outs of a route. Omitted values are those of the upstream."""
 
     connect_ns: Annotated[
-        Duration | None, Meta(description="In place of the upstream's `timeouts.connect`.")
+        Duration | None, Meta(description="Overrides the upstream's `timeouts.connect`.")
     ] = None
     first_byte_ns: Annotated[
-        Duration | None, Meta(description="In place of the upstream's `timeouts.first_byte`.")
+        Duration | None, Meta(description="Overrides the upstream's `timeouts.first_byte`.")
     ] = None
     between_bytes_ns: Annotated[
-        Duration | None, Meta(description="In place of the upstream's `timeouts.between_bytes`.")
+        Duration | None, Meta(description="Overrides the upstream's `timeouts.between_bytes`.")
     ] = None
-    total_ns: Annotated[Duration | None, Meta(description="In place of the upstream's `timeouts.total`.")] = (
+    total_ns: Annotated[Duration | None, Meta(description="Overrides the upstream's `timeouts.total`.")] = (
         None
     )
     deadline_header: Annotated[
-        Text | None, Meta(description="In place of the upstream's `timeouts.deadline_header`.")
+        Text | None, Meta(description="Overrides the upstream's `timeouts.deadline_header`.")
     ] = None
 
 
 class SecretSource(Settings, frozen=True, kw_only=True):
-    """Where a secret comes from; exactly one of these. The secret itself never stands in the config."""
+    """The source of a secret, exactly one of these. The config never contains the secret itself."""
 
     env: Annotated[
         Text | None,
-        Meta(description="An environment variable of the gateway. It changes with a restart only."),
+        Meta(description="An environment variable of the gateway. A change requires a restart."),
     ] = None
     file: Annotated[
         FileName | None,
-        Meta(description="A file with nothing else in it; looked at every second, read when it changed."),
+        Meta(
+            description="A file that contains only the secret; checked every second and read when it changes."
+        ),
     ] = None
     command: Annotated[
         tuple[Text, ...],
         Meta(
-            description="A program and its arguments, which prints the secret; run by each worker, "
-            "without a shell."
+            description="Program and arguments that print the secret. Each worker runs it, without a shell."
         ),
     ] = ()
     store: Annotated[
         Text | None,
-        Meta(description="A secret of the gateway's own store, where it is encrypted."),
+        Meta(description="The name of a secret in the gateway's store, where it is encrypted."),
     ] = None
 
 
 class OauthConfig(SecretSource, frozen=True, kw_only=True):
     """A token by the OAuth 2.0 client credentials grant (RFC 6749 section 4.4). The sources (`env`,
-    `file`, `command`,
-    `store`) are those of the client's secret.
+    `file`, `command`, `store`) are those of the client secret.
     """
 
     token_url: Annotated[Text, Meta(description="The token endpoint.")]
-    client_id: Annotated[Text, Meta(description="Who the gateway is there.")]
+    client_id: Annotated[Text, Meta(description="Client id of the gateway.")]
     scopes: Annotated[
-        tuple[Text, ...], Meta(extra={"one_or_many": True}, description="Scopes to ask for.")
+        tuple[Text, ...], Meta(extra={"one_or_many": True}, description="Requested scopes.")
     ] = ()
     parameters: Annotated[
-        dict[str, str], Meta(description="More fields of the token request, such as `audience`.")
+        dict[str, str], Meta(description="Additional fields of the token request, such as `audience`.")
     ] = field(default_factory=dict)
     client_auth: Annotated[
         Literal["basic", "body"],
         Meta(
-            description="Where the client's id and secret stand in the token request (RFC 6749 "
-            "section 2.3.1)."
+            description="Location of the client id and secret in the token request (RFC 6749 section 2.3.1)."
         ),
     ] = "basic"
     tls: Annotated[UpstreamTlsConfig, Meta(description="TLS to an https:// token endpoint.")] = (
@@ -353,18 +351,20 @@ class OauthConfig(SecretSource, frozen=True, kw_only=True):
 
 
 class CredentialConfig(SecretSource, frozen=True, kw_only=True):
-    """What every request to an upstream shows: a secret of exactly one source, or an OAuth token."""
+    """A credential sent with every request to an upstream: a secret of exactly one source, or an OAuth
+    token.
+    """
 
-    oauth: Annotated[OauthConfig | None, Meta(description="A token that the gateway gets by itself.")] = None
+    oauth: Annotated[
+        OauthConfig | None, Meta(description="A token that the gateway requests and renews.")
+    ] = None
     send: Annotated[
         Literal["bearer", "basic", "header", "query"],
         Meta(
             description=(
-                "How it is shown: `Authorization: Bearer …`, `Authorization: Basic …` (with "
-                "`username`, or a secret "
-                "of the form user:password), the field or the query parameter called `name`. The "
-                "client's own is "
-                "replaced."
+                "How it is sent: `Authorization: Bearer …`, `Authorization: Basic …` (with `username`, or"
+                " a secret of the form user:password), the header field or the query parameter `name`. A "
+                "client value is replaced."
             )
         ),
     ] = "bearer"
@@ -375,30 +375,30 @@ class CredentialConfig(SecretSource, frozen=True, kw_only=True):
         str, Meta(description="With `send: header`: text before the secret, such as `Token `.")
     ] = ""
     username: Annotated[
-        Text | None, Meta(description="With `send: basic`: the user; the secret is the password.")
+        Text | None, Meta(description="With `send: basic`: the user name; the secret is the password.")
     ] = None
     refresh_ns: Annotated[
         Duration,
-        Meta(ge=1_000_000_000, description="How often a command is run again."),
+        Meta(ge=1_000_000_000, description="Interval at which a command is run again."),
     ] = 5 * MINUTE
     timeout_ns: Annotated[
         Duration,
-        Meta(ge=1_000_000, description="The longest that a command or a token endpoint may take."),
+        Meta(ge=1_000_000, description="Time limit of a command or of a call to a token endpoint."),
     ] = 10 * SECOND
     keep_ns: Annotated[
         Duration,
         Meta(
             description=(
-                "How long the last good value is used when its source fails (a token: never beyond "
-                "its expiry). "
-                "Then, and as long as there never was one: 503 `credential_unavailable`."
+                "Time for which the last valid value is used if its source fails (a token at most until "
+                "its expiry). After that, and if there has never been a value: 503 "
+                "`credential_unavailable`."
             )
         ),
     ] = 10 * MINUTE
 
 
 class UpstreamConfig(Settings, frozen=True, kw_only=True):
-    """One service: where it runs and how to talk to it."""
+    """An upstream service: its targets and connection settings."""
 
     example: ClassVar[str] = "{targets: [http://host:port]}"
 
@@ -407,27 +407,25 @@ class UpstreamConfig(Settings, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             extra={"one_or_many": True},
-            description="The servers of this service: one URL, or a list of URLs and `{url, weight}`.",
+            description="The servers of the upstream: one URL, or a list of URLs and `{url, weight}`.",
         ),
     ]
     balance: Annotated[
         Literal["round_robin"],
         Meta(
             description=(
-                "How a target is chosen. `round_robin` is smooth and weighted (the algorithm of nginx)."
+                "Load-balancing algorithm. `round_robin` is smooth and weighted (the algorithm of nginx)."
             )
         ),
     ] = "round_robin"
-    pool: Annotated[PoolConfig, Meta(description="Connections kept to each target.")] = PoolConfig()
+    pool: Annotated[PoolConfig, Meta(description="Connection pool of each target.")] = PoolConfig()
     tls: Annotated[UpstreamTlsConfig, Meta(description="TLS to `https://` targets.")] = UpstreamTlsConfig()
-    timeouts: Annotated[TimeoutsConfig, Meta(description="How long this upstream may take.")] = (
-        TimeoutsConfig()
-    )
+    timeouts: Annotated[TimeoutsConfig, Meta(description="Time-outs of this upstream.")] = TimeoutsConfig()
     credentials: Annotated[
         str | CredentialConfig | None,
         Meta(
             description=(
-                "What requests to this upstream show: `{env: NAME}` and so on, or the name of an entry of "
+                "Credential sent to this upstream: `{env: NAME}` and so on, or the name of an entry of "
                 "`credentials`."
             )
         ),
@@ -436,8 +434,8 @@ class UpstreamConfig(Settings, frozen=True, kw_only=True):
         bool,
         Meta(
             description=(
-                "Send the client's Host upstream. By default it is the target's own, which is what virtual "
-                "hosts on the other side expect; the client's is in `X-Forwarded-Host` either way."
+                "Send the client's Host upstream. Default: the Host of the target, as virtual hosts "
+                "expect. `X-Forwarded-Host` has the client's Host in both cases."
             )
         ),
     ] = False

@@ -43,12 +43,12 @@ def test_a_good_section_makes_rules(cache: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("cache", "error"),
     [
-        ({"key": {"consumer": "shared"}}, "cache.key.consumer: expected share_private: true beside it"),
-        ({"private": "share"}, "cache.private: expected share_private: true beside it"),
-        ({"set_cookie": "store"}, "cache.set_cookie: expected share_private: true beside it"),
+        ({"key": {"consumer": "shared"}}, "cache.key.consumer: expected share_private: true in addition"),
+        ({"private": "share"}, "cache.private: expected share_private: true in addition"),
+        ({"set_cookie": "store"}, "cache.set_cookie: expected share_private: true in addition"),
         (
             {"respect": "override", "ttl": "1s", "set_cookie": "strip"},
-            "cache.set_cookie: expected share_private: true beside it",
+            "cache.set_cookie: expected share_private: true in addition",
         ),
         ({"share_private": True}, "cache.share_private: a setting without effect"),
         ({"methods": "PUT"}, "cache.methods[0]: expected GET, HEAD or POST"),
@@ -62,7 +62,7 @@ def test_a_good_section_makes_rules(cache: dict[str, Any]) -> None:
         ({"key": {"query": ["a&b"]}}, "cache.key.query[0]: expected the name of a parameter"),
         ({"key": {"query": "some"}}, "cache.key.query: expected one of all, none or a list"),
         ({"tags": "a b"}, "cache.tags[0]: expected printable ASCII"),
-        ({"statuses": [206]}, "cache.statuses[0]: expected a status that is whole by itself"),
+        ({"statuses": [206]}, "cache.statuses[0]: expected the status of a complete response"),
         ({"min_size": "2KB", "max_size": "1KB"}, "cache.min_size: expected a size below it"),
         ({"targeted": ["a b"]}, "cache.targeted[0]: expected a header name"),
         ({"cache_status": "a b"}, "cache.cache_status: expected"),
