@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GENERATED = {"docs/config.md", "docs/plugin-reference.md"}
 PAGES = [
     path
-    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
     if str(path.relative_to(ROOT)) not in GENERATED
 ]
 
