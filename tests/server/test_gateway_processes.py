@@ -45,8 +45,8 @@ def test_a_hundred_reloads_under_load_fail_no_request() -> None:
         settings = config(upstream)
         with (
             Gateway(settings, workers=2, allow="config refused", check_descriptors=False) as gateway,
-            Traffic(gateway.port, pause_s=PAUSE_S) as kept,
-            Traffic(gateway.port, pause_s=PAUSE_S, keep_alive=False) as fresh,
+            Traffic(gateway.port, threads=2, pause_s=PAUSE_S) as kept,
+            Traffic(gateway.port, threads=2, pause_s=PAUSE_S, keep_alive=False) as fresh,
         ):
             for _ in range(100):
                 kind = draw.choice(["hot", "hot", "workers", "listen", "bad"])
