@@ -91,7 +91,7 @@ def check_route(route: Any, site: RouteSite) -> None:
             hint = "the controller, which has the keys, runs where there is an admin listener: unix:/path"
             site.report(where, '"api_key" with admin.listen off', "", hint)
         elif scheme == "anonymous" and at < len(schemes) - 1:
-            hint = f"put it last: it lets everybody in, so {schemes[at + 1]} is never asked"
+            hint = f"put it last: it accepts every request, so {schemes[at + 1]} is never tried"
             site.report(where, '"anonymous" before other methods', "", hint)
 
 

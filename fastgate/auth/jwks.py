@@ -356,7 +356,7 @@ class RemoteKeys:
                 self.keys = keys_of_jwks(_document(fetched), self._allowed, symmetric=False)
                 fresh_s = self._fresh_s(fetched)
         except (FetchError, ValueError, TimeoutError) as error:
-            self._failed(str(error) or "no answer in time")
+            self._failed(str(error) or "no response in time")
             return
         except Exception:
             log.exception("keys of %s", self._name)

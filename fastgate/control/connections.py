@@ -47,7 +47,7 @@ class AdminConnections:
             self._closed.add()
             victim = next((other for other in self._open if not other.is_served()), None)
             log.warning(
-                "the admin listener has %d connections; the oldest without a request is closed", self.most
+                "the admin listener has %d connections; closing the oldest one without a request", self.most
             )
             (victim or next(iter(self._open))).cut()
         self._open[connection] = None

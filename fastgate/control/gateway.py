@@ -166,7 +166,7 @@ class GatewayResource:
         request_id, answer = self._desk.open()
         if not self._ask_reload(request_id):
             answer.cancel()
-            return JSONResponse({"error": "The supervisor does not answer"}, 503)
+            return JSONResponse({"error": "The supervisor does not respond"}, 503)
         try:
             result = await asyncio.wait_for(answer, RELOAD_LIMIT_S)
         except TimeoutError:

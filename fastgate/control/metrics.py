@@ -1,4 +1,4 @@
-"""The Prometheus text exposition (format 0.0.4) of everything the gateway counts: one answer for all workers.
+"""The Prometheus text exposition (format 0.0.4) of all metrics of the gateway, aggregated over all workers.
 
 A route that was never asked for has no lines, so a scrape costs what is used and not what is configured.
 Label values come from the config (routes) and from tables of the program (reasons, states), never from a
@@ -33,21 +33,21 @@ _REASON_LABELS = {reason.index: reason.label for reason in REASONS.values()}
 _BOUNDS = tuple(f"{bound / 1e9:.9f}".rstrip("0") for bound in OCTAVES_NS)
 
 _GAUGES = {
-    "connections_open": ("fastgate_connections", "Client connections open now."),
-    "requests_active": ("fastgate_requests_active", "Requests being answered now."),
-    "tunnels_open": ("fastgate_tunnels", "Upgraded connections (WebSocket) open now."),
-    "upstream_open": ("fastgate_upstream_connections", "Connections to upstreams open now."),
-    "upstream_waiting": ("fastgate_upstream_queue", "Requests that wait for an upstream connection now."),
+    "connections_open": ("fastgate_connections", "Open client connections."),
+    "requests_active": ("fastgate_requests_active", "Requests in progress."),
+    "tunnels_open": ("fastgate_tunnels", "Open upgraded connections (WebSocket)."),
+    "upstream_open": ("fastgate_upstream_connections", "Open upstream connections."),
+    "upstream_waiting": ("fastgate_upstream_queue", "Requests waiting for an upstream connection."),
     "bodies_collecting": (
         "fastgate_request_bodies_collecting",
-        "Requests whose body is being collected before they go upstream.",
+        "Requests whose body is being buffered before they go upstream.",
     ),
 }
 _COUNTS = {
     "connections_total": ("fastgate_connections_total", "Client connections accepted."),
     "connections_refused": (
         "fastgate_connections_refused_total",
-        "Client connections refused at the limit of connections.",
+        "Client connections refused at the connection limit.",
     ),
     "upstream_opened_total": ("fastgate_upstream_connections_total", "Connections opened to upstreams."),
     "upstream_limited_total": (
@@ -56,59 +56,59 @@ _COUNTS = {
     ),
     "log_lines_dropped": (
         "fastgate_access_log_dropped_total",
-        "Access log lines lost: the disk is full, or their reader is too slow.",
+        "Access log lines lost because the disk is full or the reader is too slow.",
     ),
     "plugin_errors": ("fastgate_plugin_errors_total", "Exceptions raised by plugins."),
     "loop_stalls": (
         "fastgate_worker_stalls_total",
-        "Times a worker did nothing for 200 ms or more: a plugin blocked it, or it got no CPU.",
+        "Pauses of a worker of 200 ms or more: a plugin blocked it, or it got no CPU.",
     ),
 }
 
 
 DESCRIPTIONS: dict[str, str] = {
-    "fastgate_cache_requests_total": "Requests of routes with a cache, by what it made of them.",
-    "fastgate_cache_fills_purged_total": "Answers not kept because a purge came while they were fetched.",
-    "fastgate_cache_tier_total": "What the tiers behind the memory did: hit, miss, stored, dropped, purged …",
+    "fastgate_cache_requests_total": "Requests of routes with a cache, by result.",
+    "fastgate_cache_fills_purged_total": "Responses not stored because of a purge during their fetch.",
+    "fastgate_cache_tier_total": "Events of the disk and Redis tiers: hit, miss, stored, dropped, purged …",
     "fastgate_cache_tier_bytes": "Bytes in use in a tier, index included.",
-    "fastgate_cache_tier_entries": "Answers in a tier.",
-    "fastgate_purge_bus_total": "Purges sent to and heard from other machines; resync: some were missed.",
-    "fastgate_redis_up": "Whether Redis answers in time.",
+    "fastgate_cache_tier_entries": "Responses in a tier.",
+    "fastgate_purge_bus_total": "Purges sent to and received from other machines; resync: some were missed.",
+    "fastgate_redis_up": "1 while Redis responds in time.",
     "fastgate_cache_predicted_total": (
-        "Answers fetched before anybody asked: refresh (popular, near their end), prefetch (usual followers)."
+        "Responses fetched ahead: refresh (popular, near expiry), prefetch (usual successors)."
     ),
-    "fastgate_access_denied_total": "Requests from addresses that access lists refuse.",
-    "fastgate_limits_bans_total": "Bans that began because a client kept running into limits.",
-    "fastgate_limits_full_total": "Requests that could not be counted, for want of room in a table.",
-    "fastgate_limits_refused_total": "Requests over a limit, by the limit; shadow mode included.",
-    "fastgate_limits_unknown_tier_total": "Identities whose tier is not defined; they are in free.",
-    "fastgate_limits_warned_total": "Answers that warned of a limit near its end.",
+    "fastgate_access_denied_total": "Requests rejected by access lists.",
+    "fastgate_limits_bans_total": "Bans of clients that repeatedly exceeded limits.",
+    "fastgate_limits_full_total": "Requests that could not be counted because a table was full.",
+    "fastgate_limits_refused_total": "Requests over a limit, by limit; shadow mode included.",
+    "fastgate_limits_unknown_tier_total": "Identities with an undefined tier; they are in `free`.",
+    "fastgate_limits_warned_total": "Responses with a warning about a limit.",
     "fastgate_authorization_refused_total": (
-        "Requests without the scope, role or permission that their route asks for."
+        "Requests without a scope, role or permission that the route requires."
     ),
-    "fastgate_credential_refreshes_total": "New values of upstream credentials, and sources that failed.",
+    "fastgate_credential_refreshes_total": "Refreshes of upstream credentials, by outcome.",
     "fastgate_policy_total": (
         "Policies that matched (or would have, in shadow mode), and conditions that failed."
     ),
-    "fastgate_auth_key_fetches_total": "Fetches of the keys that tokens are verified with.",
-    "fastgate_auth_nonces_full_total": "Signed requests refused because the table of nonces was full.",
-    "fastgate_auth_replays_total": "Signed requests refused because their nonce was used before.",
-    "fastgate_validation_refused_total": "Request bodies that validation refuses, or would.",
-    "fastgate_auth_total": "Credentials by method and outcome; one that is remembered is counted once.",
-    "fastgate_keys_changed_total": "API keys made, changed, rotated, revoked and ended.",
-    "fastgate_store_failures_total": "Times the store could not be opened, read or written.",
-    "fastgate_store_pending_writes": "Changes that are in effect and could not be stored yet.",
+    "fastgate_auth_key_fetches_total": "Fetches of token verification keys.",
+    "fastgate_auth_nonces_full_total": "Signed requests rejected because the table of nonces was full.",
+    "fastgate_auth_replays_total": "Signed requests rejected because their nonce was used before.",
+    "fastgate_validation_refused_total": "Request bodies that fail validation; shadow mode included.",
+    "fastgate_auth_total": "Verified credentials by method and outcome; a cached one is counted once.",
+    "fastgate_keys_changed_total": "API keys created, changed, rotated, revoked and expired.",
+    "fastgate_store_failures_total": "Failures to open, read or write the store.",
+    "fastgate_store_pending_writes": "Changes that are in effect but not stored yet.",
     "fastgate_admin_connections_closed_total": (
         "Connections to the admin listener closed to make room for a new one."
     ),
-    "fastgate_directory_entries": "API keys, consumers, secrets and documents that the workers know.",
-    "fastgate_metrics_overflow_total": "Counts of series that found no place in the table.",
+    "fastgate_directory_entries": "API keys, consumers, secrets and documents known to the workers.",
+    "fastgate_metrics_overflow_total": "Counts lost because the table of series was full.",
 }
-"""What the series of features mean. A series without a line here is shown all the same."""
+"""Help texts of feature metrics. A metric without an entry is exported without one."""
 
 
 def exposition(view: View) -> bytes:
-    """The whole answer to `GET /metrics`."""
+    """The response to `GET /metrics`."""
     out: list[str] = []
     _routes(out, [*view.route_counts(), view.unmatched()])
     _workers(out, view)
@@ -136,7 +136,7 @@ def _escape(value: str) -> str:
 def _routes(out: list[str], routes: list[RouteCounts]) -> None:
     named = [(f'route="{_escape(counts.name or UNMATCHED)}"', counts) for counts in routes]
     _family(
-        out, "fastgate_requests_total", "counter", "Requests answered, by route and class of status.",
+        out, "fastgate_requests_total", "counter", "Requests by route and status class.",
         (
             (f'{route},status="{STATUS_CLASSES[i]}"', count)
             for route, counts in named
@@ -145,7 +145,7 @@ def _routes(out: list[str], routes: list[RouteCounts]) -> None:
         ),
     )  # fmt: skip
     _family(
-        out, "fastgate_refusals_total", "counter", "Requests that the gateway itself ended, by reason.",
+        out, "fastgate_refusals_total", "counter", "Requests ended by the gateway, by reason.",
         (
             (f'{route},reason="{_REASON_LABELS.get(i, "unknown")}"', count)
             for route, counts in named
@@ -155,11 +155,11 @@ def _routes(out: list[str], routes: list[RouteCounts]) -> None:
     )  # fmt: skip
     for name, text, field in (
         ("fastgate_bytes_received_total", "Bytes of request bodies received from clients.", "bytes_received"),
-        ("fastgate_bytes_sent_total", "Bytes of answers sent to clients.", "bytes_sent"),
-        ("fastgate_upstream_attempts_total", "Attempts at an upstream.", "attempts"),
+        ("fastgate_bytes_sent_total", "Bytes of responses sent to clients.", "bytes_sent"),
+        ("fastgate_upstream_attempts_total", "Upstream attempts.", "attempts"),
         (
             "fastgate_upstream_replays_total",
-            "Attempts repeated because a reused connection was dead.",
+            "Attempts replayed because a reused connection was closed.",
             "replays",
         ),
         ("fastgate_shadow_refusals_total", "Refusals that plugins in shadow mode would have made.", "shadow"),
@@ -171,14 +171,14 @@ def _routes(out: list[str], routes: list[RouteCounts]) -> None:
     _histogram(
         out,
         "fastgate_request_duration_seconds",
-        "From the first byte of a request to its end.",
+        "Time from the first byte received to the last byte sent.",
         named,
         "duration",
     )
     _histogram(
         out,
         "fastgate_upstream_duration_seconds",
-        "From sending a request upstream to the first byte back.",
+        "Time from the request head sent upstream to the first byte received.",
         named,
         "upstream",
     )
@@ -235,18 +235,24 @@ def _supervision(out: list[str], view: View) -> None:
         [("", int(view.last_reload is None or view.last_reload.applied))],
     )  # fmt: skip
     _family(
-        out, "fastgate_last_reload_timestamp_seconds", "gauge", "When the last reload ended.",
+        out, "fastgate_last_reload_timestamp_seconds", "gauge", "Time of the last reload.",
         [("", table.last_reload_realtime_ns / 1e9)],
     )  # fmt: skip
-    _family(out, "fastgate_config_version", "gauge", "Number of the config in use.", [("", view.version)])
-    _family(out, "fastgate_config_info", "gauge", "The config in use.", [(f'digest="{view.digest}"', 1)])
-    _family(out, "fastgate_routes", "gauge", "Routes in the config in use.", [("", len(view.route_names))])
+    _family(out, "fastgate_config_version", "gauge", "Version of the config in effect.", [("", view.version)])
     _family(
-        out, "fastgate_restarts_total", "counter", "Processes that died and were started again.",
+        out,
+        "fastgate_config_info",
+        "gauge",
+        "Digest of the config in effect.",
+        [(f'digest="{view.digest}"', 1)],
+    )
+    _family(out, "fastgate_routes", "gauge", "Routes in the config in effect.", [("", len(view.route_names))])
+    _family(
+        out, "fastgate_restarts_total", "counter", "Restarts of processes.",
         [('process="worker"', table.worker_restarts), ('process="controller"', table.controller_restarts)],
     )  # fmt: skip
     _family(
-        out, "fastgate_worker_hangs_total", "counter", "Workers killed because their loop stood still.",
+        out, "fastgate_worker_hangs_total", "counter", "Workers killed because their event loop was blocked.",
         [("", table.worker_hangs)],
     )  # fmt: skip
     _family(
@@ -254,7 +260,7 @@ def _supervision(out: list[str], view: View) -> None:
         [("", table.controller_hangs)],
     )  # fmt: skip
     _family(
-        out, "fastgate_start_time_seconds", "gauge", "When the gateway was started.",
+        out, "fastgate_start_time_seconds", "gauge", "Start time of the gateway.",
         [("", table.started_realtime_ns / 1e9)],
     )  # fmt: skip
     python = platform.python_version()
@@ -279,11 +285,11 @@ def _processes(out: list[str], view: View) -> None:
     ):
         _family(out, name, kind, text, ((labels, getattr(figure, field)) for labels, figure in figures))
     lag = [(f'slot="{seat.slot}",pid="{seat.pid}"', seat.loop_lag_ns / 1e9) for seat in view.table.occupied()]
-    _family(out, "fastgate_loop_lag_seconds", "gauge", "How late a worker's last heartbeat was.", lag)
+    _family(out, "fastgate_loop_lag_seconds", "gauge", "Delay of a worker's last heartbeat.", lag)
 
 
 def _tables(out: list[str], view: View) -> None:
-    """What became of new keys in the shared tables that clients can fill."""
+    """Events of new keys in the shared tables."""
     found = [
         (f'table="{name}",event="{event}"', count)
         for name, table in (("limits", view.memory.limits), ("nonces", view.memory.nonces))
@@ -293,12 +299,12 @@ def _tables(out: list[str], view: View) -> None:
     in_flight = view.memory.inflight.statistics()
     found += [(f'table="in_flight",event="{event}"', in_flight[event]) for event in ("full", "over_share")]
     _family(
-        out, "fastgate_table_keys_total", "counter", "New keys in shared tables, by what happened.", found
+        out, "fastgate_table_keys_total", "counter", "New keys in shared tables, by event.", found
     )  # fmt: skip
 
 
 def _features(out: list[str], view: View) -> None:
-    """Everything that features count by name."""
+    """The named metrics of features."""
     families: dict[str, tuple[str, list[tuple[str, float]]]] = {}
     for name, labels, kind, value in view.memory.metrics.read():
         families.setdefault(name, (kind, []))[1].append((labels, value))

@@ -123,7 +123,7 @@ class PolicyResource:
                     report((*path, "routes", at), f'"{pattern}"', "the name of a route", "")
             policies.append(policy)
         if problems:
-            raise Refused(400, "The policies were refused; those in force are unchanged", errors=problems)
+            raise Refused(400, "The policies were rejected; those in effect are unchanged", errors=problems)
         return tuple(policies)
 
 

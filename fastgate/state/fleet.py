@@ -292,7 +292,7 @@ class Fleet:
             found = asking.result()
         except TimeoutError:
             self._counts["timeout"].add()
-            self._failed("no answer in time")
+            self._failed("no response in time")
             return None
         except Damaged as error:
             self._counts["damaged"].add()
@@ -459,7 +459,7 @@ class Fleet:
                 async with asyncio.timeout(_CONNECT_S + self._timeout_s):
                     answer = await self._client.ping()
                 if answer is not True and answer != b"PONG":
-                    raise ValueError(f"PING was answered {answer!r}")
+                    raise ValueError(f"unexpected PING reply {answer!r}")
                 # The first ping pays for the connection; the second one says how fast it is.
                 began = time.monotonic()
                 async with asyncio.timeout(_CONNECT_S):
@@ -468,7 +468,7 @@ class Fleet:
                     raise TimeoutError(f"a ping took {time.monotonic() - began:.3f} s")
             except self._errors as error:
                 self._counts["error"].add()
-                self._trouble("down", str(error) or "no answer in time")
+                self._trouble("down", str(error) or "no response in time")
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _BACK_OFF_S[1])
                 continue
@@ -561,7 +561,7 @@ class Fleet:
             epochs.set_note(BUS_ROLE, HEARD, realtime_ns())
             for name, fields in _entries(answer):
                 if _position(name) <= epochs.note(BUS_ROLE, POSITION):
-                    raise ValueError(f"XREAD was answered with entry {name!r}, which was read before")
+                    raise ValueError(f"XREAD returned entry {name!r}, which was read before")
                 self._receive(fields)
                 # Only now: an answer that is stamped with this position has been compared with this purge.
                 epochs.set_note(BUS_ROLE, POSITION, _packed(name))
@@ -626,11 +626,11 @@ class Fleet:
         # A purge counts as told only when Redis says so: a reply that is none leaves it to be sent again.
         raised = await client.eval(_RAISE, 1, mark, b"%020d" % _position(name), _MARK_MS)
         if raised != 1:
-            raise ValueError(f"EVAL was answered {raised!r}")
+            raise ValueError(f"unexpected EVAL reply {raised!r}")
         if kind == "key":
             gone = await client.unlink(self._name(text) + b"v")
             if not isinstance(gone, int):
-                raise ValueError(f"UNLINK was answered {gone!r}")
+                raise ValueError(f"unexpected UNLINK reply {gone!r}")
 
 
 def _forget(task: asyncio.Future[Any]) -> None:

@@ -73,7 +73,7 @@ class RequestContext:
         """`http` or `https`: the scheme of the client's connection to the gateway."""
     @property
     def headers(self) -> Headers:
-        """The request's header fields. Editing them changes what later plugins see and what goes upstream."""
+        """The request's header fields. Edits are visible to later plugins and to the upstream."""
     @property
     def client_scheme(self) -> str: ...
     @property
@@ -92,7 +92,7 @@ class RequestContext:
     def client_ip(self) -> str: ...
     @property
     def client_certificate(self) -> bytes | None:
-        """The client's certificate (DER), as the TLS handshake verified it; None without one."""
+        """The verified client certificate (DER); None without one."""
     @property
     def peer_ip(self) -> str: ...
     @property
@@ -104,22 +104,22 @@ class RequestContext:
         """The matched route; `ctx.route.name` is its name. None before a route matched."""
     @property
     def reason(self) -> Reason | None:
-        """Why the request was refused, a row of the table of reasons; None if it was not."""
+        """The reason of the refusal, a row of REASONS; None if the request was not refused."""
     @property
     def detail(self) -> dict[str, Any] | None:
         """The details of the refusal that were merged into its JSON body."""
     @property
     def body(self) -> bytes | None:
-        """The whole request body, in `request` of a plugin that set `request_body_bytes`; else None."""
+        """The complete request body, in `request` of a plugin that set `request_body_bytes`; or None."""
     @property
     def status(self) -> int:
-        """Status of the response; 0 until it is known, and when the client left without one."""
+        """Status of the response; 0 until it is known, or if the client disconnected before."""
     @property
     def upstream_status(self) -> int:
         """Status of the upstream's response; 0 without one."""
     @property
     def upstream_address(self) -> bytes | None:
-        """Address of the target that was asked last, as `host:port`; None if none was."""
+        """Address of the last target tried, as `host:port`; None without an attempt."""
     @property
     def attempts(self) -> int:
         """Attempts to reach the upstream so far."""
@@ -131,7 +131,7 @@ class RequestContext:
         """Bytes of the response, head and body. Final in `log`."""
     @property
     def now_ns(self) -> int:
-        """The worker's clock (monotonic), read once per event: cheaper than reading it again."""
+        """The worker's clock (monotonic), read once per event."""
     @property
     def started_ns(self) -> int:
         """When the request's first byte arrived (monotonic clock)."""
@@ -145,12 +145,12 @@ class RequestContext:
     def finished_ns(self) -> int:
         """When the request ended; 0 before `log`."""
     tags: list[str] | None
-    """What policies call the request; a plugin may add to it. They are in the access log."""
+    """Tags set by policies; a plugin may add tags. They are in the access log."""
     upstream_override: str | None
     """Name of another upstream of the config to send the request to. Set it in `decide` or `request`."""
     @property
     def identity(self) -> Identity | None:
-        """The authenticated client: `consumer`, `tier`, `key_id`, `scopes`, `roles`, `claims`; else None."""
+        """The authenticated client: `consumer`, `tier`, `key_id`, `scopes`, `roles`, `claims`; or None."""
     def other_paths(self, keep_slashes: bool = False) -> tuple[str, ...]: ...
     def replace_query(self, query: str | None, shown: str | None) -> None: ...
     def identify(self, identity: Identity | None) -> None: ...

@@ -9,24 +9,24 @@ __all__ = ["Pipeline", "Plugin", "RequestHead", "ResponseHead"]
 class RequestHead:
     def __init__(self, method: str, target: str, headers: Headers, body: bytes | None = None) -> None: ...
     method: str
-    """The method to send. Neither CONNECT, nor a change from or to HEAD."""
+    """The method to send. CONNECT, and changes from or to HEAD, are not allowed."""
     target: str
     """Path and query to send, after the route's rewrite."""
     @property
     def headers(self) -> Headers:
         """The header fields to send. The gateway adds its own afterwards: Host, framing, forwarding."""
     body: bytes | None
-    """The whole body where it was buffered (`request_body_bytes`), else None. Replace it with other bytes."""
+    """The complete body if it was buffered (`request_body_bytes`), or None. It can be replaced."""
 
 class ResponseHead:
     def __init__(self, status: int, headers: Headers, body: bytes | None = None) -> None: ...
     status: int
-    """The status, 200 to 599. Not from or to one that has no body (204, 304)."""
+    """The status, 200 to 599. Statuses without a body (204, 304) cannot be set or replaced."""
     @property
     def headers(self) -> Headers:
         """The header fields. The gateway adds framing, Date, Connection and X-Request-ID afterwards."""
     body: bytes | None
-    """The whole body where it was held (`response_body_bytes`), else None. Replace it with other bytes."""
+    """The complete body if it was held (`response_body_bytes`), or None. It can be replaced."""
 
 class Plugin:
     Config: ClassVar[type | None]
