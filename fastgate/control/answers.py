@@ -1,4 +1,4 @@
-"""What every resource of the admin API needs: reading a body strictly, refusing, telling times."""
+"""Shared by all resources of the admin API: strict parsing of a body, refusals, timestamps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LATEST_NS = 9_223_372_036 * 10**9
 
 
 class Refused(Exception):
-    """A call that is answered with this status and text, and `path`: where in the body the fault is."""
+    """A call that gets this status and text, and `path`, the place of the fault in the body."""
 
     def __init__(self, status: int, text: str, **fields: Any) -> None:
         super().__init__(text)

@@ -1,4 +1,4 @@
-"""The admin API: one file per resource, put together here. Each answer is JSON but for `/metrics`."""
+"""The admin API: one file per resource, combined here. Every response except `/metrics` is JSON."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def build_app(
 
 
 def _guard_settings(view: View) -> tuple[str | None, frozenset[str]]:
-    """The admin token and the names of the listener's host that are in force now."""
+    """The current admin token and names of the listener's host."""
     config = view.config
     if config is None:
         return None, frozenset({"localhost"})

@@ -1,9 +1,8 @@
-"""The response cache over the admin API: purges, and what it does.
+"""The response cache over the admin API: purges and statistics.
 
-A purge is one record in the log that every worker reads before its next look-up (_core/epochs), so it is in
-force when it is answered, whether or not a worker is busy or the disk is slow. What is also told is whether
-the disk has carried it out, so that it outlives a restart, and whether Redis and with it the other machines
-know.
+A purge is one record in the log that every worker reads before its next lookup (_core/epochs), so it is in
+effect when the call returns, even if a worker is busy or the disk is slow. The response also says whether the
+disk has applied it, so that it survives a restart, and whether Redis, and with it the other machines, has it.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class CacheResource:
         ]
 
     async def purge(self, request: Request) -> Response:
-        """Purges. In force on every worker of this machine when it is answered."""
+        """Purges. In effect on every worker of this machine when the call returns."""
         wanted = await read_body(request, Purge)
         purges = list(dict.fromkeys(self._purges(wanted)))
         if not purges:
@@ -104,7 +103,7 @@ class CacheResource:
                 except ValueError as error:
                     raise Refused(400, f"{kind}: {error}", path=f"$.{kind}") from error
                 if kind == "key":
-                    yield "url", raw  # what stands for a URL in keys; the rest of a key nobody can type
+                    yield "url", raw  # the URL part of a key; the rest of a key is binary
                     continue
                 if kind == "pattern":
                     try:
@@ -148,7 +147,7 @@ class CacheResource:
         return keys
 
     async def show(self, _request: Request) -> Response:
-        """What was asked of the cache, by route; what the tiers hold and did; purges and fills."""
+        """Requests by route, contents and events of the tiers, purges and fills."""
         routes: dict[str, dict[str, int]] = {}
         tiers: dict[str, dict[str, int]] = {}
         bus: dict[str, int] = {}

@@ -1,7 +1,7 @@
 """Whether the realtime clock was set, and by how much.
 
 Expiry that people state (of keys, tokens, responses) is in realtime; everything that waits runs on the
-monotonic clock, which is never set. Their difference changes only when somebody sets the realtime clock;
+monotonic clock, which is never set. Their difference changes only if the realtime clock is set;
 slewing by NTP (at most 0.5 ms a second, adjtimex(2)) stays far below the tolerance between two looks.
 """
 

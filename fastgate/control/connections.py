@@ -1,8 +1,8 @@
 """The connections of the admin listener, bounded: in number, in time and in bytes.
 
-Probes and revocations must get through while somebody opens connections and sends nothing, so a connection
-without a complete request gives way to a new one: the oldest of them is closed when there are as many as may
-be. Whoever sends a request at once, as every probe does, is never among them.
+Probes and revocations must succeed even if a client opens connections and sends nothing. At the limit, the
+oldest connection without a complete request is closed for a new one. A client that sends its request at once,
+as every probe does, is never affected.
 """
 
 from __future__ import annotations

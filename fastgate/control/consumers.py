@@ -30,7 +30,7 @@ __all__ = ["ConsumerResource"]
 
 
 class ConsumerChange(msgspec.Struct, forbid_unknown_fields=True):
-    """What is left out stays; null takes back what was said at run time, so that the config file counts."""
+    """Omitted fields are unchanged; null removes a run-time value, so that the config file applies."""
 
     tier: Label | UnsetType | None = UNSET
     scopes: Words | UnsetType | None = UNSET
@@ -85,7 +85,7 @@ class ConsumerResource:
         return JSONResponse(self._row(self._existing(request)))
 
     async def change(self, request: Request) -> Response:
-        """200 with the consumer as it is now; that is in force everywhere, for its keys too."""
+        """200 with the changed consumer, which is in effect on every worker, also for its keys."""
         name = self._existing(request)
         body = await read_body(request, ConsumerChange)
         self._put(self._keyring.said_of(name) or StoredConsumer(name=name, created_ns=time.time_ns()), body)

@@ -1,9 +1,8 @@
 """`POST /api/gateway/explain`: what the running gateway would do with a request, by its keys and limits.
 
-The answer is worked out in a forked child, one at a time. The child takes a private copy of the shared memory
-before anything else, so that the gates run as they do for traffic, and yet no token of a limit is taken, no
-key is counted as used and nothing is written that another process sees. Whatever goes wrong there (a hang, a
-crash) costs that child.
+The explanation is computed in a forked child, one at a time. The child first takes a private copy of the
+shared memory, so that the gates run as for traffic, but no token of a limit is taken, no key is counted as
+used and nothing is written that another process sees. A hang or crash affects only that child.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Who may call the admin API: programs of the operator, and no web page in the operator's browser.
+"""Access control of the admin API: programs of the operator, but no web page in the operator's browser.
 
-A page cannot read or change anything here even though the browser can reach the address: * Its requests carry
-an `Origin` that is not this server's, or `Sec-Fetch-Site: cross-site`: refused. * A name the page's owner
-points at this address (DNS rebinding) shows in `Host`: only IP addresses, `localhost` and the host
-  of `admin.listen` are taken, none of which anybody else can make resolve to here.
-With `admin.token` set, everything but the probes needs it as `Authorization: Bearer …`. No page of another
-origin knows it and no browser adds it by itself, so that the Host may then be any name: that of a service in
-Kubernetes, of a container in Compose.
+A page cannot read or change anything here even if the browser can reach the address:
+
+* Its requests have an `Origin` that is not this server's, or `Sec-Fetch-Site: cross-site`: refused.
+* A name that its owner points at this address (DNS rebinding) appears in `Host`: only IP addresses,
+  `localhost` and the host of `admin.listen` are accepted, which no other party can resolve to this address.
+
+With `admin.token` set, everything except the probes needs it as `Authorization: Bearer …`. No page of another
+origin knows the token and no browser adds it automatically, so any Host is accepted: the name of a service in
+Kubernetes, or of a container in Compose.
 """
 
 from __future__ import annotations
@@ -59,10 +61,10 @@ def refusal_of(
 
 
 class Guard:
-    """ASGI middleware that answers what `refusal_of` refuses."""
+    """ASGI middleware that rejects requests refused by `refusal_of`."""
 
     def __init__(self, app: ASGIApp, settings: Callable[[], tuple[str | None, frozenset[str]]]) -> None:
-        """`settings` gives the token and the names of the listener's host that are in force now."""
+        """`settings` returns the current token and names of the listener's host."""
         self._app = app
         self._settings = settings
 

@@ -33,7 +33,7 @@ class NewKey(msgspec.Struct, frozen=True):
 
 
 def record_of(key: StoredKey, consumer: ConsumerRecord) -> KeyRecord | None:
-    """What workers are told of a key; None when its consumer is disabled."""
+    """The published record of a key; None if its consumer is disabled."""
     if consumer.disabled:
         return None
     tier, limits = tier_and_limits(key, consumer)

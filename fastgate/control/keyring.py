@@ -1,13 +1,13 @@
 """Keys and consumers: the store and the directory kept in step. The only place that writes either.
 
-A change goes to the store first and then into the directory, so that nothing is in force that would not be
-there after a restart. Taking away is the other way round: it is in force on every worker before the disk is
-asked, holds even when the disk fails, and is written as soon as that is possible. The directory outlives the
-controller; a new one puts in what the store has, takes out what it has not, and leaves alone what is the
-same, so that no worker notices.
+A change is stored first and then published in the directory, so that everything in effect survives a restart.
+Removals are the reverse: they are in effect on every worker before they are stored, remain so if the disk
+fails, and are stored as soon as possible. The directory outlives the controller. A new controller adds the
+missing entries of the store, removes entries that are not in the store, and leaves the others unchanged, so
+that workers are not affected.
 
-While the store cannot be used (damaged, no access) nothing can be changed, and what is in the directory stays
-in force.
+While the store cannot be used (damaged, no access) nothing can be changed, and the entries of the directory
+stay in effect.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ REOPEN_S = 15.0
 
 
 class Keyring:
-    """What the controller does with keys, consumers, secrets and documents."""
+    """The controller's operations on keys, consumers, secrets and documents."""
 
     def __init__(self, memory: HostMemory, journal: Journal) -> None:
         self.directory: Directory = memory.directory
@@ -123,7 +123,7 @@ class Keyring:
         self._entries.set(self.directory.entries())
 
     def install(self, config: Config) -> None:
-        """Takes up another config: what it says of consumers is in force when this returns."""
+        """Applies another config: its consumers are in effect when this returns."""
         if _path(config) != self._store.path:
             self._switching = asyncio.create_task(self._switch(config))
             return
@@ -330,7 +330,7 @@ class Keyring:
         return self._ask(lambda: self._store.count_keys(**conditions))
 
     def change(self, key: StoredKey) -> StoredKey:
-        """Stores and publishes a key that was changed; it is in force everywhere when this returns."""
+        """Stores and publishes a changed key; it is in effect on every worker when this returns."""
         old = self.key(key.key_id)
         self._write(lambda: self._store.update_key(key))
         try:
@@ -417,12 +417,12 @@ class Keyring:
     # --- consumers
 
     def consumer(self, name: str) -> ConsumerRecord | None:
-        """What counts for this consumer now; None when neither the file nor the store knows it."""
+        """The consumer's values in effect; None if it is neither in the file nor in the store."""
         config, said = self.consumers_in_file.get(name), self.said_of(name)
         return None if config is None and said is None else effective(config, said)
 
     def said_of(self, name: str) -> StoredConsumer | None:
-        """What was said of a consumer at run time."""
+        """The run-time values of a consumer."""
         return None if self.fault else self._ask(lambda: self._store.consumer(name))
 
     def consumer_names(self) -> list[str]:
@@ -433,7 +433,7 @@ class Keyring:
         return sorted(self.consumers_in_file.keys() | {consumer.name for consumer in said} | set(keyed))
 
     def put_consumer(self, consumer: StoredConsumer) -> None:
-        """Stores what is said of a consumer; it and its keys are in force everywhere on return."""
+        """Stores a consumer; it and its keys are in effect on every worker when this returns."""
         self._check_store()
         problem = ""
         if consumer.disabled:

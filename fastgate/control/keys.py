@@ -48,7 +48,7 @@ class NewKeyBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class KeyChange(msgspec.Struct, forbid_unknown_fields=True):
-    """What is left out stays."""
+    """Omitted fields are unchanged."""
 
     name: Label | UnsetType = UNSET
     tier: Label | UnsetType = UNSET
@@ -140,7 +140,7 @@ class KeyResource:
         return JSONResponse(self._row(self._keyring.key(request.path_params["key_id"]), time.time_ns()))
 
     async def change(self, request: Request) -> Response:
-        """200 with the key as it is now; in force on every worker when this is answered."""
+        """200 with the changed key, which is in effect on every worker when the call returns."""
         body = await read_body(request, KeyChange)
         key = self._keyring.key(request.path_params["key_id"])
         if key.revoked_ns:
@@ -177,8 +177,8 @@ class KeyResource:
         return _told(made, {"old": key_row(old, time.time_ns())})
 
     async def revoke(self, request: Request) -> Response:
-        """No worker takes the key any more when this is answered. 200: that is stored, too; 507: the store
-        cannot be written, and this waits until it can. Revoking twice is no error.
+        """Every worker rejects the key when the call returns. 200: the change is stored; 507: the store
+        cannot be written, and the change is pending. Revoking a revoked key is not an error.
         """
         key = self._keyring.revoke(request.path_params["key_id"])
         return JSONResponse(self._row(key, time.time_ns()))
@@ -193,7 +193,7 @@ def _told(made: NewKey, more: dict[str, Any] | None = None) -> Response:
 
 
 def key_row(key: StoredKey, now_ns: int) -> dict[str, Any]:
-    """What may be shown of a key."""
+    """The public properties of a key."""
     return {
         "key_id": key.key_id,
         "hint": f"{key.hint}…",

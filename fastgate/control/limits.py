@@ -72,12 +72,12 @@ class LimitResource:
         ]
 
     async def show(self, request: Request) -> Response:
-        """Per rule what is allowed and left, requests and cost so far, and bans that are in force."""
+        """Limits and remaining amounts per rule, requests and cost so far, and current bans."""
         return JSONResponse(self._row(self._client(request)))
 
     async def change(self, request: Request) -> Response:
-        """The consumer's own limits are these from now on, in place of its tier's one by one; null takes one
-        away. In force on every worker when this is answered.
+        """Sets the consumer's own limits, which override single limits of its tier; null removes a limit. In
+        effect on every worker when the call returns.
         """
         client = self._client(request)
         if client.consumer is None or client.key is not None or client.ip is not None:
@@ -96,7 +96,7 @@ class LimitResource:
         return JSONResponse(self._row(self._client(request)))
 
     async def reset(self, request: Request) -> Response:
-        """Forgets what was counted. Requests under way still count against `concurrent`."""
+        """Resets the counters. Requests in flight still count against `concurrent`."""
         client = self._client(request)
         return JSONResponse({**client.told(), "reset": self._limit_desk().reset(**client._asdict())})
 
@@ -175,7 +175,7 @@ class LimitResource:
 
 
 def _asked(request: Request) -> dict[str, str]:
-    """Who is asked about. Refused: 400 for nobody, or what is none."""
+    """The client of the call. Refused: 400 without one, or for an invalid one."""
     asked = {by: request.query_params[by] for by in ("consumer", "key", "ip") if by in request.query_params}
     if not asked:
         raise Refused(400, "Expected ?consumer=, ?key= or ?ip=")
@@ -190,7 +190,7 @@ def _asked(request: Request) -> dict[str, str]:
 
 
 def check_tier(tier: str, config: Config | None) -> None:
-    """Refused: 400 for a tier that nobody defined."""
+    """Refused: 400 for an undefined tier."""
     if tier and config is not None and tier not in (known := tiers_of(config)):
         raise Refused(400, f"tier: expected one of {', '.join(known)}, got {tier[:60]!r}", path="$.tier")
 

@@ -1,8 +1,8 @@
-"""Policies over the admin API: those in force, those set at run time, and who ran into one.
+"""Policies over the admin API: policies in effect, run-time policies, and violations.
 
-What is set here is stored, published into the directory, and in force on every worker when the call
-returns: a gate sees the directory's generation change at its next request. A policy with the name of one of
-the config's takes its place until it is taken away.
+Run-time policies are stored, published in the directory, and in effect on every worker when the call
+returns: a gate sees the directory's new generation at its next request. A policy with the name of a policy of
+the config replaces it until it is removed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PolicyResource:
         return JSONResponse({"version": version, "policies": [_told(policy) for policy in policies]})
 
     async def remove(self, _request: Request) -> Response:
-        """Takes away what was set at run time; the config's policies are in force again."""
+        """Removes the run-time policies; the config's policies are in effect again."""
         return JSONResponse({"removed": self._keyring.remove_document(DOCUMENT)})
 
     async def violations(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What the kernel says about a process: memory, CPU time, descriptors, from /proc (proc(5))."""
+"""Memory, CPU time and descriptors of a process, from /proc (proc(5))."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class SecretResource:
         return JSONResponse({"secrets": rows})
 
     async def put(self, request: Request) -> Response:
-        """200; every worker has the new value when this is answered."""
+        """200; every worker has the new value when the call returns."""
         name = _checked(request)
         body = await read_body(request, NewSecret)
         self._keyring.put_secret(name, body.value)

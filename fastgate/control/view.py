@@ -1,4 +1,4 @@
-"""What the controller knows: the config in use, the processes, the counts, the last reload.
+"""The controller's view of the gateway: the config in effect, the processes, the counts, the last reload.
 
 Facts come from shared memory when they are asked for; the config comes from the supervisor with every change.
 Nothing here is kept that could disagree with its source.
@@ -171,7 +171,7 @@ class View:
 
 
 class ReloadDesk:
-    """Asks the supervisor for reloads and hands each asker the answer to its own."""
+    """Requests reloads from the supervisor and returns to each caller the result of its own."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, asyncio.Future[ReloadResult]] = {}

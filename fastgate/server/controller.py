@@ -1,8 +1,8 @@
 """The controller as the supervisor sees it: one process with the admin socket, restarted when it ends.
 
-What runs in it is handed in as a function (the control plane is no business of the data plane's rooms). The
-supervisor owns the admin socket and listens on it, so a call that comes while the controller is being
-restarted waits for the next one.
+Its code is passed in as a function, because the server package does not import the control plane. The
+supervisor owns the admin socket and listens on it, so a call during a restart of the controller waits for the
+next one.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Controller:
             old.close()
         if listener is not None:
             listener.sockets[0].listen(BACKLOG)
-        # Later, because whoever asked for a reload is answered by the old controller first.
+        # Later, because the old controller must first respond to the caller of the reload.
         if self._replace_timer is None:
             self._replace_timer = self._reactor.after(REPLACE_LIMIT_NS, self._replace)
         self._replace_if_answered()

@@ -91,7 +91,7 @@ def serve(
 
 
 def topology_of(config: Config, *, watch_code: bool = False) -> Topology:
-    """What the supervisor has to know of this config. `watch_code`: files of plugin code are watched too."""
+    """The topology of this config, for the supervisor. `watch_code`: also watch files of plugin code."""
     code = plugin_code(config)
     workers = config.workers or usable_cpus()
     return Topology(
@@ -100,8 +100,8 @@ def topology_of(config: Config, *, watch_code: bool = False) -> Topology:
         admin_listen=None if config.admin.listen == "off" else config.admin.listen,
         drain_timeout_ns=config.server.drain_timeout_ns,
         watch=config.watch_config,
-        # What is fixed when a worker starts to listen: the sockets, their TLS and PROXY protocol, and how
-        # many share them, and the code of plugins, which a process imports once.
+        # Fixed when a worker starts to listen: the sockets, their TLS and PROXY protocol, the number of
+        # workers, and the code of plugins, which a process imports once.
         generation_key=msgspec.msgpack.encode((workers, config.listen, code)),
         sizes=Sizes(
             len(config.routes),

@@ -1,12 +1,12 @@
 """The loader: a short-lived child that reads and checks the config, so that the supervisor never parses
 anything.
 
-It answers with one msgpack record on a pipe (the topology, which is all the supervisor has to know, or the
-problems) and leaves the encoded config in a memfd that the supervisor passes on unread. Whatever a config or
-a plugin does while it is checked (raise, leak, hang, die) happens here and costs one process.
+It sends one msgpack record on a pipe (the topology for the supervisor, or the problems) and leaves the
+encoded config in a memfd that the supervisor passes on unread. Faults of a config or plugin during the check
+(exception, leak, hang, crash) are confined to this process.
 
-A loader that a signal ended (the kernel out of memory, an operator) says nothing about the config, so it is
-started once more; one that ended by itself is not, as it would end the same way again.
+A loader killed by a signal (the kernel out of memory, an operator) says nothing about the config, so it is
+started once more. A loader that exits is not, because it would exit the same way again.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
 
 class Topology(msgspec.Struct, frozen=True):
-    """What the supervisor needs of a config. Equal `generation_key`s mean: the running workers can take it as
-    they are.
+    """The part of a config that the supervisor needs. With an equal `generation_key` the running workers can
+    apply the config.
     """
 
     listen: list[str]
@@ -105,7 +105,7 @@ def open_memfd() -> int:
 def load_into(
     blob_fd: int, answer_fd: int, read: Callable[[], tuple[Topology, bytes] | list[Problem]]
 ) -> None:
-    """Runs in the loader: reads the config and answers."""
+    """Runs in the loader: reads the config and sends the result."""
     found = read()
     answer: Answer
     if isinstance(found, list):
@@ -143,7 +143,7 @@ class Loader:
         self._nice = 0
         self._tries = 0
         self._status: int | None = None  # how the child ended, once it was waited for
-        self._is_silent = False  # it closed the pipe without an answer: how it ended decides
+        self._is_silent = False  # it closed the pipe without a result: its exit status decides
 
     def start(self, *, nice: int) -> None:
         """Forks; ends in `on_loaded`, with what makes a config of a version, or in `on_refused`. OSError."""
@@ -183,9 +183,7 @@ class Loader:
             self._blob_fd = -1
 
     def gone(self, pid: int, status: int) -> None:
-        """A child was waited for: its number may soon be another process's. What it said is still in the
-        pipe.
-        """
+        """A child was reaped: its pid may be reused. Its result is still in the pipe."""
         if pid == self._pid:
             self._pid = 0
             self._status = status
@@ -213,7 +211,7 @@ class Loader:
         self._on_loaded(lambda version: LoadedConfig(version, answer, fd, time.time_ns()))
 
     def _died(self, status: int) -> None:
-        """The child ended without an answer."""
+        """The child ended without a result."""
         how = exit_text(status)
         if status < 0 and self._tries < MOST_TRIES:
             self._journal.warning("config loader killed, started again", status=how)

@@ -123,7 +123,7 @@ def fork_child(name: str, keep: Iterable[int], run: Callable[[], None], *, nice:
     all it does.
 
     The kernel kills the child when the supervisor dies (PR_SET_PDEATHSIG), with SIGKILL because a hung child
-    would not notice anything softer: without the supervisor nobody would restart, reload or stop it.
+    would ignore other signals: without the supervisor no process could restart, reload or stop it.
     """
     supervisor_pid = os.getpid()
     _flush()

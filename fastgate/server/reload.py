@@ -8,7 +8,7 @@
     any state ──stopped──► STOPPED
 
 LOADING     A child process parses and checks the file.
-WAITING     An address or a seat is still held by a draining generation.
+WAITING     An address or a slot is still held by a draining generation.
 PREPARING   Hot (same listeners, worker count and compiled settings): every serving worker builds the new plan
             next to its old one. Otherwise a new generation of workers builds it; none of them accepts yet.
 COMMITTING  There is no way back. Workers swap the plan, or start to accept.
@@ -17,11 +17,11 @@ Each attempt that reaches PREPARING has a version of its own, and no version is 
 response counts only if it carries the version that the worker was last told to build; anything else is late
 and is ignored. `Member.building` and `Member.serving` hold what was told and what was reported.
 
-A death never fails a reload by itself: the remaining workers decide, and a replacement starts from the newest
-committed version. A commit needs proof, though: at least one worker has built the plan. When workers keep
+The death of a worker alone never fails a reload: the remaining workers decide, and a replacement starts from
+the newest committed version. A commit requires that at least one worker has built the plan. If workers keep
 dying while they build it and none succeeds, the config is refused.
 
-This module does no I/O and imports neither the supervisor nor the crew. What it may do is handed in as
+This module does no I/O and imports neither the supervisor nor the worker pool. Its effects are passed in as
 `Effects`; tests/server/test_reload_machine.py drives it through random orders of events.
 """
 
@@ -152,7 +152,7 @@ class Outcome(Generic[C]):
 
 
 class Effects(Protocol[C, W]):
-    """What the machine may do. Nothing here raises unless it says so."""
+    """The effects of the machine. They do not raise unless documented."""
 
     def now_ns(self) -> int: ...
 
@@ -208,7 +208,7 @@ class Effects(Protocol[C, W]):
 
 
 class Reload(Generic[C, W]):
-    """The machine. The supervisor tells it what happened; it answers with effects."""
+    """The machine. The supervisor reports events; it calls effects."""
 
     def __init__(self, effects: Effects[C, W]) -> None:
         self._do = effects

@@ -1,4 +1,4 @@
-"""What a worker is made of: the data plane, the plan of a config, TLS on its listeners.
+"""The parts of a worker: the data plane, the plan of a config, TLS on its listeners.
 
 worker.py knows when these parts are needed, this module knows which they are.
 """
@@ -23,7 +23,7 @@ class GatewayRuntime:
     """The real parts."""
 
     def plane(self, loop: asyncio.AbstractEventLoop, orders: WorkerOrders) -> Any:
-        # Whoever sat here before may have been killed with connections open.
+        # The previous worker of this slot may have been killed with connections open.
         orders.memory.counters.reset_gauges(orders.seat.index)
         return DataPlane(loop, orders.memory, orders.seat.index)
 
@@ -41,9 +41,7 @@ class GatewayRuntime:
         return TlsContexts(listener.tls) if listener.tls is not None else None
 
     def _check_log(self, config: Config) -> None:
-        """ConfigError if the access log cannot be written: later, when the plan is put in force, it is too
-        late.
-        """
+        """ConfigError if the access log cannot be written: it is too late when the plan takes effect."""
         path = config.access_log.output
         if path in ("off", "stdout"):
             return

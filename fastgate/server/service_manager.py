@@ -1,4 +1,4 @@
-"""Tells systemd (or whoever set NOTIFY_SOCKET) how far the gateway is: sd_notify(3) without its library."""
+"""Notifies systemd (the owner of NOTIFY_SOCKET) of the gateway's state: sd_notify(3) without its library."""
 
 from __future__ import annotations
 

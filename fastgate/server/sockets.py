@@ -163,8 +163,8 @@ class Listener:
         return sock
 
     def _check_free(self) -> None:
-        """OSError if somebody else listens here. SO_REUSEPORT alone would let a second gateway share the port
-        in silence.
+        """OSError if another process listens here. With SO_REUSEPORT alone a second gateway would silently
+        share the port.
         """
         with socket.socket(self._family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

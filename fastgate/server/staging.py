@@ -1,7 +1,7 @@
-"""What one attempt to reload has opened and forked before it is known whether it will be used.
+"""The sockets and workers of one reload attempt, until it is committed or undone.
 
-Owns the sockets that are bound but do not listen, and the new generation's workers. `undo` gives all of it
-back; `Supervisor.adopt` takes it over. reload.py decides when.
+Owns the sockets that are bound but do not listen, and the new generation's workers. `undo` releases them;
+`Supervisor.adopt` takes them over. reload.py decides when.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The supervisor: owns the listening sockets and the shared memory, forks everything else, and carries no
 traffic.
 
-One thread, one `select` loop (reactor.py), standard library only. What it does is kept apart: crew.py has the
-workers, reload.py one reload, sockets.py the listeners, loader.py the parsing; here they are put together
-with signals, the controller and the end. docs/operations.md says how it behaves from outside.
+One thread, one `select` loop (reactor.py), standard library only. Its parts are separate modules:
+worker_pool.py for the workers, reload.py for reloads, sockets.py for the listeners, loader.py for parsing.
+This module combines them with signals, the controller and shutdown. docs/operations.md describes the
+behavior.
 """
 
 from __future__ import annotations
@@ -89,10 +90,10 @@ class Supervisor:
         on_ready: Callable[[list[str], str | None], None] | None = None,
         warm_up: Callable[[], None] | None = None,
     ) -> None:
-        """`memory` is zeroed shared memory for the host table; `map_host` maps what the
-        processes share, for so many seats and of the config's sizes. `read_config` runs in the loader,
-        `work` in each worker, `control` in the controller: each in its own process. `warm_up` runs once here,
-        while the first config is being read.
+        """`memory` is zeroed shared memory for the host table; `map_host` maps the other shared memory for a
+        number of slots and the config's sizes. `read_config` runs in the loader, `work` in each worker,
+        `control` in the controller: each in its own process. `warm_up` runs once here, while the first config
+        is being read.
         """
         self.journal = Journal("supervisor")
         self.reactor = Reactor(self._failed)
@@ -154,9 +155,7 @@ class Supervisor:
         return self._status
 
     def map_memory(self, workers: int, sizes: Any) -> None:
-        """Fixes how many workers there can ever be at once, draining ones included. Seats nobody takes cost
-        no memory.
-        """
+        """Fixes the maximum number of workers at once, draining ones included. Unused slots cost no memory."""
         room = (len(memoryview(self._memory)) - HostTable.size(0)) // (HostTable.size(1) - HostTable.size(0))
         seats = min(room, max(SEATS_LEAST, SEATS_PER_WORKER * max(workers, len(os.sched_getaffinity(0)))))
         self.table.add_seats(self._memory, seats)
@@ -165,7 +164,7 @@ class Supervisor:
     # ---- signals and time
 
     def _failed(self, error: Exception) -> None:
-        """A bug, or a resource that ran out. What was to be done is not, but everything else goes on."""
+        """A bug, or an exhausted resource. The operation fails, and everything else continues."""
         text = "".join(traceback.format_exception(error))
         self.journal.error("supervisor: a step failed", problem=repr(error), traceback=text)
 
@@ -483,8 +482,8 @@ class Supervisor:
         return self.generation.config.topology.drain_timeout_ns if self.generation else 0
 
     def _stop(self, why: str) -> None:
-        """Begins the end: nothing new begins, what waits and what is in flight is answered, within the drain
-        limit.
+        """Starts the shutdown: nothing new is accepted; waiting requests and requests in flight are finished
+        within the drain limit.
         """
         self.table.phase = STOPPING
         limit_ns = self._drain_limit_ns()

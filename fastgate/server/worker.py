@@ -78,7 +78,7 @@ SCAN_RELOADS = 64
 
 @dataclass(slots=True, frozen=True)
 class WorkerOrders:
-    """What a worker is given when it is forked."""
+    """The arguments of a forked worker."""
 
     channel: Channel
     seat: Seat
@@ -92,7 +92,7 @@ class WorkerOrders:
 
 
 class Plan(Protocol):
-    """What freeze makes of a config."""
+    """The result of freezing a config."""
 
     async def start(self) -> None: ...
 
@@ -262,8 +262,8 @@ class _Worker:
             self._inbox.put_nowait(error)
 
     async def _prepare(self, version: int, blob: bytes) -> None:
-        """Builds the plan of this config beside the one in use, and says whether it stands."""
-        # What freeze makes is there to stay; the collector would scan it again and again while it grows.
+        """Builds the plan of this config while the current one is in use, and reports the result."""
+        # The objects of a plan are long-lived; the collector would scan them repeatedly while it grows.
         gc.disable()
         problems: list[Problem] = []
         plan = None
@@ -392,7 +392,7 @@ class _Worker:
         )
         for _index, _socket, server in self._servers:
             server.close()
-        # What was accepted in this turn of the loop is a connection of the plane only in the next.
+        # A connection accepted in this iteration of the loop belongs to the plane only in the next.
         await asyncio.sleep(DRAIN_POLL_S)
         # When every listener closes the gateway stops, and tunnels are told at once. When another generation
         # takes over they live on here until the limit.

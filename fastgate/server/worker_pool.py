@@ -45,7 +45,7 @@ ABORT_GRACE_NS = 1_000_000_000
 
 
 class NoSeat(Exception):
-    """All seats are taken; the longest draining worker was killed to make room, so one is free shortly."""
+    """All slots are taken; the longest draining worker was killed, so one becomes free shortly."""
 
 
 class Generation:
@@ -211,7 +211,7 @@ class Crew:
             self._take_back(worker)
 
     def drain(self, worker: Worker, limit_ns: int, closing: Sequence[int]) -> None:
-        """Lets a worker finish. `closing`: listeners whose queue it must empty, as nobody will after it."""
+        """Drains a worker. `closing`: listeners whose queue it must empty, because no other worker will."""
         if worker.state == DRAINING or self.workers.get(worker.pid) is not worker:
             return
         if worker.state != READY:
@@ -234,7 +234,7 @@ class Crew:
                     self.tell(stand_in, Lend(slot, index), sock.fileno())
 
     def _take_back(self, worker: Worker) -> None:
-        """The slot of this worker accepts by itself again."""
+        """The slot of this worker accepts connections itself again."""
         stand_in = worker.generation.lent.pop(worker.slot, None)
         if stand_in is not None and self.workers.get(stand_in.pid) is stand_in:
             self.tell(stand_in, Return(worker.slot))
