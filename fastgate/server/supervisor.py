@@ -155,7 +155,7 @@ class Supervisor:
         return self._status
 
     def map_memory(self, workers: int, sizes: Any) -> None:
-        """Fixes the maximum number of workers at once, draining ones included. Unused slots cost no memory."""
+        """Fixes the maximum number of workers, draining ones included. Unused slots cost no memory."""
         room = (len(memoryview(self._memory)) - HostTable.size(0)) // (HostTable.size(1) - HostTable.size(0))
         seats = min(room, max(SEATS_LEAST, SEATS_PER_WORKER * max(workers, len(os.sched_getaffinity(0)))))
         self.table.add_seats(self._memory, seats)
