@@ -23,10 +23,10 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from types import FunctionType
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from fastgate._core.http.headers import Headers
 from fastgate._core.pipeline.context import CONTINUE, RESPOND, SUSPEND, Answer, RequestContext
@@ -34,12 +34,18 @@ from fastgate._core.pipeline.pipeline import Pipeline, Plugin, RequestHead, Resp
 from fastgate.errors import REASONS, Reason
 from fastgate.settings import Settings
 
+if TYPE_CHECKING:
+    from fastgate._core.pipeline.wheel import TimerWheel
+    from fastgate._core.shm.counters import Counters
+    from fastgate.state.memory import HostMemory
+
 __all__ = [
     "CONTINUE",
     "REASONS",
     "RESPOND",
     "SUSPEND",
     "Answer",
+    "FeatureEnv",
     "Headers",
     "Pipeline",
     "Plugin",
@@ -51,6 +57,7 @@ __all__ = [
     "RequestHead",
     "ResponseHead",
     "Settings",
+    "Surroundings",
 ]
 
 GROUP = "fastgate.plugins"
@@ -100,6 +107,52 @@ class PluginEnv(NamedTuple):
 
     name: str  # as the config names the plugin
     route: str | None  # the route it is made for; None for the plugins of every route
+
+
+class Surroundings(Protocol):
+    """What a plan is bound to: the worker's data plane, or a stand-in for `fastgate explain`."""
+
+    @property
+    def loop(self) -> Any: ...
+
+    @property
+    def wheel(self) -> TimerWheel: ...
+
+    @property
+    def counters(self) -> Counters: ...
+
+    @property
+    def memory(self) -> HostMemory: ...
+
+    @property
+    def slot(self) -> int: ...
+
+
+class FeatureEnv(Protocol):
+    """What the builder of a built-in feature is told besides its settings."""
+
+    @property
+    def route(self) -> Any:
+        """The route's config."""
+
+    @property
+    def params(self) -> Sequence[str]:
+        """The parameters of the route's path, sorted."""
+
+    @property
+    def config(self) -> Any:
+        """The whole config. Its routes are encoded."""
+
+    @property
+    def around(self) -> Surroundings:
+        """The worker."""
+
+    @property
+    def service(self) -> Callable[[str, Any, Callable[[], Any]], Any]:
+        """`service(kind, settings, make)`: what routes share, once per worker for each kind and settings. It
+        is kept over reloads as long as the settings are equal; its async `start` and `close`, where it has
+        them, are awaited.
+        """
 
 
 class Registry:

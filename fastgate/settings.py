@@ -14,7 +14,7 @@ Reading a file into Structs, with every error at once, is in `fastgate.config`. 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 import msgspec
 
@@ -114,6 +114,11 @@ class Settings(
 
     `kw_only=True` is not inherited by msgspec: state it on the subclass too, or give every field a default.
     """
+
+    manual_order: ClassVar[int] = 500
+    """Of a Struct whose keys become keys of a route or of the root: its place among the others there."""
+    elsewhere: ClassVar[dict[str, str]] = {}
+    """What to write in place of keys that one may look for here."""
 
 
 class ConfigError(Exception):

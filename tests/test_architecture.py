@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 SIDEWAYS: dict[tuple[str, str], str] = {
     ("plugin", "errors"): "a plugin refuses with a row of REASONS",
     ("plugin", "settings"): "a plugin's config is a Settings Struct",
+    ("plugin", "state"): "a builder is given the memory of the host: a type only",
 }
 
 # Circles that are left, each with its reason. It only becomes shorter.
@@ -384,3 +385,49 @@ def test_every_module_imports_alone_in_silence() -> None:
 
     failed = json.loads(done.stdout)
     assert not failed, "\n".join(f"--- {name}\n{said}" for name, said in failed.items())
+
+
+#: Keys of features that `config` and `plan` name, each with its reason. `config.foreign` is left out: it has
+#: what other gateways call things.
+NAMED: dict[tuple[str, str], str] = {
+    ("config.check", "access"): "os.access",
+    ("config.check", "redirect"): "of a listener",
+    ("config.load", "respond"): "the smallest route, for a config of which only the admin section is read",
+    ("config.root", "redirect"): "of a listener",
+    ("plan.freeze", "redirect"): "of a listener",
+    ("plan.freeze", "rewrite"): "a part of the route's plan, and no step of its own",
+    ("plan.freeze", "request_headers"): "a part of the route's plan, and no step of its own",
+    ("plan.freeze", "response_headers"): "a part of the route's plan, and no step of its own",
+    ("plan.freeze", "cache"): "a part of the destination, and no step of its own",
+}
+
+
+def test_config_and_plan_know_no_feature_by_name() -> None:
+    from fastgate.features.registry import FEATURES
+
+    keys = {
+        name
+        for feature in FEATURES
+        for part in (feature.route, feature.root)
+        if part is not None
+        for name in part.__struct_fields__
+    }
+    found = set()
+    for path in [*(PACKAGE / "config").glob("*.py"), *(PACKAGE / "plan").glob("*.py")]:
+        module = module_of(path)
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            if isinstance(node, ast.Attribute):
+                name = node.attr
+            elif isinstance(node, ast.Constant):
+                name = str(node.value)
+            else:
+                name = (
+                    node.target.id
+                    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+                    else ""
+                )
+            if name in keys and module != "config.foreign":
+                found.add((module, name))
+
+    assert len(keys) > 20
+    assert found == set(NAMED)

@@ -19,6 +19,7 @@ from fastgate.auth.scheme import ANSWERED, LATER, REASON_OF, REJECTED, Scheme, U
 from fastgate.auth.section import AuthUse
 from fastgate.auth.signatures import Signatures
 from fastgate.errors import REASONS
+from fastgate.plugin import FeatureEnv
 from fastgate.upstream.fetch import Fetcher
 
 __all__ = ["SCHEMES", "build", "build_digest"]
@@ -26,7 +27,7 @@ __all__ = ["SCHEMES", "build", "build_digest"]
 MakeScheme = Callable[[Any, Any], Scheme]
 
 
-def _jwt(settings: Any, env: Any) -> Scheme:
+def _jwt(settings: Any, env: FeatureEnv) -> Scheme:
     from fastgate.auth.jwt import JwtScheme  # PyJWT and cryptography take 60 ms to import
 
     return JwtScheme(
@@ -38,7 +39,7 @@ def _jwt(settings: Any, env: Any) -> Scheme:
     )
 
 
-def _introspection(settings: Any, env: Any) -> Scheme:
+def _introspection(settings: Any, env: FeatureEnv) -> Scheme:
     from fastgate.auth.introspection import IntrospectionScheme
 
     return IntrospectionScheme(
@@ -50,7 +51,7 @@ def _introspection(settings: Any, env: Any) -> Scheme:
     )
 
 
-def _basic(settings: Any, env: Any) -> Scheme:
+def _basic(settings: Any, env: FeatureEnv) -> Scheme:
     from fastgate.auth.basic import BasicScheme
 
     hashes = {
@@ -61,7 +62,7 @@ def _basic(settings: Any, env: Any) -> Scheme:
     return BasicScheme(settings, hashes, _consumers(env).identity, env.around.memory.metrics.counter)
 
 
-def _forward(settings: Any, env: Any) -> Scheme:
+def _forward(settings: Any, env: FeatureEnv) -> Scheme:
     from fastgate.auth.forward import ForwardScheme
 
     return ForwardScheme(
@@ -73,18 +74,18 @@ def _forward(settings: Any, env: Any) -> Scheme:
     )
 
 
-def _mtls(settings: Any, env: Any) -> Scheme:
+def _mtls(settings: Any, env: FeatureEnv) -> Scheme:
     from fastgate.auth.mtls import MtlsScheme
 
     listed = {name: consumer.certificate for name, consumer in env.config.consumers.items()}
     return MtlsScheme(settings, listed, _consumers(env).identity, env.around.memory.metrics.counter)
 
 
-def _anonymous(settings: Any, env: Any) -> Scheme:
+def _anonymous(settings: Any, env: FeatureEnv) -> Scheme:
     return AnonymousScheme(settings, env.around.memory.metrics.counter)
 
 
-def _consumers(env: Any) -> Consumers:
+def _consumers(env: FeatureEnv) -> Consumers:
     return Consumers(env.config.consumers, env.around.memory.directory)
 
 
@@ -107,7 +108,7 @@ SCHEMES: dict[str, MakeScheme] = {
 """By name, which is also the name of its settings in the section `auth`: (settings, FeatureEnv) → Scheme."""
 
 
-def build(use: AuthUse | None, env: Any) -> AuthGate | None:
+def build(use: AuthUse | None, env: FeatureEnv) -> AuthGate | None:
     """The gate of a route, or None where anybody may come."""
     if use is None:
         return None
@@ -156,7 +157,7 @@ def _surroundings(config: Any) -> bytes:
     return _seen[1]
 
 
-def build_digest(use: AuthUse | None, env: Any) -> BodyDigest | None:
+def build_digest(use: AuthUse | None, env: FeatureEnv) -> BodyDigest | None:
     """The step behind the gate that checks signed bodies; None where no method signs them."""
     signing = {name: getattr(env.config.auth, name) for name in ("hmac", "signatures")}
     methods = frozenset(use.schemes if use is not None else ()) & signing.keys()

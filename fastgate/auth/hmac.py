@@ -42,6 +42,7 @@ from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, authorization
 from fastgate.auth.secrets import secret_bytes
 from fastgate.auth.settings import HmacConfig
 from fastgate.checks import LOWER_TOKEN
+from fastgate.plugin import FeatureEnv
 from fastgate.settings import SECOND
 from fastgate.state.records import secret_digest
 
@@ -121,7 +122,7 @@ class Hmac(Scheme):
         self._nobody = ("", os.urandom(32))
 
     @classmethod
-    def build(cls, config: HmacConfig, env: Any) -> Hmac:
+    def build(cls, config: HmacConfig, env: FeatureEnv) -> Hmac:
         """The scheme of a worker, from the section `auth` and the consumers of the config."""
         memory = env.around.memory
         counter = memory.metrics.counter

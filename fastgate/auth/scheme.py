@@ -81,7 +81,7 @@ class Unavailable(Exception):
 class CounterOf(Protocol):
     """`MetricTable.counter`: the counter of these labels, for all processes."""
 
-    def __call__(self, name: str, /, **labels: str) -> Any: ...
+    def __call__(self, name: str, **labels: str) -> Any: ...
 
 
 class Scheme:

@@ -22,7 +22,7 @@ from fastgate.auth.settings import (
 )
 from fastgate.settings import Settings, Text
 
-__all__ = ["ApiKeyConfig", "AuthConfig", "AuthUse", "ConsumerConfig"]
+__all__ = ["ApiKeyConfig", "AuthConfig", "AuthUse", "ConsumerConfig", "RootKeys", "RouteKeys"]
 
 
 class ApiKeyConfig(Settings, frozen=True, kw_only=True):
@@ -144,3 +144,32 @@ class AuthUse(Settings, frozen=True, kw_only=True):
         where another service answers for it, or where such a service may be passed over (`on_error: allow`).
         """
         return not self.enforce or not {"forward", "introspection", "jwt"}.isdisjoint(self.schemes)
+
+
+class RouteKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in a route."""
+
+    manual_order: ClassVar[int] = 30
+    elsewhere: ClassVar[dict[str, str]] = {
+        "consumers": "write scopes, roles or policies; consumers stand at the root",
+        **{name: f"write auth: [{name}]" for name in AuthConfig.__struct_fields__},
+    }
+
+    auth: Annotated[
+        AuthUse | None,
+        Meta(description="Authentication methods of this route. Default: none, any client may use it."),
+    ] = None
+
+
+class RootKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in the root."""
+
+    manual_order: ClassVar[int] = 50
+    elsewhere: ClassVar[dict[str, str]] = {
+        name: f"write auth: {{{name}: …}}" for name in AuthConfig.__struct_fields__
+    }
+
+    auth: Annotated[AuthConfig, Meta(description="Authentication methods and their settings.")] = AuthConfig()
+    consumers: Annotated[dict[str, ConsumerConfig], Meta(description="Clients of the gateway, by name.")] = (
+        msgspec.field(default_factory=dict)
+    )

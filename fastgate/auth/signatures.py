@@ -25,6 +25,7 @@ from fastgate.auth.settings import SignatureKeyConfig, SignaturesConfig
 from fastgate.auth.signature_base import Message, coverage, signature_base
 from fastgate.auth.signature_keys import VerifyingKey, public_verifier, secret_verifier
 from fastgate.auth.structured_fields import InnerList, Item, Token, dictionary
+from fastgate.plugin import FeatureEnv
 from fastgate.settings import SECOND
 
 __all__ = ["Signatures", "load_key"]
@@ -98,7 +99,7 @@ class Signatures(Scheme):
         self._clock = clock
 
     @classmethod
-    def build(cls, config: SignaturesConfig, env: Any) -> Signatures:
+    def build(cls, config: SignaturesConfig, env: FeatureEnv) -> Signatures:
         """The scheme of a worker, from the section `auth` and the consumers of the config."""
         memory = env.around.memory
         counter = memory.metrics.counter

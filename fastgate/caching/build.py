@@ -17,20 +17,20 @@ from fastgate._core.pipeline.pipeline import overrides
 from fastgate.caching.predictor import build_predictor
 from fastgate.caching.settings import CacheConfig, CacheStoreConfig, build_rules
 from fastgate.caching.strategy import make_strategy
+from fastgate.plugin import FeatureEnv
 
 __all__ = ["build", "route_identity", "worker_cache"]
 
 
-def build(cache: CacheConfig | None, env: Any, gates: Sequence[Any] = (), params: Sequence[str] = ()) -> Any:
-    """What a route says of caching, or None where nothing is kept. gates: its gates and plugins. params: of
-    its path."""
+def build(cache: CacheConfig | None, env: FeatureEnv, gates: Sequence[Any] = ()) -> Any:
+    """What a route says of caching, or None where nothing is kept. gates: its gates and plugins."""
     if cache is None or not cache.enabled:
         return None
     settings = env.config.cache_store
     route = env.route
     # Asked for by every route, so that each holds on to it over a reload.
     tiers = _tiers(settings, env)
-    places, unique = _places(route, cache, params)
+    places, unique = _places(route, cache, env.params)
     secrets = tuple(sorted(_credentials(gates)))
     written = {*_written(route, env), *unique}
     rules = build_rules(
@@ -116,7 +116,7 @@ def _places(route: Any, cache: CacheConfig, params: Sequence[str]) -> tuple[Temp
     return Template("\n".join(f"{{{name}}}" for name in sorted(wanted)), list(params)), tuple(unique)
 
 
-def _written(route: Any, env: Any) -> Iterator[str]:
+def _written(route: Any, env: FeatureEnv) -> Iterator[str]:
     """Lower-case names of the fields that the route writes or takes away."""
     edits = route.request_headers
     if edits is not None:
@@ -187,7 +187,7 @@ def route_identity(route: Any, config: Any, plugins: Sequence[Any]) -> bytes:
     return hashlib.blake2b(msgspec.msgpack.encode(seen), digest_size=8).hexdigest().encode()
 
 
-def _tiers(settings: CacheStoreConfig, env: Any) -> Any:
+def _tiers(settings: CacheStoreConfig, env: FeatureEnv) -> Any:
     """What lies behind the memory, or None; its modules are imported only where it is configured."""
     if settings.disk is None and settings.redis is None:
         return None
@@ -201,7 +201,7 @@ def _tiers(settings: CacheStoreConfig, env: Any) -> Any:
     )
 
 
-def worker_cache(settings: CacheStoreConfig, env: Any, tiers: Any) -> WorkerCache:
+def worker_cache(settings: CacheStoreConfig, env: FeatureEnv, tiers: Any) -> WorkerCache:
     """The store of a worker with the tiers of the config."""
     memory = None
     if settings.memory.size_bytes:

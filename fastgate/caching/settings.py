@@ -21,6 +21,8 @@ __all__ = [
     "DiskStoreConfig",
     "MemoryStoreConfig",
     "RedisStoreConfig",
+    "RootKeys",
+    "RouteKeys",
     "build_rules",
 ]
 
@@ -443,3 +445,27 @@ class CacheStoreConfig(Settings, frozen=True, kw_only=True):
         RedisStoreConfig | None,
         Meta(description="The third tier, shared by the machines. Default: none."),
     ] = None
+
+
+class RouteKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in a route."""
+
+    manual_order: ClassVar[int] = 20
+
+    cache: Annotated[
+        CacheConfig | None,
+        Meta(
+            extra={"needs_upstream": True},
+            description="Response cache (RFC 9111). Default: no response is stored.",
+        ),
+    ] = None
+
+
+class RootKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in the root."""
+
+    manual_order: ClassVar[int] = 40
+
+    cache_store: Annotated[
+        CacheStoreConfig, Meta(description="Storage of cached responses, for all routes.")
+    ] = CacheStoreConfig()

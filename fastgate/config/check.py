@@ -27,7 +27,16 @@ from fastgate.checks import (
     nearest,
 )
 from fastgate.config.foreign import address_hint, path_hint
-from fastgate.config.root import TRUSTED_UNIX, AdminConfig, Config, ListenerConfig, RouteConfig, parse_address
+from fastgate.config.root import (
+    ACTIONS,
+    NEEDS_UPSTREAM,
+    TRUSTED_UNIX,
+    AdminConfig,
+    Config,
+    ListenerConfig,
+    RouteConfig,
+    parse_address,
+)
 from fastgate.features.registry import FEATURES
 from fastgate.upstream.check import target_hint, try_certificate
 from fastgate.upstream.settings import parse_target
@@ -204,14 +213,14 @@ class RouteCheck:
 
     def _check_action(self, route: RouteConfig, path: Path) -> None:
         report = self._report
-        actions = [name for name in ("upstream", "redirect", "respond") if getattr(route, name) is not None]
+        actions = [name for name in ACTIONS if getattr(route, name) is not None]
         if len(actions) != 1:
             found = "none of them" if not actions else " and ".join(actions)
-            report(path, found, "exactly one of upstream, redirect and respond", "")
+            report(path, found, f"exactly one of {', '.join(ACTIONS[:-1])} and {ACTIONS[-1]}", "")
         if route.upstream is not None:
             self._check_upstream_name(route.upstream, (*path, "upstream"))
         elif actions:
-            for name in ("rewrite", "timeouts", "preserve_host", "request_headers", "cache"):
+            for name in NEEDS_UPSTREAM:
                 if getattr(route, name) is not None:
                     report(
                         (*path, name),

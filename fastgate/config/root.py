@@ -10,27 +10,21 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
+import msgspec.inspect
 from msgspec import Meta
 
-from fastgate.auth.section import AuthConfig, AuthUse, ConsumerConfig
-from fastgate.caching.settings import CacheConfig, CacheStoreConfig
-from fastgate.features.access.build import AccessConfig
-from fastgate.features.cors.build import CorsConfig
-from fastgate.features.policy.build import PolicyConfig
-from fastgate.features.ratelimit.build import LimitsConfig, TierConfig
-from fastgate.features.rbac.build import RoleConfig
-from fastgate.features.routing.build import RedirectConfig, RespondConfig, RewriteConfig
-from fastgate.features.security_headers.build import SecurityHeadersConfig
-from fastgate.features.transform.build import HeaderEditsConfig
-from fastgate.features.validation.build import ValidationConfig
+from fastgate.features.registry import FEATURES
 from fastgate.settings import HOUR, SECOND, Duration, FileName, Settings, Size, Text
 from fastgate.upstream.settings import CredentialConfig, TimeoutOverrides, UpstreamConfig
 
 __all__ = [
+    "ACTIONS",
+    "NEEDS_UPSTREAM",
+    "ROUTE_DEFAULTS",
     "AccessLogConfig",
     "Address",
     "AdminConfig",
@@ -499,14 +493,14 @@ class AccessLogConfig(Settings, frozen=True, kw_only=True):
     ] = "json"
 
 
-class RouteConfig(Settings, frozen=True, kw_only=True):
-    """Which requests, and what becomes of them. Exactly one of `upstream`, `redirect` and `respond`."""
+# Routes and the root are put together from parts: those below, which every gateway has, and the keys of each
+# feature (`RouteKeys`, `RootKeys` in its folder). `manual_order` is the place of a part in the manual.
 
-    elsewhere: ClassVar[dict[str, str]] = {
-        "tier": "a consumer has a tier; limits: {tier: false} leaves it out",
-        "consumers": "write scopes, roles or policies; consumers stand at the root",
-        **{name: f"write auth: [{name}]" for name in AuthConfig.__struct_fields__},
-    }
+
+class RouteMatching(Settings, frozen=True, kw_only=True):
+    """Which requests, and where they go."""
+
+    manual_order: ClassVar[int] = 0
 
     name: Annotated[
         str,
@@ -572,7 +566,7 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     upstream: Annotated[
         Text | None,
         Meta(
-            extra={"number": "http://127.0.0.1:{}"},
+            extra={"number": "http://127.0.0.1:{}", "action": True},
             description="Name of an entry of `upstreams`, or a URL, which makes one with default settings.",
         ),
     ] = None
@@ -586,34 +580,13 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
             )
         ),
     ] = False
-    rewrite: Annotated[RewriteConfig | None, Meta(description="Changes the path that goes upstream.")] = None
-    redirect: Annotated[RedirectConfig | None, Meta(description="Answers with a redirect.")] = None
-    respond: Annotated[RespondConfig | None, Meta(description="Answers with fixed bytes.")] = None
-    cache: Annotated[
-        CacheConfig | None,
-        Meta(description="Answers kept and used again (RFC 9111). Default: none are."),
-    ] = None
-    auth: Annotated[
-        AuthUse | None, Meta(description="Who may use this route: a list of methods. Default: anybody.")
-    ] = None
-    access: Annotated[
-        AccessConfig | None, Meta(description="Who may use this route, by address, beside the root's lists.")
-    ] = None
-    limits: Annotated[
-        LimitsConfig | None,
-        Meta(description="How much of this route may be used: `{per_minute: 100}`, beside the root's."),
-    ] = None
-    cors: Annotated[
-        CorsConfig | None,
-        Meta(description="Which other origins' scripts may use this route. Default: the root's `cors`."),
-    ] = None
-    security_headers: Annotated[
-        SecurityHeadersConfig | None,
-        Meta(description="Header fields that make browsers strict. Default: the root's `security_headers`."),
-    ] = None
-    validation: Annotated[
-        ValidationConfig | None, Meta(description="What request bodies must be. Default: anything.")
-    ] = None
+
+
+class RouteForwarding(Settings, frozen=True, kw_only=True):
+    """How requests go to the upstream."""
+
+    manual_order: ClassVar[int] = 90
+
     max_body_bytes: Annotated[
         Size | None, Meta(description="Request body; more is 413. 0 is no limit. Default: `server.max_body`.")
     ] = None
@@ -627,61 +600,26 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
         ),
     ] = None
     timeouts: Annotated[
-        TimeoutOverrides | None, Meta(description="In place of the upstream's, one by one.")
+        TimeoutOverrides | None,
+        Meta(
+            extra={"needs_upstream": True},
+            description="In place of the upstream's, one by one.",
+        ),
     ] = None
-    preserve_host: Annotated[bool | None, Meta(description="In place of the upstream's `preserve_host`.")] = (
-        None
-    )
-    request_headers: Annotated[
-        HeaderEditsConfig | None, Meta(description="Edits to the request before it goes upstream.")
+    preserve_host: Annotated[
+        bool | None,
+        Meta(
+            extra={"needs_upstream": True},
+            description="In place of the upstream's `preserve_host`.",
+        ),
     ] = None
-    response_headers: Annotated[
-        HeaderEditsConfig | None, Meta(description="Edits to the answer before it goes to the client.")
-    ] = None
-    scopes: Annotated[
-        tuple[Text, ...],
-        Meta(
-            extra={"one_or_many": True},
-            description="Scopes a request must have, all of them; else 403 that names what is "
-            "missing (RFC 6750).",
-        ),
-    ] = ()
-    any_scopes: Annotated[
-        tuple[Text, ...],
-        Meta(extra={"one_or_many": True}, description="Scopes of which a request must have one."),
-    ] = ()
-    roles: Annotated[
-        tuple[Text, ...],
-        Meta(
-            extra={"one_or_many": True},
-            description="Roles of which a consumer must have one, by itself or by inheritance; else 403.",
-        ),
-    ] = ()
-    permissions: Annotated[
-        tuple[Text, ...],
-        Meta(
-            extra={"one_or_many": True},
-            description="Permissions that the consumer's roles must grant, all of them; else 403.",
-        ),
-    ] = ()
-    rbac: Annotated[
-        bool,
-        Meta(
-            description="Only consumers with a role that grants this route and method (`roles` of the root)."
-        ),
-    ] = False
-    enforce_authorization: Annotated[
-        bool,
-        Meta(description="false: what scopes, roles and permissions would refuse is counted, and goes on."),
-    ] = True
-    policies: Annotated[
-        tuple[str | PolicyConfig, ...],
-        Meta(
-            max_length=200,
-            extra={"one_or_many": True},
-            description="Policies of this route: names of those in the root, or policies in place.",
-        ),
-    ] = ()
+
+
+class RoutePlugins(Settings, frozen=True, kw_only=True):
+    """Plugins of a route."""
+
+    manual_order: ClassVar[int] = 900
+
     plugins: Annotated[
         tuple[PluginUse, ...],
         Meta(
@@ -690,12 +628,10 @@ class RouteConfig(Settings, frozen=True, kw_only=True):
     ] = ()
 
 
-class Config(Settings, frozen=True, kw_only=True):
-    """Everything in a config file."""
+class ServerSide(Settings, frozen=True, kw_only=True):
+    """Listeners, processes, and what all of them share."""
 
-    elsewhere: ClassVar[dict[str, str]] = {
-        **{name: f"write auth: {{{name}: …}}" for name in AuthConfig.__struct_fields__},
-    }
+    manual_order: ClassVar[int] = 0
 
     listen: Annotated[
         tuple[ListenerConfig, ...],
@@ -748,56 +684,87 @@ class Config(Settings, frozen=True, kw_only=True):
             )
         ),
     ] = True
-    roles: Annotated[
-        dict[str, RoleConfig],
-        Meta(description="Roles by name: what each may do, and which it inherits."),
-    ] = msgspec.field(default_factory=dict)
-    policies: Annotated[
-        tuple[PolicyConfig, ...],
-        Meta(
-            max_length=1000,
-            description="Policies: rules with a condition in CEL. They are in force on the routes "
-            "that name them, and on those they name.",
-        ),
-    ] = ()
+
+
+class RootPlugins(Settings, frozen=True, kw_only=True):
+    """Plugins of every route."""
+
+    manual_order: ClassVar[int] = 30
+
     plugins: Annotated[
         tuple[PluginUse, ...],
         Meta(
             max_length=30, description="Plugins of every route, in order, before the route's own. At most 30."
         ),
     ] = ()
-    cache_store: Annotated[
-        CacheStoreConfig, Meta(description="Where cached answers are kept, for all routes.")
-    ] = CacheStoreConfig()
-    auth: Annotated[AuthConfig, Meta(description="How clients may say who they are.")] = AuthConfig()
-    consumers: Annotated[dict[str, ConsumerConfig], Meta(description="Who uses the gateway, by name.")] = (
-        msgspec.field(default_factory=dict)
-    )
-    tiers: Annotated[
-        dict[str, TierConfig],
-        Meta(
-            description=(
-                "What consumers may use, by tier. `free`, `basic`, `premium`, `enterprise`, `internal` and "
-                "`system` are there; an entry of the same name takes the place of the whole tier."
-            )
-        ),
-    ] = msgspec.field(default_factory=dict)
-    limits: Annotated[
-        LimitsConfig | None,
-        Meta(description="Limits of every route together, and what routes without their own go by."),
-    ] = None
-    access: Annotated[AccessConfig | None, Meta(description="Who may come at all, by address.")] = None
+
+
+class Credentials(Settings, frozen=True, kw_only=True):
+    """What upstreams are shown."""
+
+    manual_order: ClassVar[int] = 80
+
     credentials: Annotated[
         dict[str, CredentialConfig],
         Meta(description="Credentials for upstreams by name, for several upstreams that show the same."),
     ] = msgspec.field(default_factory=dict)
-    cors: Annotated[
-        CorsConfig | None, Meta(description="For every route that has no `cors` of its own. Default: none.")
-    ] = None
-    security_headers: Annotated[
-        SecurityHeadersConfig | None,
-        Meta(description="For every route that has no `security_headers` of its own. Default: none."),
-    ] = None
+
+
+def _composed(name: str, doc: str, parts: Iterable[type[Settings]], **methods: Any) -> Any:
+    """The Struct with the keys of all parts, in the order of the manual. No two may have the same key."""
+    fields: list[tuple[str, Any, Any]] = []
+    elsewhere: dict[str, str] = {}
+    for part in sorted(parts, key=lambda part: part.manual_order):
+        for field in msgspec.structs.fields(part):
+            if any(field.name == known for known, _, _ in fields):
+                raise ValueError(f"two features have the key {field.name}")
+            made = {"default": field.default, "default_factory": field.default_factory}
+            fields.append((field.name, field.type, msgspec.field(**made)))
+        elsewhere |= part.elsewhere
+    namespace = {"__doc__": doc, "elsewhere": elsewhere, **methods}
+    return msgspec.defstruct(
+        name, fields, bases=(Settings,), namespace=namespace, module=__name__, frozen=True, kw_only=True
+    )
+
+
+def _parts(scope: str) -> Iterator[type[Settings]]:
+    """What the features add to a route or to the root."""
+    return (keys for feature in FEATURES if (keys := getattr(feature, scope)) is not None)
+
+
+if TYPE_CHECKING:
+
+    class RouteConfig(RouteMatching, RouteForwarding, RoutePlugins, frozen=True, kw_only=True):
+        def __getattr__(self, key: str) -> Any:
+            """A key of a feature."""
+else:
+    RouteConfig = _composed(
+        "RouteConfig",
+        "Which requests, and what becomes of them. Exactly one of `upstream`, `redirect` and `respond`.",
+        [RouteMatching, RouteForwarding, RoutePlugins, *_parts("route")],
+    )
+
+
+def _marked(mark: str) -> tuple[str, ...]:
+    """The keys of a route with this mark in their `Meta(extra=…)`."""
+    return tuple(
+        field.name
+        for field in msgspec.structs.fields(RouteConfig)
+        if mark in (getattr(msgspec.inspect.type_info(field.type), "extra", None) or {})
+    )
+
+
+ACTIONS: Final = _marked("action")
+"""Keys that say who responds: a route has one of them."""
+NEEDS_UPSTREAM: Final = _marked("needs_upstream")
+"""Keys without effect on a route that has no upstream."""
+
+
+class Services(Settings, frozen=True, kw_only=True):
+    """Upstreams and routes."""
+
+    manual_order: ClassVar[int] = 900
+
     upstreams: Annotated[
         dict[str, UpstreamConfig],
         Meta(description="Services by name. A URL given to a route directly is added here under itself."),
@@ -814,6 +781,28 @@ class Config(Settings, frozen=True, kw_only=True):
     def each_route(self) -> Iterator[RouteConfig]:
         """The routes, decoded one by one, in the order of the file."""
         return map(decode_route, self.routes)
+
+
+if TYPE_CHECKING:
+
+    class Config(ServerSide, RootPlugins, Credentials, Services, frozen=True, kw_only=True):
+        def __getattr__(self, key: str) -> Any:
+            """A key of a feature."""
+else:
+    Config = _composed(
+        "Config",
+        "Everything in a config file.",
+        [ServerSide, RootPlugins, Credentials, Services, *_parts("root")],
+        each_route=Services.each_route,
+    )
+
+ROUTE_DEFAULTS: Final = (
+    "server",
+    "store",
+    "credentials",
+    *(name for part in _parts("root") for name in part.__struct_fields__),
+)
+"""The root sections that what is built for a route may depend on."""
 
 
 _route_decoder = msgspec.msgpack.Decoder(RouteConfig)

@@ -13,73 +13,47 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
 from fastgate._core.http.cidr import CidrSet
-from fastgate._core.http.edits import HeaderEdits, Rewrite, Template
+from fastgate._core.http.edits import PLACE, Template
 from fastgate._core.http.router import Router
-from fastgate._core.pipeline.context import Answer
 from fastgate._core.pipeline.pipeline import Pipeline, Plugin
-from fastgate._core.pipeline.plan import Destination, FixedResponse, Plan, Redirect, RoutePlan
-from fastgate._core.pipeline.wheel import TimerWheel
-from fastgate._core.shm.counters import Counters
+from fastgate._core.pipeline.plan import Destination, Plan, Redirect, RoutePlan
 from fastgate.caching import build as caching
 from fastgate.config import TRUSTED_UNIX, Changes, Config, PluginUse, RouteConfig, decode_route
+from fastgate.config.root import ROUTE_DEFAULTS
 from fastgate.errors import REASONS
 from fastgate.features.registry import FEATURES
-from fastgate.features.transform.build import HeaderEditsConfig
-from fastgate.plugin import PluginEnv, Registry
+from fastgate.features.routing.build import rewrite_of
+from fastgate.features.transform.build import edits_of
+from fastgate.plugin import PluginEnv, Registry, Surroundings
 from fastgate.settings import ConfigError
-from fastgate.state.memory import HostMemory
 from fastgate.upstream.pool import Target, Upstream
 from fastgate.upstream.settings import CredentialConfig, UpstreamConfig
 from fastgate.upstream.tls import upstream_context
 
-__all__ = ["FeatureEnv", "Surroundings", "freeze", "freeze_now"]
+__all__ = ["freeze", "freeze_now"]
 
 SLICE_NS = 100_000  # work without a look at the loop: about what a request takes
 PAUSE_S = 0.001  # what the requests under way get in between
 
 
-class FeatureEnv(NamedTuple):
-    """What the builder of a feature is told besides its settings."""
+class _Env(NamedTuple):
+    """A FeatureEnv."""
 
     route: RouteConfig
+    params: Sequence[str]
     config: Config
     around: Surroundings
     service: Callable[[str, Any, Callable[[], Any]], Any]
-    """`service(kind, settings, make)`: what routes share, once per worker for each kind and settings. It is
-    kept over
-    reloads as long as the settings are equal; its async `start` and `close`, where it has them, are
-    awaited."""
 
 
-BUILDERS: tuple[tuple[str, Callable[[Any, FeatureEnv], Plugin | None]], ...] = tuple(
-    (feature.name, build) for feature in FEATURES for build in feature.build
-)
-"""Key of the route and who makes a plugin of it, in the order in which a request meets them."""
-
-
-class Surroundings(Protocol):
-    """What a plan is bound to: the worker's data plane, or a stand-in for `fastgate explain`."""
-
-    @property
-    def loop(self) -> Any: ...
-
-    @property
-    def wheel(self) -> TimerWheel: ...
-
-    @property
-    def counters(self) -> Counters: ...
-
-    @property
-    def memory(self) -> HostMemory: ...
-
-    @property
-    def slot(self) -> int: ...
+PLACES = sum(len(feature.build) for feature in FEATURES)
+"""Plugins of a route that features make, at most: each has a place of its own."""
 
 
 async def freeze(config: Config, around: Surroundings, previous: Plan | None = None) -> Plan:
@@ -142,7 +116,7 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
         plan = kept.get(bytes(raw))
         own = [plugins.get(route.name, index, use) for index, use in enumerate(route.plugins)]
         if plan is None or _upstream_of(plan) is not upstream:
-            env = FeatureEnv(route, config, around, services.get)
+            env = _Env(route, _params(route), config, around, services.get)
             plan = _route(route, bytes(raw), config, upstream, [*shared, *own], env)
             services.note(plan)
         else:
@@ -191,26 +165,17 @@ def _predicates(route: RouteConfig) -> int:
     return (1 if route.methods else 0) + len(route.headers) + len(route.query)
 
 
-_ROUTE_DEFAULTS = tuple(
-    name
-    for name in Config.__struct_fields__
-    if name not in ("listen", "workers", "admin", "trusted_proxies", "access_log", "watch_config", "memory")
-    and name not in ("plugins", "upstreams", "routes")
-)
-"""The root sections that a route's plan may depend on."""
-
-
 def _kept_routes(
     previous: Plan | None, shared: list[Plugin], config: Config, changes: Changes
 ) -> dict[bytes, RoutePlan]:
     """The routes of the plan in force that may be taken over if their own lines have not changed."""
     if previous is None or changes.concern(
-        msgspec.msgpack.encode([getattr(config, name) for name in _ROUTE_DEFAULTS])
+        msgspec.msgpack.encode([getattr(config, name) for name in ROUTE_DEFAULTS])
     ):
         return {}
     before = previous.config
     same = (
-        all(getattr(before, name) == getattr(config, name) for name in _ROUTE_DEFAULTS)
+        all(getattr(before, name) == getattr(config, name) for name in ROUTE_DEFAULTS)
         and len(before.plugins) == len(shared)
         and all(plugin in previous.plugins for plugin in shared)
         and before.plugins == config.plugins
@@ -247,7 +212,7 @@ class _Plugins:
             if not getattr(settings, "enforce", True):
                 plugin.enforce = False
             self.fresh.append(plugin)
-            first = len(BUILDERS)  # the places before belong to the features, one each
+            first = PLACES  # the places before belong to the features, one each
             plugin.place = next(p for p in range(first, first + len(self._taken) + 1) if p not in self._taken)
             self._taken.add(plugin.place)
         self.used.append(plugin)
@@ -383,32 +348,10 @@ def _route(
     config: Config,
     upstream: Upstream | None,
     plugins: list[Plugin],
-    env: FeatureEnv,
+    env: _Env,
 ) -> RoutePlan:
     around = env.around
-    params = _params(route)
-    gates: list[Plugin] = []
-    for place, (attribute, build) in enumerate(BUILDERS):
-        gate = build(getattr(route, attribute), env)
-        if gate is not None:
-            gate.place = place
-            gates.append(gate)
-    gates += plugins
-    if route.redirect is not None:
-        gates.append(
-            Redirect(
-                Template(route.redirect.to, params),
-                route.redirect.status,
-                route.redirect.keep_query,
-                REASONS["ambiguous_path"],
-            )
-        )
-    elif route.respond is not None:
-        body, content_type = route.respond.payload()
-        headers = list(route.respond.headers.items())
-        if content_type and not any(name.lower() == "content-type" for name, _ in headers):
-            headers.append(("Content-Type", content_type))
-        gates.append(FixedResponse(Answer(route.respond.status, body, headers)))
+    gates = [*_made(env, "guard"), *plugins, *_made(env, "action")]
     return RoutePlan(
         route.name,
         pipeline=Pipeline(gates),
@@ -422,17 +365,29 @@ def _route(
             if route.request_buffering_bytes is None
             else route.request_buffering_bytes
         ),
-        rewrite=_rewrite(route, params),
-        request_edits=_edits(route.request_headers, params, owns=True),
-        response_edits=_edits(route.response_headers, params),
+        rewrite=rewrite_of(route.rewrite, env.params),
+        request_edits=edits_of(route.request_headers, env.params, owns=True),
+        response_edits=edits_of(route.response_headers, env.params),
         methods=route.methods,
         allow_encoded_slashes=route.allow_encoded_slashes,
-        answers_preflight=any(gate.name == "cors" for gate in gates),
+        answers_preflight=any(getattr(gate, "answers_preflight", False) for gate in gates),
         header_tests=[
             (name.lower().encode("latin-1"), _test(value)) for name, value in route.headers.items()
         ],
         query_tests=[(name.encode(), _test(value, "utf-8")) for name, value in route.query.items()],
     )
+
+
+def _made(env: _Env, scope: str) -> Iterator[Plugin]:
+    """What the features of this scope make for the route, in their order."""
+    place = 0
+    for feature in FEATURES:
+        for build in feature.build:
+            plugin = build(getattr(env.route, feature.name, None), env) if feature.scope == scope else None
+            if plugin is not None:
+                plugin.place = place
+                yield plugin
+            place += 1
 
 
 class Destinations:
@@ -453,19 +408,19 @@ class Destinations:
         upstream = self._upstreams[name]
         upstream.tell_routes_apart()
         route = msgspec.structs.replace(decode_route(plan.source), upstream=name)
-        env = FeatureEnv(route, self._config, self._around, self._service)
+        env = _Env(route, _params(route), self._config, self._around, self._service)
         return _destination(upstream, env, plan.pipeline.plugins)
 
 
-def _destination(upstream: Upstream, env: FeatureEnv, gates: Sequence[Plugin]) -> Destination:
+def _destination(upstream: Upstream, env: _Env, gates: Sequence[Plugin]) -> Destination:
     route = env.route
-    edits = _edits(route.request_headers, _params(route), owns=True)
+    edits = edits_of(route.request_headers, env.params, owns=True)
     owned = {name for gate in gates for name in getattr(gate, "owned", ())}
     return Destination(
         upstream,
         upstream.config.timeouts.overridden(route.timeouts),
         preserve_host=(upstream.config.preserve_host if route.preserve_host is None else route.preserve_host),
-        cache=caching.build(route.cache, env, gates, _params(route)),
+        cache=caching.build(route.cache, env, gates),
         owned=owned if edits is None else owned.union(edits.owned),
     )
 
@@ -481,26 +436,7 @@ def _params(route: RouteConfig) -> list[str]:
 def _param_names(path: str) -> list[str]:
     if path.startswith("~"):
         return list(re.compile(path[1:]).groupindex)
-    return re.findall(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}", path)
-
-
-def _rewrite(route: RouteConfig, params: list[str]) -> Rewrite | None:
-    settings = route.rewrite
-    if settings is None:
-        return None
-    if settings.strip_prefix is not None:
-        return Rewrite.prefix_to(settings.strip_prefix, "")
-    if settings.replace_prefix is not None:
-        return Rewrite.prefix_to(settings.replace_prefix.from_, settings.replace_prefix.to)
-    if settings.path is not None:
-        return Rewrite.to_template(Template(settings.path, params, in_path=True))
-    return Rewrite.by_regex(settings.regex or "", settings.to or "")
-
-
-def _edits(config: HeaderEditsConfig | None, params: list[str], *, owns: bool = False) -> HeaderEdits | None:
-    if config is None or config == HeaderEditsConfig():
-        return None
-    return HeaderEdits(config.rename, config.remove, config.set, config.add, params, owns)
+    return [found[1] for found in PLACE.finditer(path) if found[1]]
 
 
 def _test(expected: str, encoding: str = "latin-1") -> Callable[[bytes], bool]:

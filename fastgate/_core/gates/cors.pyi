@@ -1,6 +1,6 @@
 import re
 from collections.abc import Iterable
-from typing import Never
+from typing import ClassVar, Never
 
 from fastgate._core.pipeline.context import Reason
 from fastgate._core.pipeline.pipeline import Plugin
@@ -8,6 +8,7 @@ from fastgate._core.pipeline.pipeline import Plugin
 __all__ = ["CorsGate"]
 
 class CorsGate(Plugin):
+    answers_preflight: ClassVar[bool]
     def __init__(
         self,
         *args: Never,

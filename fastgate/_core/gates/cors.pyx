@@ -38,6 +38,8 @@ cdef class CorsGate(Plugin):
     asked for. refused: the row of REASONS for what is refused.
     """
 
+    answers_preflight = True  # a route with such a plugin takes preflights for its other methods
+
     def __init__(self, *, exact=(), suffixes=(), patterns=(), bint any_origin=False, methods=None, headers=None, expose=(),
                  bint credentials=False, int max_age_s=0, bint private_network=False, bint refuse_others=False,
                  int preflight_status=204, Reason refused not None):

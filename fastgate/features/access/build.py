@@ -7,16 +7,17 @@ that shadow mode of one does not weaken the other.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
 from fastgate._core.gates.limits import AccessGate
 from fastgate._core.http.cidr import CidrSet
 from fastgate.errors import REASONS
+from fastgate.plugin import FeatureEnv
 from fastgate.settings import Settings
 
-__all__ = ["AccessConfig", "build", "build_root"]
+__all__ = ["AccessConfig", "RootKeys", "RouteKeys", "build", "build_root"]
 
 
 class AccessConfig(Settings, frozen=True, kw_only=True):
@@ -44,17 +45,35 @@ class AccessConfig(Settings, frozen=True, kw_only=True):
     ] = True
 
 
-def build_root(_settings: AccessConfig | None, env: Any) -> AccessGate | None:
+class RouteKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in a route."""
+
+    manual_order: ClassVar[int] = 40
+
+    access: Annotated[
+        AccessConfig | None, Meta(description="Who may use this route, by address, beside the root's lists.")
+    ] = None
+
+
+class RootKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in the root."""
+
+    manual_order: ClassVar[int] = 70
+
+    access: Annotated[AccessConfig | None, Meta(description="Who may come at all, by address.")] = None
+
+
+def build_root(_settings: AccessConfig | None, env: FeatureEnv) -> AccessGate | None:
     """The gate of the root's lists, which a route's `enforce: false` does not touch."""
     return _gate(env.config.access, env)
 
 
-def build(settings: AccessConfig | None, env: Any) -> AccessGate | None:
+def build(settings: AccessConfig | None, env: FeatureEnv) -> AccessGate | None:
     """The gate of a route's own lists, or None where it has none."""
     return _gate(settings, env)
 
 
-def _gate(lists: AccessConfig | None, env: Any) -> AccessGate | None:
+def _gate(lists: AccessConfig | None, env: FeatureEnv) -> AccessGate | None:
     if lists is None or not (lists.deny or lists.allow):
         return None
     gate = AccessGate(

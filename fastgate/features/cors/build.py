@@ -14,9 +14,10 @@ from msgspec import Meta
 
 from fastgate._core.gates.cors import CorsGate
 from fastgate.errors import REASONS
+from fastgate.plugin import FeatureEnv
 from fastgate.settings import MINUTE, SECOND, Duration, Settings
 
-__all__ = ["CorsConfig", "Wildcard", "build", "read_origin"]
+__all__ = ["CorsConfig", "RootKeys", "RouteKeys", "Wildcard", "build", "read_origin"]
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
@@ -108,6 +109,27 @@ class CorsConfig(Settings, frozen=True, kw_only=True):
     ] = True
 
 
+class RouteKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in a route."""
+
+    manual_order: ClassVar[int] = 60
+
+    cors: Annotated[
+        CorsConfig | None,
+        Meta(description="Which other origins' scripts may use this route. Default: the root's `cors`."),
+    ] = None
+
+
+class RootKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in the root."""
+
+    manual_order: ClassVar[int] = 90
+
+    cors: Annotated[
+        CorsConfig | None, Meta(description="For every route that has no `cors` of its own. Default: none.")
+    ] = None
+
+
 class Wildcard(NamedTuple):
     """`https://*.example.com:8443`, taken apart."""
 
@@ -137,7 +159,7 @@ def read_origin(text: str) -> str | Wildcard | re.Pattern[bytes]:
     return Wildcard(match["scheme"], "." + match["host"], match["port"] or "")
 
 
-def build(settings: CorsConfig | None, env: Any) -> CorsGate | None:
+def build(settings: CorsConfig | None, env: FeatureEnv) -> CorsGate | None:
     """The gate of a route; None where the config says nothing of CORS."""
     settings = settings if settings is not None else env.config.cors
     if settings is None or not settings.enabled:

@@ -49,6 +49,7 @@ from fastgate._core.shm.directory import Directory
 from fastgate._core.shm.recordring import RecordRing
 from fastgate._core.shm.table import LimiterTable
 from fastgate.errors import REASONS, Reason
+from fastgate.plugin import FeatureEnv
 from fastgate.settings import MINUTE, SECOND, Duration, Settings, Text, duration_text, wildcard_matches
 from fastgate.state.records import document_digest
 
@@ -61,6 +62,8 @@ __all__ = [
     "PolicyConfig",
     "PolicyGate",
     "PolicyLimit",
+    "RootKeys",
+    "RouteKeys",
     "Rule",
     "RuleSet",
     "Violation",
@@ -197,6 +200,36 @@ class PolicyConfig(Settings, frozen=True, kw_only=True):
         bool,
         Meta(description="false: what it would refuse is counted and listed, and goes on."),
     ] = True
+
+
+class RouteKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in a route."""
+
+    manual_order: ClassVar[int] = 120
+
+    policies: Annotated[
+        tuple[str | PolicyConfig, ...],
+        Meta(
+            max_length=200,
+            extra={"one_or_many": True},
+            description="Policies of this route: names of those in the root, or policies in place.",
+        ),
+    ] = ()
+
+
+class RootKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in the root."""
+
+    manual_order: ClassVar[int] = 20
+
+    policies: Annotated[
+        tuple[PolicyConfig, ...],
+        Meta(
+            max_length=1000,
+            description="Policies: rules with a condition in CEL. They are in force on the routes "
+            "that name them, and on those they name.",
+        ),
+    ] = ()
 
 
 # ---- the language
@@ -1273,7 +1306,7 @@ def _has_store(config: Any) -> bool:
     return Path(config.store.path or default_path()).exists()
 
 
-def build(own: Sequence[str | PolicyConfig], env: Any) -> PolicyGate | None:
+def build(own: Sequence[str | PolicyConfig], env: FeatureEnv) -> PolicyGate | None:
     """The gate of a route; None when nothing can ever concern it."""
     memory = env.around.memory
     directory = memory.directory if env.config.admin.listen != "off" else None

@@ -32,6 +32,7 @@ from fastgate._core.limits.penalty import PenaltyBox
 from fastgate._core.pipeline.identity import Identity
 from fastgate._core.shm.table import LimiterTable
 from fastgate.errors import REASONS
+from fastgate.plugin import FeatureEnv
 from fastgate.settings import DAY, HOUR, MINUTE, SECOND, Duration, Settings, Size, Text
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
     "LimitDesk",
     "LimitsConfig",
     "PenaltyConfig",
+    "RootKeys",
+    "RouteKeys",
     "RuleConfig",
     "TierConfig",
     "amounts_of",
@@ -314,6 +317,40 @@ class LimitsConfig(RuleConfig, frozen=True, kw_only=True):
     ] = True
 
 
+class RouteKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in a route."""
+
+    manual_order: ClassVar[int] = 50
+    elsewhere: ClassVar[dict[str, str]] = {
+        "tier": "a consumer has a tier; limits: {tier: false} leaves it out",
+    }
+
+    limits: Annotated[
+        LimitsConfig | None,
+        Meta(description="How much of this route may be used: `{per_minute: 100}`, beside the root's."),
+    ] = None
+
+
+class RootKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in the root."""
+
+    manual_order: ClassVar[int] = 60
+
+    tiers: Annotated[
+        dict[str, TierConfig],
+        Meta(
+            description=(
+                "What consumers may use, by tier. `free`, `basic`, `premium`, `enterprise`, `internal` and "
+                "`system` are there; an entry of the same name takes the place of the whole tier."
+            )
+        ),
+    ] = msgspec.field(default_factory=dict)
+    limits: Annotated[
+        LimitsConfig | None,
+        Meta(description="Limits of every route together, and what routes without their own go by."),
+    ] = None
+
+
 Problem = tuple[tuple[str | int, ...], str, str, str]
 """Path below the section, found, expected, hint."""
 
@@ -505,17 +542,17 @@ def _penalty_box(penalty: PenaltyConfig, table: LimiterTable, enforced: bool) ->
     )
 
 
-def build(settings: LimitsConfig | None, env: Any) -> LimitGate | None:
+def build(settings: LimitsConfig | None, env: FeatureEnv) -> LimitGate | None:
     """The gate of the limits that a route enforces, or None where there are none."""
     return _build(settings, env, enforced=True)
 
 
-def build_watched(settings: LimitsConfig | None, env: Any) -> LimitGate | None:
+def build_watched(settings: LimitsConfig | None, env: FeatureEnv) -> LimitGate | None:
     """The gate of those in shadow mode. Root and route say each for their own limits whether they are."""
     return _build(settings, env, enforced=False)
 
 
-def _build(settings: LimitsConfig | None, env: Any, *, enforced: bool) -> LimitGate | None:
+def _build(settings: LimitsConfig | None, env: FeatureEnv, *, enforced: bool) -> LimitGate | None:
     root: LimitsConfig | None = env.config.limits
     own = settings or root or LimitsConfig()
     memory = env.around.memory

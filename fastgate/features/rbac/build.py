@@ -16,14 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
+import msgspec
 from msgspec import Meta
 
 from fastgate._core.gates.authorize import AuthorizeGate
 from fastgate._core.pipeline.identity import Identity
 from fastgate.errors import REASONS, Reason
+from fastgate.plugin import FeatureEnv
 from fastgate.settings import Settings, Text, wildcard_matches
 
-__all__ = ["Access", "Grant", "GrantConfig", "RoleConfig", "Roles", "asks", "build"]
+__all__ = ["Access", "Grant", "GrantConfig", "RoleConfig", "Roles", "RootKeys", "RouteKeys", "asks", "build"]
 
 Refusal = tuple[Reason, dict[str, Any] | None, list[tuple[str, str]]]
 
@@ -80,6 +82,60 @@ class RoleConfig(Settings, frozen=True, kw_only=True):
             description="Roles whose permissions it has too, and which it counts as.",
         ),
     ] = ()
+
+
+class RouteKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in a route."""
+
+    manual_order: ClassVar[int] = 110
+
+    scopes: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Scopes a request must have, all of them; else 403 that names what is "
+            "missing (RFC 6750).",
+        ),
+    ] = ()
+    any_scopes: Annotated[
+        tuple[Text, ...],
+        Meta(extra={"one_or_many": True}, description="Scopes of which a request must have one."),
+    ] = ()
+    roles: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Roles of which a consumer must have one, by itself or by inheritance; else 403.",
+        ),
+    ] = ()
+    permissions: Annotated[
+        tuple[Text, ...],
+        Meta(
+            extra={"one_or_many": True},
+            description="Permissions that the consumer's roles must grant, all of them; else 403.",
+        ),
+    ] = ()
+    rbac: Annotated[
+        bool,
+        Meta(
+            description="Only consumers with a role that grants this route and method (`roles` of the root)."
+        ),
+    ] = False
+    enforce_authorization: Annotated[
+        bool,
+        Meta(description="false: what scopes, roles and permissions would refuse is counted, and goes on."),
+    ] = True
+
+
+class RootKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in the root."""
+
+    manual_order: ClassVar[int] = 10
+
+    roles: Annotated[
+        dict[str, RoleConfig],
+        Meta(description="Roles by name: what each may do, and which it inherits."),
+    ] = msgspec.field(default_factory=dict)
 
 
 class Grant(NamedTuple):
@@ -211,7 +267,7 @@ def asks(route: Any) -> bool:
     return bool(route.scopes or route.any_scopes or route.roles or route.permissions or route.rbac)
 
 
-def build(_settings: Any, env: Any) -> AuthorizeGate | None:
+def build(_settings: Any, env: FeatureEnv) -> AuthorizeGate | None:
     """The gate of a route; None when it asks for nothing."""
     route = env.route
     if not asks(route):

@@ -1,4 +1,4 @@
-"""The config Structs of what a route does besides proxying: rewrite the path, redirect, answer by itself.
+"""What a route does besides proxying: rewrite the path, redirect, answer by itself.
 
 Matching (host, path, methods, headers, query) is part of `RouteConfig` in `fastgate.config`; the order of
 precedence is in `_core/router`. Templates name the parameters of the route's own path: `{id}`, `{rest}`.
@@ -6,14 +6,29 @@ precedence is in `_core/router`. Templates name the parameters of the route's ow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
+from fastgate._core.http.edits import Rewrite, Template
+from fastgate._core.pipeline.context import Answer
+from fastgate._core.pipeline.plan import FixedResponse, Redirect
+from fastgate.errors import REASONS
+from fastgate.plugin import FeatureEnv
 from fastgate.settings import RootedPath, Settings, Text
 
-__all__ = ["RedirectConfig", "ReplacePrefix", "RespondConfig", "RewriteConfig"]
+__all__ = [
+    "RedirectConfig",
+    "ReplacePrefix",
+    "RespondConfig",
+    "RewriteConfig",
+    "RouteKeys",
+    "build_redirect",
+    "build_respond",
+    "rewrite_of",
+]
 
 
 class ReplacePrefix(Settings, frozen=True, kw_only=True):
@@ -131,3 +146,65 @@ class RespondConfig(Settings, frozen=True, kw_only=True):
         if self.body is not None:
             return self.body.encode(), "text/plain; charset=utf-8"
         return b"", ""
+
+
+class RouteKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in a route."""
+
+    manual_order: ClassVar[int] = 10
+
+    rewrite: Annotated[
+        RewriteConfig | None,
+        Meta(
+            extra={"needs_upstream": True},
+            description="Changes the path that goes upstream.",
+        ),
+    ] = None
+    redirect: Annotated[
+        RedirectConfig | None,
+        Meta(
+            extra={"action": True},
+            description="Answers with a redirect.",
+        ),
+    ] = None
+    respond: Annotated[
+        RespondConfig | None,
+        Meta(
+            extra={"action": True},
+            description="Answers with fixed bytes.",
+        ),
+    ] = None
+
+
+def build_redirect(_settings: Any, env: FeatureEnv) -> Redirect | None:
+    """The step that answers with a redirect; None where there is none."""
+    settings: RedirectConfig | None = env.route.redirect
+    if settings is None:
+        return None
+    location = Template(settings.to, list(env.params))
+    return Redirect(location, settings.status, settings.keep_query, REASONS["ambiguous_path"])
+
+
+def build_respond(_settings: Any, env: FeatureEnv) -> FixedResponse | None:
+    """The step that answers with fixed bytes; None where there are none."""
+    settings: RespondConfig | None = env.route.respond
+    if settings is None:
+        return None
+    body, content_type = settings.payload()
+    headers = list(settings.headers.items())
+    if content_type and not any(name.lower() == "content-type" for name, _ in headers):
+        headers.append(("Content-Type", content_type))
+    return FixedResponse(Answer(settings.status, body, headers))
+
+
+def rewrite_of(settings: RewriteConfig | None, params: Sequence[str]) -> Rewrite | None:
+    """What changes the path of a request on its way upstream; None for nothing."""
+    if settings is None:
+        return None
+    if settings.strip_prefix is not None:
+        return Rewrite.prefix_to(settings.strip_prefix, "")
+    if settings.replace_prefix is not None:
+        return Rewrite.prefix_to(settings.replace_prefix.from_, settings.replace_prefix.to)
+    if settings.path is not None:
+        return Rewrite.to_template(Template(settings.path, list(params), in_path=True))
+    return Rewrite.by_regex(settings.regex or "", settings.to or "")

@@ -11,9 +11,19 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from msgspec import Meta
 
 from fastgate._core.gates.security import SecurityHeadersGate
+from fastgate.plugin import FeatureEnv
 from fastgate.settings import DAY, SECOND, Duration, Settings, Text
 
-__all__ = ["HEADERS", "PRESETS", "HstsConfig", "SecurityHeadersConfig", "build", "header_fields"]
+__all__ = [
+    "HEADERS",
+    "PRESETS",
+    "HstsConfig",
+    "RootKeys",
+    "RouteKeys",
+    "SecurityHeadersConfig",
+    "build",
+    "header_fields",
+]
 
 # The setting and its header.
 HEADERS: Final = {
@@ -175,6 +185,28 @@ class SecurityHeadersConfig(Settings, frozen=True, kw_only=True):
     ] = ()
 
 
+class RouteKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in a route."""
+
+    manual_order: ClassVar[int] = 70
+
+    security_headers: Annotated[
+        SecurityHeadersConfig | None,
+        Meta(description="Header fields that make browsers strict. Default: the root's `security_headers`."),
+    ] = None
+
+
+class RootKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in the root."""
+
+    manual_order: ClassVar[int] = 100
+
+    security_headers: Annotated[
+        SecurityHeadersConfig | None,
+        Meta(description="For every route that has no `security_headers` of its own. Default: none."),
+    ] = None
+
+
 def header_fields(settings: SecurityHeadersConfig) -> list[tuple[str, str]]:
     """The fields of every answer, without Strict-Transport-Security."""
     values: dict[str, str] = dict(PRESETS[settings.preset])
@@ -185,7 +217,7 @@ def header_fields(settings: SecurityHeadersConfig) -> list[tuple[str, str]]:
     return [(header, values[name]) for name, header in HEADERS.items() if values.get(name)]
 
 
-def build(settings: SecurityHeadersConfig | None, env: Any) -> SecurityHeadersGate | None:
+def build(settings: SecurityHeadersConfig | None, env: FeatureEnv) -> SecurityHeadersGate | None:
     """The gate of a route; None where the config says nothing of security headers."""
     settings = settings if settings is not None else env.config.security_headers
     if settings is None:

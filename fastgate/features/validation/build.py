@@ -21,9 +21,18 @@ from fastgate._core.http.json_scan import duplicate_key, too_deep
 from fastgate._core.pipeline.context import CONTINUE, SUSPEND, RequestContext
 from fastgate._core.pipeline.pipeline import Plugin
 from fastgate.errors import REASONS, Reason
+from fastgate.plugin import FeatureEnv
 from fastgate.settings import FileName, Settings, Size, Text
 
-__all__ = ["JsonConfig", "Validation", "ValidationConfig", "build", "compile_schema", "json_fault"]
+__all__ = [
+    "JsonConfig",
+    "RouteKeys",
+    "Validation",
+    "ValidationConfig",
+    "build",
+    "compile_schema",
+    "json_fault",
+]
 
 MOST_ERRORS: Final = 5  # told of one body; a client mends them one by one anyway
 MOST_MESSAGE: Final = 300  # characters of one of them: it may quote the value at fault
@@ -98,6 +107,16 @@ class ValidationConfig(Settings, frozen=True, kw_only=True):
             return self.json
         wanted = self.json or self.schema is not None or self.schema_file is not None
         return JsonConfig() if wanted else None
+
+
+class RouteKeys(Settings, frozen=True, kw_only=True):
+    """Its keys in a route."""
+
+    manual_order: ClassVar[int] = 80
+
+    validation: Annotated[
+        ValidationConfig | None, Meta(description="What request bodies must be. Default: anything.")
+    ] = None
 
 
 def json_fault(body: bytes, settings: JsonConfig) -> tuple[Any, dict[str, Any] | None]:
@@ -245,7 +264,7 @@ def _path(steps: Any) -> str:
     return "".join(out)[:MOST_MESSAGE]
 
 
-def build(settings: ValidationConfig | None, env: Any) -> Validation | None:
+def build(settings: ValidationConfig | None, env: FeatureEnv) -> Validation | None:
     """The step of a route; None where bodies are not checked."""
     if settings is None:
         return None
