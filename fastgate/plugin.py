@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from fastgate._core.http.headers import Headers
 from fastgate._core.pipeline.context import CONTINUE, RESPOND, SUSPEND, Answer, RequestContext
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTINUE",
+    "PLUGINS",
     "REASONS",
     "RESPOND",
     "SUSPEND",
@@ -59,6 +60,8 @@ __all__ = [
     "Settings",
     "Surroundings",
 ]
+
+T = TypeVar("T")
 
 GROUP = "fastgate.plugins"
 
@@ -155,25 +158,46 @@ class FeatureEnv(Protocol):
         """
 
 
-class Registry:
-    """Finds plugin classes by name or dotted path."""
+class Registry(Generic[T]):
+    """Finds classes of one kind by the name of their entry point or by their dotted path."""
 
-    @staticmethod
-    def load(name: str) -> type[Plugin]:
-        """The class. LookupError when there is none, TypeError when it is no plugin; both say why."""
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        base: type[T],
+        place: str,
+        check: Callable[[type[T]], None] | None = None,
+    ) -> None:
+        """kind: what messages call it. group: of the entry points. base, place: the class they are derived
+        from, and where users import it from. check: raises when a class cannot work.
+        """
+        self._kind, self._group, self._base, self._place = kind, group, base, place
+        self._check = check
+
+    def load(self, name: str) -> type[T]:
+        """The class. LookupError when there is none, TypeError when it is of another kind; both say why."""
         if ":" in name:
-            return _checked(name, _by_path(name))
-        for entry in entry_points(group=GROUP, name=name):
-            return _checked(name, _imported(entry.value, entry.load))
-        known = sorted({entry.name for entry in entry_points(group=GROUP)})
+            return self._checked(name, _by_path(name))
+        for entry in entry_points(group=self._group, name=name):
+            return self._checked(name, _imported(entry.value, entry.load))
         module, dot, attribute = name.rpartition(".")
         path = f"write {module}:{attribute}" if dot else "or give the dotted path package.module:Class"
-        raise LookupError(f"no plugin is called {name!r}; installed: {', '.join(known) or 'none'}; {path}")
+        known = ", ".join(self.names()) or "none"
+        raise LookupError(f"no {self._kind} is called {name!r}; installed: {known}; {path}")
 
-    @staticmethod
-    def names() -> list[str]:
-        """The names of all installed plugins."""
-        return sorted({entry.name for entry in entry_points(group=GROUP)})
+    def names(self) -> list[str]:
+        """The names of all that are installed."""
+        return sorted({entry.name for entry in entry_points(group=self._group)})
+
+    def _checked(self, name: str, found: Any) -> type[T]:
+        if isinstance(found, self._base):
+            raise TypeError(f"{name!r} is an instance; name its class")
+        if not isinstance(found, type) or not issubclass(found, self._base):
+            raise TypeError(f"{name!r} is not a subclass of {self._place}")
+        if self._check is not None:
+            self._check(found)
+        return found
 
 
 def _by_path(path: str) -> Any:
@@ -215,15 +239,14 @@ def _imported(module: str, load: Callable[[], Any]) -> Any:
         raise LookupError(f"cannot import {module!r}: {text}{at}{hint}") from error
 
 
-def _checked(name: str, found: Any) -> type[Plugin]:
-    if isinstance(found, Plugin):
-        raise TypeError(f"{name!r} is an instance; name its class")
-    if not isinstance(found, type) or not issubclass(found, Plugin):
-        raise TypeError(f"{name!r} is not a subclass of fastgate.plugin.Plugin")
-    problems = tuple(class_problems(found))
+def _check_class(cls: type[Plugin]) -> None:
+    problems = tuple(class_problems(cls))
     if problems:
         raise PluginClassError(problems)
-    return found
+
+
+PLUGINS: Final = Registry("plugin", GROUP, Plugin, "fastgate.plugin.Plugin", _check_class)
+"""Plugin classes. Those that cannot work are refused with PluginClassError."""
 
 
 def class_problems(cls: type[Plugin]) -> Iterator[str]:

@@ -17,20 +17,19 @@ consumer's.
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping
-from importlib.metadata import entry_points
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 from msgspec import Meta
 
 from fastgate._core.http.headers import Headers
 from fastgate._core.pipeline.context import RequestContext
+from fastgate.plugin import Registry
 from fastgate.settings import Settings, Text
 
-__all__ = ["GROUP", "CarefulStrategy", "Strategy", "StrategyConfig", "load_strategy", "make_strategy"]
+__all__ = ["GROUP", "STRATEGIES", "CarefulStrategy", "Strategy", "StrategyConfig", "make_strategy"]
 
 GROUP = "fastgate.cache_strategies"
 
@@ -129,40 +128,14 @@ class StrategyConfig(Settings, frozen=True, kw_only=True):
     )
 
 
-def load_strategy(name: str) -> type[Strategy]:
-    """The class of this name or dotted path. LookupError when there is none, TypeError when it is no
-    strategy.
-    """
-    found: Any
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            found = importlib.import_module(module)
-        except ImportError as error:
-            raise LookupError(f"cannot import {module!r}: {error}") from error
-        for step in attribute.split("."):
-            found = getattr(found, step, None)
-        if found is None:
-            raise LookupError(f"module {module!r} has no {attribute!r}")
-    else:
-        entries = list(entry_points(group=GROUP, name=name))
-        if not entries:
-            known = sorted({entry.name for entry in entry_points(group=GROUP)})
-            raise LookupError(
-                f"no cache strategy is called {name!r}; installed: {', '.join(known) or 'none'}; "
-                "or give the dotted path package.module:Class"
-            )
-        found = entries[0].load()
-    if not isinstance(found, type) or not issubclass(found, Strategy):
-        raise TypeError(f"{name!r} is not a subclass of fastgate.caching.strategy.Strategy")
-    return found
+STRATEGIES: Final = Registry("cache strategy", GROUP, Strategy, "fastgate.caching.strategy.Strategy")
 
 
 def make_strategy(name: str, options: Mapping[str, Any]) -> CarefulStrategy:
     """The strategy with its settings. LookupError, TypeError and msgspec.ValidationError say what is
     wrong.
     """
-    found = load_strategy(name)
+    found = STRATEGIES.load(name)
     if found.Config is None:
         if options:
             raise TypeError(f"{name!r} takes no settings")

@@ -195,9 +195,9 @@ def schema(compact: bool) -> None:
     """
     from fastgate.config.load import registered
     from fastgate.config.schema import json_schema
-    from fastgate.plugin import Registry
+    from fastgate.plugin import PLUGINS
 
-    installed = {name: registered(name) for name in Registry.names()}
+    installed = {name: registered(name) for name in PLUGINS.names()}
     click.echo(json.dumps(json_schema(installed), indent=None if compact else 2, ensure_ascii=False))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from fastgate.config.root import Config, PluginUse
-from fastgate.plugin import Registry
+from fastgate.plugin import PLUGINS
 
 __all__ = ["Changes", "named_files"]
 
@@ -34,7 +34,7 @@ PluginShapes = Callable[[str], type | None]
 
 
 def _registered(name: str) -> type | None:
-    return Registry.load(name).Config
+    return PLUGINS.load(name).Config
 
 
 def named_files(config: Config, plugins: PluginShapes = _registered) -> dict[str, str]:

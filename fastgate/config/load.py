@@ -28,7 +28,7 @@ from fastgate.config.root import AdminConfig, Config, PluginUse, RouteConfig
 from fastgate.config.shape import INVALID, Shapes, found_text
 from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Substituted, parse, path_text
 from fastgate.features.registry import FEATURES
-from fastgate.plugin import PluginClassError, Registry
+from fastgate.plugin import PLUGINS, PluginClassError
 from fastgate.settings import ConfigError
 from fastgate.upstream.check import check_credentials, check_upstream, with_credentials
 from fastgate.upstream.settings import TargetConfig, UpstreamConfig
@@ -157,7 +157,7 @@ def decode(blob: bytes | bytearray | memoryview) -> CheckedConfig:
 
 def registered(name: str) -> type | None:
     """The Config Struct of the plugin that the registry has under this name or dotted path."""
-    return Registry.load(name).Config
+    return PLUGINS.load(name).Config
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from fastgate.errors import REASONS
 from fastgate.features.registry import FEATURES
 from fastgate.features.routing.build import rewrite_of
 from fastgate.features.transform.build import edits_of
-from fastgate.plugin import PluginEnv, Registry, Surroundings
+from fastgate.plugin import PLUGINS, PluginEnv, Surroundings
 from fastgate.settings import ConfigError
 from fastgate.upstream.pool import Target, Upstream
 from fastgate.upstream.settings import CredentialConfig, UpstreamConfig
@@ -222,7 +222,7 @@ class _Plugins:
 def _built(use: PluginUse, route: str | None, index: int) -> tuple[Plugin, Any]:
     """A new plugin and its settings. ConfigError names the plugin and the route when its code fails."""
     try:
-        found = Registry.load(use.use)
+        found = PLUGINS.load(use.use)
         settings = None if found.Config is None else use.read(found.Config)
         plugin = found.build(settings, PluginEnv(use.use, route))
         if not isinstance(plugin, Plugin):

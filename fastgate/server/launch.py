@@ -18,7 +18,7 @@ import msgspec
 
 from fastgate._core.shm.shm import SharedMemory
 from fastgate.config import Config, InvalidConfig, encode, load
-from fastgate.plugin import Registry
+from fastgate.plugin import PLUGINS
 from fastgate.server.loader import Topology, problem_of
 from fastgate.server.process import occupy_standard_descriptors, usable_cpus
 from fastgate.server.supervisor import Supervisor
@@ -122,7 +122,7 @@ def plugin_code(config: Config) -> dict[str, str]:
     """
     names = {use.use for use in config.plugins}
     names |= {use.use for route in config.each_route() for use in route.plugins}
-    packages = {Registry.load(name).__module__.partition(".")[0] for name in names}
+    packages = {PLUGINS.load(name).__module__.partition(".")[0] for name in names}
     if not packages:
         return {}
     installed = tuple(

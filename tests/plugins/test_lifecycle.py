@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastgate.config import check
-from fastgate.plugin import Registry
+from fastgate.plugin import PLUGINS
 from tests.client import Client, get, request
 from tests.gateway import Gateway
 from tests.plugins.conftest import PROBES, use
@@ -192,11 +192,11 @@ def test_settings_of_plugins_are_checked_with_their_path() -> None:
 
 def test_the_registry_says_what_is_wrong_with_a_name() -> None:
     with pytest.raises(LookupError, match="no plugin is called 'nothing'"):
-        Registry.load("nothing")
+        PLUGINS.load("nothing")
     with pytest.raises(LookupError, match="cannot import 'no_such_module'"):
-        Registry.load("no_such_module:Thing")
+        PLUGINS.load("no_such_module:Thing")
     with pytest.raises(LookupError, match="has no 'Missing'"):
-        Registry.load(f"{PROBES}:Missing")
+        PLUGINS.load(f"{PROBES}:Missing")
     with pytest.raises(TypeError, match="is not a subclass"):
-        Registry.load("json:loads")
-    assert Registry.load(f"{PROBES}:Starter").__name__ == "Starter"
+        PLUGINS.load("json:loads")
+    assert PLUGINS.load(f"{PROBES}:Starter").__name__ == "Starter"
