@@ -60,7 +60,7 @@ APART = {"features": (), "ai": ("ai.schema",)}
 
 # Third parties, each at one address (a module or a room). Whatever is not here may not be imported.
 ADDRESSES: dict[str, tuple[str, ...]] = {
-    "cel_expr_python": ("features.policy.build",),
+    "cel_expr_python": ("features.policy.language",),
     "backports": ("state.envelope",),
     "click": ("cli",),
     "compression": ("state.envelope",),  # the standard library from 3.14 on

@@ -12,7 +12,11 @@ from collections.abc import Callable
 from fastgate._core.http.headers import Headers
 from fastgate._core.pipeline.context import CONTINUE
 from fastgate._core.pipeline.identity import Identity
-from fastgate.features.policy.build import Counts, Language, Moment, PolicyConfig, Rule, RuleSet
+from fastgate.features.policy.counts import Counts
+from fastgate.features.policy.language import Language
+from fastgate.features.policy.rules import Rule, RuleSet
+from fastgate.features.policy.settings import PolicyConfig
+from fastgate.features.policy.variables import Moment
 
 RULES = (
     'request.method == "DELETE" && consumer.tier != "enterprise"',

@@ -27,7 +27,7 @@ from fastgate._core.http.urlpath import normalise
 from fastgate.checks import TOKEN
 from fastgate.config import AccessLogConfig, Config, ListenerConfig, PluginUse, RouteConfig, TlsConfig
 from fastgate.errors import REASONS
-from fastgate.features.policy.build import ViolationLog
+from fastgate.features.policy.violations import ViolationLog
 from fastgate.plan.freeze import freeze_now
 from fastgate.plugin import CONTINUE, Plugin, RequestContext
 from fastgate.proxy.dataplane import DataPlane

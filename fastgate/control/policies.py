@@ -18,7 +18,10 @@ from fastgate.config.shape import INVALID, Shapes
 from fastgate.control.answers import Refused, iso, number_argument, read_body
 from fastgate.control.keyring import Keyring
 from fastgate.control.view import View
-from fastgate.features.policy.build import PolicyConfig, ViolationLog, check_policy, language
+from fastgate.features.policy.check import check_policy
+from fastgate.features.policy.language import language
+from fastgate.features.policy.settings import PolicyConfig
+from fastgate.features.policy.violations import ViolationLog
 from fastgate.settings import duration_text, wildcard_matches
 
 __all__ = ["PolicyResource"]

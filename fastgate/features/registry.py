@@ -22,6 +22,7 @@ from fastgate.features.cors import build as cors
 from fastgate.features.cors import check as cors_check
 from fastgate.features.policy import build as policy
 from fastgate.features.policy import check as policy_check
+from fastgate.features.policy import settings as policy_settings
 from fastgate.features.ratelimit import build as ratelimit
 from fastgate.features.ratelimit import check as ratelimit_check
 from fastgate.features.rbac import build as rbac
@@ -108,8 +109,8 @@ FEATURES: Final[tuple[Feature, ...]] = (
     ),
     Feature(
         name="policies",
-        route=policy.RouteKeys,
-        root=policy.RootKeys,
+        route=policy_settings.RouteKeys,
+        root=policy_settings.RootKeys,
         check_together=policy_check.check_together,
         build=(policy.build,),
     ),

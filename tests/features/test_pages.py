@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastgate.config import check
-from fastgate.features.policy.build import VARIABLES
+from fastgate.features.policy.variables import VARIABLES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = ["auth/authorization.md", "policies.md", "upstream-credentials.md"]

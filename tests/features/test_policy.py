@@ -13,16 +13,11 @@ import pytest
 from fastgate._core.shm.directory import Directory
 from fastgate._core.shm.recordring import RecordRing
 from fastgate.config import check
-from fastgate.features.policy.build import (
-    VARIABLES,
-    ExpressionError,
-    Language,
-    Policies,
-    PolicyConfig,
-    PolicyGate,
-    Violation,
-    ViolationLog,
-)
+from fastgate.features.policy.gate import Policies, PolicyGate
+from fastgate.features.policy.language import ExpressionError, Language
+from fastgate.features.policy.settings import PolicyConfig
+from fastgate.features.policy.variables import VARIABLES
+from fastgate.features.policy.violations import Violation, ViolationLog
 from tests.client import get
 from tests.control.admin_client import scrape
 from tests.gateway import Gateway

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from fastgate.checks import Path, Report, nearest
-from fastgate.features.policy.build import Language, PolicyConfig, check_policy, language
+from fastgate.features.policy.language import INSTALL, ExpressionError, Language, language
+from fastgate.features.policy.settings import PolicyConfig
 from fastgate.settings import wildcard_matches
 
-__all__ = ["check_together"]
+__all__ = ["check_policy", "check_together"]
 
 
 def check_together(config: Any, routes: Sequence[Any], report: Report) -> None:
@@ -56,3 +57,36 @@ def _check_one(
 
 def _below(report: Report, path: Path, key: str, found: str, expected: str, hint: str) -> Any:
     return report((*path, key), found, expected, hint)
+
+
+def check_policy(
+    policy: PolicyConfig,
+    report: Callable[[str, str, str, str], None],
+    upstreams: Iterable[str],
+    language: Language | None,
+) -> None:
+    """Reports (key, found, expected, hint) for everything that is wrong with one policy. `language` is None
+    when the extra is not installed.
+    """
+    if language is None:
+        report("when", "a condition in CEL", "", f"the policy engine is an extra: {INSTALL}")
+    else:
+        try:
+            language.compile(policy.when)
+        except ExpressionError as error:
+            report("when", "an expression that does not compile", "", str(error))
+    needs = {"tag": "tags", "route": "upstream", "limit": "limit"}
+    for action, key in needs.items():
+        given = bool(getattr(policy, key))
+        if policy.action == action and not given:
+            report(key, "missing key", f"what a policy with action {action} needs", "")
+        elif policy.action != action and given:
+            report(key, "a setting without effect", "", f"it is for policies with action {action}")
+    if policy.action != "deny":
+        for key, unset in (("status", 403), ("message", "")):
+            if getattr(policy, key) != unset:
+                report(key, "a setting without effect", "", "it is for policies with action deny")
+    if any(ord(letter) < 32 for letter in policy.message):
+        report("message", "a control character", "one line of text", "")
+    if policy.upstream is not None and policy.upstream not in upstreams:
+        report("upstream", f'"{policy.upstream}"', "the name of an upstream", "")
