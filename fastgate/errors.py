@@ -3,15 +3,14 @@
 A refusal is data, not an exception: `ctx.refuse(REASONS["body_too_large"])` selects a row, and the row has
 the status, the text of the JSON body, the responsible side and whether another attempt may succeed. The label
 is also the `code` of the body, except for those in `_TOLD_AS`. Metric labels and log fields take their values
-from this table only, so their cardinality is the length of the table. `GatewayError` is for bugs, invalid
-configuration and failed peers.
+from this table only, so their cardinality is the length of the table.
 """
 
 from __future__ import annotations
 
 from fastgate._core.pipeline.context import CLIENT, GATEWAY, UPSTREAM, Reason
 
-__all__ = ["REASONS", "GatewayError", "Reason", "reason"]
+__all__ = ["REASONS", "Reason"]
 
 _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     # label, status, text, source, retryable (another attempt at another target may succeed)
@@ -107,17 +106,3 @@ REASONS: dict[str, Reason] = {
     label: Reason(index, label, status, text, source, retryable, _TOLD_AS.get(label))
     for index, (label, status, text, source, retryable) in enumerate(_ROWS, start=1)
 }
-
-
-def reason(label: str) -> Reason:
-    """The row with this label. KeyError names the label when there is none."""
-    return REASONS[label]
-
-
-class GatewayError(Exception):
-    """A bug, an invalid configuration or a failed peer; converted into a reason at the boundary of a step."""
-
-    def __init__(self, why: Reason, detail: str = "") -> None:
-        super().__init__(f"{why.label}: {detail}" if detail else why.label)
-        self.reason = why
-        self.detail = detail
