@@ -398,7 +398,8 @@ NAMED: dict[tuple[str, str], str] = {
     ("plan.freeze", "rewrite"): "a part of the route's plan, and no step of its own",
     ("plan.freeze", "request_headers"): "a part of the route's plan, and no step of its own",
     ("plan.freeze", "response_headers"): "a part of the route's plan, and no step of its own",
-    ("plan.freeze", "cache"): "a part of the destination, and no step of its own",
+    ("plan.destinations", "request_headers"): "a part of the route's plan, and no step of its own",
+    ("plan.destinations", "cache"): "a part of the destination, and no step of its own",
 }
 
 

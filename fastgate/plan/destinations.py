@@ -1,0 +1,120 @@
+"""Upstreams with their targets, and destinations: a route at an upstream, with the settings of both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from fastgate._core.http.edits import PLACE
+from fastgate._core.pipeline.pipeline import Plugin
+from fastgate._core.pipeline.plan import Destination, RoutePlan
+from fastgate.caching import build as caching
+from fastgate.config import Config, RouteConfig, decode_route
+from fastgate.features.transform.build import edits_of
+from fastgate.plugin import Surroundings
+from fastgate.upstream.pool import Target, Upstream
+from fastgate.upstream.settings import CredentialConfig, UpstreamConfig
+from fastgate.upstream.tls import upstream_context
+
+__all__ = ["Destinations", "Env", "make_destination", "make_keeper", "make_upstream", "params_of"]
+
+
+class Env(NamedTuple):
+    """A FeatureEnv."""
+
+    route: RouteConfig
+    params: Sequence[str]
+    config: Config
+    around: Surroundings
+    service: Callable[[str, Any, Callable[[], Any]], Any]
+
+
+def make_keeper(upstream: str, settings: CredentialConfig | str, around: Surroundings) -> Any:
+    assert not isinstance(settings, str), "the config check puts the settings in place of their name"
+    from fastgate.upstream.credentials import Keeper  # with its HTTP client: only where it is asked for
+
+    return Keeper(upstream, settings, around)
+
+
+def make_upstream(name: str, config: UpstreamConfig, around: Surroundings) -> Upstream:
+    upstream = Upstream(name, config, around.loop, around.wheel, around.counters, around.slot)
+    targets = [target for target in config.targets if target.weight > 0]
+    context = None
+    if any(target.url.startswith("https://") for target in targets):
+        context = upstream_context(config.tls)
+    built = []
+    for target in targets:
+        if target.url.startswith("unix:"):
+            built.append(Target(upstream, target.url, "", 0, target.url[5:], None, None, b"localhost"))
+            continue
+        parts = urlsplit(target.url)
+        host = parts.hostname or ""
+        secure = parts.scheme == "https"
+        port = parts.port or (443 if secure else 80)
+        authority = f"[{host}]" if ":" in host else host
+        if port != (443 if secure else 80):
+            authority += f":{port}"
+        server_name = (config.tls.server_name or host) if secure else None
+        built.append(
+            Target(
+                upstream,
+                target.url,
+                host,
+                port,
+                None,
+                context if secure else None,
+                server_name,
+                authority.encode(),
+            )
+        )
+    upstream.set_targets(built, [target.weight for target in targets])
+    return upstream
+
+
+class Destinations:
+    """Makes the destination of a route at another upstream than its own, when a policy or a plugin sends a
+    request there.
+    """
+
+    def __init__(
+        self, config: Config, around: Surroundings, upstreams: Mapping[str, Upstream], service: Any
+    ) -> None:
+        self._config = config
+        self._around = around
+        self._upstreams = upstreams
+        self._service = service
+
+    def __call__(self, plan: RoutePlan, name: str) -> Destination:
+        """KeyError if there is no such upstream."""
+        upstream = self._upstreams[name]
+        upstream.tell_routes_apart()
+        route = msgspec.structs.replace(decode_route(plan.source), upstream=name)
+        env = Env(route, params_of(route), self._config, self._around, self._service)
+        return make_destination(upstream, env, plan.pipeline.plugins)
+
+
+def make_destination(upstream: Upstream, env: Env, gates: Sequence[Plugin]) -> Destination:
+    route = env.route
+    edits = edits_of(route.request_headers, env.params, owns=True)
+    owned = {name for gate in gates for name in getattr(gate, "owned", ())}
+    return Destination(
+        upstream,
+        upstream.config.timeouts.overridden(route.timeouts),
+        preserve_host=(upstream.config.preserve_host if route.preserve_host is None else route.preserve_host),
+        cache=caching.build(route.cache, env, gates),
+        owned=owned if edits is None else owned.union(edits.owned),
+    )
+
+
+def params_of(route: RouteConfig) -> list[str]:
+    return sorted({name for path in route.path for name in _param_names(path)})
+
+
+def _param_names(path: str) -> list[str]:
+    if path.startswith("~"):
+        return list(re.compile(path[1:]).groupindex)
+    return [found[1] for found in PLACE.finditer(path) if found[1]]
