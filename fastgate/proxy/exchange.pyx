@@ -1253,9 +1253,8 @@ cdef class Exchange(ResponseSink):
         self.deadline_reason = None
         self.total_deadline_ns = 0
         client.deadline_ns = 0
-        atomic_add_relaxed_u64(&self.plane.counts.requests_active, <uint64_t>-1)
         if self.background:
-            self.state = X_FINISHED
+            atomic_add_relaxed_u64(&self.plane.counts.requests_active, <uint64_t>-1)
             return self._forget(client)
         status_class = ctx.status // 100
         atomic_add_relaxed_u64(&counts.responses[status_class if status_class < 6 else 5], 1)
@@ -1276,6 +1275,7 @@ cdef class Exchange(ResponseSink):
                 except BaseException:
                     self._plugin_failed(plugin, "log")
         self.plane.log.record(ctx)
+        atomic_add_relaxed_u64(&self.plane.counts.requests_active, <uint64_t>-1)    # last: who sees none active finds all counted
         return self._forget(client)
 
     cdef int _forget(self, ClientStream client) except -1:

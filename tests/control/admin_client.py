@@ -5,10 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Answer", "call", "scrape"]
+__all__ = ["Answer", "call", "scrape", "scrape_idle"]
 
 SAMPLE = re.compile(r"^(?P<name>[a-z_]+)(?:\{(?P<labels>.*)\})? (?P<value>[-+0-9.e]+|NaN)$")
 LABEL = re.compile(r'([a-z_]+)="((?:[^"\\]|\\.)*)"(?:,|$)')
@@ -85,6 +86,17 @@ def scrape(address: str, **headers: str) -> dict[tuple[str, frozenset[tuple[str,
         assert (found["name"], labels) not in samples, f"twice: {line}"
         samples[found["name"], labels] = float(found["value"])
     return samples
+
+
+def scrape_idle(address: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """The samples once no request is under way: a request is counted after its response was sent."""
+    deadline = time.monotonic() + 60
+    while True:
+        samples = scrape(address)
+        if value(samples, "fastgate_requests_active") == 0:
+            return samples
+        assert time.monotonic() < deadline, "a request is still under way"
+        time.sleep(0.01)
 
 
 def value(samples: dict[tuple[str, frozenset[tuple[str, str]]], float], name: str, **labels: str) -> float:

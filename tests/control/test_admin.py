@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.client import Client, get
-from tests.control.admin_client import call, scrape, value
+from tests.control.admin_client import call, scrape, scrape_idle, value
 from tests.gateway import Gateway
 from tests.ports import reserved_port
 from tests.server.gateway_rig import until
@@ -183,7 +183,7 @@ def test_counts_survive_the_route() -> None:
         gateway.write_config({"routes": [{**HELLO, "name": "other"}]})
         call(gateway.admin, "/api/gateway/reload", "POST")
 
-        samples = scrape(gateway.admin)
+        samples = scrape_idle(gateway.admin)
 
         assert value(samples, "fastgate_requests_total", route="hello") == 1
 
@@ -193,7 +193,7 @@ def test_hostile_route_names_are_escaped() -> None:
     with Gateway({"routes": [{**HELLO, "name": name}]}) as gateway:
         get(gateway.port, "/hello")
 
-        samples = scrape(gateway.admin)
+        samples = scrape_idle(gateway.admin)
 
         assert value(samples, "fastgate_requests_total", route='a\\"b\\\\c') == 1
 

@@ -48,13 +48,13 @@ def test_every_primitive_has_its_short_name() -> None:
 
 def test_the_package_and_its_other_modules_load_nothing_compiled() -> None:
     code = (
-        "import sys, fastgate; from fastgate import warming\n"
+        "import sys, fastgate; from fastgate.cli import warm\n"
         "print([name for name in sys.modules if name.startswith('fastgate.')])"
     )
 
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 
-    assert done.stdout.strip() == "['fastgate.cli.warm']"
+    assert done.stdout.strip() == "['fastgate.cli', 'fastgate.cli.warm']"
 
 
 def test_a_breaker_guards_an_async_block() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.client import get
-from tests.control.admin_client import scrape, value
+from tests.control.admin_client import scrape_idle, value
 from tests.gateway import Gateway
 
 
@@ -41,7 +41,7 @@ def test_lists(root: Any, route: Any, client: str, expected: int) -> None:
 
         assert answered.status == expected
         if expected == 403:
-            samples = scrape(served.admin)
+            samples = scrape_idle(served.admin)
             assert value(samples, "fastgate_refusals_total", route="main", reason="address_denied") == 1
             assert value(samples, "fastgate_access_denied_total") == 1
 
@@ -61,6 +61,6 @@ def test_a_forged_address_from_an_untrusted_peer_opens_nothing() -> None:
 def test_shadow_mode_lets_pass_and_counts() -> None:
     with gateway(None, {"deny": ["0.0.0.0/0"], "enforce": False}) as served:
         assert get(served.port, "/").status == 200
-        samples = scrape(served.admin)
+        samples = scrape_idle(served.admin)
         assert value(samples, "fastgate_shadow_refusals_total", route="main") == 1
         assert value(samples, "fastgate_access_denied_total") == 1

@@ -19,7 +19,7 @@ from fastgate.features.policy.settings import PolicyConfig
 from fastgate.features.policy.variables import VARIABLES
 from fastgate.features.policy.violations import Violation, ViolationLog
 from tests.client import get
-from tests.control.admin_client import scrape
+from tests.control.admin_client import scrape_idle
 from tests.gateway import Gateway
 from tests.upstream import Upstream, answer
 
@@ -327,7 +327,7 @@ def test_each_action_on_the_wire() -> None:
         busy = [get(port, "/busy").status for _ in range(40)]
         assert 200 in busy and busy[-1] == 403
 
-        samples = scrape(gateway.admin)
+        samples = scrape_idle(gateway.admin)
         for policy, action, outcome, count in (
             ("no-delete", "deny", "matched", 1),
             ("shy", "deny", "shadow", 1),

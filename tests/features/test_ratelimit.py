@@ -20,7 +20,7 @@ from fastgate.config import check
 from fastgate.features.ratelimit.build import LimitDesk
 from fastgate.state.memory import HostMemory
 from tests.client import Client, get, request
-from tests.control.admin_client import call, scrape, value
+from tests.control.admin_client import call, scrape, scrape_idle, value
 from tests.gateway import Gateway
 from tests.strict import Malformed, Message
 from tests.upstream import Peer, Upstream, answer
@@ -126,7 +126,7 @@ def test_head_and_a_keep_alive_connection_are_refused_as_any_other() -> None:
 def test_refusals_are_counted_by_limit_and_by_reason() -> None:
     with Upstream() as upstream, gateway(upstream, {"per_minute": 5, "burst": 2}) as served:
         statuses(served.port, 6)
-        samples = scrape(served.admin)
+        samples = scrape_idle(served.admin)
 
         assert value(samples, "fastgate_limits_refused_total", limit="burst") == 4
         assert value(samples, "fastgate_refusals_total", route="main", reason="rate_limited") == 4
@@ -691,7 +691,7 @@ def test_shadow_mode_lets_pass_and_counts() -> None:
 
         assert [message.status for message in answers] == [200] * 5
         assert answers[4].get("retry-after") is None
-        samples = scrape(served.admin)
+        samples = scrape_idle(served.admin)
         assert value(samples, "fastgate_shadow_refusals_total", route="main") == 3
         assert value(samples, "fastgate_limits_refused_total", limit="per_minute") == 3
 
@@ -729,7 +729,7 @@ def test_who_keeps_running_into_limits_is_banned_for_longer_each_time() -> None:
         while b"ban" not in (refused := get(served.port, "/", abuser)).body:
             pass
         assert 500 <= json.loads(refused.body)["retry_after"] <= 600
-        samples = scrape(served.admin)
+        samples = scrape_idle(served.admin)
         assert value(samples, "fastgate_limits_bans_total") == 2
         assert value(samples, "fastgate_refusals_total", route="main", reason="client_banned") >= 1
 

@@ -16,7 +16,7 @@ from fastgate.features.rbac.build import Access, GrantConfig, RoleConfig, Roles
 from fastgate.features.rbac.check import find_cycle
 from fastgate.settings import wildcard_matches
 from tests.client import get
-from tests.control.admin_client import scrape
+from tests.control.admin_client import scrape_idle
 from tests.gateway import Gateway
 
 
@@ -244,7 +244,7 @@ def test_keys_of_several_roles_on_the_wire(tmp_path: Path) -> None:
         assert (body["error"], body["missing_scopes"]) == ("Forbidden", ["b"])
         assert get(gateway.port, "/scoped").status == 401
 
-        samples = scrape(gateway.admin)
+        samples = scrape_idle(gateway.admin)
         for cause, least in (("scope", 7), ("role", 12), ("route", 12)):
             labels = frozenset({"cause": cause}.items())
             assert samples["fastgate_authorization_refused_total", labels] >= least

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.client import Client, get, request
-from tests.control.admin_client import scrape, value
+from tests.control.admin_client import scrape_idle, value
 from tests.gateway import Gateway
 
 EVERYBODY = ["127.0.0.0/8"]
@@ -38,7 +38,7 @@ def test_a_root_in_shadow_mode_leaves_a_routes_access_list_in_force(route: dict[
     with Gateway(config) as gateway:
         assert statuses(gateway, 1) == [403]
         assert get(gateway.port, "/other").status == 200
-        samples = scrape(gateway.admin)
+        samples = scrape_idle(gateway.admin)
 
     assert value(samples, "fastgate_shadow_refusals_total", route="main") == 1
     assert value(samples, "fastgate_shadow_refusals_total", route="other") == 1
@@ -52,7 +52,7 @@ def limited(root: dict[str, Any], route: dict[str, Any], **more: Any) -> Gateway
 def test_a_route_in_shadow_mode_leaves_the_roots_limits_in_force() -> None:
     with limited({"per_minute": 2}, {"per_minute": 1, "enforce": False}) as gateway:
         answers = [get(gateway.port) for _ in range(3)]
-        samples = scrape(gateway.admin)
+        samples = scrape_idle(gateway.admin)
 
     assert [one.status for one in answers] == [200, 200, 429]
     assert value(samples, "fastgate_shadow_refusals_total", route="main") == 1
