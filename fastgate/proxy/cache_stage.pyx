@@ -47,7 +47,8 @@ from fastgate._core.cache.worker_cache cimport (
     C_BYPASS, C_COALESCED, C_EXPIRED, C_HIT, C_MISS, C_ONLY_IF_CACHED, C_REVALIDATED, C_STALE, C_STALE_ON_ERROR,
     FROM_MEMORY, FROM_REDIS, Fill, RouteCache, WorkerCache,
 )
-from fastgate.proxy.exchange cimport LENGTH_NONE, X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, Exchange, NoClient, Plane, add_piece
+from fastgate.proxy.client_stream cimport LENGTH_NONE
+from fastgate.proxy.exchange cimport X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, Exchange, NoClient, Plane, add_piece
 from fastgate.proxy.h1_heads cimport write_request_head
 from fastgate.upstream.pool cimport Target, Upstream
 
@@ -464,7 +465,7 @@ cdef class CachedRequest:
         if pipeline.response or x.route.response_edits is not None or pipeline.response_chunk:
             self.edited(x, status, head, body, tail[:tail_n])
         else:
-            x.client.respond_ready(x, head, tail, tail_n, body)
+            x.client.respond_ready(head, tail, tail_n, body)
         if x.state == X_FINISHED:
             return 0                                    # a hook failed, and the connection was cut
         if x.up is not None:
@@ -502,12 +503,12 @@ cdef class CachedRequest:
         if ctx.method_id == M_HEAD or ctx.status == 204 or ctx.status == 304:
             given = fields.find_known(H_CONTENT_LENGTH)
             x.told_length = int(given) if given is not None and ctx.status != 204 else -1
-            x.client.respond_head(x, ctx.status, None, fields, LENGTH_NONE)
+            x.client.respond_head(ctx.status, None, fields, LENGTH_NONE)
         else:
-            x.client.respond_head(x, ctx.status, None, fields, len(body))
+            x.client.respond_head(ctx.status, None, fields, len(body))
             if body:
-                x.client.respond_chunk(x, body)
-        return x.client.respond_end(x, None)
+                x.client.respond_chunk(body)
+        return x.client.respond_end(None)
 
     cdef int revalidate_behind(self, Exchange x, StoredResponse found) except -1:
         """Ask the upstream whether a stored answer still holds, while it is already on its way to the client. 1: it is asked."""
@@ -666,7 +667,7 @@ cdef class CachedRequest:
         c.leads = True
         c.background = True
         self.route.store.background = self.route.store.background + 1
-        atomic_add_relaxed_u64(&x.plane.counts.requests_active, 1)
+        behind.begin()
         x.plane.loop.call_soon(start_behind, behind)
         return 1
 

@@ -9,3 +9,4 @@ cdef class DataPlane(Plane):
     cdef int ticks
     cdef int64_t turned_ns      # when the wheel was looked at last
     cdef bint skipped           # that was a turn left out after a pause
+    cdef list replaced          # plans that are not in force any more and still carry out requests

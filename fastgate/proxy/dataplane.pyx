@@ -30,6 +30,7 @@ __all__ = ["DataPlane"]
 
 log = logging.getLogger("fastgate")
 
+cdef double CLOSE_S = 60.0              # a tunnel of an old plan may stay open for days: its plugins are closed under it
 cdef int64_t STALL_NS = 200_000_000     # between two ticks of 20 ms: something blocked the worker, or it got no CPU
 
 
@@ -44,6 +45,7 @@ cdef class DataPlane(Plane):
         if access_log is None:
             access_log = AccessLog("off", "json", memory.counters, slot)
         Plane.__init__(self, loop, memory, slot, access_log)
+        self.replaced = []
         self.turned_ns = monotonic_ns()
         self.ticker = loop.call_later(0.02, self._tick)
 
@@ -111,6 +113,10 @@ cdef class DataPlane(Plane):
             store.forget_forms(forms)
         if old is None:
             return
+        if old.requests:
+            old.unused = self.loop.create_future()
+            old.unused.add_done_callback(lambda _: self.replaced.remove(old))
+            self.replaced.append(old)
         kept = set(map(id, plan.upstreams.values()))
         for upstream in old.upstreams.values():
             if id(upstream) not in kept:
@@ -121,12 +127,10 @@ cdef class DataPlane(Plane):
                 self.loop.create_task(self._close_plugin(plugin))
 
     async def _close_plugin(self, plugin):
-        """Close a plugin once no request of its plan is left, or after a minute."""
-        for _ in range(600):
-            if all((<ClientConnection>c).exchange is None or plugin not in (<ClientConnection>c).exchange.plan.plugins
-                   for c in list(self.connections)):
-                break
-            await asyncio.sleep(0.1)
+        """Close a plugin once no request of a plan that has it is left, or after a minute."""
+        users = [(<Plan>plan).unused for plan in self.replaced if plugin in (<Plan>plan).plugins]
+        if users:
+            await asyncio.wait(users, timeout=CLOSE_S)
         try:
             await plugin.close()
         except asyncio.CancelledError:

@@ -7,15 +7,11 @@ from fastgate._core.shm.counters cimport Counters, route_counts_t, worker_counts
 from fastgate._core.http.headers cimport Headers, HeadWriter, field_t
 from fastgate._core.pipeline.pipeline cimport Plugin, ResponseHead
 from fastgate._core.pipeline.plan cimport Destination, Plan, RoutePlan
-from fastgate._core.pipeline.wheel cimport Timed, TimerWheel
+from fastgate._core.pipeline.wheel cimport TimerWheel
 from fastgate.proxy.accesslog cimport AccessLog
+from fastgate.proxy.client_stream cimport ClientStream
 from fastgate.upstream.h1_stream cimport ResponseSink, UpstreamConnection
 from fastgate.upstream.pool cimport Target, Upstream
-
-cdef enum:
-    # What the client side is told about a body's length, beside a number of bytes
-    LENGTH_UNKNOWN = -1
-    LENGTH_NONE = -2          # no body at all: HEAD, 204, 304
 
 cdef enum:
     WHEEL_TICK_NS = 20000000
@@ -58,29 +54,6 @@ cdef class Plane:
     cdef int64_t date_until_ns
     cdef bytes new_request_id(self)
     cdef bytes date_value(self, int64_t now_ns)
-
-cdef class ClientStream(Timed):
-    # The few verbs an exchange needs of a client, whatever the wire version
-    cdef bint client_writable
-    cdef int redirect_port                      # its listener redirects plain HTTP to https at this port; 0 = it does not
-    cdef str listener                     # its address; None where there is none
-    cdef int respond_head(self, Exchange exchange, int status, bytes phrase, Headers fields, int64_t length) except -1
-    cdef int respond_chunk(self, Exchange exchange, bytes chunk) except -1
-    cdef int respond_end(self, Exchange exchange, Headers trailers) except -1
-    cdef int respond_interim(self, Exchange exchange, int status, bytes phrase, Headers fields) except -1
-    cdef int respond_answer(self, Exchange exchange, Answer answer) except -1
-    cdef int respond_refusal(self, Exchange exchange, Reason reason, bytes body) except -1
-    cdef int respond_ready(self, Exchange exchange, bytes head, const char* tail, int tail_n, bytes body) except -1
-    cdef int flush(self) except -1
-    cdef int pause_body(self) except -1
-    cdef int resume_body(self) except -1
-    cdef int send_continue(self) except -1
-    cdef int open_tunnel(self, Exchange exchange) except -1
-    cdef int tunnel_write(self, bytes data) except -1
-    cdef int tunnel_eof(self) except -1
-    cdef int exchange_finished(self, Exchange exchange) except -1
-    cdef Reason too_slow(self, int64_t now_ns)
-    cdef int cut(self) except -1
 
 cdef enum:
     X_NEW = 0
@@ -147,6 +120,7 @@ cdef class Exchange(ResponseSink):
     cdef int64_t total_deadline_ns
 
     cdef int start(self) except -1
+    cdef int begin(self) except -1
     cdef bint up_active(self)
     cdef int body_chunk(self, bytes chunk) except -1
     cdef int body_end(self, Headers trailers) except -1

@@ -2,9 +2,10 @@ import asyncio
 
 from fastgate._core.pipeline.context import RequestContext
 from fastgate._core.pipeline.plan import Plan
-from fastgate._core.pipeline.wheel import Timed, TimerWheel
+from fastgate._core.pipeline.wheel import TimerWheel
 from fastgate._core.shm.counters import Counters
 from fastgate.proxy.accesslog import AccessLog
+from fastgate.proxy.client_stream import ClientStream
 from fastgate.state.memory import HostMemory
 
 class Plane:
@@ -29,8 +30,6 @@ class Plane:
     def draining(self) -> bool: ...
     @property
     def connections(self) -> set[ClientStream]: ...
-
-class ClientStream(Timed): ...
 
 class Exchange:
     @property

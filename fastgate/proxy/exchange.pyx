@@ -40,8 +40,9 @@ from fastgate._core.stats.histogram cimport histogram_record
 from fastgate._core.pipeline.identity cimport Identity
 from fastgate._core.pipeline.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Pipeline, Plugin, RequestHead, ResponseHead, hook_done, verdict_of
 from fastgate._core.pipeline.plan cimport Destination, Plan, RoutePlan
-from fastgate._core.pipeline.wheel cimport Timed, TimerWheel
+from fastgate._core.pipeline.wheel cimport TimerWheel
 from fastgate.proxy.accesslog cimport AccessLog
+from fastgate.proxy.client_stream cimport LENGTH_NONE, LENGTH_UNKNOWN, ClientStream
 from fastgate.proxy.cache_stage cimport CachedRequest, cache_begin
 from fastgate.proxy.h1_heads cimport upstream_target, write_request_head
 from fastgate.upstream.h1_stream cimport SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, U_DONE, ResponseSink, UpstreamConnection
@@ -154,62 +155,6 @@ cdef class Plane:
         return self.date
 
 
-cdef class ClientStream(Timed):
-    """The verbs an exchange needs of a client. An HTTP/1.1 connection is one; an HTTP/2 stream would be another."""
-
-    cdef int respond_head(self, Exchange exchange, int status, bytes phrase, Headers fields, int64_t length) except -1:
-        return 0
-
-    cdef int respond_chunk(self, Exchange exchange, bytes chunk) except -1:
-        return 0
-
-    cdef int respond_end(self, Exchange exchange, Headers trailers) except -1:
-        return 0
-
-    cdef int respond_interim(self, Exchange exchange, int status, bytes phrase, Headers fields) except -1:
-        return 0
-
-    cdef int respond_answer(self, Exchange exchange, Answer answer) except -1:
-        return 0
-
-    cdef int respond_refusal(self, Exchange exchange, Reason reason, bytes body) except -1:
-        return 0
-
-    cdef int respond_ready(self, Exchange exchange, bytes head, const char* tail, int tail_n, bytes body) except -1:
-        return 0
-
-    cdef int flush(self) except -1:
-        return 0
-
-    cdef int pause_body(self) except -1:
-        return 0
-
-    cdef int resume_body(self) except -1:
-        return 0
-
-    cdef int send_continue(self) except -1:
-        return 0
-
-    cdef int open_tunnel(self, Exchange exchange) except -1:
-        return 0
-
-    cdef int tunnel_write(self, bytes data) except -1:
-        return 0
-
-    cdef int tunnel_eof(self) except -1:
-        return 0
-
-    cdef int exchange_finished(self, Exchange exchange) except -1:
-        return 0
-
-    cdef Reason too_slow(self, int64_t now_ns):
-        """Why a client that has bytes to take is given up; None while it takes them fast enough."""
-        return None
-
-    cdef int cut(self) except -1:
-        return 0
-
-
 cdef class Exchange(ResponseSink):
     """One request on its way."""
 
@@ -221,7 +166,7 @@ cdef class Exchange(ResponseSink):
         cdef RoutePlan route
         cdef bytes allow
         self.told_length = -1
-        atomic_add_relaxed_u64(&self.plane.counts.requests_active, 1)
+        self.begin()
         self.counts = self.plan.unmatched               # also for what fails before a route is found
         route = self.plan.match(ctx) if self.client.redirect_port == 0 else self.plan.match_redirect(ctx, self.client.redirect_port)
         self.route = route
@@ -244,6 +189,12 @@ cdef class Exchange(ResponseSink):
         if route.pipeline.steps_n == 0:
             return self._after_decide(V_CONTINUE)
         return self._after_decide(self._decide(0))
+
+    cdef int begin(self) except -1:
+        """Count the request, in the worker and in its plan, until `_finish`."""
+        self.plan.requests += 1
+        atomic_add_relaxed_u64(&self.plane.counts.requests_active, 1)
+        return 0
 
     cdef int shared_with(self, ResponseSink other) noexcept:
         cdef Exchange x
@@ -809,7 +760,7 @@ cdef class Exchange(ResponseSink):
 
     cdef int on_interim(self, UpstreamConnection connection) except -1:
         self.ctx.expects_continue = False
-        return self.client.respond_interim(self, connection.status, connection.phrase, connection.fields)
+        return self.client.respond_interim(connection.status, connection.phrase, connection.fields)
 
     cdef int on_head(self, UpstreamConnection connection) except -1:
         cdef RequestContext ctx = self.ctx
@@ -827,11 +778,11 @@ cdef class Exchange(ResponseSink):
                 return 0
             ctx.status = 101
             self.response_started = True
-            self.client.respond_head(self, 101, connection.phrase, fields, LENGTH_NONE)
+            self.client.respond_head(101, connection.phrase, fields, LENGTH_NONE)
             self.client.flush()
             self.state = X_TUNNEL
             atomic_add_relaxed_u64(&self.plane.counts.tunnels_open, 1)
-            return self.client.open_tunnel(self)
+            return self.client.open_tunnel()
         if ctx.method_id == M_HEAD or status == 204 or status == 304:
             length = LENGTH_NONE
             # What GET would say: nothing where hooks may change the length
@@ -929,7 +880,7 @@ cdef class Exchange(ResponseSink):
         self.state = X_RELAYING
         self.response_started = True
         ctx.status = status
-        return self.client.respond_head(self, status, phrase, fields, length)
+        return self.client.respond_head(status, phrase, fields, length)
 
     cdef int _response_hooks(self, ResponseHead head) except -1:
         """Run the response hooks. The answer goes on as it was before a hook that fails."""
@@ -977,7 +928,7 @@ cdef class Exchange(ResponseSink):
                 return 0
         if PyBytes_GET_SIZE(chunk) == 0:
             return 0
-        return self.client.respond_chunk(self, chunk)
+        return self.client.respond_chunk(chunk)
 
     cdef int _give_up_holding(self) except -1:
         """A longer answer than the plugins can take whole: it passes as a stream, unread by them."""
@@ -1032,9 +983,9 @@ cdef class Exchange(ResponseSink):
             if last is None:
                 return 0
             if last:
-                self.client.respond_chunk(self, last)
+                self.client.respond_chunk(last)
         self.response_complete = True
-        return self.client.respond_end(self, trailers)
+        return self.client.respond_end(trailers)
 
     cdef int on_read_done(self, int64_t now_ns) except -1:
         if self.state == X_FINISHED:
@@ -1155,20 +1106,20 @@ cdef class Exchange(ResponseSink):
                 self._challenge(fields.find_field(b"www-authenticate", 16) != NULL)
             if ctx.method_id == M_HEAD or ctx.status == 204 or ctx.status == 304:
                 self.told_length = -1 if ctx.status == 204 else len(body)
-                self.client.respond_head(self, ctx.status, None, fields, LENGTH_NONE)
+                self.client.respond_head(ctx.status, None, fields, LENGTH_NONE)
             else:
-                self.client.respond_head(self, ctx.status, None, fields, len(body))
+                self.client.respond_head(ctx.status, None, fields, len(body))
                 if body:
-                    self.client.respond_chunk(self, body)
-            self.client.respond_end(self, None)
+                    self.client.respond_chunk(body)
+            self.client.respond_end(None)
         elif reason is not None:
             if ctx.status == 401:
                 self._challenge(False)
-            self.client.respond_refusal(self, reason, body)
+            self.client.respond_refusal(reason, body)
         else:
             if ctx.status == 401:
                 self._challenge(b"\nwww-authenticate:" in b"\n" + answer.lines.lower())
-            self.client.respond_answer(self, answer)
+            self.client.respond_answer(answer)
         self.response_complete = True
         self.client.flush()
         return self._finish()
@@ -1280,12 +1231,15 @@ cdef class Exchange(ResponseSink):
 
     cdef int _forget(self, ClientStream client) except -1:
         """Let go of everything this request knew."""
+        self.plan.requests -= 1
+        if self.plan.requests == 0 and self.plan.unused is not None:
+            self.plan.tell_unused()
         self.pending = None
         self.kept = None
         self.upstream = None
         self.target = None
         self.client = None
-        return client.exchange_finished(self)
+        return client.exchange_finished()
 
     # deadlines
 
@@ -1403,14 +1357,41 @@ cdef Headers answer_fields(Answer answer):
 
 
 cdef class NoClient(ClientStream):
-    """Where the answer to a background revalidation goes: nowhere."""
+    """The client of a background revalidation: nobody. It never asks for an upgrade, so it has no tunnel."""
+
+    cdef int respond_head(self, int status, bytes phrase, Headers fields, int64_t length) except -1:
+        return 0
+
+    cdef int respond_chunk(self, bytes chunk) except -1:
+        return 0
+
+    cdef int respond_end(self, Headers trailers) except -1:
+        return 0
+
+    cdef int respond_interim(self, int status, bytes phrase, Headers fields) except -1:
+        return 0
+
+    cdef int respond_answer(self, Answer answer) except -1:
+        return 0
+
+    cdef int respond_refusal(self, Reason reason, bytes body) except -1:
+        return 0
+
+    cdef int respond_ready(self, bytes head, const char* tail, int tail_n, bytes body) except -1:
+        return 0
+
+    cdef int flush(self) except -1:
+        return 0
+
+    cdef int cut(self) except -1:
+        return 0
 
     cdef int expired(self, int64_t now_ns) except -1:
         if self.exchange is not None:
             self.exchange.deadline_passed(now_ns)
         return 0
 
-    cdef int exchange_finished(self, Exchange exchange) except -1:
-        exchange.plane.wheel.cancel(self)
+    cdef int exchange_finished(self) except -1:
+        self.exchange.plane.wheel.cancel(self)
         self.exchange = None
         return 0

@@ -592,11 +592,11 @@ cdef class ClientConnection(AnswerStream):
                 try:
                     if exchange.early is not None:
                         exchange.counts = self.plane.plan.unmatched
-                        atomic_add_relaxed_u64(&self.plane.counts.requests_active, 1)
+                        exchange.begin()
                         exchange.refuse(exchange.early)
                     elif exchange.ctx.path_bytes == b"*":
                         exchange.counts = self.plane.plan.unmatched
-                        atomic_add_relaxed_u64(&self.plane.counts.requests_active, 1)
+                        exchange.begin()
                         exchange.ctx.answer = ASTERISK_ANSWER
                         exchange._reply()
                     else:
@@ -988,8 +988,9 @@ cdef class ClientConnection(AnswerStream):
         response with it."""
         return not self.half_closed and (self.excess or self.fd >= 0 and waits_unread(self.fd))
 
-    cdef int exchange_finished(self, Exchange exchange) except -1:
+    cdef int exchange_finished(self) except -1:
         """The answer is out, or given up. What next: another request, or the end of the connection."""
+        cdef Exchange exchange = self.exchange
         cdef bytes rest
         cdef int64_t left
         if self.closed:

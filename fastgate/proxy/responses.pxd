@@ -3,7 +3,8 @@
 from libc.stdint cimport int64_t
 
 from fastgate._core.http.headers cimport HeadWriter
-from fastgate.proxy.exchange cimport ClientStream, Exchange, Plane
+from fastgate.proxy.client_stream cimport ClientStream
+from fastgate.proxy.exchange cimport Exchange, Plane
 
 cdef enum:
     # Why the client is not read
@@ -56,7 +57,7 @@ cdef class AnswerStream(ClientStream):
     cdef int _reset(self) except -1
     cdef int _see_off(self, bint late) except -1
     cdef int _linger(self) except -1
-    cdef bint _keeps(self, Exchange exchange)
-    cdef int _write_common(self, Exchange exchange) except -1
+    cdef bint _keeps(self)
+    cdef int _write_common(self) except -1
     cdef int _track_frames(self, bytes data) except -1
     cdef int _close_websocket(self) except -1

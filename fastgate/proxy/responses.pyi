@@ -1,4 +1,4 @@
-from fastgate.proxy.exchange import ClientStream
+from fastgate.proxy.client_stream import ClientStream
 
 __all__ = ["AnswerStream"]
 

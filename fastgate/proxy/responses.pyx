@@ -21,9 +21,10 @@ from libc.stdint cimport int64_t
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.pipeline.context cimport M_HEAD, Answer, Reason, RequestContext
 from fastgate._core.http.headers cimport H_DATE, H_UPGRADE, Headers, HeadWriter, trailer_allowed
-from fastgate._core.http.sockets cimport send_now, unsent_now
+from fastgate._core.http.sockets cimport unsent_now, write_out
 from fastgate._core.http.writing cimport put_text
-from fastgate.proxy.exchange cimport LENGTH_NONE, LENGTH_UNKNOWN, ClientStream, Exchange, Plane
+from fastgate.proxy.client_stream cimport LENGTH_NONE, LENGTH_UNKNOWN, ClientStream
+from fastgate.proxy.exchange cimport Exchange, Plane
 from fastgate.proxy.h1_heads cimport write_response_fields, write_status_line
 
 from fastgate.errors import REASONS
@@ -44,8 +45,9 @@ cdef int64_t LINGER_NS = 2_000_000_000
 cdef class AnswerStream(ClientStream):
     """The writing half of an HTTP/1.1 client connection."""
 
-    cdef bint _keeps(self, Exchange exchange):
+    cdef bint _keeps(self):
         """True if the connection may carry another request after this answer."""
+        cdef Exchange exchange = self.exchange
         cdef RequestContext ctx = exchange.ctx
         cdef int64_t rest
         self.requests += 1
@@ -60,10 +62,10 @@ cdef class AnswerStream(ClientStream):
                 return False
         return True
 
-    cdef int _write_common(self, Exchange exchange) except -1:
+    cdef int _write_common(self) except -1:
         """The end of every answer's head: request id, added fields, Date, connection."""
         cdef HeadWriter w = self._out()
-        cdef RequestContext ctx = exchange.ctx
+        cdef RequestContext ctx = self.exchange.ctx
         put_text(w, b"X-Request-ID: ", 14)
         w.put_bytes(ctx.request_id_bytes)
         put_text(w, b"\r\n", 2)
@@ -78,11 +80,11 @@ cdef class AnswerStream(ClientStream):
             put_text(w, b"Connection: keep-alive\r\n", 24)
         return put_text(w, b"\r\n", 2)
 
-    cdef int respond_head(self, Exchange exchange, int status, bytes phrase, Headers fields, int64_t length) except -1:
+    cdef int respond_head(self, int status, bytes phrase, Headers fields, int64_t length) except -1:
         cdef HeadWriter w = self._out()
-        cdef RequestContext ctx = exchange.ctx
+        cdef RequestContext ctx = self.exchange.ctx
         cdef bytes upgrade
-        self.keep = self._keeps(exchange)
+        self.keep = self._keeps()
         write_status_line(w, status, phrase)
         if status == 101:
             upgrade = fields.find_known(H_UPGRADE)
@@ -93,7 +95,7 @@ cdef class AnswerStream(ClientStream):
             if upgrade is not None:
                 w.parsed_field(b"Upgrade", upgrade)
                 self.websocket = upgrade.lower() == b"websocket"
-            self._write_common(exchange)
+            self._write_common()
             return 0
         if length == LENGTH_UNKNOWN:
             if ctx.version_minor == 1:
@@ -108,9 +110,9 @@ cdef class AnswerStream(ClientStream):
         write_response_fields(w, fields, self.framing == F_CHUNKED)
         if self.framing == F_CHUNKED:
             put_text(w, b"Transfer-Encoding: chunked\r\n", 28)
-        elif length >= 0 or exchange.told_length >= 0:
+        elif length >= 0 or self.exchange.told_length >= 0:
             put_text(w, b"Content-Length: ", 16)
-            w.put_decimal(length if length >= 0 else exchange.told_length)
+            w.put_decimal(length if length >= 0 else self.exchange.told_length)
             put_text(w, b"\r\n", 2)
         if fields.find_id(H_DATE) == NULL:
             put_text(w, b"Date: ", 6)
@@ -118,7 +120,7 @@ cdef class AnswerStream(ClientStream):
             put_text(w, b"\r\n", 2)
         if ctx.upstream_status:
             put_text(w, b"Via: 1.1 fastgate\r\n", 19)
-        self._write_common(exchange)
+        self._write_common()
         return 0
 
     cdef HeadWriter _out(self):
@@ -132,7 +134,7 @@ cdef class AnswerStream(ClientStream):
             plane.out_owner = self
         return plane.out
 
-    cdef int respond_chunk(self, Exchange exchange, bytes chunk) except -1:
+    cdef int respond_chunk(self, bytes chunk) except -1:
         cdef HeadWriter w
         cdef Py_ssize_t n = PyBytes_GET_SIZE(chunk)
         if self.closed or self.framing == F_NONE:
@@ -145,14 +147,14 @@ cdef class AnswerStream(ClientStream):
             w.put_bytes(chunk)
         else:
             self.flush()
-            exchange.ctx.bytes_sent += n
+            self.exchange.ctx.bytes_sent += n
             self._write(PyBytes_AS_STRING(chunk), n, chunk)
             w = self._out()
         if self.framing == F_CHUNKED:
             put_text(w, b"\r\n", 2)
         return 0
 
-    cdef int respond_end(self, Exchange exchange, Headers trailers) except -1:
+    cdef int respond_end(self, Headers trailers) except -1:
         cdef HeadWriter w
         cdef int i
         if self.framing == F_CHUNKED and not self.closed:
@@ -165,19 +167,19 @@ cdef class AnswerStream(ClientStream):
             put_text(w, b"\r\n", 2)
         return 0
 
-    cdef int respond_interim(self, Exchange exchange, int status, bytes phrase, Headers fields) except -1:
+    cdef int respond_interim(self, int status, bytes phrase, Headers fields) except -1:
         cdef HeadWriter w = self._out()
-        if exchange.ctx.version_minor == 0:
+        if self.exchange.ctx.version_minor == 0:
             return 0                                    # HTTP/1.0 knows no interim answers (RFC 9110 §15.2)
         write_status_line(w, status, phrase)
         write_response_fields(w, fields, False)
         put_text(w, b"\r\n", 2)
         return 0
 
-    cdef int respond_answer(self, Exchange exchange, Answer answer) except -1:
+    cdef int respond_answer(self, Answer answer) except -1:
         cdef HeadWriter w = self._out()
-        cdef RequestContext ctx = exchange.ctx
-        self.keep = self._keeps(exchange)
+        cdef RequestContext ctx = self.exchange.ctx
+        self.keep = self._keeps()
         self.framing = F_LENGTH
         write_status_line(w, answer.status, None)
         w.put_bytes(answer.lines)
@@ -188,15 +190,15 @@ cdef class AnswerStream(ClientStream):
         put_text(w, b"Date: ", 6)
         w.put_bytes(self.plane.date_value(ctx.now_ns))
         put_text(w, b"\r\n", 2)
-        self._write_common(exchange)
+        self._write_common()
         if ctx.method_id != M_HEAD:
             w.put_bytes(answer.body)
         return 0
 
-    cdef int respond_refusal(self, Exchange exchange, Reason reason, bytes body) except -1:
+    cdef int respond_refusal(self, Reason reason, bytes body) except -1:
         cdef HeadWriter w = self._out()
-        cdef RequestContext ctx = exchange.ctx
-        self.keep = self._keeps(exchange)
+        cdef RequestContext ctx = self.exchange.ctx
+        self.keep = self._keeps()
         self.framing = F_LENGTH
         write_status_line(w, reason.status, None)
         put_text(w, b"Content-Type: application/json\r\nContent-Length: ", 48)
@@ -204,25 +206,25 @@ cdef class AnswerStream(ClientStream):
         put_text(w, b"\r\nDate: ", 8)
         w.put_bytes(self.plane.date_value(ctx.now_ns))
         put_text(w, b"\r\n", 2)
-        self._write_common(exchange)
+        self._write_common()
         if ctx.method_id != M_HEAD:
             w.put_bytes(body)
         return 0
 
-    cdef int respond_ready(self, Exchange exchange, bytes head, const char* tail, int tail_n, bytes body) except -1:
+    cdef int respond_ready(self, bytes head, const char* tail, int tail_n, bytes body) except -1:
         """An answer whose head is ready bytes, but for what changes from one to the next."""
         cdef HeadWriter w = self._out()
         cdef Py_ssize_t n = PyBytes_GET_SIZE(body)
-        self.keep = self._keeps(exchange)
+        self.keep = self._keeps()
         self.framing = F_LENGTH
         w.put_bytes(head)
         w.put(tail, tail_n)
-        self._write_common(exchange)
+        self._write_common()
         if n < COPIED_BYTES:
             w.put_bytes(body)
         else:
             self.flush()
-            exchange.ctx.bytes_sent += n
+            self.exchange.ctx.bytes_sent += n
             self._write(PyBytes_AS_STRING(body), n, body)
         return 0
 
@@ -246,17 +248,8 @@ cdef class AnswerStream(ClientStream):
         return self._write(w.data, n, None)
 
     cdef int _write(self, const char* data, Py_ssize_t n, bytes whole) except -1:
-        """Send n bytes now, and give the transport what the kernel does not take. `whole`: the same bytes, where they are an object."""
-        cdef Py_ssize_t sent = 0
         self.written += n
-        if self.buffered and self.transport.get_write_buffer_size() == 0:
-            self.buffered = False
-        if self.fd >= 0 and not self.buffered:
-            sent = send_now(self.fd, data, n)
-            if sent == n:
-                return 0
-            self.buffered = True
-        self.transport.write(whole if sent == 0 and whole is not None else PyBytes_FromStringAndSize(data + sent, n - sent))
+        self.buffered = write_out(self.transport, self.fd, self.buffered, data, n, whole)
         return 0
 
     cdef int pause_body(self) except -1:
@@ -372,14 +365,14 @@ cdef class AnswerStream(ClientStream):
 
     # Tunnels
 
-    cdef int open_tunnel(self, Exchange exchange) except -1:
+    cdef int open_tunnel(self) except -1:
         cdef bytes rest = self.upgrade_rest
         self.tunnel = True
         self.parser = None
         self.upgrade_rest = None
         self._resume(PAUSED_UPGRADE)
         if rest is not None:
-            exchange.tunnel_received(rest)
+            self.exchange.tunnel_received(rest)
         return 0
 
     cdef int tunnel_write(self, bytes data) except -1:

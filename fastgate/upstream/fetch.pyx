@@ -122,6 +122,12 @@ cdef class _Call(ResponseSink):
     cdef int on_connect_failed(self, Reason reason, str detail) except -1:
         return self.end(KINDS.get(reason.label, "connect"), detail or reason.text)
 
+    cdef int on_interim(self, UpstreamConnection connection) except -1:
+        return 0                                        # nothing is done before the final response
+
+    cdef int on_upstream_writable(self, bint writable) except -1:
+        return 0                                        # its message is small and has been given to the transport
+
     cdef int on_head(self, UpstreamConnection connection) except -1:
         self.status = connection.status
         self.fields = connection.fields

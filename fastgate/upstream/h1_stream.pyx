@@ -18,6 +18,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.string cimport memcmp
 
 from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.pipeline.abstract cimport missing
 from fastgate._core.pipeline.context cimport Reason
 from fastgate._core.http.headers cimport (
     WIRE_FIELDS,
@@ -33,7 +34,7 @@ from fastgate._core.http.headers cimport (
 )
 
 from fastgate._core.http.scan cimport decimal, scan_response_head, status_line_t
-from fastgate._core.http.sockets cimport peer_silent, receive_now, send_now
+from fastgate._core.http.sockets cimport peer_silent, receive_now, write_out
 
 from fastgate.errors import REASONS
 
@@ -68,51 +69,62 @@ cdef Reason INTERNAL = REASONS["internal_error"]
 
 
 cdef class ResponseSink:
-    """What an upstream connection and a pool tell the request they serve. The exchange implements it."""
+    """What an upstream connection and a pool tell the request they serve. Abstract: an exchange implements it, and a call of `fetch`."""
 
     cdef int shared_with(self, ResponseSink other) noexcept:
         """What this request has in common with another, as SAME_* bits. 0: it counts against no share of a pool."""
         return 0
 
     cdef int on_connection(self, UpstreamConnection connection) except -1:
-        return 0
+        """A connection is there, and the request's."""
+        missing(self, "on_connection")
 
     cdef int on_connect_failed(self, Reason reason, str detail) except -1:
-        return 0
+        """No connection could be opened."""
+        missing(self, "on_connect_failed")
 
     cdef int on_interim(self, UpstreamConnection connection) except -1:
-        return 0
+        """An interim response (1xx) arrived."""
+        missing(self, "on_interim")
 
     cdef int on_head(self, UpstreamConnection connection) except -1:
-        return 0
+        """The head of the response arrived."""
+        missing(self, "on_head")
 
     cdef int on_chunk(self, bytes chunk) except -1:
-        return 0
+        """A piece of its body arrived."""
+        missing(self, "on_chunk")
 
     cdef int on_end(self, Headers trailers) except -1:
-        return 0
+        """The response is complete. trailers: None when there are none."""
+        missing(self, "on_end")
 
     cdef int on_read_done(self, int64_t now_ns) except -1:
-        return 0
+        """Everything that one read brought has been told."""
+        missing(self, "on_read_done")
 
     cdef int on_failed(self, UpstreamConnection connection, Reason reason) except -1:
-        return 0
+        """The response ends here: the connection is lost, or cannot be trusted."""
+        missing(self, "on_failed")
 
     cdef int on_upstream_writable(self, bint writable) except -1:
-        return 0
+        """The connection's write buffer is full, or has room again."""
+        missing(self, "on_upstream_writable")
 
     cdef int on_tunnel_data(self, bytes data) except -1:
-        return 0
+        """Bytes behind a 101 arrived."""
+        missing(self, "on_tunnel_data")
 
     cdef int on_tunnel_eof(self) except -1:
-        return 0
+        """The upstream closed its half of a tunnel."""
+        missing(self, "on_tunnel_eof")
 
 
 cdef class ConnectionOwner:
     """The pool a connection belongs to."""
 
     cdef int connection_closed(self, UpstreamConnection connection) except -1:
-        return 0
+        missing(self, "connection_closed")
 
 
 cdef class UpstreamConnection(Timed):
@@ -148,17 +160,8 @@ cdef class UpstreamConnection(Timed):
 
     cdef int write(self, const char* data, Py_ssize_t n, bytes whole) except -1:
         """Send n bytes now, and give the transport what the kernel does not take. `whole`: the same bytes, where they are an object."""
-        cdef Py_ssize_t sent = 0
-        if self.state == U_CLOSED:
-            return 0
-        if self.buffered and self.transport.get_write_buffer_size() == 0:
-            self.buffered = False
-        if self.fd >= 0 and not self.is_tls and not self.buffered:
-            sent = send_now(self.fd, data, n)
-            if sent == n:
-                return 0
-            self.buffered = True
-        self.transport.write(whole if sent == 0 and whole is not None else PyBytes_FromStringAndSize(data + sent, n - sent))
+        if self.state != U_CLOSED:
+            self.buffered = write_out(self.transport, -1 if self.is_tls else self.fd, self.buffered, data, n, whole)
         return 0
 
     cdef int pause(self) except -1:

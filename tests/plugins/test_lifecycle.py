@@ -118,6 +118,26 @@ def test_a_plugin_no_longer_used_is_closed_after_its_last_request(life: Life) ->
         assert ("W", "cancelled") in life.notes()
 
 
+def test_a_plugin_is_not_closed_under_a_request_of_an_earlier_plan(life: Life) -> None:
+    waiter = use("Waiter", "W", life.record)
+    with Gateway(life.config("a", "b", a=[waiter])) as gateway, Client(gateway.port) as client:
+        client.send(request("/a", "GET", "X-W: request=wait"))
+        until(lambda: ("W", "request") in life.notes(), "the plugin waits")
+
+        life.reload(gateway, life.config("a", "b", "c", a=[waiter]), "in use")
+        life.reload(gateway, life.config("b", shared="another"), "in use")
+        # c was only in the plan between, which has no request
+        until(lambda: ("c", "close") in life.notes(), "the plugin of no request is closed")
+        assert ("a", "close") not in life.notes()
+        assert ("shared", "close") not in life.notes()
+
+        client.close()
+        until(
+            lambda: {("a", "close"), ("shared", "close")} <= set(life.notes()),
+            "closed when its request was over",
+        )
+
+
 @pytest.mark.parametrize(
     ("label", "said"),
     [

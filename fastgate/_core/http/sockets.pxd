@@ -1,6 +1,7 @@
 # What the request path asks of a socket itself, beside the loop's transport.
 #
 # WHAT      send_now: one send(2) that never blocks nor raises. The loop's transport is given only what the kernel did not take.
+#           write_out: the same, with the transport for the rest.
 #           waits_unread: whether there is anything to read.
 #           unsent_now: how much of what was sent the peer has not acknowledged yet.
 #           receive_now: one recv(2) likewise.
@@ -9,6 +10,7 @@
 #           loop's turn (benchmarks/gateway, scenario proxy).
 # SOURCES   send(2), recv(2), tcp(7)
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
 
 
@@ -60,3 +62,21 @@ cdef inline bint peer_silent(int fd, bint may_have_data) noexcept nogil:
     if n < 0:
         return errno == EAGAIN or errno == EINTR
     return n > 0 and may_have_data
+
+
+cdef inline int write_out(object transport, int fd, bint buffered, const char* data, Py_ssize_t n, bytes whole) except -1:
+    """Send n bytes now, and give the transport what the kernel does not take. 1 while the transport holds bytes, else 0.
+
+    fd: -1 when only the transport may write (TLS). buffered: what the call before returned. whole: the same bytes, where they are an
+    object.
+    """
+    cdef Py_ssize_t sent = 0
+    if buffered and transport.get_write_buffer_size() == 0:
+        buffered = False
+    if fd >= 0 and not buffered:
+        sent = send_now(fd, data, n)
+        if sent == n:
+            return 0
+        buffered = True
+    transport.write(whole if sent == 0 and whole is not None else PyBytes_FromStringAndSize(data + sent, n - sent))
+    return buffered

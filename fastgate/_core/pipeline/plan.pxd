@@ -64,6 +64,9 @@ cdef class Plan:
     cdef object make_destination                # (route, name of an upstream) → Destination, or None
     cdef dict made_destinations                 # by route and name: those of overrides, once they were needed
     cdef frozenset named_methods                # every method that a route names
+    cdef readonly int64_t requests              # that it is carrying out
+    cdef object unused                          # a future, once another plan is in force: done when no request is left
+    cdef int tell_unused(self) except -1
     cdef Destination destination(self, RoutePlan route, str upstream)
     cdef RoutePlan match(self, RequestContext ctx)
     cdef bint is_ambiguous(self, RequestContext ctx, Route route) except -1

@@ -237,6 +237,12 @@ cdef class Plan:
             self._counters = counters
             self.unmatched = counters.route(slot, 0)
 
+    cdef int tell_unused(self) except -1:
+        """The last request of a plan that is not in force any more is over."""
+        if not self.unused.done():
+            self.unused.set_result(None)
+        return 0
+
     cdef Destination destination(self, RoutePlan route, str upstream):
         """Where a request of the route goes that is sent to this upstream in place of the route's own; None if there is no such
         upstream. As many as there are routes and upstreams, made when they are first needed."""
