@@ -117,7 +117,7 @@ def test_client_that_leaves_while_its_body_is_collected_leaves_nothing_behind(en
         client.close() if end == "close" else client.reset()
 
         until(lambda: metric(gateway, "fastgate_request_bodies_collecting") == 0, "the request is over")
-        assert counted(gateway, "client_closed")
+        until(lambda: counted(gateway, "client_closed"), "it is counted, which follows the response")
         assert upstream.peers == []
 
 
@@ -196,7 +196,7 @@ def test_trickled_body_below_the_minimum_rate_is_408() -> None:
         finally:
             stop.set()
             thread.join()
-        assert counted(gateway, "body_too_slow")
+        until(lambda: counted(gateway, "body_too_slow"), "it is counted, which follows the response")
 
 
 def test_trickled_body_is_also_ended_when_it_streams() -> None:
@@ -224,7 +224,7 @@ def test_trickled_body_is_also_ended_when_it_streams() -> None:
         finally:
             stop.set()
             thread.join()
-        assert counted(gateway, "body_too_slow")
+        until(lambda: counted(gateway, "body_too_slow"), "it is counted, which follows the response")
 
 
 def test_upstream_that_reads_slowly_is_not_the_clients_fault() -> None:
