@@ -1,6 +1,6 @@
 """`fastgate keys | consumers | limits | secrets | cache`: the admin API's resources on the command line.
 
-What is made for scripts (a new key) is alone on stdout, what is said about it goes to stderr.
+Results for scripts (a new key) go to stdout, messages about them to stderr.
 """
 
 from __future__ import annotations

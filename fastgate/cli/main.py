@@ -31,7 +31,7 @@ EXIT_NO: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNREACHABLE: Final = 3
 DEFAULT_FILES: Final = ("gateway.yaml", "gateway.yml", "gateway.toml", "gateway.json")
-ADMIN_TIMEOUT_S: Final = 60.0  # a reload answers when the new config serves
+ADMIN_TIMEOUT_S: Final = 60.0  # a reload returns when the new config is in effect
 
 _config_option = click.option(
     "-c",

@@ -1,1 +1,1 @@
-"""Who owns which state: the host (shared memory), the fleet, the store."""
+"""The state of the gateway by owner: the host (shared memory), the fleet, the store."""

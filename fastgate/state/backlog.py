@@ -1,9 +1,8 @@
-"""What is in effect but not in the store yet, because the store could not be written.
+"""Changes that are in effect but not stored yet, because the store could not be written.
 
-Taking something away (a key revoked, a secret removed, a consumer disabled) is in effect on every worker
-before the disk is asked. When the disk then says no, the write waits here until it can be made. It must not
-be lost with the process, and on a full disk no file can grow: so `<store>.pending` is allocated in full when
-the store is opened, and written in place.
+A removal (a revoked key, a removed secret, a disabled consumer) is in effect on every worker before it is
+stored. If storing fails, the write is kept here until it succeeds. It must survive the process, and on a full
+disk no file can grow, so `<store>.pending` is preallocated when the store is opened, and written in place.
 
 LAYOUT  records, one after another: length 4 bytes, CRC-32 of the payload 4 bytes, payload (a `Write` as
         msgpack). A length of 0, or a record that does not match its CRC (a write that was torn), is the end.
@@ -164,7 +163,7 @@ class Backlog:
             os.fdatasync(self._fd)
 
     def changes(self) -> list[Change]:
-        """What waits, in words."""
+        """Descriptions of the pending writes."""
         return [
             Change(*_WORDS[type(write)](write), survives_restart=index not in self._in_memory)
             for index, write in enumerate(self._writes)

@@ -121,7 +121,8 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
 class Drain(msgspec.Struct, tag=True, frozen=True):
     """To a worker: finish what is in flight within `limit_ns` and exit.
-    `closing` are the listener indices nobody serves afterwards: their accept queues are emptied first."""
+    `closing` are the indices of listeners that no worker serves afterwards: their accept queues are emptied
+    first."""
 
     limit_ns: int
     closing: list[int] = []
@@ -151,7 +152,7 @@ class Return(msgspec.Struct, tag=True, frozen=True):
 
 
 class ReopenLogs(msgspec.Struct, tag=True, frozen=True):
-    """To a worker: open the log files anew (they were rotated)."""
+    """To a worker: reopen the log files, which were rotated."""
 
 
 class ConfigInstalled(msgspec.Struct, tag=True, frozen=True):
@@ -164,14 +165,14 @@ class ConfigInstalled(msgspec.Struct, tag=True, frozen=True):
 
 
 class ReloadRequest(msgspec.Struct, tag=True, frozen=True):
-    """From the controller: reload, and answer with this id."""
+    """From the controller: reload, and respond with this id."""
 
     id: int
 
 
 class ReloadResult(msgspec.Struct, tag=True, frozen=True):
-    """To the controller: how the reload ended. `id` 0 = nobody asked through the controller; it is only for
-    the record.
+    """To the controller: the result of a reload. `id` 0: the reload was not requested through the controller,
+    and the message is informational.
     """
 
     id: int
@@ -208,7 +209,7 @@ Message = (
 
 @dataclass(slots=True, frozen=True)
 class ControllerOrders:
-    """What the controller process is given when it is forked. The descriptors are its own to close."""
+    """The arguments of the forked controller process, which closes the descriptors."""
 
     channel: Channel
     listening: socket.socket
@@ -249,7 +250,7 @@ class Channel:
 
     def send(self, message: Message, fd: int | None = None) -> bool:
         """False if the message could not be handed over: the other side is gone or does not read, or this end
-        is closed. Never raises OSError: whoever sends to several processes must get to the last of them.
+        is closed. Never raises OSError, so that a sender to several processes reaches all of them.
         """
         try:
             if fd is None:

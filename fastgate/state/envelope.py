@@ -1,4 +1,4 @@
-"""The envelope: how a cached answer lies in a store that may lose, tear or mix up bytes.
+"""The envelope: the format of a cached response in a store that may lose, tear or mix up bytes.
 
 It names its key, so that a store that finds it under a hash of the key can tell whose it is; carries the tags
 and the number of the last purge before it was made; and has a checksum over all of it, which is checked
@@ -36,7 +36,7 @@ class Damaged(ValueError):
 
 
 class Envelope(NamedTuple):
-    """What was sealed, still compressed if it was."""
+    """The sealed contents, still compressed if they were."""
 
     expires_ns: int
     sequence: int
@@ -85,8 +85,8 @@ def seal(
 
 
 def open_envelope(data: bytes | memoryview, key: bytes | None, skip: int = 0) -> Envelope | None:
-    """What is in it, behind `skip` bytes; None when it is another key's. Damaged when it is not what was
-    sealed.
+    """The contents after `skip` bytes; None if they belong to another key. Damaged if they differ from what
+    was sealed.
     """
     found = open_fields(data, skip, key)
     if isinstance(found, str):

@@ -25,7 +25,7 @@ _BLOCK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes with the content of a file."""
+    """A value that changes with the content of a file."""
 
     inode: tuple[int, ...]
     digest: bytes

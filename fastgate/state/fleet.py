@@ -1,26 +1,24 @@
-"""The fleet: what the machines of a gateway share through Redis or Valkey. Cached answers, and the news of
-purges.
+"""The fleet: state shared by several machines through Redis or Valkey. Cached responses and purges.
 
-Nothing here is needed for a right answer. Redis may be down, slow, flushed or not a Redis at all: a request
-then waits for it no longer than `timeout`, and after three failures in a row not at all, until a ping in
-the background comes back in time. What is stored is sealed (state/envelope.py), so that garbage is
-recognised.
+The gateway is correct without Redis, which may be down, slow, flushed or another kind of server: a request
+waits for it at most `timeout`, and after three consecutive failures not at all, until a background ping
+succeeds in time. Stored values are sealed (state/envelope.py), so that garbage is detected.
 
-ANSWERS  `<prefix>{<hash>}v`, written in the background from a bounded queue. Each carries the position in
-the stream of purges that its machine had reached when it was written; nothing that concerned it was in the
-log after its making began, so every purge up to that position is older than it.
+RESPONSES  `<prefix>{<hash>}v`, written in the background from a bounded queue. Each has the position in the
+stream of purges that its machine had reached when it was written. No purge that matches it was logged after
+its fetch started, so every purge up to that position is older than the response.
 
 PURGES  a stream, `<prefix>purges`. Its ids are the logical clock: a purge is XADD, and then its id under
-the name of what it purges (`…p` of a key, `<prefix>t:` of a tag, `<prefix>all`; prefixes and patterns count
-as all, for Redis has no index over keys). An answer whose position is below one of those is not used. So a
-purge of any number of answers is O(1), and an answer that arrives late, made before the purge, is dead on
-arrival.
+the name of its target (`…p` of a key, `<prefix>t:` of a tag, `<prefix>all`; prefixes and patterns count as
+all, because Redis has no index over keys). A response whose position is below one of those is not used. So a
+purge of any number of responses is O(1), and a response that arrives late, fetched before the purge, is not
+used.
 
 THE BUS  One worker of a machine (the role BUS_ROLE of _core/epochs) reads the stream into the machine's
-purge log, and sends from the log what other machines must hear. Both positions lie in shared memory, so
-that a successor goes on where a dead holder stopped; and in Redis under the machine's name, for its next
-start. A position whose entry is gone (trimmed, flushed, another server) is a gap: then everything this
-machine holds is purged.
+purge log, and sends the purges of the log to other machines. Both positions are in shared memory, so that a
+successor continues where a dead holder stopped, and in Redis under the machine's name, for its next start.
+A position whose entry is gone (trimmed, flushed, another server) is a gap: then this machine purges its
+whole cache.
 """
 
 from __future__ import annotations
@@ -53,7 +51,7 @@ _SCHEMES: Final = (
     *("redis", "rediss", "unix"),
     *("redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
 )
-_FAILURES: Final = 3  # in a row, before nobody asks any more
+_FAILURES: Final = 3  # consecutive failures before requests skip Redis
 _BACK_OFF_S: Final = (0.2, 5.0)
 _CONNECT_S: Final = 1.0
 _BACKGROUND_S: Final = 2.0
@@ -66,7 +64,7 @@ _CANCELS: Final = 10
 _CONNECTIONS: Final = 64
 _STREAM_LENGTH: Final = 10_000
 _LONGEST_TTL_NS: Final = 7 * 86_400_000_000_000
-_MARK_MS: Final = 8 * 86_400_000  # purge marks outlive every answer
+_MARK_MS: Final = 8 * 86_400_000  # purge marks outlive every response
 _SEEN_S: Final = 30 * 86_400
 _IN_THREAD_BYTES: Final = 256 << 10
 
@@ -93,7 +91,7 @@ def masked(url: str) -> str:
 
 
 def check_url(url: str) -> str | None:
-    """What is wrong with a Redis URL, or None."""
+    """The fault of a Redis URL, or None."""
     try:
         parts = urlsplit(url)
         if parts.scheme not in _SCHEMES:
@@ -132,9 +130,9 @@ class Fleet:
         tls: Mapping[str, str] | None = None,
         secret: str = "",
     ) -> None:
-        """machine: a name that stays the same over restarts. keeps_answers: this machine has answers from
-        before its start, which must not have missed a purge. secret: key of the checksum that every value
-        then has, so that only who knows it can write one that is believed."""
+        """machine: a name that is constant across restarts. keeps_answers: this machine has responses from
+        before its start, which must not have missed a purge. secret: key of a checksum of every value; values
+        without it are not used."""
         self._secret = hashlib.blake2b(secret.encode(), digest_size=32).digest() if secret else b""
         self.url = url
         self.largest_bytes = largest_bytes
@@ -215,7 +213,7 @@ class Fleet:
 
     @property
     def is_up(self) -> bool:
-        """Whether a request should ask: the last answers came in time."""
+        """True if requests should use Redis: its last replies were in time."""
         return self._is_up
 
     def statistics(self) -> dict[str, Any]:
@@ -273,10 +271,10 @@ class Fleet:
         self._sentinels += sentinel.sentinels
         return sentinel.master_for(name, db=int(database or 0), max_connections=_CONNECTIONS)
 
-    # ── answers
+    # ── responses
 
     async def get(self, key: bytes) -> Envelope | None:
-        """The answer under key, or None: there is none, it was purged, or Redis did not say so in time."""
+        """The response under key, or None: absent, purged, or no reply in time."""
         if not self._is_up or self._client is None:
             self._counts["skipped"].add()
             return None
@@ -324,7 +322,7 @@ class Fleet:
         marks = [mark, mark_all]
         if envelope.tags:
             marks += await self._many([("GET", self._tag(tag)) for tag in envelope.tags])
-        # What was purged here, and was not sent yet, Redis did not know.
+        # Redis does not know purges of this machine that are not sent yet.
         if any(each is not None and each > position for each in marks) or self._epochs.concerns(
             key, envelope.tags, sent
         ):
@@ -356,7 +354,7 @@ class Fleet:
         return found
 
     async def _many(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """The answers of several commands in one round trip; on a cluster each goes to its node."""
+        """The replies to several commands in one round trip; on a cluster each goes to its node."""
         pipe = self._client.pipeline(transaction=False)
         for command in commands:
             pipe.execute_command(*command)
@@ -364,8 +362,8 @@ class Fleet:
         return answers
 
     def put(self, key: bytes, value: bytes, tags: Iterable[bytes], expires_ns: int, sequence: int) -> bool:
-        """True when the answer is queued to be written. Never waits: what does not fit is dropped.
-        expires_ns 0: what is under the key is to be removed."""
+        """True if the response is queued for writing. Never waits: on a full queue it is dropped.
+        expires_ns 0: remove the key."""
         n = len(key) + len(value)
         if n > self.largest_bytes or len(key) > 0xFFFF:
             self._counts["refused"].add()
@@ -424,11 +422,11 @@ class Fleet:
         if not commands and not gone:
             return 0
         answers = await self._many([*commands, *(("UNLINK", name) for name in gone)])
-        # A garbled reply stores nothing, as far as anybody knows.
+        # A garbled reply does not count as stored.
         return sum(answer in (True, b"OK", "OK") for answer in answers[: len(commands)])
 
     def _name(self, key: bytes) -> bytes:
-        # The braces keep an answer and its mark on one node of a cluster.
+        # The braces keep a response and its mark on one node of a cluster.
         return self._prefix + b"{" + hashlib.blake2b(key, digest_size=16).hexdigest().encode() + b"}"
 
     def _tag(self, tag: bytes) -> bytes:
@@ -451,7 +449,7 @@ class Fleet:
             log.warning("Redis at %s: %s", masked(self.url), detail)
 
     async def _probe(self) -> None:
-        """Asks until Redis answers in time; then requests ask again."""
+        """Pings until Redis replies in time; then requests use it again."""
         pause_s = _BACK_OFF_S[0]
         while True:
             try:
@@ -563,7 +561,7 @@ class Fleet:
                 if _position(name) <= epochs.note(BUS_ROLE, POSITION):
                     raise ValueError(f"XREAD returned entry {name!r}, which was read before")
                 self._receive(fields)
-                # Only now: an answer that is stamped with this position has been compared with this purge.
+                # Only now: a response stamped with this position has been compared with this purge.
                 epochs.set_note(BUS_ROLE, POSITION, _packed(name))
             position = epochs.note(BUS_ROLE, POSITION)
             if position != kept:
@@ -634,13 +632,13 @@ class Fleet:
 
 
 def _forget(task: asyncio.Future[Any]) -> None:
-    """Nobody waits for this task any more: its error is nobody's."""
+    """Retrieves the exception of a task that is no longer awaited."""
     if not task.cancelled():
         task.exception()
 
 
 def _entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """What XREAD answered, as RESP 2 and RESP 3 say it."""
+    """The entries of an XREAD reply, in RESP 2 or RESP 3."""
     if not answer:
         return []
     streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer]
@@ -657,7 +655,7 @@ def _packed(name: Any) -> int:
 
 
 def _position(name: Any) -> int:
-    """The position of a stream id. ValueError when it is none: an answer that is garbage confirms nothing."""
+    """The position of a stream id. ValueError if it is invalid: a garbage reply confirms nothing."""
     position = _packed(name)
     if not position:
         raise ValueError(f"expected the id of a stream entry, got {name!r}")

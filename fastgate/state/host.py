@@ -1,8 +1,8 @@
-"""Which processes of this host's gateway exist and how they are: the table every one of them reads.
+"""The table of the gateway's processes on this host and their state, read by every process.
 
-One header and one seat per process slot, in anonymous shared memory that the supervisor maps before it forks.
-A seat is the place of one live worker (also the index of its counters); a slot is a place in the listening
-group. While an old generation drains, two seats serve one slot.
+One header and one row per worker process, in anonymous shared memory that the supervisor maps before it
+forks. A row (`seat` in the code) belongs to one live worker and is also the index of its counters; a slot is
+a place in the listening group. While an old generation drains, two rows serve one slot.
 
 STATE   word 0..31 header, then 16 words for each seat; a word is an aligned 64-bit integer.
 WRITERS every word has one writer: `heartbeat_ns` and `loop_lag_ns` the worker in the seat,

@@ -104,7 +104,7 @@ class HostMemory:
             memory.isolate()
 
     def clear_seat(self, seat: int) -> None:
-        """Takes back what the dead process in this seat had in hand."""
+        """Releases the leases of the dead process with this index."""
         self.inflight.clear_seat(seat)
 
     @classmethod

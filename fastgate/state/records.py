@@ -1,9 +1,9 @@
-"""What is stored and what is published: keys and consumers, and under which digest the directory has them.
+"""Stored and published records of keys and consumers, and their digests in the directory.
 
-Stored* is what the file of the store holds. The *Record structs are what the controller publishes from the
-store and the config, for every worker to read. A key's record is complete: what its consumer gives it (tier,
-scopes, roles, limits) is already in it, so that a request needs one look-up. Whatever changes a consumer
-writes the records of its keys anew.
+Stored* are the contents of the store. The *Record structs are published by the controller from the store and
+the config, for every worker to read. A key's record is complete: it includes the tier, scopes, roles and
+limits of its consumer, so that a request needs one lookup. A change of a consumer rewrites the records of its
+keys.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredConsumer(msgspec.Struct, frozen=True, kw_only=True):
-    """What was said of a consumer at run time. None: nothing, the config file's word counts."""
+    """The run-time values of a consumer. None: no value, the config file applies."""
 
     name: str
     tier: str | None = None

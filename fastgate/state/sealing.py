@@ -1,4 +1,4 @@
-"""Secrets at rest: AES-256-GCM under a key that lies beside the store, or in the environment.
+"""Secrets at rest: AES-256-GCM with a key in the directory of the store, or in the environment.
 
 The key is 32 bytes: `FASTGATE_STORE_KEY` (base64 or hex), else the file `<store>.key`, made with mode 0600
 when the first secret is stored. A copy of the database alone tells nothing. The name of a secret is
@@ -85,7 +85,7 @@ class Sealer:
 
 
 def masked(secret: str) -> str:
-    """What may be shown of a secret: its end, if enough stays hidden."""
+    """The end of a secret, for display, if enough of it stays hidden."""
     return f"…{secret[-4:]}" if len(secret) >= 20 else "…"
 
 

@@ -1,14 +1,14 @@
-"""The store: what was decided at run time and must outlive the processes. One SQLite file, one writer.
+"""The store: run-time changes that must outlive the processes. One SQLite file, one writer.
 
-Only the controller opens it. API keys (as SHA-256, never the key), consumers, sealed secrets and named
-documents are in it; the workers see none of it, but what the controller publishes into the directory.
+Only the controller opens it. It has API keys (as SHA-256, never the key), consumers, sealed secrets and named
+documents. Workers read only what the controller publishes in the directory.
 
-The file appears with the first thing that is stored. Journal: WAL with synchronous=FULL, so that what was
-answered is on the disk (SQLite, "Write-Ahead Logging" §2.2 and pragma synchronous). The schema's number is
-user_version; an older file is brought up to date in one transaction, a newer one is refused. A file that is
-damaged, or not ours, is refused with what is wrong: nothing here ever replaces a file. A second gateway on
-the same file is kept out by a lock on `<file>.lock`, which ends with the process that holds it. What is in
-effect and cannot be written waits in `<file>.pending` (backlog.py): every read here sees it.
+The file is created on first use. Journal: WAL with synchronous=FULL, so that every acknowledged change is on
+disk (SQLite, "Write-Ahead Logging" §2.2 and pragma synchronous). The schema version is user_version; an older
+file is migrated in one transaction, a newer one is refused. A damaged or foreign file is refused with the
+cause and never replaced. A second gateway on the same file is excluded by a lock on `<file>.lock`, which ends
+with the process that holds it. Changes that are in effect but cannot be written are in `<file>.pending`
+(backlog.py); every read here includes them.
 """
 
 from __future__ import annotations
