@@ -1,1 +1,1 @@
-"""The response cache: what may be stored, where it is kept, and what is fetched before anybody asks."""
+"""The response cache: storage rules, tiers, and prediction."""

@@ -23,7 +23,7 @@ __all__ = ["build", "route_identity", "worker_cache"]
 
 
 def build(cache: CacheConfig | None, env: FeatureEnv, gates: Sequence[Any] = ()) -> Any:
-    """What a route says of caching, or None where nothing is kept. gates: its gates and plugins."""
+    """The cache of a route, or None. gates: its gates and plugins."""
     if cache is None or not cache.enabled:
         return None
     settings = env.config.cache_store
@@ -53,7 +53,7 @@ def build(cache: CacheConfig | None, env: FeatureEnv, gates: Sequence[Any] = ())
         route=route.name,
         purge_header=cache.purge_header,
         strategy=make_strategy(cache.strategy.use, cache.strategy.options) if cache.strategy else None,
-        # What was learned stays with the route as long as these settings do.
+        # Learned data is kept as long as these settings are unchanged.
         predict=env.service(
             "cache.predict", (route.name, cache.predict), lambda: build_predictor(cache.predict)
         )
@@ -98,8 +98,8 @@ def _templates(route: Any) -> Iterator[tuple[str, str]]:
 
 
 def _places(route: Any, cache: CacheConfig, params: Sequence[str]) -> tuple[Template | None, tuple[str, ...]]:
-    """What the route's edits tell the upstream that is not in the key by itself, as a template; and the
-    fields that they make different for every request."""
+    """Request data that the route's edits send upstream and that is not otherwise in the key, as a template;
+    and the fields that these edits make unique for every request."""
     wanted = set()
     unique = []
     if cache.strategy is not None:
@@ -165,11 +165,11 @@ def _edits_requests(gate: Any) -> bool:
 
 
 def route_identity(route: Any, config: Any, plugins: Sequence[Any]) -> bytes:
-    """What tells this route's responses from those of another one for the same URL: a digest of all settings
-    that choose its requests, or say what they are upstream and what may be kept. Of equal settings it is
-    equal, after a reload, a restart and on another machine; a change of one of them starts the route with
-    nothing cached. What only guards (limits, access, policies) or edits what goes to the client is not in it,
-    nor are the upstream's targets: they come and go.
+    """Separates this route's responses from those of another one for the same URL: a digest of all settings
+    that select its requests, change them for the upstream, or control storage. Equal settings have an equal
+    digest after a reload, after a restart and on another machine; a change of one of them starts the route
+    with an empty cache. Settings that only restrict access (limits, access lists, policies) or edit responses
+    are not part of it, nor are the targets of the upstream.
     """
     cache = route.cache
     upstream = config.upstreams.get(route.upstream)
@@ -188,7 +188,7 @@ def route_identity(route: Any, config: Any, plugins: Sequence[Any]) -> bytes:
 
 
 def _tiers(settings: CacheStoreConfig, env: FeatureEnv) -> Any:
-    """What lies behind the memory, or None; its modules are imported only where it is configured."""
+    """The disk and Redis tiers, or None; their modules are imported only if configured."""
     if settings.disk is None and settings.redis is None:
         return None
     from fastgate.caching.tiers import Tiers

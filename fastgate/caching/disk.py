@@ -1,29 +1,29 @@
-"""The second tier: answers in one LMDB file that all workers of the machine share, and that survives a
+"""The disk tier: responses in one LMDB file that all workers of the machine share, and that survives a
 restart.
 
-Reading is synchronous, on the request's path: a look into the memory map, a checksum over the value, no
-lock. Writing is not: `put` appends to a bounded queue, and a thread of each worker writes in batches, one
-worker at a time (LMDB's lock). Nothing on the loop ever waits for a write, a commit or the disk, but for
-the page faults of a value that is not in the page cache.
+Reads are synchronous, on the request path: a lookup in the memory map, a checksum over the value, no lock.
+Writes are not: `put` appends to a bounded queue, and a thread of each worker writes in batches, one worker at
+a time (LMDB's lock). The event loop never waits for a write, a commit or the disk, except for page faults of
+a value that is not in the page cache.
 
 LAYOUT  `<path>/answers-<n>.mdb`, n counts rebuilds; `<path>/instance` holds which gateway uses it (a lock)
 and how it was left. Databases in the file:
-    answers  SipHash of the key 16 -> place 8, length 4, envelope (state/envelope.py); what is beyond 16 KB in
-             pieces, under the hash and the number of the piece 2: pages that are free rarely lie together
+    answers  SipHash of the key 16 -> place 8, length 4, envelope (state/envelope.py); values above 16 KB are
+             split, under the hash and the piece number 2, because free pages are rarely contiguous
     order    place 8, ascending -> hash 16, expires 8, sequence 8, bytes 4, key     eviction, sweeping, scans
     tags     hash of the tag 16, place 8 -> hash 16
     meta     "secret" -> 16 bytes for the hashes
 
-A cache may lose its last seconds but must never give out what it was not given. So: every value is checked
-against its checksum and its key; the file is never synchronously flushed (MDB_NOSYNC), and what an unclean
-stop of the machine left is dropped; a file that is damaged (an error of LMDB, a failed checksum) is given
-up, and all workers go on with a new one. A file that may have killed a worker is walked by a process of its
-own before it is used.
+A cache may lose its last seconds but must never serve corrupt data. Every value is verified against its
+checksum and its key. The file is never flushed synchronously (MDB_NOSYNC), and its contents are dropped after
+an unclean stop of the machine. A damaged file (an error of LMDB, a failed checksum) is abandoned, and all
+workers switch to a new one. A file that may have crashed a worker is verified by a separate process before it
+is used.
 
-PURGES  Values carry the sequence of the last purge before they were made (_core/epochs). A reader asks the
-purge log about everything that the file has not been cleaned of yet, so a purge is in force before anything
-is deleted. A writer asks it inside its write transaction, so what it stores after a purge was made after
-it, or the cleaning meets it.
+PURGES  Values have the sequence of the last purge before their fetch (_core/epochs). A reader compares them
+with all purges that the file has not been cleaned of yet, so a purge is in effect before anything is deleted.
+A writer compares them inside its write transaction, so a value stored after a purge was fetched after it, or
+is removed by the cleaning.
 
 BUDGET  `size` bounds the pages in use, index included; eviction is first in, first out, in transactions
 before those that write, since LMDB reuses a page two transactions later. The map is 5 % larger for that.
@@ -206,7 +206,7 @@ class DiskStore:
 
     def get(self, key: bytes) -> Any:
         """The value of key; None; or LATER, when it is so large that a thread should read it."""
-        # The writer thread closes a file only after it has taken it away here and seen nobody inside.
+        # The writer thread closes a file only after it has removed it here and no reader uses it.
         self._in_loop = True
         opened = self._open
         try:
@@ -221,7 +221,7 @@ class DiskStore:
         return value
 
     def get_in_thread(self, key: bytes) -> Envelope | None:
-        """What is under key, whatever its size. Blocks for as long as the disk takes: not for the loop."""
+        """The value under key, of any size. Blocks on the disk: not for the event loop."""
         with self._readers_lock:
             opened = self._open
             if opened is None:
@@ -327,7 +327,7 @@ class DiskStore:
                 then()
 
     def statistics(self) -> dict[str, int]:
-        """What this machine's workers counted together, and what the file holds."""
+        """Counters of all workers of this machine, and the contents of the file."""
         return {
             **{event: counter.value for event, counter in self._counts.items()},
             "bytes": self._used.value,
@@ -524,7 +524,7 @@ class DiskStore:
             return True
         except BlockingIOError:
             pass
-        # Somebody opens (exclusive, for a moment) or uses it. The first of this run writes who we are.
+        # Another process opens it (briefly exclusive) or uses it. The first one writes its identity.
         for _ in range(int(_VERIFY_S / 0.05)):
             if self._stopping:
                 break
@@ -638,7 +638,7 @@ class DiskStore:
         self._written(list(self._waiting))
 
     def _close(self) -> None:
-        """Closes the file when nobody reads in it any more."""
+        """Closes the file when it has no readers left."""
         opened = self._open
         with self._readers_lock:
             self._open = None
@@ -660,7 +660,7 @@ class DiskStore:
             return
         with contextlib.suppress(OSError):
             fcntl.flock(self._instance, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Nobody else has it open: what is written now is all there is, and it is whole.
+            # No other process has it open, so the contents are complete.
             for number in self._files():
                 fd = os.open(self._file(number), os.O_RDONLY)
                 os.fsync(fd)
@@ -741,7 +741,7 @@ class DiskStore:
         return stored
 
     def _remove(self, opened: _Open, txn: Any, digest: bytes, place: bytes | None) -> bool:
-        """Removes the answer, if it is (still) the one at that place, with all its rows."""
+        """Removes the response with all its rows, if it is still the one at that place."""
         data = txn.get(digest, db=opened.answers)
         if data is None or (place is not None and data[:8] != place):
             if place is not None:
@@ -839,7 +839,7 @@ class DiskStore:
             if hit is None:
                 return
             removed += hit
-        # What was purged stays purged, also if the machine stops now.
+        # The purge survives, also if the machine stops now.
         opened.env.sync(True)
         epochs.set_applied(sequence)
         self._counts["purged"].add(removed)
@@ -863,7 +863,7 @@ class DiskStore:
         return sum(self._remove_older(opened, txn, digest, sequence) for digest in found)
 
     def _sweep(self, opened: _Open) -> None:
-        """Looks at a part of the answers for those whose time is over."""
+        """Sweeps a part of the responses for expired ones."""
         now_ns = realtime_ns()
         expired, self._sweep_from = self._look(
             opened, self._sweep_from, 16 * _SLICE, lambda key, expires_ns, made: expires_ns <= now_ns
@@ -873,7 +873,7 @@ class DiskStore:
             self._measure(opened)
 
     def _scan(self, opened: _Open, is_wanted: Any) -> int | None:
-        """Removes the answers that is_wanted(key, expires_ns, sequence) names; how many. None: cut short."""
+        """Removes responses for which is_wanted(key, expires_ns, sequence); how many. None: cut short."""
         removed = at = 0
         while True:
             found, at = self._look(opened, at, _SLICE, is_wanted)
@@ -922,7 +922,7 @@ def _tag_digest(tag: bytes) -> bytes:
 
 
 def _footprint(data_bytes: int, key_bytes: int, tags: int) -> int:
-    """The pages that an answer takes, about: large values lie on pages of their own, small ones share."""
+    """The approximate number of pages of a response: large values have separate pages, small ones share."""
     value = data_bytes + _BEFORE
     rows = int((key_bytes + 60) * 1.2) + tags * 70
     if value + 24 > 2000:

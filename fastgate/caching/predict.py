@@ -1,20 +1,20 @@
-"""How long to keep an answer, when to fetch it again, how dearly to hold on to it: learned from what is seen.
+"""Estimators for the lifetime, the refresh and the eviction cost of responses.
 
-Three estimators, pure and clockless: times come in as nanoseconds, decisions go out as numbers. The cache
-asks them only when it stores an answer or serves one near its end; none of them does I/O or remembers more
-than its bound. All are off unless the config turns them on (docs/cache-predict.md).
+Three estimators, pure and without a clock: times are passed in as nanoseconds, decisions are numbers. The
+cache calls them only when it stores a response or serves one near its expiry. None of them does I/O or
+exceeds its memory bound. All are off unless the config enables them (docs/cache-predict.md).
 
-AdaptiveTtl   Changes of an answer are taken as a Poisson process. A fetch tells only whether there was a
-              change since the fetch before, not when; the time until the first change inside such an interval
-              is filled in by its expectation under the present estimate (one step of EM), so that long
-              intervals do not make an answer look calmer than it is. The ttl is the time within which it
+AdaptiveTtl   Changes of a response are modeled as a Poisson process. A fetch shows only whether there was a
+              change since the previous fetch, not when. The time until the first change inside such an
+              interval is replaced by its expectation under the current estimate (one step of EM), so that
+              long intervals do not lower the estimated rate. The ttl is the time within which the response
               changes with a probability of at most `staleness`. Source: Cho & Garcia-Molina, Estimating
               frequency of change (TOIT 2003).
-RefreshAhead  An answer that was asked for often enough is fetched again before it expires: in the last
-              `window` of its life, and earlier the longer it takes to make (XFetch, Vattani et al., VLDB
-              2015), so that nobody waits for it and no crowd finds it expired.
-CostScale     What an answer took to make, per byte that it occupies, beside the running mean of all: the
-              `cost` that _core's Cache counts evictions with (GreedyDual-Size-Frequency weighs the same
+RefreshAhead  A response that was requested often enough is refreshed before it expires: in the last `window`
+              of its lifetime, and earlier the longer it takes to generate (XFetch, Vattani et al., VLDB
+              2015), so that no request waits for it.
+CostScale     The time to generate a response per byte that it occupies, relative to the running mean: the
+              `cost` with which _core's Cache counts evictions (GreedyDual-Size-Frequency uses the same
               quotient).
 """
 
@@ -28,17 +28,17 @@ from typing import Final
 
 __all__ = ["AdaptiveTtl", "CostScale", "RefreshAhead"]
 
-#: What the last observation weighs beside all before it: ten fetches reach back, so that a page which
-#: falls asleep or wakes up is followed within about as many.
+#: The weight of older observations: about ten fetches count, so that a page whose rate of change changes is
+#: followed within about as many.
 DECAY: Final = 0.9
 
 
 class AdaptiveTtl:
-    """The time to live of every answer from how often it was found changed.
+    """The time to live of each response, from how often it was found changed.
 
-    `staleness` is the accepted probability that an answer changes before its time is over, 0 < staleness < 1.
-    What was never observed gets its given ttl; the first observations move it from there. Remembers the
-    `entries` keys observed last, about 200 bytes each.
+    `staleness` is the accepted probability that a response changes before it expires, 0 < staleness < 1.
+    A response without observations gets its given ttl as the initial value. The last `entries` observed keys
+    are kept, about 200 bytes each.
     """
 
     def __init__(self, *, min_ns: int, max_ns: int, staleness: float = 0.1, entries: int = 65_536) -> None:
@@ -49,8 +49,8 @@ class AdaptiveTtl:
         self._seen: OrderedDict[Hashable, list[float]] = OrderedDict()  # changes, nanoseconds watched
 
     def observe(self, key: Hashable, changed: bool, interval_ns: int, ttl_ns: int) -> int:
-        """The ttl from now on, after a fetch that found the answer changed or not since `interval_ns` ago.
-        `ttl_ns` is what it would get without us: where the first estimate starts from.
+        """The new ttl, after a fetch that found the response changed or unchanged since `interval_ns` ago.
+        `ttl_ns` is the ttl without learning, the initial value of the estimate.
         """
         state = self._seen.get(key)
         if state is None:
@@ -93,11 +93,10 @@ def _until_first_change(interval: float, rate: float) -> float:
 
 
 class RefreshAhead:
-    """Whether a request that hits should have the answer fetched again behind its back.
+    """Decides whether a hit triggers a background refresh.
 
-    `window` is the share of the answer's life before its end, 0 to 1; `hits` how many requests it must have
-    served by then to be worth it; `beta` scales how much earlier a slow answer is fetched (1 is XFetch's
-    optimum).
+    `window` is the last share of the lifetime, 0 to 1; `hits` the minimum number of requests served until
+    then; `beta` scales how much earlier a slow response is refreshed (1 is XFetch's optimum).
     """
 
     def __init__(
@@ -114,25 +113,25 @@ class RefreshAhead:
         self._draw = draw
 
     def lead_ns(self, lifetime_ns: int, took_ns: int) -> int:
-        """How long before its end an answer is due; drawn anew at every call."""
+        """How long before expiry a response is due; a new random value at every call."""
         early = -self._beta * took_ns * math.log(1.0 - self._draw())
         return int(max(self._window * lifetime_ns, min(early, lifetime_ns / 2)))
 
     def due(self, remaining_ns: int, lifetime_ns: int, took_ns: int, hits: int) -> bool:
-        """True if an answer that stays fresh for `remaining_ns` more is to be fetched now."""
+        """True if a response that stays fresh for another `remaining_ns` should be refreshed now."""
         return hits >= self._hits and remaining_ns <= self.lead_ns(lifetime_ns, took_ns)
 
 
 class CostScale:
-    """How many times dearer than usual an answer is to make again, for each byte that it takes."""
+    """The cost of generating a response per byte, relative to the mean."""
 
     def __init__(self) -> None:
         self._mean = 0.0
         self._count = 0
 
     def times(self, took_ns: int, size_bytes: int) -> float:
-        """The cost to store it with. Every answer moves the mean, the first hundred more than later ones."""
-        # Small answers weigh at least what their entry occupies.
+        """The cost of the response. Every response moves the mean, the first hundred more than others."""
+        # Small responses count at least the size of their entry.
         each = max(0, took_ns) / max(512, size_bytes)
         self._count = min(self._count + 1, 100)
         self._mean += (each - self._mean) / self._count

@@ -1,9 +1,9 @@
-"""The predictive settings of a route's cache, and the object that the exchange asks because of them.
+"""The prediction settings of a route's cache, and the object that implements them.
 
-`Predictor` joins the estimators of predict.py and successors.py for one route in one worker. The exchange
-asks it at three moments: an answer comes in (`stored`: how long to keep it, how dear it was), a hit is near
-its end (`due`), a request was served (`follows`: what to fetch next). A route without `cache.predict` has
-none.
+`Predictor` combines the estimators of predict.py and successors.py for one route in one worker. It is called
+at three points: a response is stored (`ttl_ns`, `lives`: lifetime and eviction cost), a hit is near its
+expiry (`due`), a request was served (`follows`: targets to fetch next). A route without `cache.predict`
+has none.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class PredictConfig(Settings, frozen=True, kw_only=True):
 
 
 class Predictor:
-    """What a route's cache has learned in this worker. Times are nanoseconds; keys are the cache's own."""
+    """Learned data of a route's cache in this worker. Times are nanoseconds; keys are those of the cache."""
 
     def __init__(self, config: PredictConfig) -> None:
         adaptive, ahead, prefetch = config.adaptive_ttl, config.refresh_ahead, config.prefetch
@@ -150,11 +150,11 @@ class Predictor:
         self._seen: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()  # key → digest, when
         self._fetched: OrderedDict[bytes, int] = OrderedDict()  # not asked for yet → until when
 
-    # an answer comes in
+    # a response is stored
 
     def ttl_ns(self, key: bytes, etag: bytes | None, body: bytes | None, now_ns: int, ttl_ns: int) -> int:
-        """The lifetime of an answer that the origin gave none, and note whether it is the same as before. A
-        body of None: the origin said that it has not changed.
+        """The lifetime of a response without freshness information; records whether it has changed. A body of
+        None: the origin confirmed that it has not.
         """
         if self._adaptive is None:
             return ttl_ns
@@ -162,7 +162,7 @@ class Predictor:
         if body is None:
             digest = before[0] if before else b""
         else:
-            # An entity tag says it by itself; pages that differ in nothing but a clock have the same one.
+            # An entity tag is sufficient; pages that differ only in a clock have the same one.
             digest = etag or hashlib.blake2b(body, digest_size=16).digest()
         self._seen[key] = (digest, now_ns)
         self._seen.move_to_end(key)
@@ -173,7 +173,7 @@ class Predictor:
         return self._adaptive.observe(key, digest != before[0], now_ns - before[1], ttl_ns)
 
     def lives(self, took_ns: int, size_bytes: int) -> int:
-        """How many evictions to spare an answer that took so long to make: 0 to 3."""
+        """The number of evictions that the response survives, by its cost: 0 to 3."""
         if self._scale is None:
             return 0
         times, lives = self._scale.times(took_ns, size_bytes), 0
@@ -182,16 +182,14 @@ class Predictor:
             times /= 2.0
         return lives
 
-    # a request is answered
+    # a request was served
 
     def due(self, remaining_ns: int, lifetime_ns: int, took_ns: int, hits: int) -> bool:
-        """True if a fresh answer is to be fetched again now."""
+        """True if a fresh response should be refreshed now."""
         return self._ahead is not None and self._ahead.due(remaining_ns, lifetime_ns, took_ns, hits)
 
     def follows(self, client: bytes, target: bytes, now_ns: int) -> list[bytes]:
-        """What this client will probably ask for next, as far as the budget goes. Who fetches one of them
-        calls `fetching`.
-        """
+        """The targets that this client will probably request next. Call `fetching` for a fetch."""
         if self._successors is None or self.budget is None:
             return []
         self.budget.earn()
@@ -203,11 +201,11 @@ class Predictor:
         return self._successors.observe(client, target, now_ns)
 
     def may_fetch(self, target: bytes) -> bool:
-        """True if the budget allows one more, and this one is not under way or waiting to be used."""
+        """True if the budget allows one more, and this one is neither in flight nor waiting to be used."""
         return self.budget is not None and target not in self._fetched and self.budget.take()
 
     def fetching(self, target: bytes, now_ns: int) -> None:
-        """It is being fetched ahead. What nobody asks for within a minute was for nothing."""
+        """Records a prefetch. It counts as useless if the target is not requested within a minute."""
         self._fetched[target] = now_ns + 60 * SECOND
         if len(self._fetched) > WAITING_PREFETCHES:
             self._fetched.popitem(last=False)
@@ -232,7 +230,7 @@ def build_predictor(config: PredictConfig | None) -> Predictor | None:
 
 
 def problems(config: PredictConfig) -> list[tuple[tuple[str, ...], str, str, str]]:
-    """What is wrong between the values: path below `predict`, found, expected, hint."""
+    """Faults between the values: path below `predict`, found, expected, hint."""
     found: list[tuple[tuple[str, ...], Any, str, str]] = []
     adaptive = config.adaptive_ttl
     if adaptive is not None and adaptive.min_ns > adaptive.max_ns:

@@ -1,4 +1,4 @@
-"""What a plugin may say about caching: the key, whether an answer may be kept, and for how long.
+"""Cache strategies: Python code for the key, storage and lifetime of responses.
 
     from fastgate.caching.strategy import Strategy
 
@@ -10,9 +10,8 @@
             return min(ttl_ns, 5_000_000_000)
 
 A route names it with `cache: {strategy: "package.module:ByTenant"}`, or by the name of its entry point (group
-`fastgate.cache_strategies`). It narrows what the rules of HTTP allow and never widens it: an answer that must
-not be stored is not, whatever a strategy says, and an answer to an authenticated consumer stays that
-consumer's.
+`fastgate.cache_strategies`). It can restrict the rules of HTTP and never extend them: a response that must
+not be stored is not stored, and a response to an authenticated consumer is served to that consumer only.
 """
 
 from __future__ import annotations
@@ -47,17 +46,17 @@ class Strategy:
         self.config = config
 
     def key(self, ctx: RequestContext) -> str | None:
-        """What stands for path and query in the key; None: this request is not answered from the cache. Host,
-        scheme, consumer, and what the route's `key` lists are always part of it besides.
+        """Replaces path and query in the key; None: this request bypasses the cache. Host, scheme, consumer
+        and the additions of the route's `key` are always part of the key.
         """
         return f"{ctx.path}?{ctx.query}" if ctx.query else ctx.path
 
     def cacheable(self, ctx: RequestContext, status: int, fields: Headers) -> bool:
-        """False keeps an answer out that the rules would store."""
+        """False prevents storage of a response that the rules allow to store."""
         return True
 
     def ttl(self, ctx: RequestContext, status: int, fields: Headers, ttl_ns: int) -> int:
-        """How long the answer is fresh, in nanoseconds; `ttl_ns` is what the rules say."""
+        """The freshness lifetime in nanoseconds; `ttl_ns` is that of the rules."""
         return ttl_ns
 
 

@@ -1,11 +1,10 @@
-"""What usually follows: which answers to fetch before a client asks for them, and how many of those to pay
-for.
+"""Successors of a request, for prefetching, and a budget for the extra fetches.
 
-STATE     Successors: per client the key it asked for last (bounded, least recently seen goes first); per key
-          a handful of slots (follower, count); when all are taken, a newcomer lowers the smallest count and
-          gets its slot once that is nothing. Counts are halved when a key has been left often: old habits
-          fade. Budget: tokens, earned by requests and spent by fetches; useless fetches lower the earnings.
-COST      observe(): a few dict look-ups and at most SLOTS comparisons, about 1 µs; about 600 bytes per key.
+STATE     Successors: per client the last requested key (bounded, least recently seen evicted first); per key
+          a few slots (successor, count); if all are taken, a new successor lowers the smallest count and gets
+          its slot at zero. Counts are halved when a key has been left often, so that old patterns fade.
+          Budget: tokens, earned by requests and spent by fetches; useless fetches lower the earnings.
+COST      observe(): a few dict lookups and at most SLOTS comparisons, about 1 µs; about 600 bytes per key.
 SOURCES   Padmanabhan & Mogul, Using predictive prefetching to improve World Wide Web latency (CCR 1996):
           first order, threshold on the share; Misra & Gries, Finding repeated elements (1982).
 """
@@ -33,10 +32,10 @@ class _Page(Generic[Key]):
 
 
 class Successors(Generic[Key]):
-    """A first-order model of who asks for what after what.
+    """A first-order model of request sequences.
 
-    `confidence` is the share of departures that must have gone to a follower, `support` how often at least.
-    Requests of one client that are more than `gap_ns` apart do not follow each other.
+    `confidence` is the minimum share of departures to a successor, `support` the minimum number. Requests of
+    one client that are more than `gap_ns` apart do not form a sequence.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Successors(Generic[Key]):
         return self.after(key)
 
     def after(self, key: Key) -> list[Key]:
-        """What usually follows this key, the likeliest first."""
+        """The usual successors of this key, the most likely first."""
         page = self._pages.get(key)
         if page is None or page.left < self._support:
             return []
@@ -115,12 +114,10 @@ class Successors(Generic[Key]):
 
 
 class Budget:
-    """How many extra fetches the origin is asked to bear: at most `ratio` per request of a client, and fewer
-    when they turn out to be for nothing.
+    """A bound on extra fetches: at most `ratio` per client request, and fewer if they turn out to be useless.
 
-    Every request earns `ratio` of a token, a fetch costs one. The share of fetches that somebody used is
-    followed; below `usefulness` earnings shrink with it, so that guessing badly costs little and never stops
-    altogether.
+    Every request earns `ratio` of a token, a fetch costs one. If the share of used fetches falls below
+    `usefulness`, earnings shrink with it, so that bad predictions cost little but never stop completely.
     """
 
     def __init__(self, *, ratio: float = 0.1, burst: float = 10.0, usefulness: float = 0.25) -> None:
@@ -148,7 +145,7 @@ class Budget:
         return True
 
     def settle(self, was_used: bool) -> None:
-        """What became of a fetch: somebody asked for it before it expired, or nobody did."""
+        """Records the outcome of a fetch: requested before it expired, or not."""
         if was_used:
             self.used += 1
         else:

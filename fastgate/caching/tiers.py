@@ -1,9 +1,8 @@
-"""The tiers behind a worker's memory: the disk of the machine, then Redis. What the exchange asks them, and
-the purges they share.
+"""The tiers below a worker's memory: the disk of the machine, then Redis; and their purges.
 
-`get_now` is synchronous and asks the disk. `get_later`, when `has_later` says that it may find more, asks
-what must be awaited: Redis, with its time limit, or the disk in a thread for an answer that is large. Answers
-of Redis are written to the disk, too. `put` only queues.
+`get_now` is synchronous and reads the disk. `get_later`, if `has_later`, does the lookups that must be
+awaited: Redis, with its time limit, or the disk in a thread for a large response. Responses found in
+Redis are also written to the disk. `put` only queues.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ PURGE_KINDS: Final = ("all", "url", "key", "tag", "prefix", "pattern")
 
 
 class Tiers:
-    """What lies behind the memory of one worker. A service: `start` and `close`."""
+    """The tiers below the memory of one worker. A service: `start` and `close`."""
 
     def __init__(self, epochs: Epochs, disk: DiskStore | None, fleet: Fleet | None) -> None:
         self._epochs = epochs
@@ -92,7 +91,7 @@ class Tiers:
         return self._large is not None or (self.fleet is not None and self.fleet.is_up)
 
     def get_now(self, key: bytes) -> bytes | None:
-        """The answer under key that the disk holds."""
+        """The response under key in the disk tier."""
         self._large = None
         if self.disk is None:
             return None
@@ -103,7 +102,7 @@ class Tiers:
         return found  # type: ignore[no-any-return]
 
     async def get_later(self, key: bytes) -> bytes | None:
-        """The answer under key from what must be awaited; purged meanwhile, it is not given out."""
+        """The response under key from the awaited lookups; one that was purged meanwhile is dropped."""
         sequence = self._epochs.sequence
         found: bytes | None = None
         tags: tuple[bytes, ...] = ()
@@ -123,7 +122,7 @@ class Tiers:
         return found
 
     def put(self, key: bytes, blob: bytes, tags: Iterable[bytes], ttl_ns: int, sequence: int) -> None:
-        """Queues an answer whose making began when the purge log was at `sequence`."""
+        """Queues a response whose fetch started when the purge log was at `sequence`."""
         if ttl_ns <= 0:
             return
         expires_ns = realtime_ns() + min(ttl_ns, 1 << 61)
@@ -134,7 +133,7 @@ class Tiers:
             self.fleet.put(key, blob, labels, expires_ns, sequence)
 
     def forget(self, key: bytes) -> None:
-        """Queues the removal of an answer that had to give way. No purge: nobody must hear of it."""
+        """Queues the removal of an evicted response. It is not a purge and is not published."""
         if self.disk is not None:
             self.disk.put(key, b"", (), 0, 0)
         if self.fleet is not None:
@@ -158,9 +157,8 @@ class Tiers:
 
 
 def purge(epochs: Epochs, kind: str, text: bytes | str = b"") -> int:
-    """Appends to the purge log, from any process; the sequence. In force on this machine when it returns.
-    `url` is all that is kept for a URL, `key` one entry. ValueError: an unknown kind, or a text it cannot
-    be."""
+    """Appends to the purge log, from any process; the sequence. In effect on this machine when it returns.
+    `url` purges all responses of a URL, `key` one entry. ValueError: an unknown kind, or an invalid text."""
     if kind not in PURGE_KINDS:
         raise ValueError(f"kind: expected one of {', '.join(PURGE_KINDS)}, got {kind!r}")
     if kind == "all":
@@ -179,8 +177,8 @@ def purge(epochs: Epochs, kind: str, text: bytes | str = b"") -> int:
 async def settled(
     epochs: Epochs, sequence: int, *, disk: bool, redis: bool, timeout_s: float = 2.0
 ) -> dict[str, bool]:
-    """Waits, for a while, until a purge is also carried out on the disk (so that it outlives a restart) and
-    Redis has been told. What of it is done."""
+    """Waits for a limited time until a purge is also applied on the disk (so that it survives a restart) and
+    confirmed by Redis. Which of these are done."""
     until = time.monotonic() + timeout_s
     while True:
         state = {}
