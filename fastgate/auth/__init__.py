@@ -1,1 +1,1 @@
-"""Who is it: one file per method, behind the compiled gate that walks a route's methods in order."""
+"""Authentication: one file per method, called by the compiled gate in the order of a route's methods."""

@@ -1,4 +1,4 @@
-"""Everybody without a credential, with a tier of their own. Counted by address, not as one."""
+"""Requests without a credential, with a separate tier. Limits count them by address."""
 
 from __future__ import annotations
 

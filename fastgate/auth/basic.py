@@ -1,8 +1,8 @@
 """User name and password (RFC 7617), hashed off the loop in one thread and behind a bounded queue.
 
-A verified pair is kept by the gate under a keyed hash, so hashing is paid once in `cache`. An unknown user
-costs the same as a known one with a wrong password: a hash as dear as those of the users there are. Guessing
-therefore fills the queue and nothing else; what does not fit in gets 503 at once.
+The gate caches a verified pair under a keyed hash, so a password is hashed once in `cache`. An unknown user
+costs the same as a known one with a wrong password: a hash as expensive as those of existing users. Guessing
+therefore only fills the queue; requests that do not fit get 503 at once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BasicScheme(Scheme):
         resolve: Resolve,
         counter: CounterOf | None = None,
     ) -> None:
-        """consumers: password hashes by the name of the consumer, beside `users`."""
+        """consumers: password hashes by the name of the consumer, in addition to `users`."""
         super().__init__(counter)
         self._config = config
         self.cache_ns = config.cache_ns
@@ -81,7 +81,7 @@ class BasicScheme(Scheme):
         self._waiting = 0
 
     async def start(self) -> None:
-        # One thread: hashing is meant to be slow, and must not take more than one CPU from everybody else.
+        # One thread: hashing is slow by design and must not use more than one CPU.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fastgate-basic")
 
     async def close(self) -> None:

@@ -109,7 +109,7 @@ SCHEMES: dict[str, MakeScheme] = {
 
 
 def build(use: AuthUse | None, env: FeatureEnv) -> AuthGate | None:
-    """The gate of a route, or None where anybody may come."""
+    """The gate of a route, or None without authentication."""
     if use is None:
         return None
     schemes = []
@@ -146,7 +146,7 @@ _seen: tuple[Any, bytes] = (None, b"")
 
 
 def _surroundings(config: Any) -> bytes:
-    """A digest of what schemes see of the config besides their own settings. A new one makes them anew.
+    """A digest of the config that schemes depend on, in addition to their settings. A change rebuilds them.
 
     Made once for a config and not for each of its routes, as there may be thousands of both.
     """

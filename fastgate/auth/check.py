@@ -1,4 +1,4 @@
-"""What is wrong inside the `auth` section: keys that cannot be used, URLs, hashes, contradictions.
+"""Checks of the `auth` section: unusable keys, URLs, hashes, contradictions.
 
 One function per method. The libraries that a method needs are imported only when it is configured.
 """
@@ -27,7 +27,7 @@ _NEVER_UPSTREAM: Final = frozenset(
 )
 _NEVER_ASKED: Final = frozenset(name.decode() for name in OWN_FIELDS)
 _KEY_SOURCES: Final = ("secret", "public_key", "jwks_file", "jwks_url", "discovery")
-#: What other gateways call these methods, and what to write here.
+#: Names of these methods in other gateways, and the equivalents here.
 _FOREIGN_SCHEMES: Final = {
     name: hint
     for hint, names in (

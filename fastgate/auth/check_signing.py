@@ -1,4 +1,4 @@
-"""What is wrong with the keys and rules of signed requests (`auth.hmac`, `auth.signatures`)."""
+"""Checks of the keys and rules of signed requests (`auth.hmac`, `auth.signatures`)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What a token or an authorization server says of somebody, made an Identity.
+"""Mapping of the claims of a token or an authorization server to an Identity.
 
-Nothing here decides whether the claims are true; that is done before. Text that comes from outside becomes a
-consumer's name, a scope or a role only when it is text of the right kind: a claim of another type is as if it
-were not there, and a consumer that cannot be named refuses the token.
+The claims are verified before. External text becomes a consumer name, a scope or a role only if it is valid
+for it: a claim of another type counts as absent, and a token without a valid consumer name is rejected.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ class ClaimsReader:
     def identity(
         self, claims: Mapping[str, Any], expires_ns: int, key_id: str | None = None
     ) -> Identity | None:
-        """Who these claims speak of; None when they name nobody, or somebody who may not come in."""
+        """The identity of these claims; None without a consumer, or if the consumer is not accepted."""
         config = self._config
         consumer = ""
         for name in self._consumer:

@@ -1,8 +1,8 @@
-"""Consumers: whose a key, a token or a certificate is, and what that gives them.
+"""Consumers: the owners of keys, tokens and certificates, and their properties.
 
-A consumer stands in the config file, in the store (made at run time), or in both; then what was said at run
-time counts, field by field. The controller publishes the result into the directory, and there a change is in
-force on every worker at once. Without a controller (no admin listener) the config file alone tells.
+A consumer is in the config file, in the store (run-time changes), or in both; run-time values take
+precedence, field by field. The controller publishes the result in the directory, where a change is in effect
+on every worker at once. Without a controller (no admin listener) only the config file is used.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ UNDECLARED = -2
 
 
 class Consumers:
-    """What a worker knows of consumers: the directory first, then the config file."""
+    """The consumers as seen by a worker: the directory first, then the config file."""
 
     def __init__(self, config: Mapping[str, ConsumerConfig], directory: Directory | None) -> None:
         self._config = config
         self._directory = directory
 
     def find(self, name: str) -> ConsumerRecord | None:
-        """The consumer of this name as it is now; None for one nobody declared."""
+        """The current record of this consumer; None for an undeclared one."""
         return self._look(name)[0]
 
     def identity(
@@ -52,11 +52,11 @@ class Consumers:
         must_exist: bool = False,
         shared: bool = False,
     ) -> Identity | None:
-        """Who this is, with what the credential says added to what is known of the consumer. None when the
-        consumer is disabled, or `must_exist` and nobody declared it.
+        """The identity of this consumer and the properties of the credential. None if the consumer is
+        disabled, or undeclared with `must_exist`.
 
-        tier: of the credential; else the consumer's, else `default_tier`. scopes: in place of the consumer's.
-        roles: besides them. metadata: over them. shared: it stands for many people.
+        tier: of the credential, or the consumer's, or `default_tier`. scopes: replace the consumer's. roles:
+        are added. metadata: overrides single entries. shared: the identity is shared by many clients.
         """
         record, index, version = self._look(name)
         if record is None:
@@ -84,7 +84,7 @@ class Consumers:
     def _look(self, name: str) -> tuple[ConsumerRecord | None, int, int]:
         index, version = -1, 0
         if self._directory is not None:
-            # Before the look-up: what is written meanwhile makes the answer out of date.
+            # Before the lookup: a concurrent write makes the result outdated.
             index, version = UNDECLARED, self._directory.generation
             found = self._directory.get(consumer_digest(name))
             if found is not None:
@@ -98,7 +98,7 @@ _NOBODY = ConsumerRecord()
 
 
 def effective(config: ConsumerConfig | None, stored: StoredConsumer | None) -> ConsumerRecord:
-    """What counts for a consumer that stands in the config file, in the store, or in both."""
+    """The effective values of a consumer in the config file, in the store, or in both."""
     base = config or _NO_CONFIG
     said = stored or _NOTHING_SAID
     limits = {**base.limits, **(said.limits or {})}

@@ -1,10 +1,10 @@
-"""Ask another service about each request (ForwardAuth in Traefik, auth_request in nginx).
+"""Authentication by another service for each request (ForwardAuth in Traefik, auth_request in nginx).
 
-What it gets is a GET without body: the client headers that the config names, and what the request is in
-`X-Forwarded-Method`, `-Proto`, `-Host`, `-Uri` and `-For`, which are always ours and never the client's. A
-2xx answer lets the request pass, with the headers that the config names for the upstream; what a client sent
-under those names is taken out of every request of the route. A 401, a 403 or a redirect goes to the client as
-it is, with `WWW-Authenticate`, `Location` and `Set-Cookie`. Everything else is no answer at all.
+The service receives a GET without body: the configured client headers, and the request in
+`X-Forwarded-Method`, `-Proto`, `-Host`, `-Uri` and `-For`, which are set by the gateway, never by the client.
+A 2xx response lets the request pass, with the configured response headers for the upstream; client values of
+these headers are removed from every request of the route. A 401, a 403 or a redirect is sent to the client,
+with `WWW-Authenticate`, `Location` and `Set-Cookie`. Any other response counts as unavailable.
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ the end.
     content-type:application/json       one line for each field in `headers`, in that order: the name in lower
                                         case, a colon, the value; several fields of a name joined by ", "
 
-What was learned of others: nothing is normalised, because two ways to normalise are two ways to disagree
-(AWS SigV4's clients stumble over exactly that); the client cannot choose to cover less than the first eight
-lines (Kong's hmac-auth lets `headers="date"` stand for a whole request); a timestamp alone still allows
-replays within its window, so there is a nonce, which all workers of the machine see.
+Lessons from other schemes: nothing is normalized, because different normalizations disagree (a known problem
+of AWS SigV4 clients); the client cannot cover less than the first eight lines (Kong's hmac-auth accepts
+`headers="date"` as coverage of a whole request); a timestamp alone allows replays within its window, so there
+is a nonce, shared by all workers of the machine.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def canonical_string(
     content_digest: str,
     headers: list[tuple[str, str]],
 ) -> bytes:
-    """What is signed."""
+    """The signed string."""
     lines = ["HMAC-SHA256", ts, nonce, method, host.lower(), path, query, content_digest]
     lines += [f"{name}:{value}" for name, value in headers]
     return "\n".join(lines).encode("latin-1")
@@ -118,7 +118,7 @@ class Hmac(Scheme):
         self._nonces = nonces
         self._directory = directory
         self._clock = clock
-        # What an unknown key is compared with, so that it costs what a known one costs.
+        # The comparison value of an unknown key, so that it costs the same as a known one.
         self._nobody = ("", os.urandom(32))
 
     @classmethod
@@ -159,8 +159,8 @@ class Hmac(Scheme):
         return outcome
 
     def _secret(self, key_id: str) -> tuple[str, bytes]:
-        """Whose key it is, and its secret: of the config, else of the store, where `hmac/acme` and
-        `hmac/acme/2` are secrets of the consumer acme. Both are looked at in any case.
+        """The consumer and the secret of a key: from the config, or from the store, where `hmac/acme` and
+        `hmac/acme/2` are secrets of the consumer acme. Both are always looked up.
         """
         found = self._secrets.get(key_id)
         stored = self._directory.get(secret_digest(f"hmac/{key_id}")) if self._directory is not None else None
@@ -174,7 +174,7 @@ class Hmac(Scheme):
             return self._nobody
 
     def _outcome(self, ctx: RequestContext, parts: dict[str, str] | None) -> Identity | str:
-        """Who it is, or what is wrong. The signature is computed in any case, so that every wrong credential
+        """The identity, or the fault. The signature is always computed, so that every invalid credential
         costs the same."""
         given = parts or {}
         key_id = given.get("key", "")

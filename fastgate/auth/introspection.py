@@ -1,8 +1,8 @@
-"""Opaque tokens: ask the authorization server what they are worth (RFC 7662).
+"""Opaque tokens, validated by the authorization server (RFC 7662).
 
-One question for many requests with the same token at the same time. What was active is kept by the gate for
-`cache`, what was inactive here for `negative_cache`, so that a flood of wrong tokens does not become a flood
-of questions; both only under a keyed hash of the token. Questions under way are bounded, and each is in time.
+Concurrent requests with the same token share one call. The gate caches active tokens for `cache`, this module
+caches inactive ones for `negative_cache`, so that a flood of invalid tokens does not reach the server; both
+under a keyed hash of the token. Calls in flight are bounded, and each has a time limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastgate.upstream.fetch import Fetcher, FetchError
 
 __all__ = ["IntrospectionScheme"]
 
-# RFC 7662 answers have some hundred bytes.
+# RFC 7662 responses have a few hundred bytes.
 MAX_ANSWER_BYTES = 65536
 
 
@@ -114,7 +114,7 @@ class IntrospectionScheme(Scheme):
     def _over(self, key: bytes, done: asyncio.Task[Any]) -> None:
         del self._asking[key]
         if not done.cancelled():
-            done.exception()  # seen, even when everybody who waited has gone
+            done.exception()  # retrieved, even if all waiting requests are gone
 
     def _key(self, token: str) -> bytes:
         return hashlib.blake2b(token.encode(), digest_size=16, key=self._secret).digest()
@@ -129,12 +129,12 @@ class IntrospectionScheme(Scheme):
         return False
 
     async def _asked(self, token: str, key: bytes) -> tuple[Any, str]:
-        """What the server says of this token, and the outcome that was counted."""
+        """The server's response for this token, and the counted outcome."""
         said = await self._ask(token, key)
         return said, self.outcome
 
     async def _ask(self, token: str, key: bytes) -> Any:
-        """What the server says of this token."""
+        """The server's response for this token."""
         config = self._config
         self.count("asked")
         try:

@@ -1,9 +1,9 @@
-"""The keys that tokens are verified with: from a file, or from a URL and refreshed behind the traffic.
+"""Token verification keys: from a file, or from a URL and refreshed in the background.
 
-An algorithm belongs to a key, never to a token: `KeySet.find` answers with keys that the key's own words
-and the config allow for the token's algorithm, and with nothing else. RemoteKeys fetches one at a time: by
-the answer's Cache-Control within bounds, less and less often while it fails, and at most once in
-`unknown_kid` because a token named a key that is not there. The last good set stays in use meanwhile.
+The algorithm is a property of the key, never of the token: `KeySet.find` returns only keys that allow the
+token's algorithm by their own `alg` and by the config. RemoteKeys does one fetch at a time: according to
+Cache-Control within bounds, with back-off while it fails, and at most once in `unknown_kid` for a token with
+an unknown key. The last valid set stays in use meanwhile.
 
 Sources: RFC 7517 (JWK), RFC 7518 (JWA), RFC 8725 §3 (best practices), OpenID Connect Discovery 1.0 §4.
 """
@@ -197,7 +197,7 @@ def _key_of_jwk(entry: Any, allowed: tuple[str, ...], symmetric: bool) -> Key | 
 
 
 def _fitting(key: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """What this public key may verify: what its kind can, and the config allows."""
+    """The algorithms of this public key: those of its type that the config allows."""
     if isinstance(key, rsa.RSAPublicKey):
         if key.key_size < LEAST_RSA_BITS:
             return ()
@@ -205,7 +205,7 @@ def _fitting(key: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(key, ec.EllipticCurvePublicKey):
         name = CURVES.get(key.curve.name)
     elif names := _edwards(key):
-        # Whoever allows EdDSA allows it on every curve, by whichever name.
+        # A config that allows EdDSA allows it on every curve, by either name.
         return tuple(one for one in names if not allowed or one in allowed or "EdDSA" in allowed)
     else:
         name = None
@@ -230,9 +230,7 @@ def check_local_keys(issuer: JwtIssuerConfig) -> None:
 
 
 class FileKeys:
-    """A key or key set in a file, read anew when it changes. A broken new one is reported and changes
-    nothing.
-    """
+    """A key or key set in a file, read again when it changes. An invalid new file is logged and ignored."""
 
     def __init__(self, path: str, read: Callable[[bytes], KeySet]) -> None:
         self._path = path
@@ -302,15 +300,15 @@ class RemoteKeys:
         self._due_s = 0.0  # of the next regular fetch, CLOCK_MONOTONIC
 
     def may_learn(self, kid: str | None) -> bool:
-        """True if waiting may bring a key that is not here: a fetch is under way, or may be begun for it."""
+        """True if waiting may yield a missing key: a fetch is in flight, or may be started."""
         if self._fetch is not None:
             return True
-        # With a set in hand one fetch per interval, whoever asks; without one the pace of the retries.
+        # With a key set, one fetch per interval for all requests; without one, the pace of the retries.
         least_ns = self._config.unknown_kid_ns if self.keys is not None else int(self._retry_s() * 1e9)
         return self._begun_ns == 0 or time.monotonic_ns() - self._begun_ns >= least_ns
 
     async def learn(self) -> None:
-        """Wait for the fetch under way, or for one begun now. Ends in time, whatever the issuer does."""
+        """Waits for the fetch in flight, or starts one. The time is bounded, regardless of the issuer."""
         if self._fetch is None and self.may_learn(None):  # it may have ended since the token was looked at
             self._begin()
         fetch = self._fetch

@@ -39,7 +39,7 @@ from fastgate.upstream.fetch import Fetcher
 
 __all__ = ["JwtScheme", "Token", "keys_of_issuer", "read_token"]
 
-# Requests that wait for keys, per worker. More are answered at once: they are likely an attack.
+# Requests that wait for keys, per worker. More are rejected at once: they are likely an attack.
 MAX_WAITING: Final = 1024
 FETCHES: Final = ("ok", "failed")
 

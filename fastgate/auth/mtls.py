@@ -1,10 +1,10 @@
-"""Client certificates: whose certificate is it? That it is good was found by the listener's handshake.
+"""Client certificates: mapping to consumers. The TLS handshake of the listener has verified the certificate.
 
-A certificate is read once per connection. What it says is looked up first in what the config lists
+A certificate is parsed once per connection. Its names are looked up first in the configured entries
 (`auth.mtls.certificates` and `certificate` of the consumers), then as the name of a consumer; both in the
-order of `identify_by`. A consumer with listed certificates is reached by them only: another certificate that
-bears its name is refused. A subject with several common names has none, since which of them was meant is
-anybody's guess. A certificate that has run out since the handshake is refused, on connections that live long.
+order of `identify_by`. A consumer with listed certificates is identified by those only: another certificate
+with its name is rejected. A subject with several common names is treated as having none, because it is
+ambiguous. A certificate that expired since the handshake is rejected, for long-lived connections.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 A nonce is a key of a limiter in shared memory that grants one use per window: the first worker to come
 takes it with one compare-and-swap, so a replay is refused whichever worker it reaches, with one worker or
 sixteen, across reloads and dead workers. The window is longer than a signature stays valid, so a nonce is
-forgotten only when its signature has expired by itself. A nonce is recorded after its signature has
-verified, so nobody without a key can fill the table, and each key id has a share of it, so that no
-consumer can fill it for the others. A full table refuses new signatures (the gate answers 503) and counts
-it: to let them pass would be to let replays pass.
+forgotten only when its signature has expired anyway. A nonce is recorded after its signature has been
+verified, so a client without a key cannot fill the table, and each key id has a share of it, so that no
+consumer can fill it for the others. A full table rejects new signatures (the gate returns 503) and counts
+it, because accepting them would allow replays.
 
 Time is that of the clock that the timestamps are compared with, the realtime clock: when it is set back, old
 signatures become valid once more, and their nonces stay used for as much longer. When it is set forward and
@@ -46,8 +46,8 @@ class NonceWindow:
         self._replayed: Any = counter(REPLAYED, method=method) if counter is not None else None
 
     def first_use(self, key_id: str, nonce: str, now_s: float) -> bool:
-        """True once per window and pair, whoever asks. now_s: Unix time. Unavailable when the table has no
-        place.
+        """True once per window and pair, across all workers. now_s: Unix time. Unavailable if the table is
+        full.
         """
         key, now_ns = f"{len(key_id)}:{key_id}{nonce}".encode(), int(now_s * SECOND)
         decision = self._limiter.take(key, 1, now_ns, source=key_id)

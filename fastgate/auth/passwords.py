@@ -37,8 +37,7 @@ def hash_password(password: str) -> str:
 
 
 def password_checker(text: str) -> tuple[str, Callable[[bytes], bool]]:
-    """(how dear it is, a function that tells whether a password is the one). ValueError says what was
-    expected.
+    """(the cost parameters, a function that verifies a password). ValueError has the expected format.
 
     The function takes its time and lets other threads run.
     """

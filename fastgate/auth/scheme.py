@@ -1,13 +1,12 @@
-"""What a method of authentication is to the gate that asks it.
+"""The interface between an authentication method and the gate.
 
-The gate walks a route's schemes in the order of the config. Each looks at the request and says one of
-these things: an Identity (this is who it is), None (there is no credential of this kind here: ask the next),
-REJECTED (there is one and it is wrong; the client gets the same 401 whatever was wrong with it), or LATER
-(something must be awaited: the gate calls `verify_later`, and only that request waits). One that has put an
-answer of its own on the request (`ctx.respond`) says ANSWERED, and the walk is over. A scheme that cannot
-ask the server it depends on raises Unavailable; whether such a request passes is the scheme's `on_error`.
+The gate calls a route's schemes in the order of the config. Each checks the request and returns an Identity,
+None (no credential of this kind: try the next scheme), REJECTED (an invalid credential; the client gets the
+same 401 for every cause), or LATER (asynchronous: the gate calls `verify_later`, and only that request
+waits). A scheme that has set a response (`ctx.respond`) returns ANSWERED, and no further scheme is called. A
+scheme whose server is unreachable raises Unavailable; its `on_error` decides whether such a request passes.
 
-What exactly was wrong is for the operator: `count("expired")` shows in `fastgate_auth_total` and, by the
+The exact cause is for operators: `count("expired")` appears in `fastgate_auth_total` and, by the
 table `REASON_OF`, as the reason in the access log; the response says only that a credential is missing or
 invalid.
 """
@@ -60,7 +59,7 @@ LOUD_S: Final = 10.0
 
 
 class Verdict(enum.Enum):
-    """What a scheme says besides an Identity or None."""
+    """The results of a scheme other than an Identity or None."""
 
     REJECTED = 1
     LATER = 2

@@ -140,8 +140,8 @@ class AuthUse(Settings, frozen=True, kw_only=True):
     ] = True
 
     def lets_unnamed_pass(self) -> bool:
-        """Whether a request may pass without the gateway knowing who of many it is from: in shadow mode,
-        where another service answers for it, or where such a service may be passed over (`on_error: allow`).
+        """True if a request may pass without an identified client: in shadow mode, with authentication by
+        another service, or if an unreachable service is ignored (`on_error: allow`).
         """
         return not self.enforce or not {"forward", "introspection", "jwt"}.isdisjoint(self.schemes)
 

@@ -2,8 +2,8 @@
 signed.
 
 Pure: no keys, no clock. Requests only, so `@status` and the `req` parameter are errors, and so is `tr`,
-because a gateway decides before the trailers are there. What a component means is §2.1 and §2.2; the lines
-are §2.5.
+because a gateway decides before the trailers arrive. Components are defined in §2.1 and §2.2, the lines in
+§2.5.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _STRUCTURED["cache-status"] = "list"
 
 
 class Message(NamedTuple):
-    """What a request is to a signature."""
+    """The parts of a request that a signature covers."""
 
     method: str
     scheme: str  # as the client meant it: http or https

@@ -34,7 +34,7 @@ __all__ = ["Signatures", "load_key"]
 # operation, so a request must not be able to ask for any number of them.
 MOST_SIGNATURES: Final = 4
 
-# What covers what besides itself (§2.2).
+# The components that a component covers in addition to itself (§2.2).
 _IMPLIED: Final[dict[str, tuple[str, ...]]] = {
     "@target-uri": ("@scheme", "@authority", "@path", "@query", "@request-target"),
     "@request-target": ("@path", "@query"),
@@ -147,7 +147,7 @@ class Signatures(Scheme):
             self.count("ok")
             return found
         if looked_at == 0:
-            # Signatures for somebody else (another tag) are no credential for us.
+            # Signatures with another tag are not credentials for this gateway.
             return None
         return REJECTED
 

@@ -103,7 +103,7 @@ class Client:
 
 
 def read_source(data: bytes, fetch: Callable[[Wanted], bytes] | None = None) -> list[Wanted]:
-    """What the source names, the most wanted first, each once. `fetch` reads the sitemaps that an index
+    """The targets of the source, the most frequent first, each once. `fetch` reads the sitemaps that an index
     names.
     """
     data = _unpacked(data)

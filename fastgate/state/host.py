@@ -4,8 +4,8 @@ One header and one row per worker process, in anonymous shared memory that the s
 forks. A row (`seat` in the code) belongs to one live worker and is also the index of its counters; a slot is
 a place in the listening group. While an old generation drains, two rows serve one slot.
 
-STATE   word 0..31 header, then 16 words for each seat; a word is an aligned 64-bit integer.
-WRITERS every word has one writer: `heartbeat_ns` and `loop_lag_ns` the worker in the seat,
+STATE   word 0..31 header, then 16 words for each row; a word is an aligned 64-bit integer.
+WRITERS every word has one writer: `heartbeat_ns` and `loop_lag_ns` the worker of the row,
 `controller_heartbeat_ns` and `clock_offset_ns` the controller, everything else the supervisor. An aligned
 8-byte store is one instruction, so readers see old or new, never half. Nothing here needs a lock.
 """
@@ -88,7 +88,7 @@ class Seat:
 
 
 class HostTable:
-    """The header, and the seats as a sequence."""
+    """The header, and the rows as a sequence."""
 
     __slots__ = ("_offset", "_words", "seats")
 
@@ -119,7 +119,7 @@ class HostTable:
         self.add_seats(memory, seats)
 
     def add_seats(self, memory: Any, seats: int) -> None:
-        """Fixes the number of seats; before the first fork, so that all processes agree."""
+        """Fixes the number of rows; before the first fork, so that all processes agree."""
         self._words = memoryview(memory).cast("B")[: self.size(seats)].cast("q")
         self.seats = tuple(Seat(self._words, i) for i in range(seats))
 

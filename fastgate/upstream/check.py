@@ -1,4 +1,4 @@
-"""What is wrong with upstreams: names, targets, TLS, credentials."""
+"""Checks of upstreams: names, targets, TLS, credentials."""
 
 from __future__ import annotations
 
