@@ -14,7 +14,7 @@ from fastgate._core.shm.directory import Directory
 from fastgate._core.shm.recordring import RecordRing
 from fastgate.config import check
 from fastgate.features.policy.gate import Policies, PolicyGate
-from fastgate.features.policy.language import ExpressionError, Language
+from fastgate.features.policy.language import ExpressionError, Language, bounded
 from fastgate.features.policy.settings import PolicyConfig
 from fastgate.features.policy.variables import VARIABLES
 from fastgate.features.policy.violations import Violation, ViolationLog
@@ -81,6 +81,37 @@ def test_only_named_variables_are_built(language: Language) -> None:
     language.compile(text)
 
     assert Language.names(text) == {"request.path", "consumer.tier", "request.headers", "request.host"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", " aB\u00c9 ", "\u2003x\u0085", "\u001cx\u001f", "\u00c0\u00c9\U0001d4b3z", "\u200bq\ufeff"],
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        *("lowerAscii()", "upperAscii()", "trim()", "reverse()", "charAt(0)", "charAt(1)", "charAt(9)"),
+        *("charAt(-1)", "substring(0)", "substring(1)", "substring(1, 2)", "substring(2, 1)"),
+        *("substring(0, 99)", "contains('a')", "contains('')", "startsWith('')", "startsWith('a')"),
+        *("endsWith('')", "endsWith(' ')", "split('').join()", "split('').join('-')"),
+        *("indexOf('')", "indexOf('a', 1)", "lastIndexOf('')", "replace('a', 'bb')", "matches('^a')"),
+    ],
+)
+def test_in_loops_text_functions_do_what_those_of_the_library_do(
+    language: Language, text: str, call: str
+) -> None:
+    expression = f"request.path.{call}"
+    looped = f"[1].all(each, true) ? {expression} : {expression}"
+    assert bounded(looped) != looped
+
+    expected, found = (
+        language.env.compile(each).eval(data={"request.path": text}) for each in (expression, bounded(looped))
+    )
+
+    if expected.type() == language.error:
+        assert found.type() == language.error
+    else:
+        assert found.value() == expected.value()
 
 
 def test_expensive_expressions_end(language: Language) -> None:

@@ -117,11 +117,19 @@ def test_a_route_is_chosen_by_every_field_of_a_name() -> None:
             "request.headers['x'].split(',').exists(p, request.path.matches(p))",
             ",".join(f"[a-z]{{{n}}}Z" for n in range(100, 1000)),
         ),
+        *(
+            (
+                f"request.headers['x'].split(',').exists(p, request.headers['x'].split(',')"
+                f".exists(q, request.headers['x'].{call}))",
+                "a," * 100 + "b" * 14_000,
+            )
+            for call in ("lowerAscii() == q", "contains('c' + q)", "trim() == q", "substring(1) == q")
+        ),
         ("request.path.matches(request.headers['x'])", "((((){1000}){1000}){1000}){1000}"),
     ],
     ids=[
         *("patterns", "patterns-that-match", "growing", "map", "loops", "replace", "index"),
-        *("patterns-of-requests", "repetitions-of-nothing"),
+        *("patterns-of-requests", "lower", "contains", "trim", "substring", "repetitions-of-nothing"),
     ],
 )
 def test_no_request_keeps_a_worker_busy(when: str, value: str, on_error: str) -> None:

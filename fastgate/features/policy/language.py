@@ -5,8 +5,8 @@ full dotted name (`request.path`), so that a misspelt name or a wrong type is an
 of a request, and so that only what an expression names is ever built. It bounds itself in steps of loops
 (10 000), levels (32) and characters (100 000), but not in time: it compiles the pattern of `matches` at every
 call, and its other text functions copy what they are given as often as they are asked. So those functions are
-the gateway's own (`_TEXT_FUNCTIONS`): patterns are compiled once, and each call is paid from the budget of
-its request. Why this library: docs/dependencies.md.
+the gateway's own (`_TEXT_FUNCTIONS`, and in loops `_LOOPED_FUNCTIONS`): patterns are compiled once, and each
+call is paid from the budget of its request. Why this library: docs/dependencies.md.
 """
 
 from __future__ import annotations
@@ -115,14 +115,35 @@ _TEXT_FUNCTIONS: Final = ("matches", "replace", "split", "indexOf", "lastIndexOf
 """The functions of the language whose time or space is not bounded by the loop steps; `_Texts` has them."""
 
 
+_LOOPED_FUNCTIONS: Final = (
+    *("contains", "startsWith", "endsWith", "lowerAscii", "upperAscii", "trim", "charAt", "substring"),
+    "join",
+)
+"""The functions that read a text once. A call is cheap, and the library's own is the quickest; thousands of
+calls in nested loops are not."""
+
+_LOOPS: Final = frozenset(("all", "exists", "exists_one", "map", "filter"))
+
+
 def bounded(text: str) -> str:
     """The expression with the gateway's own text functions in place of the library's."""
+    loops = any(found["name"] in _LOOPS for found in _TOKEN.finditer(text))
+    names = (*_TEXT_FUNCTIONS, *_LOOPED_FUNCTIONS) if loops else _TEXT_FUNCTIONS
 
     def own(found: re.Match[str]) -> str:
         name = found["name"]
-        return f"fastgate_{name}" if name in _TEXT_FUNCTIONS else found[0]
+        return f"fastgate_{name}" if name in names else found[0]
 
     return _TOKEN.sub(own, text)
+
+
+_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+_UPPER: Final = {lower: lower - 32 for lower in range(ord("a"), ord("z") + 1)}
+_SPACE: Final = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+"""Unicode's White_Space."""
 
 
 class _Texts:
@@ -190,6 +211,51 @@ class _Texts:
         self._spend(CALL_NS + 10 * len(text))
         return text[::-1]
 
+    def contains(self, text: str, part: str) -> bool:
+        self._spend(CALL_NS + len(text))
+        return part in text
+
+    def starts_with(self, text: str, part: str) -> bool:
+        self._spend(CALL_NS + len(text))  # the texts are copied for the call
+        return text.startswith(part)
+
+    def ends_with(self, text: str, part: str) -> bool:
+        self._spend(CALL_NS + len(text))
+        return text.endswith(part)
+
+    def lower(self, text: str) -> str:
+        self._spend(CALL_NS + 20 * len(text))
+        return text.translate(_LOWER)
+
+    def upper(self, text: str) -> str:
+        self._spend(CALL_NS + 20 * len(text))
+        return text.translate(_UPPER)
+
+    def trim(self, text: str) -> str:
+        self._spend(CALL_NS + 2 * len(text))
+        return text.strip(_SPACE)
+
+    def character(self, text: str, at: int) -> str:
+        self._spend(CALL_NS + len(text))
+        if not 0 <= at <= len(text):
+            raise ValueError(f"charAt: {at} is out of range")
+        return text[at : at + 1]
+
+    def substring(self, text: str, start: int, end: int | None = None) -> str:
+        self._spend(CALL_NS + len(text))
+        end = len(text) if end is None else end
+        if not 0 <= start <= end <= len(text):
+            raise ValueError(f"substring: {start} to {end} is out of range")
+        return text[start:end]
+
+    def join(self, parts: list[str], by: str = "") -> str:
+        size = sum(map(len, parts)) + len(by) * len(parts)
+        self._spend(CALL_NS + 400 * len(parts) + 2 * size)
+        if size > MOST_TEXT:
+            self._budget.is_exhausted = True
+            raise Exhausted(f"join: more than {MOST_TEXT} characters")
+        return by.join(parts)
+
 
 _REPEAT: Final = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
@@ -247,6 +313,21 @@ class Language:
                 own("lastIndexOf", number, [text, text, number], texts.last_index_of),
             ],
             "reverse": [own("reverse", text, [text], texts.reverse)],
+            "contains": [own("contains", kinds.BOOL, [text, text], texts.contains)],
+            "startsWith": [own("startsWith", kinds.BOOL, [text, text], texts.starts_with)],
+            "endsWith": [own("endsWith", kinds.BOOL, [text, text], texts.ends_with)],
+            "lowerAscii": [own("lowerAscii", text, [text], texts.lower)],
+            "upperAscii": [own("upperAscii", text, [text], texts.upper)],
+            "trim": [own("trim", text, [text], texts.trim)],
+            "charAt": [own("charAt", text, [text, number], texts.character)],
+            "substring": [
+                own("substring", text, [text, number], texts.substring),
+                own("substring", text, [text, number, number], texts.substring),
+            ],
+            "join": [
+                own("join", text, [many], texts.join),
+                own("join", text, [many, text], texts.join),
+            ],
         }
         texts.foreign = cel.NewEnv(variables={"s": text, "p": text}).compile("s.matches(p)")
         self._bool, self._dyn = kinds.BOOL, kinds.DYN
