@@ -19,38 +19,38 @@ SAY := @printf '\033[2m· %s\033[0m\n'
 
 .PHONY: help run test lint types unit bench soak fuzz sanitize docs build clean
 
-help: ## this list
+help: ## prints this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.runtime ## the gateway on 127.0.0.1:8080 in front of its demo services
+run: $(VENV)/.runtime ## starts the gateway on 127.0.0.1:8080 in front of its demo services
 	@exec $(BIN)/fastgate demo $(ARGS)
 
-test: lint types unit ## everything: lint, types, architecture, all tests
+test: lint types unit ## runs lint, type checks, architecture test and all tests
 
-lint: $(VENV)/.dev ## ruff
+lint: $(VENV)/.dev ## runs ruff
 	$(SAY) 'lint'
 	@$(BIN)/ruff check --quiet .
 
-types: $(VENV)/.dev ## mypy --strict, and the stubs of fastgate._core against the compiled modules
+types: $(VENV)/.dev ## runs mypy --strict, and compares the stubs of fastgate._core with the compiled modules
 	$(SAY) 'types'
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m mypy.stubtest --concise --ignore-disjoint-bases fastgate._core
 
-unit: $(VENV)/.dev ## all tests
+unit: $(VENV)/.dev ## runs all tests
 	$(SAY) 'tests'
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
-bench: $(VENV)/.bench ## the primitives beside their rivals, then the gateway beside nginx and HAProxy
+bench: $(VENV)/.bench ## compares the primitives with other libraries, then the gateway with nginx and HAProxy
 	@$(BIN)/python -m pytest benchmarks/core -q -p benchmark --benchmark-columns=median,iqr,ops $(CORE_ARGS)
 	@$(BIN)/python -m benchmarks.gateway $(ARGS)
 
-soak: $(VENV)/.dev ## the tests that take minutes: many reloads, many kills, flat memory
+soak: $(VENV)/.dev ## runs the tests that take minutes: many reloads, many kills, constant memory
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
-fuzz: $(VENV)/.dev ## the property tests with a hundred times the examples
+fuzz: $(VENV)/.dev ## runs the property tests with a hundred times the examples
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -m hypothesis $(ARGS)
 
-sanitize: $(VENV)/.dev ## the tests of the primitives on a debug build with ASan and UBSan
+sanitize: $(VENV)/.dev ## runs the tests of the primitives on a debug build with ASan and UBSan
 	@rm -rf build/sanitize/fastgate build/sanitize/tests && mkdir -p build/sanitize
 	@git ls-files --cached --others --exclude-standard fastgate tests docs examples setup.py pyproject.toml README.md LICENSE \
 		| tar -cf - -T - | tar -xf - -C build/sanitize
@@ -59,14 +59,14 @@ sanitize: $(VENV)/.dev ## the tests of the primitives on a debug build with ASan
 		ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
 		$(CURDIR)/$(BIN)/python -m pytest -q tests/core $(ARGS)
 
-docs: $(VENV)/.dev ## docs/config.md from the config Structs, docs/plugin-reference.md from the plugin interface
+docs: $(VENV)/.dev ## generates docs/config.md and docs/plugin-reference.md
 	@$(BIN)/python -m fastgate.cli.docs > docs/config.md
 	@$(BIN)/python -m fastgate.cli.docs plugins > docs/plugin-reference.md
 
-build: $(VENV)/.dev ## the wheel, in dist/
+build: $(VENV)/.dev ## builds the wheel in dist/
 	@rm -rf dist && $(BIN)/python -m build --no-isolation --wheel . >/dev/null && ls dist
 
-clean: ## removes everything that was built, .venv too
+clean: ## removes all build results, including .venv
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .benchmarks
 	@find fastgate tests benchmarks \( -name '*.so' -o -name '__pycache__' \) -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""A plugin in plain Python that uses every phase: tokens become tenants, whom the upstream learns.
+"""A plugin in plain Python that uses every phase: it maps tokens to tenants and sends the tenant upstream.
 
     routes:
       - path: /api/{rest...}
@@ -6,8 +6,8 @@
         plugins:
           - {use: "tenant_plugin:Tenant", tokens: /etc/fastgate/tokens.json}
 
-`tokens` is a JSON object of token to tenant. A token that is not in it may have been added since: only then
-the file is read again, off the loop, and only that request waits. docs/plugins.md goes through the phases.
+`tokens` is a JSON object of token to tenant. For an unknown token the file is read again, off the event
+loop, and only that request waits. docs/plugins.md describes the phases.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ class TenantConfig(Settings, frozen=True, kw_only=True):
     """Settings of the plugin. Unknown keys and wrong types are config errors with their path."""
 
     tokens: Annotated[str, Meta(min_length=1, description="JSON file: token to tenant.")]
-    usage: Annotated[str | None, Meta(description="Where the counts are written at the end.")] = None
-    shout: Annotated[bool, Meta(description="Answer in capitals.")] = False
-    enforce: Annotated[bool, Meta(description="false: only count and log what would be refused.")] = True
+    usage: Annotated[str | None, Meta(description="File for the counts, written at the end.")] = None
+    shout: Annotated[bool, Meta(description="Send responses in capitals.")] = False
+    enforce: Annotated[
+        bool, Meta(description="false: only count and log requests that would be rejected.")
+    ] = True
 
 
 class Tenant(Plugin):
@@ -63,7 +65,7 @@ class Tenant(Plugin):
         self.tenants = await asyncio.to_thread(self._read)
 
     async def close(self) -> None:
-        """When no request can reach the plugin any more; also after a start that failed half way."""
+        """When no request can reach the plugin any more; also after a failed start."""
         if self.config.usage is not None:
             usage = {name: {"requests": n, "bytes": self.received[name]} for name, n in self.requests.items()}
             await asyncio.to_thread(self._write, usage)
@@ -80,7 +82,7 @@ class Tenant(Plugin):
         return CONTINUE
 
     async def request(self, ctx: RequestContext) -> int | None:
-        """After SUSPEND: may wait, at the price of a task."""
+        """After SUSPEND: may await, at the cost of a task."""
         self.tenants = await asyncio.to_thread(self._read)
         tenant = self.tenants.get(self._token(ctx) or "")
         if tenant is None:
@@ -89,33 +91,33 @@ class Tenant(Plugin):
         return CONTINUE
 
     def upstream_request(self, ctx: RequestContext, head: RequestHead) -> None:
-        """Once per attempt: the upstream learns the tenant, never the token."""
+        """Once per attempt: the upstream receives the tenant, never the token."""
         head.headers.remove("Authorization")
         head.headers.set("X-Tenant", ctx.recall(self, "nobody"))
 
     def cache_key(self, ctx: RequestContext) -> str:
-        """On a route that caches: what the edits above depend on, so that tenants share no response."""
+        """On a route with a cache: the value that the edits depend on, so that tenants share no response."""
         return str(ctx.recall(self, "nobody"))
 
     def upstream_response(self, ctx: RequestContext, head: ResponseHead) -> None:
-        """What came from upstream, before anything else sees it."""
+        """The upstream response, before any other step."""
         head.headers.remove("X-Powered-By")
 
     def response(self, ctx: RequestContext, head: ResponseHead) -> None:
-        """Every answer, refusals too."""
+        """Every response, including refusals."""
         head.headers.set("X-Served-For", ctx.recall(self, "nobody"))
 
     def request_chunk(self, ctx: RequestContext, chunk: bytes, last: bool) -> bytes:
-        """A piece of the body on its way up, as it comes."""
+        """A chunk of the request body, as it arrives."""
         self.received[ctx.recall(self, "nobody")] += len(chunk)
         return chunk
 
     def response_chunk(self, ctx: RequestContext, chunk: bytes, last: bool) -> bytes:
-        """A piece of the body on its way down. It may begin and end anywhere."""
+        """A chunk of the response body, with arbitrary boundaries."""
         return chunk.upper() if self.config.shout else chunk
 
     def log(self, ctx: RequestContext) -> None:
-        """Last, exactly once for every request, however it ended."""
+        """Last, exactly once for every request, regardless of its outcome."""
         self.requests[ctx.recall(self, "nobody")] += 1
 
     def _token(self, ctx: RequestContext) -> str | None:

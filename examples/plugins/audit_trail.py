@@ -1,4 +1,4 @@
-"""Who changed what: one JSON line in a file for every request that changes something.
+"""An audit trail: one JSON line in a file for every request that changes something.
 
     routes:
       - path: /orders/{id}
@@ -8,11 +8,10 @@
             file: /var/log/fastgate/audit.jsonl
             actor_header: X-User
 
-A line tells who (the client's address, and what `actor_header` says), what (method, path and its parameters,
-and the SHA-256 of the body as it passed, so that a copy kept elsewhere can be matched), how it ended, and the
-request id that the access log and the upstream saw. Lines are appended in one write each, so that several
-workers share a file; a request whose line cannot be written has been answered all the same, and is counted
-in `fastgate_plugin_errors_total`.
+A line has the client's address and the value of `actor_header`, the method, path, parameters and the SHA-256
+of the body (to match a copy stored elsewhere), the outcome, and the request id as in the access log. Each
+line is appended in one write, so that several workers can share a file. A request whose line cannot be written
+is served nevertheless, and counted in `fastgate_plugin_errors_total`.
 """
 
 from __future__ import annotations
