@@ -10,8 +10,8 @@
 
 A line has the client's address and the value of `actor_header`, the method, path, parameters and the SHA-256
 of the body (to match a copy stored elsewhere), the outcome, and the request id as in the access log. Each
-line is appended in one write, so that several workers can share a file. A request whose line cannot be written
-is served nevertheless, and counted in `fastgate_plugin_errors_total`.
+line is appended in one write, so that several workers can share a file. A request whose line cannot be
+written is served nevertheless, and counted in `fastgate_plugin_errors_total`.
 """
 
 from __future__ import annotations
