@@ -94,7 +94,7 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             raise SourceError(f"{wanted.target}: {str(error) or repr(error)}") from error
         if status != 200:
-            raise SourceError(f"{wanted.target}: answered {status}")
+            raise SourceError(f"{wanted.target}: status {status}")
         return body
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ def warm(
             while (each := next_one()) is not None:
                 try:
                     status, cache, body = client.get(each)
-                    error = f"{each.target}: answered {status}" if status >= 400 else ""
+                    error = f"{each.target}: status {status}" if status >= 400 else ""
                 except (OSError, http.client.HTTPException) as found:
                     status, cache, body, error = 0, "", b"", f"{each.target}: {str(found) or repr(found)}"
                 with lock:

@@ -21,7 +21,7 @@ from fastgate.state.channel import ReloadResult
 __all__ = ["GatewayResource"]
 
 METRICS_AGE_S = 0.5
-"""Scrapes that come within this time share one answer: several scrapers cost as much as one."""
+"""Scrapes within this time share one response: several scrapers cost as much as one."""
 
 RELOAD_LIMIT_S = 180.0
 """Above the supervisor's own limits for loading, preparing and committing together."""

@@ -27,7 +27,7 @@ UNMATCHED = "(none)"
 """The `route` of requests that no route matched."""
 
 STATUS_CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
-"""`none`: the request ended without an answer, because the client had gone."""
+"""`none`: the request ended without a response, because the client had disconnected."""
 
 _REASON_LABELS = {reason.index: reason.label for reason in REASONS.values()}
 _BOUNDS = tuple(f"{bound / 1e9:.9f}".rstrip("0") for bound in OCTAVES_NS)

@@ -39,7 +39,7 @@ from fastgate.state.journal import Journal, JournalHandler
 __all__ = ["run_controller"]
 
 FINISH_LIMIT_S = 2
-"""How long calls under way may take when this process ends; below the supervisor's own limit."""
+"""Time limit of calls in flight when this process exits; below the supervisor's own limit."""
 
 HEARTBEAT_S = 0.5
 

@@ -33,7 +33,7 @@ from fastgate.state.journal import Journal
 __all__ = ["Controller"]
 
 STOP_LIMIT_NS = 3_000_000_000
-"""From being told to end to being killed: a scrape of 10 000 routes under way may finish."""
+"""Time from the request to exit until the kill: a scrape of 10 000 routes in flight may finish."""
 
 START_LIMIT_NS = 60_000_000_000
 """From fork to the first heartbeat; it checks the store meanwhile."""

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 BUS_ROLE: Final = 1
 POSITION, SENT, HEARD = 0, 1, 2
-"""Notes of the role: the position that was read; the purge that was sent; when Redis last answered."""
+"""Notes of the role: the position that was read; the purge that was sent; when Redis last replied."""
 
 _SCHEMES: Final = (
     *("redis", "rediss", "unix"),

@@ -161,7 +161,7 @@ class Keeper:
         elif settings.send == "basic":
             pair = f"{settings.username}:{value}" if settings.username else value
             if ":" not in pair:
-                raise SourceError("expected user:password, or a username beside it")
+                raise SourceError("expected user:password, or `username` in the config")
             shown = "Basic " + base64.b64encode(pair.encode()).decode()
         else:
             shown = settings.prefix + value
@@ -271,7 +271,7 @@ class Keeper:
         try:
             token = msgspec.json.decode(answer.body, type=_Token)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise SourceError("the token endpoint's answer is no token (RFC 6749 section 5.1)") from None
+            raise SourceError("the token endpoint returned no token (RFC 6749 section 5.1)") from None
         if token.token_type.lower() != "bearer":
             raise SourceError("the token is not of type Bearer")
         life_s = (

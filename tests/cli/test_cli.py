@@ -510,7 +510,7 @@ def test_cache_warm_asks_for_what_the_source_names(tmp_path: Path) -> None:
 
     assert result.exit_code == 1
     assert "2 requests in" in result.stdout and "1 failed" in result.stdout
-    assert "/missing: answered 404" in result.stderr
+    assert "/missing: status 404" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_warming_asks_once_each_and_counts_what_came(server: http.server.Threadi
 
     assert (outcome.stored, outcome.already, outcome.not_stored, outcome.failed) == (1, 1, 1, 1)
     assert outcome.bytes_received == 8
-    assert outcome.errors == ["/bad: answered 500"]
+    assert outcome.errors == ["/bad: status 500"]
     assert reported == [1, 2, 3, 4]
     assert sorted(server.seen) == sorted(  # type: ignore[attr-defined]
         [("shop.example", "/new")]

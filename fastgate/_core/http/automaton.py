@@ -1,6 +1,6 @@
 """Regular expressions in linear time, compiled once, and text functions that pay for what they do.
 
-WHAT        `Automaton` answers whether a pattern of RE2's syntax is found in a text: a nondeterministic
+WHAT        `Automaton` decides whether a pattern of RE2's syntax is found in a text: a nondeterministic
             automaton whose deterministic states are made when a text needs them. `Budget` is what one
             evaluation may cost, in nanoseconds as they were measured; going beyond it raises Exhausted.
 STATE       The states of all automatons together are bounded: beyond MOST_STEPS transitions they are
@@ -52,7 +52,7 @@ class Exhausted(ValueError):
 
 
 class Budget:
-    """What one evaluation may still cost."""
+    """The remaining budget of one evaluation."""
 
     __slots__ = ("is_exhausted", "left_ns")
 

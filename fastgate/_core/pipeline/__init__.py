@@ -1,1 +1,1 @@
-"""What one request carries, the plugins it passes, and the timer wheel."""
+"""The request context, the pipeline of plugins, and the timer wheel."""

@@ -1,1 +1,1 @@
-"""What keeps a failing service from taking others with it: breaker, bulkhead, adaptive limit."""
+"""Isolation of failing services: breaker, bulkhead, adaptive limit."""

@@ -3,7 +3,7 @@
 WHAT        protected(breaker, function), limited(bulkhead, function). Plain Python: inspect, asyncio and type
             checkers must see ordinary functions and coroutine functions.
 STATE       none of its own.
-WHO WRITES  nobody.
+WHO WRITES  no process.
 COST        one Python call more than calling allow() and record() by hand, about 0.3 us.
 SOURCES     functools.wraps; inspect.iscoroutinefunction
 """
