@@ -32,7 +32,7 @@ PENDING = {
     "fastgate/features/access/build.py",
     "fastgate/features/cors/build.py",
     "fastgate/features/policy/settings.py",
-    "fastgate/features/ratelimit/build.py",
+    "fastgate/features/ratelimit/settings.py",
     "fastgate/features/rbac/build.py",
     "fastgate/features/routing/build.py",
     "fastgate/features/security_headers/build.py",

@@ -19,14 +19,8 @@ from fastgate.config import Config
 from fastgate.control.answers import Refused, check_name, expiry_ns, read_body, unknown_field_hint
 from fastgate.control.keyring import Keyring
 from fastgate.control.view import View
-from fastgate.features.ratelimit.build import (
-    Amounts,
-    LimitDesk,
-    TierConfig,
-    amounts_of,
-    amounts_problems,
-    tiers_of,
-)
+from fastgate.features.ratelimit.client import ClientLimits
+from fastgate.features.ratelimit.settings import Amounts, TierConfig, amounts_of, amounts_problems, tiers_of
 from fastgate.state.records import StoredConsumer
 
 __all__ = ["LimitResource", "check_limits", "check_tier"]
@@ -57,7 +51,7 @@ class LimitResource:
     def __init__(self, keyring: Keyring, view: View) -> None:
         self._keyring = keyring
         self._view = view
-        self._desk: LimitDesk | None = None
+        self._desk: ClientLimits | None = None
         self._desk_version = 0
 
     def routes(self) -> list[Route]:
@@ -167,9 +161,9 @@ class LimitResource:
         assert self._view.config is not None
         return self._view.config
 
-    def _limit_desk(self) -> LimitDesk:
+    def _limit_desk(self) -> ClientLimits:
         if self._desk is None or self._desk_version != self._view.version:
-            self._desk = LimitDesk(self._config(), self._view.memory)
+            self._desk = ClientLimits(self._config(), self._view.memory)
             self._desk_version = self._view.version
         return self._desk
 

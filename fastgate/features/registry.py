@@ -25,6 +25,7 @@ from fastgate.features.policy import check as policy_check
 from fastgate.features.policy import settings as policy_settings
 from fastgate.features.ratelimit import build as ratelimit
 from fastgate.features.ratelimit import check as ratelimit_check
+from fastgate.features.ratelimit import settings as ratelimit_settings
 from fastgate.features.rbac import build as rbac
 from fastgate.features.rbac import check as rbac_check
 from fastgate.features.routing import build as routing
@@ -116,8 +117,8 @@ FEATURES: Final[tuple[Feature, ...]] = (
     ),
     Feature(
         name="limits",
-        route=ratelimit.RouteKeys,
-        root=ratelimit.RootKeys,
+        route=ratelimit_settings.RouteKeys,
+        root=ratelimit_settings.RootKeys,
         check_root=ratelimit_check.check_root,
         check_route=ratelimit_check.check_route,
         build=(ratelimit.build, ratelimit.build_watched),

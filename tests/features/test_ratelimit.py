@@ -17,7 +17,7 @@ import jwt
 import pytest
 
 from fastgate.config import check
-from fastgate.features.ratelimit.build import LimitDesk
+from fastgate.features.ratelimit.client import ClientLimits
 from fastgate.state.memory import HostMemory
 from tests.client import Client, get, request
 from tests.control.admin_client import call, scrape, scrape_idle, value
@@ -295,10 +295,10 @@ def test_a_claim_names_the_tier() -> None:
 # --- one client, from outside
 
 
-def desk(memory: HostMemory, **config: Any) -> LimitDesk:
+def desk(memory: HostMemory, **config: Any) -> ClientLimits:
     checked, errors = check(json.dumps({"routes": [{"path": "/*", "respond": "ok"}], **config}), "json")
     assert checked is not None, errors
-    return LimitDesk(checked, memory)
+    return ClientLimits(checked, memory)
 
 
 def test_a_tier_nobody_defined_is_free() -> None:

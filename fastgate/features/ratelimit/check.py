@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from fastgate.checks import WORD_PATTERN, Path, Report, RouteSite, check_field_name, nearest
-from fastgate.features.ratelimit.build import (
+from fastgate.features.ratelimit.settings import (
     AMOUNT_NAMES,
     Amounts,
     KeyPart,
