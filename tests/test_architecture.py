@@ -393,7 +393,7 @@ NAMED: dict[tuple[str, str], str] = {
     ("config.check", "access"): "os.access",
     ("config.check", "redirect"): "of a listener",
     ("config.load", "respond"): "the smallest route, for a config of which only the admin section is read",
-    ("config.root", "redirect"): "of a listener",
+    ("config.server", "redirect"): "of a listener",
     ("plan.freeze", "redirect"): "of a listener",
     ("plan.freeze", "rewrite"): "a part of the route's plan, and no step of its own",
     ("plan.freeze", "request_headers"): "a part of the route's plan, and no step of its own",

@@ -29,6 +29,7 @@ PAGES = [
 PENDING = {
     "docs/policies.md",  # its table of variables repeats features/policy/variables.py
     "fastgate/config/root.py",
+    "fastgate/config/server.py",
     "fastgate/features/access/build.py",
     "fastgate/features/cors/build.py",
     "fastgate/features/policy/settings.py",

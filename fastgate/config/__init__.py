@@ -2,19 +2,15 @@
 
 from fastgate.config.files import Changes
 from fastgate.config.load import InvalidConfig, check, decode, encode, load, load_admin
-from fastgate.config.root import (
-    TRUSTED_UNIX,
+from fastgate.config.root import TRUSTED_UNIX, Config, PluginUse, RouteConfig, decode_route
+from fastgate.config.server import (
     AccessLogConfig,
     Address,
     AdminConfig,
     CertificateConfig,
-    Config,
     ListenerConfig,
-    PluginUse,
-    RouteConfig,
     ServerConfig,
     TlsConfig,
-    decode_route,
     parse_address,
 )
 from fastgate.settings import ConfigError

@@ -27,16 +27,8 @@ from fastgate.checks import (
     nearest,
 )
 from fastgate.config.foreign import address_hint, path_hint
-from fastgate.config.root import (
-    ACTIONS,
-    NEEDS_UPSTREAM,
-    TRUSTED_UNIX,
-    AdminConfig,
-    Config,
-    ListenerConfig,
-    RouteConfig,
-    parse_address,
-)
+from fastgate.config.root import ACTIONS, NEEDS_UPSTREAM, TRUSTED_UNIX, Config, RouteConfig
+from fastgate.config.server import AdminConfig, ListenerConfig, parse_address
 from fastgate.features.registry import FEATURES
 from fastgate.upstream.check import target_hint, try_certificate
 from fastgate.upstream.settings import parse_target

@@ -24,7 +24,8 @@ from fastgate.checks import Path, Report
 from fastgate.config.check import RouteCheck, check_root
 from fastgate.config.files import PluginShapes, named_files
 from fastgate.config.foreign import plugin_hint
-from fastgate.config.root import AdminConfig, Config, PluginUse, RouteConfig
+from fastgate.config.root import Config, PluginUse, RouteConfig
+from fastgate.config.server import AdminConfig
 from fastgate.config.shape import INVALID, Shapes, found_text
 from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Substituted, parse, path_text
 from fastgate.features.registry import FEATURES
