@@ -31,10 +31,10 @@ from fastgate.features.policy.violations import ViolationLog
 from fastgate.plan.freeze import freeze_now
 from fastgate.plugin import CONTINUE, Plugin, RequestContext
 from fastgate.proxy.dataplane import DataPlane
-from fastgate.proxy.h1_heads import request_head_bytes
 from fastgate.proxy.request_target import host as host_of
 from fastgate.settings import duration_text, size_text
 from fastgate.state.memory import HostMemory
+from fastgate.upstream.h1_request import request_head_bytes
 
 __all__ = ["Candidate", "Explanation", "Recorder", "explain_request", "print_explanation"]
 
@@ -111,7 +111,8 @@ class Recorder(Plugin):
         destination = ctx.route.destination
         if destination is not None:
             self.heads = [
-                request_head_bytes(ctx, ctx.route, target) for target in destination.upstream.targets
+                request_head_bytes(ctx, ctx.route, target.authority, destination.upstream.credential)
+                for target in destination.upstream.targets
             ]
         if ctx.tags:
             self.decisions.append(f"tagged {', '.join(ctx.tags)}")

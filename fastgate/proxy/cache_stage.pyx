@@ -49,8 +49,9 @@ from fastgate._core.cache.worker_cache cimport (
 )
 from fastgate.proxy.client_stream cimport LENGTH_NONE
 from fastgate.proxy.exchange cimport X_FINISHED, X_NEW, X_RELAYING, X_SUSPENDED, Exchange, NoClient, Plane, add_piece
-from fastgate.proxy.h1_heads cimport write_request_head
+from fastgate.upstream.h1_request cimport write_request_head
 from fastgate.upstream.pool cimport Target, Upstream
+from fastgate.upstream.stream cimport BODY_NONE
 
 from fastgate._core.cache.http_cache import REPLACED_FIELDS, merge_vary, url_pattern, url_tag
 from fastgate._core.http.urlpath import normal_escapes, normalise
@@ -253,7 +254,8 @@ cdef class CachedRequest:
                 x.route.request_edits.apply(ctx, fields)
             upstream = <Upstream>x.destination.upstream
             w = HeadWriter()
-            write_request_head(w, ctx, x.destination, <Target>upstream.targets[0], ctx.method_bytes, b"/", fields, ctx.content_length, False, 0)
+            write_request_head(w, ctx, x.destination, (<Target>upstream.targets[0]).authority, upstream.credential, ctx.method_bytes, b"/",
+                               fields, ctx.content_length if ctx.content_length >= 0 else BODY_NONE, 0)
             self.sent = Headers()
             lines = w.take().split(b"\r\n")
             for line in lines[1:]:

@@ -4,14 +4,14 @@ from libc.stdint cimport int64_t, uint64_t
 
 from fastgate._core.pipeline.context cimport Answer, Reason, RequestContext
 from fastgate._core.shm.counters cimport Counters, route_counts_t, worker_counts_t
-from fastgate._core.http.headers cimport Headers, HeadWriter, field_t
+from fastgate._core.http.headers cimport Headers, HeadWriter
 from fastgate._core.pipeline.pipeline cimport Plugin, ResponseHead
 from fastgate._core.pipeline.plan cimport Destination, Plan, RoutePlan
 from fastgate._core.pipeline.wheel cimport TimerWheel
 from fastgate.proxy.accesslog cimport AccessLog
 from fastgate.proxy.client_stream cimport ClientStream
-from fastgate.upstream.h1_stream cimport ResponseSink, UpstreamConnection
 from fastgate.upstream.pool cimport Target, Upstream
+from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
 
 cdef enum:
     WHEEL_TICK_NS = 20000000
@@ -25,7 +25,6 @@ cdef class Plane:
     cdef readonly TimerWheel wheel
     cdef readonly Plan plan
     cdef readonly AccessLog log
-    cdef HeadWriter writer
     cdef readonly bint draining
     cdef readonly set connections         # every open client connection
     cdef HeadWriter out                   # the answer bytes of out_owner that are not sent yet
@@ -91,12 +90,12 @@ cdef class Exchange(ResponseSink):
     cdef object body_waiter
     cdef Headers request_trailers
     cdef int tunnel_ends                  # 1: the client closed its half, 2: the upstream
-    cdef bint chunk_upstream              # Transfer-Encoding: chunked towards upstream
+    cdef bint length_open                 # upstream is not told how long the body is
     cdef bint end_sent                    # the request is complete upstream
     # Attempt
     cdef Upstream upstream
     cdef Target target
-    cdef UpstreamConnection up
+    cdef UpstreamStream up
     cdef int attempts_left
     cdef bint keeps                       # it may be replayed: the body sent so far is in `kept`
     cdef list kept
@@ -146,7 +145,7 @@ cdef class Exchange(ResponseSink):
     cdef int _reply(self) except -1
     cdef int _challenge(self, bint has_one) except -1
     cdef int _fail(self, Reason reason) except -1
-    cdef int _may_replay(self, UpstreamConnection connection, Reason reason) except -1
+    cdef int _may_replay(self, UpstreamStream stream, Reason reason) except -1
     cdef int _finish(self) except -1
     cdef int _forget(self, ClientStream client) except -1
     cdef int _arm(self, int64_t after_ns, Reason reason) except -1
@@ -154,7 +153,7 @@ cdef class Exchange(ResponseSink):
     cdef int _let_go(self) except -1
     cdef int _plugin_failed(self, object plugin, str phase) except -1
     cdef int _answer_head(self, int status, bytes phrase, Headers fields, int64_t length, bytes whole) except -1
-    cdef Headers _switching_head(self, UpstreamConnection connection)
+    cdef Headers _switching_head(self, UpstreamStream stream)
     cdef int _response_hooks(self, ResponseHead head) except -1
     cdef bint _pass_over(self, Plugin plugin) except -1
     cdef list _hooked_request_chunks(self, list pieces, bint ends)
@@ -162,8 +161,6 @@ cdef class Exchange(ResponseSink):
     cdef int _give_up_holding(self) except -1
     cdef int _relay_chunk(self, bytes chunk) except -1
     cdef int _replay(self) except -1
-    cdef bint _is_credential(self, const field_t* field) except -1
-    cdef int _flush_upstream(self) except -1
     cdef int _keep(self, bytes chunk) except -1
     cdef int tunnel_received(self, bytes data) except -1
     cdef int tunnel_client_eof(self) except -1

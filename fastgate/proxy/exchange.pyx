@@ -2,7 +2,8 @@
 """The life of a request. Read this file first.
 
 WHAT     An `Exchange` takes one request from its parsed head to its log line: decide, suspend, forward, relay, reply, fail, finish.
-         It knows nothing of wire versions: a `ClientStream` offers it a few verbs, an `UpstreamConnection` tells it what came.
+         It knows nothing of wire versions: a `ClientStream` writes the response, an `UpstreamStream` sends the request and
+         tells what came back.
 
              start ─ no route ───────────────────────────────► reply
                │ decide ─ RESPOND ───────────────────────────► reply ─────────────┐
@@ -35,7 +36,7 @@ from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.pipeline.context cimport M_HEAD, Answer, Reason, RequestContext, method_idempotent, method_number
 from fastgate._core.shm.counters cimport Counters, route_counts_t
 from fastgate._core.gates.auth cimport AuthGate
-from fastgate._core.http.headers cimport H_CONTENT_TYPE, H_UPGRADE, Headers, HeadWriter, field_t, is_owned, names_fold, trailer_allowed
+from fastgate._core.http.headers cimport H_CONTENT_TYPE, H_UPGRADE, Headers, HeadWriter
 from fastgate._core.stats.histogram cimport histogram_record
 from fastgate._core.pipeline.identity cimport Identity
 from fastgate._core.pipeline.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Pipeline, Plugin, RequestHead, ResponseHead, hook_done, verdict_of
@@ -44,10 +45,11 @@ from fastgate._core.pipeline.wheel cimport TimerWheel
 from fastgate.proxy.accesslog cimport AccessLog
 from fastgate.proxy.client_stream cimport LENGTH_NONE, LENGTH_UNKNOWN, ClientStream
 from fastgate.proxy.cache_stage cimport CachedRequest, cache_begin
-from fastgate.proxy.h1_heads cimport upstream_target, write_request_head
-from fastgate.upstream.h1_stream cimport SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, U_DONE, ResponseSink, UpstreamConnection
-from fastgate.upstream.credential cimport Credential
+from fastgate.upstream.h1_request cimport upstream_target
 from fastgate.upstream.pool cimport A_FULL, A_OPENING, Target, Upstream
+from fastgate.upstream.stream cimport (
+    BODY_NONE, BODY_UNKNOWN, SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, ResponseSink, UpstreamStream,
+)
 
 from email.utils import formatdate
 
@@ -56,7 +58,6 @@ from fastgate.errors import REASONS
 log = logging.getLogger("fastgate")
 
 cdef enum:
-    COPIED_BYTES = 16384                  # a smaller piece of a body is sent together with what stands before it
     # What is kept of a request's body so that it can be replayed on a fresh connection. A larger upload
     # is not held in memory for the rare connection that turns out dead.
     REPLAY_BYTES = 65536
@@ -125,7 +126,6 @@ cdef class Plane:
         self.counts = self.counters.worker(slot)
         self.wheel = TimerWheel(WHEEL_TICK_NS, monotonic_ns())
         self.log = access_log
-        self.writer = HeadWriter()
         self.out = HeadWriter()
         self.connections = set()
         self.of_listener = {}
@@ -513,7 +513,7 @@ cdef class Exchange(ResponseSink):
             self.pending_bytes = len(ctx.body)
             ctx.content_length = len(ctx.body)
             ctx.has_body = True
-        self.chunk_upstream = ctx.has_body and (ctx.content_length < 0 or len(self.route.pipeline.request_chunk) > 0)
+        self.length_open = ctx.has_body and (ctx.content_length < 0 or len(self.route.pipeline.request_chunk) > 0)
         if ctx.has_body and not self.body_complete and not ctx.expects_continue and not ctx.upgrade \
                 and self.pending_bytes < self.route.request_buffering_bytes:
             self.state = X_COLLECTING
@@ -548,7 +548,7 @@ cdef class Exchange(ResponseSink):
     cdef int _attempt(self) except -1:
         """One try at the target: an idle connection, or wait for one."""
         cdef RequestContext ctx = self.ctx
-        cdef UpstreamConnection connection = None
+        cdef UpstreamStream connection = None
         cdef int outcome
         self.attempts_left -= 1
         ctx.attempts += 1
@@ -567,9 +567,9 @@ cdef class Exchange(ResponseSink):
             return self._arm(self.destination.connect_ns, CONNECT_TIMEOUT)
         return self._arm(self.upstream.queue_timeout_ns, QUEUE_TIMEOUT)
 
-    cdef int on_connection(self, UpstreamConnection connection) except -1:
+    cdef int on_connection(self, UpstreamStream stream) except -1:
         cdef RequestContext ctx = self.ctx
-        self.up = connection
+        self.up = stream
         ctx.now_ns = monotonic_ns()
         return self._send_head()
 
@@ -591,7 +591,6 @@ cdef class Exchange(ResponseSink):
         """Write the head, and what is here of the body, in one piece."""
         cdef RequestContext ctx = self.ctx
         cdef RoutePlan route = self.route
-        cdef HeadWriter w = self.plane.writer
         cdef Headers fields = ctx.headers
         cdef bytes method = ctx.method_bytes
         cdef bytes path
@@ -599,10 +598,11 @@ cdef class Exchange(ResponseSink):
         cdef RequestHead head
         cdef int64_t began_ns
         cdef int method_id = ctx.method_id
-        self.up.begin(self, method_id == M_HEAD, ctx.upgrade)
         path = upstream_target(ctx, route)
-        if self.chunk_upstream:
-            length = -1
+        if self.length_open:
+            length = BODY_UNKNOWN
+        elif length < 0:
+            length = BODY_NONE
         if route.request_edits is not None or route.pipeline.upstream_request or self.cached is not None:
             fields = ctx.headers.copy()
             if self.cached is not None:
@@ -627,10 +627,10 @@ cdef class Exchange(ResponseSink):
                 if head.body is not None and head.body is not ctx.body:
                     self.pending = [head.body] if head.body else None
                     self.pending_bytes = len(head.body)
-                    if not self.chunk_upstream:
+                    if not self.length_open:
                         length = len(head.body)
-        write_request_head(w, ctx, self.destination, self.target, method, path, fields, length, self.chunk_upstream,
-                           self.total_deadline_ns - ctx.now_ns if self.total_deadline_ns else 0)
+        self.up.send_head(self, ctx, self.destination, self.upstream.credential, method, path, fields, length,
+                          self.total_deadline_ns - ctx.now_ns if self.total_deadline_ns else 0)
         self.state = X_SENDING
         ctx.upstream_started_ns = ctx.now_ns
         self.end_sent = False
@@ -640,52 +640,28 @@ cdef class Exchange(ResponseSink):
         return self._send_pending()
 
     cdef int _send_pending(self) except -1:
-        """Send what is in the writer (a head, or nothing) and the pieces of the body that are here."""
-        cdef HeadWriter w = self.plane.writer
+        """Send what is written of the head, and the pieces of the body that are here."""
         cdef bytes chunk
         cdef bint ends = self.body_complete and not self.end_sent
-        cdef tuple hooks = self.route.pipeline.request_chunk
         cdef list pieces = self.pending
-        cdef UpstreamConnection up = self.up
-        cdef field_t* field
-        cdef int i
+        cdef UpstreamStream up = self.up
         if pieces is not None or ends:
             self.pending = None
             self.pending_bytes = 0
-            if hooks and self.ctx.has_body:
+            if self.route.pipeline.request_chunk and self.ctx.has_body:
                 pieces = self._hooked_request_chunks(pieces, ends)
                 if pieces is None:
-                    w.size = 0
                     return self._fail(PLUGIN_ERROR)
             if pieces is not None:
                 for piece in pieces:
                     chunk = <bytes>piece
                     if self.keeps:
                         self._keep(chunk)
-                    if self.chunk_upstream:
-                        if PyBytes_GET_SIZE(chunk) == 0:
-                            continue
-                        w.put_hex(PyBytes_GET_SIZE(chunk))
-                        w.put(b"\r\n", 2)
-                    if PyBytes_GET_SIZE(chunk) < COPIED_BYTES:
-                        w.put_bytes(chunk)
-                    else:
-                        self._flush_upstream()
-                        up.write(PyBytes_AS_STRING(chunk), PyBytes_GET_SIZE(chunk), chunk)
-                    if self.chunk_upstream:
-                        w.put(b"\r\n", 2)
+                    up.send_chunk(chunk)
             if ends:
                 self.end_sent = True
-                if self.chunk_upstream:
-                    w.put(b"0\r\n", 3)
-                    if self.request_trailers is not None:
-                        for i in range(self.request_trailers.count):
-                            field = &self.request_trailers.fields[i]
-                            if trailer_allowed(field) and not is_owned(self.destination.owned, field.name, field.name_n) \
-                                    and not self._is_credential(field):
-                                w.parsed_span(field)
-                    w.put(b"\r\n", 2)
-        self._flush_upstream()
+                up.send_end(self.request_trailers)
+        up.flush()
         if self.up is not up:
             return 0
         if up.writable:
@@ -693,22 +669,6 @@ cdef class Exchange(ResponseSink):
         else:
             self._pause_client()
         return self._rearm()
-
-    cdef bint _is_credential(self, const field_t* field) except -1:
-        """True for a field under the name of the upstream's credential."""
-        cdef Credential credential = self.upstream.credential
-        cdef bytes name = None if credential is None else credential.field_name
-        return name is not None and field.name_n == PyBytes_GET_SIZE(name) \
-            and names_fold(field.name, PyBytes_AS_STRING(name), field.name_n)
-
-    cdef int _flush_upstream(self) except -1:
-        """Send what is in the writer."""
-        cdef HeadWriter w = self.plane.writer
-        cdef Py_ssize_t n = w.size
-        w.size = 0
-        if n:
-            self.up.write(w.data, n, None)
-        return 0
 
     cdef int _keep(self, bytes chunk) except -1:
         """Keep a piece of the body for a replay, as long as they are few."""
@@ -758,27 +718,27 @@ cdef class Exchange(ResponseSink):
 
     # relay
 
-    cdef int on_interim(self, UpstreamConnection connection) except -1:
+    cdef int on_interim(self, UpstreamStream stream) except -1:
         self.ctx.expects_continue = False
-        return self.client.respond_interim(connection.status, connection.phrase, connection.fields)
+        return self.client.respond_interim(stream.status, stream.phrase, stream.fields)
 
-    cdef int on_head(self, UpstreamConnection connection) except -1:
+    cdef int on_head(self, UpstreamStream stream) except -1:
         cdef RequestContext ctx = self.ctx
-        cdef int status = connection.status
+        cdef int status = stream.status
         cdef int64_t length
         cdef Headers fields
-        ctx.first_byte_ns = connection.now_ns
+        ctx.first_byte_ns = stream.now_ns
         ctx.upstream_status = status
         self.kept = None
         self.keeps = False
         histogram_record(&self.counts.upstream, ctx.first_byte_ns - ctx.upstream_started_ns)
         if status == 101:
-            fields = self._switching_head(connection)
+            fields = self._switching_head(stream)
             if fields is None:
                 return 0
             ctx.status = 101
             self.response_started = True
-            self.client.respond_head(101, connection.phrase, fields, LENGTH_NONE)
+            self.client.respond_head(101, stream.phrase, fields, LENGTH_NONE)
             self.client.flush()
             self.state = X_TUNNEL
             atomic_add_relaxed_u64(&self.plane.counts.tunnels_open, 1)
@@ -786,24 +746,24 @@ cdef class Exchange(ResponseSink):
         if ctx.method_id == M_HEAD or status == 204 or status == 304:
             length = LENGTH_NONE
             # What GET would say: nothing where hooks may change the length
-            self.told_length = -1 if status == 204 or self.route.pipeline.response_chunk else connection.content_length
+            self.told_length = -1 if status == 204 or self.route.pipeline.response_chunk else stream.content_length
         else:
-            length = connection.content_length          # -1 = LENGTH_UNKNOWN
+            length = stream.content_length          # -1 = LENGTH_UNKNOWN
         if self.route.pipeline.response_body_bytes > 0 and length != LENGTH_NONE \
-                and length <= self.route.pipeline.response_body_bytes and not is_event_stream(connection.fields):
+                and length <= self.route.pipeline.response_body_bytes and not is_event_stream(stream.fields):
             self.held = []
             self.held_status = status
-            self.held_phrase = connection.phrase
-            self.held_fields = connection.fields
+            self.held_phrase = stream.phrase
+            self.held_fields = stream.fields
             return 0
-        return self._answer_head(status, connection.phrase, connection.fields, length, None)
+        return self._answer_head(status, stream.phrase, stream.fields, length, None)
 
-    cdef Headers _switching_head(self, UpstreamConnection connection):
+    cdef Headers _switching_head(self, UpstreamStream stream):
         """The fields of a 101 as gates, hooks and edits leave them. What is switched to is the upstream's word, and neither status
         nor Upgrade can be changed. None when a hook failed: the request is over then."""
         cdef RequestContext ctx = self.ctx
         cdef Pipeline pipeline = self.route.pipeline
-        cdef Headers fields = connection.fields
+        cdef Headers fields = stream.fields
         cdef bytes protocol = fields.find_known(H_UPGRADE)
         cdef ResponseHead head
         cdef int64_t began_ns
@@ -1005,22 +965,22 @@ cdef class Exchange(ResponseSink):
                 (<CachedRequest>self.cached).on_stalled(self)
         return self._rearm()
 
-    cdef int on_failed(self, UpstreamConnection connection, Reason reason) except -1:
+    cdef int on_failed(self, UpstreamStream stream, Reason reason) except -1:
         self.up = None
         self.ctx.now_ns = monotonic_ns()
         if self.state == X_TUNNEL or self.state == X_FINISHED:
             return self._finish()
-        if self._may_replay(connection, reason):
+        if self._may_replay(stream, reason):
             self.replayed = True
             self.attempts_left += 1
             atomic_add_relaxed_u64(&self.counts.replays, 1)
             return self._replay()
         return self._fail(reason)
 
-    cdef int _may_replay(self, UpstreamConnection connection, Reason reason) except -1:
+    cdef int _may_replay(self, UpstreamStream stream, Reason reason) except -1:
         """A kept-alive connection that the upstream closed as we used it says nothing about the request: send it once more, on a
         fresh connection, if it may be sent twice, if not one byte came back and if all of it is still here."""
-        return reason is UPSTREAM_CLOSED and connection.reused and not connection.saw_bytes and not self.replayed \
+        return reason is UPSTREAM_CLOSED and stream.reused and not stream.saw_bytes and not self.replayed \
             and self.keeps and self.end_sent
 
     cdef int _replay(self) except -1:
@@ -1055,7 +1015,7 @@ cdef class Exchange(ResponseSink):
         """Bytes from the client inside a tunnel."""
         self.body_bytes += PyBytes_GET_SIZE(data)
         if self.up is not None:
-            self.up.write(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data)
+            self.up.tunnel_write(data)
             self.ctx.now_ns = monotonic_ns()
             return self._rearm()
         return 0
@@ -1065,8 +1025,8 @@ cdef class Exchange(ResponseSink):
         self.tunnel_ends |= 1
         if self.tunnel_ends == 3:
             return self._finish()
-        if self.up is not None and self.up.transport.can_write_eof():
-            self.up.transport.write_eof()
+        if self.up is not None:
+            self.up.tunnel_eof()
         return 0
 
     # reply, fail, finish
@@ -1158,7 +1118,7 @@ cdef class Exchange(ResponseSink):
 
     cdef int _let_go(self) except -1:
         """Give up what is held upstream: the connection, the place in a queue, the task."""
-        cdef UpstreamConnection up = self.up
+        cdef UpstreamStream up = self.up
         if self.waiting:
             self.target.forget(self)
         elif self.state == X_COLLECTING:
@@ -1174,10 +1134,8 @@ cdef class Exchange(ResponseSink):
         if up is None:
             return 0
         self.up = None
-        if self.response_complete and self.end_sent and up.state == U_DONE and up.keep_alive and not up.extra_bytes:
-            self.target.release(up, self.ctx.now_ns)
-        elif self.response_complete or self.state == X_TUNNEL:
-            up.close()
+        if self.response_complete or self.state == X_TUNNEL:
+            up.release(self.ctx.now_ns)
         else:
             up.abort()
         return 0

@@ -3,7 +3,7 @@
 
 WHAT     `ClientConnection` is the asyncio protocol of one client connection. httptools parses; this file adds the checks llhttp leaves
          to its user (Host, Transfer-Encoding, version, sizes, edges of values), and keeps pipelined
-         requests in order. Writing is the other half, in answers.pyx.
+         requests in order. Writing is the other half, in responses.pyx.
 STATE    parsing: the request whose bytes arrive; queue: requests parsed behind the one being answered (at most one read's worth, for
          the client is then not read); exchange: the one being answered.
 WHO      The worker's loop.

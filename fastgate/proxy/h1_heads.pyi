@@ -1,7 +1,1 @@
-from fastgate._core.pipeline.context import RequestContext
-from fastgate._core.pipeline.plan import RoutePlan
-from fastgate.upstream.pool import Target
-
-__all__ = ["request_head_bytes"]
-
-def request_head_bytes(ctx: RequestContext, route: RoutePlan, target: Target) -> bytes: ...
+__all__: list[str]

@@ -22,8 +22,9 @@ from libc.stdint cimport int64_t
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.pipeline.context cimport Reason, method_idempotent, method_number
 from fastgate._core.http.headers cimport Headers, HeadWriter, name_valid
-from fastgate.upstream.h1_stream cimport U_DONE, ResponseSink, UpstreamConnection
+from fastgate.upstream.h1_stream cimport H1UpstreamStream
 from fastgate.upstream.pool cimport A_FULL, Target, Upstream
+from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
 
 from fastgate.certificates import CertificateError
 from fastgate.errors import REASONS
@@ -96,7 +97,7 @@ cdef class _Call(ResponseSink):
     cdef bint complete
     cdef bint over
     cdef object waiter
-    cdef UpstreamConnection up
+    cdef H1UpstreamStream up
     cdef int status
     cdef Headers fields
     cdef list pieces
@@ -104,35 +105,37 @@ cdef class _Call(ResponseSink):
     cdef int64_t max_bytes
 
     cdef int begin(self) except -1:
-        cdef UpstreamConnection connection = self.target.take(self, monotonic_ns())
+        cdef H1UpstreamStream connection = self.target.take(self, monotonic_ns())
         if connection is not None:
             return self.on_connection(connection)
         if self.target.acquire(self) == A_FULL:
             return self.end("busy", "too many requests to this origin are under way")
         return 0
 
-    cdef int on_connection(self, UpstreamConnection connection) except -1:
+    cdef int on_connection(self, UpstreamStream stream) except -1:
+        cdef H1UpstreamStream connection = <H1UpstreamStream>stream
         self.up = connection
         self.pieces = []
         self.size = 0
         self.complete = False
         connection.begin(self, self.head_only, False)
-        return connection.write(PyBytes_AS_STRING(self.message), PyBytes_GET_SIZE(self.message), self.message)
+        connection.write(PyBytes_AS_STRING(self.message), PyBytes_GET_SIZE(self.message), self.message)
+        return connection.send_end(None)
 
     cdef int on_connect_failed(self, Reason reason, str detail) except -1:
         return self.end(KINDS.get(reason.label, "connect"), detail or reason.text)
 
-    cdef int on_interim(self, UpstreamConnection connection) except -1:
+    cdef int on_interim(self, UpstreamStream stream) except -1:
         return 0                                        # nothing is done before the final response
 
     cdef int on_upstream_writable(self, bint writable) except -1:
         return 0                                        # its message is small and has been given to the transport
 
-    cdef int on_head(self, UpstreamConnection connection) except -1:
-        self.status = connection.status
-        self.fields = connection.fields
-        if not self.head_only and connection.content_length > self.max_bytes:
-            return self.end("too_large", f"{connection.content_length} bytes, at most {self.max_bytes} are read")
+    cdef int on_head(self, UpstreamStream stream) except -1:
+        self.status = stream.status
+        self.fields = stream.fields
+        if not self.head_only and stream.content_length > self.max_bytes:
+            return self.end("too_large", f"{stream.content_length} bytes, at most {self.max_bytes} are read")
         return 0
 
     cdef int on_chunk(self, bytes chunk) except -1:
@@ -153,9 +156,9 @@ cdef class _Call(ResponseSink):
             return self.end("", "")
         return 0
 
-    cdef int on_failed(self, UpstreamConnection connection, Reason reason) except -1:
+    cdef int on_failed(self, UpstreamStream stream, Reason reason) except -1:
         self.up = None
-        if self.may_repeat and connection.reused and not connection.saw_bytes and reason.label == "upstream_closed":
+        if self.may_repeat and stream.reused and not stream.saw_bytes and reason.label == "upstream_closed":
             self.may_repeat = False                     # a kept connection that had died meanwhile: once more, on a fresh one
             if self.target.acquire(self) != A_FULL:
                 return 0
@@ -163,17 +166,15 @@ cdef class _Call(ResponseSink):
 
     cdef int end(self, str kind, str detail) except -1:
         """Give the answer, or the failure, to whoever waits; let go of the connection. Once."""
-        cdef UpstreamConnection up = self.up
+        cdef H1UpstreamStream up = self.up
         if self.over:
             return 0
         self.over = True
         self.up = None
         self.target.forget(self)
         if up is not None:
-            if self.complete and up.state == U_DONE and up.keep_alive and not up.extra_bytes:
-                self.target.release(up, monotonic_ns())
-            elif self.complete:
-                up.close()
+            if self.complete:
+                up.release(monotonic_ns())
             else:
                 up.abort()
         if self.waiter.done():

@@ -3,8 +3,9 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from fastgate._core.pipeline.context cimport Reason
-from fastgate._core.http.headers cimport Headers
-from fastgate._core.pipeline.wheel cimport Timed, TimerWheel
+from fastgate._core.http.headers cimport Headers, HeadWriter, field_t
+from fastgate._core.pipeline.wheel cimport TimerWheel
+from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
 
 cdef enum:
     U_IDLE = 0           # in the pool, or just opened
@@ -14,52 +15,32 @@ cdef enum:
     U_TUNNEL = 4         # 101 seen: bytes pass untouched
     U_CLOSED = 5
 
-cdef enum:
-    # What two requests may have in common, for the shares of a pool
-    SAME_ROUTE = 1
-    SAME_LISTENER = 2
-    SAME_CLIENT = 4
-
-cdef class ResponseSink:
-    # What an upstream connection and a pool tell the request they serve
-    cdef bint waiting                       # in a pool's queue
-    cdef int shared_with(self, ResponseSink other) noexcept
-    cdef int on_connection(self, UpstreamConnection connection) except -1
-    cdef int on_connect_failed(self, Reason reason, str detail) except -1
-    cdef int on_interim(self, UpstreamConnection connection) except -1
-    cdef int on_head(self, UpstreamConnection connection) except -1
-    cdef int on_chunk(self, bytes chunk) except -1
-    cdef int on_end(self, Headers trailers) except -1
-    cdef int on_read_done(self, int64_t now_ns) except -1
-    cdef int on_failed(self, UpstreamConnection connection, Reason reason) except -1
-    cdef int on_upstream_writable(self, bint writable) except -1
-    cdef int on_tunnel_data(self, bytes data) except -1
-    cdef int on_tunnel_eof(self) except -1
-
 cdef class ConnectionOwner:
-    cdef int connection_closed(self, UpstreamConnection connection) except -1
+    cdef readonly bytes authority           # for the Host field
+    cdef int release(self, H1UpstreamStream connection, int64_t now_ns) except -1
+    cdef int connection_closed(self, H1UpstreamStream connection) except -1
 
-cdef class UpstreamConnection(Timed):
+cdef class H1UpstreamStream(UpstreamStream):
     cdef object transport
     cdef object parser
     cdef ConnectionOwner owner
     cdef TimerWheel wheel
+    cdef HeadWriter out                     # written and not sent; shared by the streams of an upstream
     cdef ResponseSink sink
     cdef readonly int state
     # Per request
+    cdef bint chunks                        # its body is framed in chunks
+    cdef bint ended                         # it is complete
+    cdef tuple owned                        # of a chunked request: names that no client may say in its trailers …
+    cdef bytes secret_name                  # … nor the name of the credential
     cdef bint head_only                     # the request was HEAD
     cdef bint upgrade_asked
-    cdef bint saw_bytes                     # of the answer: a request that got any is never replayed
     cdef bint extra_bytes                   # after the answer: the connection is out of step
     cdef int interims
     cdef Py_ssize_t head_bytes
     # The answer's head
-    cdef Headers fields
-    cdef int status
-    cdef bytes phrase
     cdef int version_minor
     cdef bint chunked
-    cdef int64_t content_length             # -1 when unknown
     cdef bint until_close
     cdef bint wary                          # its head told a body that must not come (HEAD, 204, 304): look before the next use
     cdef bint keep_alive
@@ -78,17 +59,12 @@ cdef class UpstreamConnection(Timed):
     cdef int fd
     cdef bint is_tls
     cdef bint buffered                      # the transport holds bytes the kernel did not take
-    cdef int64_t now_ns                     # of the read being digested
     cdef bint reading_paused
-    cdef bint writable
-    cdef bint reused                        # has carried a request before this one
     cdef int begin(self, ResponseSink sink, bint head_only, bint upgrade_asked) except -1
     cdef int write(self, const char* data, Py_ssize_t n, bytes whole) except -1
-    cdef int pause(self) except -1
-    cdef int resume(self) except -1
     cdef int close(self) except -1
-    cdef int abort(self) except -1
     cdef bint seems_alive(self)
+    cdef bint _is_owned(self, const field_t* field) except -1
     cdef int _digest(self, bytes data, int64_t now_ns) except -1
     cdef bytes _whole_head(self, bytes data)
     cdef int _read_rest(self) except -1

@@ -1,15 +1,18 @@
 import asyncio
 from typing import Any
 
-from fastgate._core.pipeline.wheel import Timed, TimerWheel
+from fastgate._core.http.headers import HeadWriter
+from fastgate._core.pipeline.wheel import TimerWheel
+from fastgate.upstream.stream import UpstreamStream
 
-__all__ = ["UpstreamConnection"]
+__all__ = ["H1UpstreamStream"]
 
-class ResponseSink: ...
-class ConnectionOwner: ...
+class ConnectionOwner:
+    @property
+    def authority(self) -> bytes: ...
 
-class UpstreamConnection(Timed, asyncio.Protocol):
-    def __init__(self, owner: ConnectionOwner, wheel: TimerWheel) -> None: ...
+class H1UpstreamStream(UpstreamStream, asyncio.Protocol):
+    def __init__(self, owner: ConnectionOwner, wheel: TimerWheel, out: HeadWriter) -> None: ...
     @property
     def state(self) -> int: ...
     @property

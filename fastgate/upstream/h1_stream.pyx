@@ -1,13 +1,13 @@
 # cython: boundscheck=False, nonecheck=True
-"""One HTTP/1.1 connection to an upstream: bytes in, the answer's parts out.
+"""One HTTP/1.1 connection to an upstream: a request's parts in, its response's parts out.
 
-WHAT     Parses answers with httptools and adds the checks llhttp leaves to its user: version, status, Transfer-Encoding, the length
+WHAT     Writes requests (their heads are made in upstream/h1_request.pyx) and frames their bodies. Parses answers with httptools and adds the checks llhttp leaves to its user: version, status, Transfer-Encoding, the length
          of the head, the end of a close-delimited body, HEAD, and that nothing follows an answer. Tells a ResponseSink (the
-         exchange) what arrived; knows nothing of clients, routes or retries.
+         exchange) what arrived; knows nothing of clients or retries.
 STATE    IDLE → WAITING → BODY → DONE → IDLE, WAITING → TUNNEL, any → CLOSED.
 WHO      The worker's loop.
 COST     One httptools parse; no object per answer but its header table.
-SOURCES  RFC 9112 §6.3 (body length), §9.6 (close); RFC 9110 §15.2 (interim answers).
+SOURCES  RFC 9112 §7.1 (chunks), §6.3 (body length), §9.6 (close); RFC 9110 §15.2 (interim answers).
 """
 
 import logging
@@ -19,7 +19,7 @@ from libc.string cimport memcmp
 
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.pipeline.abstract cimport missing
-from fastgate._core.pipeline.context cimport Reason
+from fastgate._core.pipeline.context cimport M_HEAD, Reason, RequestContext
 from fastgate._core.http.headers cimport (
     WIRE_FIELDS,
     H_CONNECTION,
@@ -27,22 +27,32 @@ from fastgate._core.http.headers cimport (
     H_TRANSFER_ENCODING,
     H_OTHER,
     Headers,
+    HeadWriter,
     field_t,
     has_token,
     header_id,
+    is_owned,
     name_equal,
+    names_fold,
+    trailer_allowed,
 )
 
 from fastgate._core.http.scan cimport decimal, scan_response_head, status_line_t
+from fastgate._core.http.writing cimport put_text
 from fastgate._core.http.sockets cimport peer_silent, receive_now, write_out
+from fastgate._core.pipeline.plan cimport Destination
+from fastgate.upstream.credential cimport Credential
+from fastgate.upstream.h1_request cimport write_request_head
+from fastgate.upstream.stream cimport BODY_UNKNOWN, ResponseSink, UpstreamStream
 
 from fastgate.errors import REASONS
 
-__all__ = ["UpstreamConnection"]
+__all__ = ["H1UpstreamStream"]
 
 log = logging.getLogger("fastgate")
 
 cdef enum:
+    COPIED_BYTES = 16384                  # a smaller piece of a body is sent together with what stands before it
     # An answer's head beyond this is refused. nginx gives 4-8 kB by default and its users raise it; Envoy 60 kB, Node 16 kB.
     MAX_HEAD_BYTES = 65536
     # nginx and HAProxy accept any number; an endless run of them would hold a request open for ever.
@@ -68,71 +78,25 @@ cdef Reason TRUNCATED = REASONS["upstream_truncated"]
 cdef Reason INTERNAL = REASONS["internal_error"]
 
 
-cdef class ResponseSink:
-    """What an upstream connection and a pool tell the request they serve. Abstract: an exchange implements it, and a call of `fetch`."""
-
-    cdef int shared_with(self, ResponseSink other) noexcept:
-        """What this request has in common with another, as SAME_* bits. 0: it counts against no share of a pool."""
-        return 0
-
-    cdef int on_connection(self, UpstreamConnection connection) except -1:
-        """A connection is there, and the request's."""
-        missing(self, "on_connection")
-
-    cdef int on_connect_failed(self, Reason reason, str detail) except -1:
-        """No connection could be opened."""
-        missing(self, "on_connect_failed")
-
-    cdef int on_interim(self, UpstreamConnection connection) except -1:
-        """An interim response (1xx) arrived."""
-        missing(self, "on_interim")
-
-    cdef int on_head(self, UpstreamConnection connection) except -1:
-        """The head of the response arrived."""
-        missing(self, "on_head")
-
-    cdef int on_chunk(self, bytes chunk) except -1:
-        """A piece of its body arrived."""
-        missing(self, "on_chunk")
-
-    cdef int on_end(self, Headers trailers) except -1:
-        """The response is complete. trailers: None when there are none."""
-        missing(self, "on_end")
-
-    cdef int on_read_done(self, int64_t now_ns) except -1:
-        """Everything that one read brought has been told."""
-        missing(self, "on_read_done")
-
-    cdef int on_failed(self, UpstreamConnection connection, Reason reason) except -1:
-        """The response ends here: the connection is lost, or cannot be trusted."""
-        missing(self, "on_failed")
-
-    cdef int on_upstream_writable(self, bint writable) except -1:
-        """The connection's write buffer is full, or has room again."""
-        missing(self, "on_upstream_writable")
-
-    cdef int on_tunnel_data(self, bytes data) except -1:
-        """Bytes behind a 101 arrived."""
-        missing(self, "on_tunnel_data")
-
-    cdef int on_tunnel_eof(self) except -1:
-        """The upstream closed its half of a tunnel."""
-        missing(self, "on_tunnel_eof")
-
-
 cdef class ConnectionOwner:
     """The pool a connection belongs to."""
 
-    cdef int connection_closed(self, UpstreamConnection connection) except -1:
+    cdef int connection_closed(self, H1UpstreamStream connection) except -1:
+        """It is closed, whoever closed it."""
         missing(self, "connection_closed")
 
+    cdef int release(self, H1UpstreamStream connection, int64_t now_ns) except -1:
+        """Its response is complete, and it may carry another request."""
+        missing(self, "release")
 
-cdef class UpstreamConnection(Timed):
+
+cdef class H1UpstreamStream(UpstreamStream):
     """An asyncio protocol over one connection to a target."""
 
-    def __init__(self, ConnectionOwner owner, TimerWheel wheel):
+    def __init__(self, ConnectionOwner owner, TimerWheel wheel, HeadWriter out not None):
         self.owner = owner
         self.wheel = wheel
+        self.out = out
         self.state = U_IDLE
         self.writable = True
 
@@ -148,6 +112,8 @@ cdef class UpstreamConnection(Timed):
         self.upgrade_asked = upgrade_asked
         self.saw_bytes = False
         self.extra_bytes = False
+        self.chunks = False
+        self.ended = False
         self.interims = 0
         self.head_bytes = 0
         self.partial = None
@@ -157,6 +123,75 @@ cdef class UpstreamConnection(Timed):
         self.reused = self.requests > 0
         self.requests += 1
         return 0
+
+    cdef int send_head(self, ResponseSink sink, RequestContext ctx, Destination destination, Credential credential, bytes method,
+                       bytes path, Headers fields, int64_t length, int64_t left_ns) except -1:
+        self.begin(sink, ctx.method_id == M_HEAD, ctx.upgrade)
+        if length == BODY_UNKNOWN:
+            self.chunks = True
+            self.owned = destination.owned
+            self.secret_name = None if credential is None else credential.field_name
+        return write_request_head(self.out, ctx, destination, self.owner.authority, credential, method, path, fields, length, left_ns)
+
+    cdef int send_chunk(self, bytes chunk) except -1:
+        cdef HeadWriter w = self.out
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(chunk)
+        if self.chunks:
+            if n == 0:
+                return 0                                # would end the body
+            w.put_hex(n)
+            put_text(w, b"\r\n", 2)
+        if n < COPIED_BYTES:
+            w.put_bytes(chunk)
+        else:
+            self.flush()
+            self.write(PyBytes_AS_STRING(chunk), n, chunk)
+        if self.chunks:
+            put_text(w, b"\r\n", 2)
+        return 0
+
+    cdef int send_end(self, Headers trailers) except -1:
+        cdef HeadWriter w = self.out
+        cdef field_t* field
+        cdef int i
+        self.ended = True
+        if self.chunks:
+            put_text(w, b"0\r\n", 3)
+            if trailers is not None:
+                for i in range(trailers.count):
+                    field = &trailers.fields[i]
+                    if trailer_allowed(field) and not self._is_owned(field):
+                        w.parsed_span(field)
+            put_text(w, b"\r\n", 2)
+        return 0
+
+    cdef bint _is_owned(self, const field_t* field) except -1:
+        """True for a trailer that only the gateway may send: one of the route's owned names, or the name of the credential."""
+        cdef bytes name = self.secret_name
+        return is_owned(self.owned, field.name, field.name_n) \
+            or name is not None and field.name_n == PyBytes_GET_SIZE(name) \
+            and names_fold(field.name, PyBytes_AS_STRING(name), field.name_n)
+
+    cdef int flush(self) except -1:
+        cdef HeadWriter w = self.out
+        cdef Py_ssize_t n = w.size
+        w.size = 0
+        if n:
+            self.write(w.data, n, None)
+        return 0
+
+    cdef int tunnel_write(self, bytes data) except -1:
+        return self.write(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data)
+
+    cdef int tunnel_eof(self) except -1:
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        return 0
+
+    cdef int release(self, int64_t now_ns) except -1:
+        if self.state == U_DONE and self.ended and self.keep_alive and not self.extra_bytes:
+            return self.owner.release(self, now_ns)
+        return self.close()
 
     cdef int write(self, const char* data, Py_ssize_t n, bytes whole) except -1:
         """Send n bytes now, and give the transport what the kernel does not take. `whole`: the same bytes, where they are an object."""
@@ -188,6 +223,7 @@ cdef class UpstreamConnection(Timed):
     cdef int abort(self) except -1:
         """Close at once; the sink hears no more."""
         self.sink = None
+        self.out.size = 0
         if self.state != U_CLOSED:
             self.state = U_CLOSED
             if self.transport is not None:

@@ -3,10 +3,12 @@
 from libc.stdint cimport int64_t
 
 from fastgate._core.balance.balance cimport SmoothWeighted
+from fastgate._core.http.headers cimport HeadWriter
 from fastgate._core.shm.counters cimport worker_counts_t
 from fastgate._core.pipeline.wheel cimport TimerWheel
 from fastgate.upstream.credential cimport Credential
-from fastgate.upstream.h1_stream cimport ConnectionOwner, ResponseSink, UpstreamConnection
+from fastgate.upstream.h1_stream cimport ConnectionOwner, H1UpstreamStream
+from fastgate.upstream.stream cimport ResponseSink
 
 cdef enum:
     A_OPENING = 0
@@ -20,7 +22,6 @@ cdef class Target(ConnectionOwner):
     cdef readonly object unix_path
     cdef readonly object ssl
     cdef readonly object server_name
-    cdef readonly bytes authority            # for the Host field
     cdef readonly bytes address              # for logs
     cdef Upstream upstream
     cdef list open                           # every connection, by its place
@@ -33,18 +34,17 @@ cdef class Target(ConnectionOwner):
     cdef int64_t failed_quietly              # failures since
     cdef int64_t limited_loudly_ns           # when the limit of the pool was last logged
     cdef int64_t limited_quietly             # requests since that met it
-    cdef UpstreamConnection take(self, ResponseSink sink, int64_t now_ns)
+    cdef H1UpstreamStream take(self, ResponseSink sink, int64_t now_ns)
     cdef int acquire(self, ResponseSink sink) except -1
     cdef int forget(self, ResponseSink sink) except -1
-    cdef int release(self, UpstreamConnection connection, int64_t now_ns) except -1
     cdef bint _may_open(self)
     cdef int _over_share(self, ResponseSink sink) except -1
     cdef bint _has_queue_place(self, ResponseSink sink)
     cdef ResponseSink _next_waiter(self)
     cdef int _say_limited(self) except -1
-    cdef int _hand_over(self, UpstreamConnection connection, int64_t now_ns) except -1
+    cdef int _hand_over(self, H1UpstreamStream connection, int64_t now_ns) except -1
     cdef int _open(self) except -1
-    cdef bint _is_too_old(self, UpstreamConnection connection, int64_t now_ns) noexcept
+    cdef bint _is_too_old(self, H1UpstreamStream connection, int64_t now_ns) noexcept
 
 cdef class Upstream:
     cdef readonly str name
@@ -55,6 +55,7 @@ cdef class Upstream:
     cdef readonly bint retired
     cdef object loop
     cdef TimerWheel wheel
+    cdef HeadWriter out                      # what one of its connections writes in one event
     cdef worker_counts_t* counts
     cdef object _counters                    # keeps the memory that counts points into
     cdef readonly int max_connections

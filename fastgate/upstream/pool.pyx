@@ -28,12 +28,12 @@ from libc.stdint cimport int64_t
 from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.balance.balance cimport SmoothWeighted
 from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.http.headers cimport HeadWriter
 from fastgate._core.pipeline.context cimport Reason
 from fastgate._core.shm.counters cimport Counters
 from fastgate._core.pipeline.wheel cimport TimerWheel
-from fastgate.upstream.h1_stream cimport (
-    SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, U_CLOSED, U_IDLE, ConnectionOwner, ResponseSink, UpstreamConnection,
-)
+from fastgate.upstream.h1_stream cimport U_CLOSED, U_IDLE, ConnectionOwner, H1UpstreamStream
+from fastgate.upstream.stream cimport SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, ResponseSink
 
 from fastgate.errors import REASONS
 
@@ -95,13 +95,13 @@ cdef class Target(ConnectionOwner):
         self.waiters = deque()
         self.tasks = set()
 
-    cdef UpstreamConnection take(self, ResponseSink sink, int64_t now_ns):
+    cdef H1UpstreamStream take(self, ResponseSink sink, int64_t now_ns):
         """An idle connection, the one used last, or None."""
-        cdef UpstreamConnection connection
+        cdef H1UpstreamStream connection
         if len(self.open) - len(self.idle) >= self.upstream.most_of_one and self._over_share(sink):
             return None
         while self.idle:
-            connection = <UpstreamConnection>self.idle.pop()
+            connection = <H1UpstreamStream>self.idle.pop()
             if connection.state != U_IDLE:
                 continue
             if self._is_too_old(connection, now_ns):
@@ -141,7 +141,7 @@ cdef class Target(ConnectionOwner):
 
     cdef int _over_share(self, ResponseSink sink) except -1:
         """Which of the parties of sink (SAME_* bits) hold all that one of them may hold here; 0: it may take a connection."""
-        cdef UpstreamConnection connection
+        cdef H1UpstreamStream connection
         cdef Py_ssize_t n = len(self.open)
         cdef Py_ssize_t stride = max(1, (n + SAMPLE - 1) // SAMPLE)
         cdef Py_ssize_t i
@@ -150,7 +150,7 @@ cdef class Target(ConnectionOwner):
         if most >= self.upstream.max_connections:
             return 0
         for i in range(0, n, stride):
-            connection = <UpstreamConnection>self.open[i]
+            connection = <H1UpstreamStream>self.open[i]
             if connection.sink is not None:
                 sinks.append(connection.sink)
         return parties_over(sinks, sink, self.upstream.shares, (most + stride - 1) // stride)
@@ -189,7 +189,7 @@ cdef class Target(ConnectionOwner):
             atomic_add_relaxed_u64(&self.upstream.counts.upstream_waiting, <unsigned long long>-1)
         return 0
 
-    cdef int release(self, UpstreamConnection connection, int64_t now_ns) except -1:
+    cdef int release(self, H1UpstreamStream connection, int64_t now_ns) except -1:
         """Take back a connection whose answer is complete and which may be used again."""
         cdef Upstream upstream = self.upstream
         cdef int64_t idle_until_ns
@@ -206,7 +206,7 @@ cdef class Target(ConnectionOwner):
         connection.released_ns = now_ns
         return self._hand_over(connection, now_ns)
 
-    cdef bint _is_too_old(self, UpstreamConnection connection, int64_t now_ns) noexcept:
+    cdef bint _is_too_old(self, H1UpstreamStream connection, int64_t now_ns) noexcept:
         cdef int64_t most_ns = self.upstream.max_lifetime_ns
         return most_ns != 0 and now_ns - connection.opened_ns >= most_ns
 
@@ -240,7 +240,7 @@ cdef class Target(ConnectionOwner):
         atomic_add_relaxed_u64(&self.upstream.counts.upstream_waiting, <unsigned long long>-1)
         return sink
 
-    cdef int _hand_over(self, UpstreamConnection connection, int64_t now_ns) except -1:
+    cdef int _hand_over(self, H1UpstreamStream connection, int64_t now_ns) except -1:
         """Give a free connection to a waiting request, or keep it idle."""
         cdef Upstream upstream = self.upstream
         cdef ResponseSink sink = None
@@ -266,8 +266,8 @@ cdef class Target(ConnectionOwner):
         upstream.wheel.arm(connection, idle_until_ns)
         return 0
 
-    cdef int connection_closed(self, UpstreamConnection connection) except -1:
-        cdef UpstreamConnection last = <UpstreamConnection>self.open.pop()
+    cdef int connection_closed(self, H1UpstreamStream connection) except -1:
+        cdef H1UpstreamStream last = <H1UpstreamStream>self.open.pop()
         cdef Py_ssize_t i
         if last is not connection:
             self.open[connection.place] = last
@@ -293,7 +293,7 @@ cdef class Target(ConnectionOwner):
 
     async def _opened(self):
         """Open one connection and give it to whoever has waited longest."""
-        cdef UpstreamConnection connection = UpstreamConnection(self, self.upstream.wheel)
+        cdef H1UpstreamStream connection = H1UpstreamStream(self, self.upstream.wheel, self.upstream.out)
         cdef ResponseSink sink
         cdef Reason reason = None
         cdef Upstream upstream = self.upstream
@@ -355,6 +355,7 @@ cdef class Upstream:
         self.config = config
         self.loop = loop
         self.wheel = wheel
+        self.out = HeadWriter()
         self._counters = counters
         self.counts = counters.worker(slot)
         # What is not for clients (half of the descriptors, see DataPlane.install) or for files and listeners.
@@ -395,7 +396,7 @@ cdef class Upstream:
     def retire(self):
         """No longer in the plan: close what is idle now, the rest when its request is over."""
         cdef Target target
-        cdef UpstreamConnection connection
+        cdef H1UpstreamStream connection
         self.retired = True
         for target in self.targets:
             for connection in list(target.idle):

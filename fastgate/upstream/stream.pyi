@@ -1,0 +1,6 @@
+from fastgate._core.pipeline.wheel import Timed
+
+__all__ = ["ResponseSink", "UpstreamStream"]
+
+class ResponseSink: ...
+class UpstreamStream(Timed): ...
