@@ -1,5 +1,6 @@
 """C interface of fastgate.proxy.exchange."""
 
+cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from fastgate._core.pipeline.context cimport Answer, Reason, RequestContext
@@ -64,6 +65,7 @@ cdef enum:
     X_FINISHED = 6
     X_COLLECTING = 7          # the request body, before a connection is taken
 
+@cython.final
 cdef class Exchange(ResponseSink):
     cdef Plane plane
     cdef Plan plan

@@ -27,6 +27,7 @@ import os
 
 import msgspec
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.time cimport time
@@ -155,6 +156,7 @@ cdef class Plane:
         return self.date
 
 
+@cython.final
 cdef class Exchange(ResponseSink):
     """One request on its way."""
 

@@ -1,5 +1,6 @@
 """C interface of fastgate.proxy.h1_client."""
 
+cimport cython
 from libc.stdint cimport int64_t
 
 from fastgate._core.pipeline.context cimport Reason, RequestContext
@@ -8,6 +9,7 @@ from fastgate._core.pipeline.plan cimport Plan
 from fastgate.proxy.responses cimport AnswerStream
 from fastgate.proxy.exchange cimport Exchange
 
+@cython.final
 cdef class ClientConnection(AnswerStream):
     # Per connection
     cdef str scheme

@@ -24,6 +24,7 @@ from httptools import (
     HttpRequestParser,
 )
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memchr, memcmp
@@ -139,6 +140,7 @@ class _Refused(Exception):
     """Raised inside a parser callback to stop the parse: the request is refused."""
 
 
+@cython.final
 cdef class ClientConnection(AnswerStream):
     """One HTTP/1.1 client connection. Made by DataPlane.connection."""
 

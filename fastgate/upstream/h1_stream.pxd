@@ -1,5 +1,6 @@
 """C interface of fastgate.upstream.h1_stream."""
 
+cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from fastgate._core.pipeline.context cimport Reason
@@ -20,6 +21,7 @@ cdef class ConnectionOwner:
     cdef int release(self, H1UpstreamStream connection, int64_t now_ns) except -1
     cdef int connection_closed(self, H1UpstreamStream connection) except -1
 
+@cython.final
 cdef class H1UpstreamStream(UpstreamStream):
     cdef object transport
     cdef object parser

@@ -14,6 +14,7 @@ import logging
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcmp
 
@@ -90,6 +91,7 @@ cdef class ConnectionOwner:
         missing(self, "release")
 
 
+@cython.final
 cdef class H1UpstreamStream(UpstreamStream):
     """An asyncio protocol over one connection to a target."""
 
