@@ -119,6 +119,7 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
         yield None
     networks = [each for each in config.trusted_proxies if each != TRUSTED_UNIX]
     trusted = CidrSet(networks) if networks else None
+    services.seal()
     yield Plan(
         router,
         routes,

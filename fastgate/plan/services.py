@@ -86,6 +86,7 @@ class Services:
             for service in (previous.plugins if previous is not None else ())
             if isinstance(service, Service) and not changes.concern(service.key[1])
         }
+        self._is_sealed = False
         self._noted: list[Service] = []
         self.used: list[Service] = []
         self.fresh: list[Service] = []
@@ -96,14 +97,25 @@ class Services:
             if service.key == key:
                 break
         else:
+            if self._is_sealed:
+                raise LookupError(f"service {kind}: the plan was made without it")
             if key in self._known:
                 service = self._known[key]
             else:
                 service = Service(key, make())
                 self.fresh.append(service)
             self.used.append(service)
-        self._noted.append(service)
+        if not self._is_sealed:
+            self._noted.append(service)
         return service.made
+
+    def seal(self) -> None:
+        """The plan is complete: from now on only what it has is found. A service of the previous plan, which
+        may be closed, is let go, and a new one would never be started.
+        """
+        self._is_sealed = True
+        self._known.clear()
+        self._noted.clear()
 
     def settle(self) -> None:
         """What was asked for since the last call is no route's own."""

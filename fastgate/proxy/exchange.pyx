@@ -497,7 +497,7 @@ cdef class Exchange(ResponseSink):
         cdef Destination destination = self.plan.destination(self.route, upstream)
         if destination is None:
             log.warning("request %s of route %s is sent to the upstream %r, which the config does not have", self.ctx.request_id,
-                      self.route.name, upstream, extra={"throttle": ("unknown_upstream", self.route.name, upstream)})
+                      self.route.name, upstream[:100], extra={"throttle": ("unknown_upstream", self.route.name)})
             return False
         self.destination = destination
         self.total_deadline_ns = self.ctx.started_ns + destination.total_ns if destination.total_ns else 0

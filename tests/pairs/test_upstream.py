@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.client import Client, get, request
+from tests.control.admin_client import call
 from tests.gateway import Gateway
 from tests.plugins.conftest import use
 from tests.upstream import OK, Peer, Upstream, answer, echo
@@ -164,6 +165,28 @@ def test_an_override_caches_the_responses_of_its_upstream_as_their_own(tmp_path:
         assert [get(gateway.port, "/", TO_BLUE).body for _ in range(2)] == [b"blue", b"blue"]
         assert [get(gateway.port, "/").body for _ in range(2)] == [b"green", b"green"]
         assert (len(blue.requests), len(green.requests)) == (1, 1)
+
+
+def test_an_override_goes_by_the_settings_that_a_reload_gave_its_upstream(tmp_path: Path) -> None:
+    with (
+        Upstream(answer(NAMED % (5, b"green"))) as green,
+        Upstream(answer(NAMED % (4, b"blue"))) as blue,
+    ):
+        cache = {"ttl": "60s", "predict": {"adaptive_ttl": {}}}
+        config = overriding(green, blue, tmp_path, cache=cache)
+        with Gateway(config) as gateway, Client(gateway.port) as client:
+            for preserve_host, expected in (
+                (True, b"asked.test"),
+                (False, blue.url.partition("//")[2].encode()),
+            ):
+                config["upstreams"]["blue"]["preserve_host"] = preserve_host
+                gateway.write_config(config)
+                assert call(gateway.admin, "/api/gateway/reload", "POST").status == 200
+                for _ in range(2):
+                    client.send(request("/", "GET", TO_BLUE, host="asked.test"))
+                    assert client.read_response().body == b"blue"
+                assert blue.requests[-1].get("host") == expected
+        assert len(blue.requests) == 2
 
 
 def test_a_plugin_that_holds_responses_lets_an_event_stream_pass_event_by_event(tmp_path: Path) -> None:

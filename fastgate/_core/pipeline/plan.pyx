@@ -25,7 +25,7 @@ from fastgate._core.http.urlpath cimport SECOND_PARAMETER, next_reading, read_as
 
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["FixedResponse", "Destination", "Plan", "PluginFailed", "Redirect", "RoutePlan", "plugin_title"]
+__all__ = ["Destination", "FixedResponse", "Plan", "PluginFailed", "Redirect", "RoutePlan", "plugin_title"]
 
 
 # A route that names no methods takes what HTTP knows. TRACE it must name: its response shows what the gateway adds to a request.
@@ -247,7 +247,7 @@ cdef class Plan:
         """Where a request of the route goes that is sent to this upstream in place of the route's own; None if there is no such
         upstream. As many as there are routes and upstreams, made when they are first needed."""
         cdef tuple key
-        if not upstream in self.upstreams or self.make_destination is None:
+        if upstream not in self.upstreams or self.make_destination is None:
             return None
         if route.destination is not None and route.destination.upstream is self.upstreams[upstream]:
             return route.destination
