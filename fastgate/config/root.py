@@ -312,7 +312,7 @@ if TYPE_CHECKING:
 else:
     RouteConfig = _composed(
         "RouteConfig",
-        "Which requests, and what becomes of them. Exactly one of `upstream`, `redirect` and `respond`.",
+        "The requests it takes and what handles them. Exactly one of `upstream`, `redirect` and `respond`.",
         [RouteMatching, RouteForwarding, RoutePlugins, *_parts("route")],
     )
 

@@ -433,7 +433,7 @@ class AccessLogConfig(Settings, frozen=True, kw_only=True):
             min_length=1,
             extra={"file": ("stdout", "off")},
             description=(
-                "`stdout`, `off`, or a file's path. A file is opened anew on SIGUSR1, so that logrotate "
+                "`stdout`, `off`, or a file's path. A file is reopened on SIGUSR1, so that logrotate "
                 "can move it away."
             ),
         ),

@@ -229,7 +229,7 @@ VARIABLES: Final[dict[str, tuple[str, Source, str]]] = {
     "consumer.anonymous": (
         "bool",
         lambda ctx, at: getattr(getattr(ctx, "identity", None), "method", "anonymous") == "anonymous",
-        "true when nobody proved who they are",
+        "true when the request is not authenticated",
     ),
     "time.now": (
         "timestamp",

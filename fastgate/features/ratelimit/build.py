@@ -143,7 +143,7 @@ class _Tiers:
         if tier is None:
             tier = TierConfig()
             if identity.tier:
-                # A tier that nobody defined must not be one without limits.
+                # An undefined tier must not be a tier without limits.
                 tier = self._tiers["free"]
                 self._unknown.add(1)
                 if identity.tier not in self._told and len(self._told) < 100:

@@ -240,7 +240,8 @@ class PenaltyConfig(Settings, frozen=True, kw_only=True):
         ),
     ] = (MINUTE, 10 * MINUTE, HOUR, DAY)
     forget_ns: Annotated[
-        Duration, Meta(ge=1_000_000, description="So long after its last ban a client begins anew.")
+        Duration,
+        Meta(ge=1_000_000, description="How long after its last ban the bans of a client are forgotten."),
     ] = DAY
 
 
