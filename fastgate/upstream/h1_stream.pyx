@@ -129,6 +129,7 @@ cdef class H1UpstreamStream(UpstreamStream):
     cdef int send_head(self, ResponseSink sink, RequestContext ctx, Destination destination, Credential credential, bytes method,
                        bytes path, Headers fields, int64_t length, int64_t left_ns) except -1:
         self.begin(sink, ctx.method_id == M_HEAD, ctx.upgrade)
+        self.out.size = 0                               # one for all connections: what another request left behind when it failed
         if length == BODY_UNKNOWN:
             self.chunks = True
             self.owned = destination.owned
