@@ -13,7 +13,14 @@ from typing import Any
 from fastgate._core.pipeline.identity import Identity
 from fastgate._core.shm.directory import Directory
 from fastgate.auth.section import ConsumerConfig
-from fastgate.state.records import ConsumerRecord, StoredConsumer, StoredKey, consumer_digest, decode_consumer
+from fastgate.state.records import (
+    CONSUMERS,
+    ConsumerRecord,
+    StoredConsumer,
+    StoredKey,
+    consumer_digest,
+    decode_consumer,
+)
 
 __all__ = ["NAME_PATTERN", "Consumers", "effective", "tier_and_limits"]
 
@@ -22,7 +29,9 @@ NAME_PATTERN = r"^[!-~]([ -~]{0,253}[!-~])?$(?!\n)"
 
 
 UNDECLARED = -2
-"""The record of an identity whose consumer the directory has not; its version is the generation then."""
+"""An identity whose consumer is not in the directory has the record UNDECLARED - watch; its version is the
+number of changes of all consumers.
+"""
 
 
 class Consumers:
@@ -31,6 +40,7 @@ class Consumers:
     def __init__(self, config: Mapping[str, ConsumerConfig], directory: Directory | None) -> None:
         self._config = config
         self._directory = directory
+        self._watch = directory.watch(CONSUMERS) if directory is not None else 0
 
     def find(self, name: str) -> ConsumerRecord | None:
         """The current record of this consumer; None for an undeclared one."""
@@ -85,7 +95,7 @@ class Consumers:
         index, version = -1, 0
         if self._directory is not None:
             # Before the lookup: a concurrent write makes the result outdated.
-            index, version = UNDECLARED, self._directory.generation
+            index, version = UNDECLARED - self._watch, self._directory.changes(self._watch)
             found = self._directory.get(consumer_digest(name))
             if found is not None:
                 index, version, blob = found

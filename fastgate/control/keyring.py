@@ -38,6 +38,7 @@ from fastgate.state.backlog import (
 from fastgate.state.journal import Journal, Throttle
 from fastgate.state.memory import HostMemory
 from fastgate.state.records import (
+    CONSUMERS,
     ConsumerRecord,
     StoredConsumer,
     StoredKey,
@@ -213,14 +214,14 @@ class Keyring:
     async def _publish_all(self) -> None:
         now_ns = time.time_ns()
         started = time.monotonic()
-        wanted = set()
+        wanted: set[bytes] = set()
         said = {stored.name: stored for stored in self._store.consumers()}
         records = {
             name: effective(self.consumers_in_file.get(name), said.get(name))
             for name in self.consumers_in_file.keys() | said.keys()
         }
-        for name, record in records.items():
-            wanted.add(self._put(consumer_digest(name), encode_record(record)))
+        wanted.update(consumer_digest(name) for name in records)
+        self._put_consumers(records)
         for stored in self._store.secrets():
             try:
                 secret = self._store.secret(stored.name)
@@ -253,8 +254,17 @@ class Keyring:
 
     def _publish_consumers(self) -> None:
         """Those of the config file, when the store cannot be read."""
-        for name, config in self.consumers_in_file.items():
-            self._put(consumer_digest(name), encode_record(effective(config, None)))
+        self._put_consumers(
+            {name: effective(config, None) for name, config in self.consumers_in_file.items()}
+        )
+
+    def _put_consumers(self, records: Mapping[str, ConsumerRecord]) -> None:
+        changed = [
+            self.directory.put(consumer_digest(name), encode_record(record))
+            for name, record in records.items()
+        ]
+        if any(changed):
+            self.directory.announce(CONSUMERS)
 
     def _put(self, digest: bytes, blob: bytes, key: StoredKey | None = None) -> bytes:
         if key is None:
@@ -271,6 +281,7 @@ class Keyring:
             self.directory.remove(digest)
         else:
             self.directory.put(digest, encode_record(record))
+        self.directory.announce(CONSUMERS)
         after = None
         while keys := self._store.keys(consumer=name, after=after, limit=1000):
             for key in keys:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 __all__ = [
+    "CONSUMERS",
     "KEY_STATES",
     "ConsumerRecord",
     "KeyRecord",
@@ -122,6 +123,12 @@ def key_digest(key: bytes) -> bytes:
 
 def consumer_digest(name: str) -> bytes:
     return hashlib.sha256(b"consumer:" + name.encode()).digest()
+
+
+CONSUMERS = hashlib.sha256(b"consumers").digest()
+"""All consumers together: no entry, but watched by identities whose consumer was not published when they were
+made. The controller announces it when a consumer is published or removed.
+"""
 
 
 def document_digest(name: str) -> bytes:

@@ -73,6 +73,98 @@ def test_every_change_changes_the_generation() -> None:
     assert len(seen) == 4
 
 
+def test_a_watch_counts_the_changes_of_its_own_digest_only() -> None:
+    directory = Directory(100, 1 << 16)
+    watches = [directory.watch(digest(i)) for i in range(20)]
+    before = [directory.changes(watch) for watch in watches]
+
+    def changed() -> list[int]:
+        return [i for i, watch in enumerate(watches) if directory.changes(watch) != before[i]]
+
+    assert len(set(watches)) == 20
+    assert [directory.watch(digest(i)) for i in range(20)] == watches
+    directory.put(digest("a key"), b"1")  # the first write of a writer may count one more
+    before = [directory.changes(watch) for watch in watches]
+    directory.put(digest("another"), b"1")
+    directory.remove(digest("another"))
+    assert changed() == []
+    directory.put(digest(3), b"first")
+    assert changed() == [3]
+    seen = directory.changes(watches[3])
+    assert not directory.put(digest(3), b"first")
+    assert directory.changes(watches[3]) == seen
+    directory.put(digest(3), b"second")
+    assert directory.changes(watches[3]) == seen + 1
+    directory.remove(digest(3))
+    assert directory.changes(watches[3]) == seen + 2
+    directory.announce(digest(4))
+    assert changed() == [3, 4]
+
+
+def test_a_compaction_is_no_change_of_a_document() -> None:
+    directory = Directory(100, 1 << 14)
+    watch = directory.watch(digest("document"))
+    directory.put(digest("document"), b"x" * 100)
+    seen = directory.changes(watch)
+
+    for i in range(1000):
+        directory.put(digest("other"), b"%d" % i * 50)
+
+    assert directory.statistics()["compactions"] > 0
+    assert directory.changes(watch) == seen
+
+
+def test_only_so_many_digests_are_watched() -> None:
+    directory = Directory(10, 1 << 16)
+    for i in range(256):
+        directory.watch(digest(i))
+
+    with pytest.raises(DirectoryFull, match="all 256 watches are taken"):
+        directory.watch(digest(256))
+    assert directory.watch(digest(7)) == directory.watch(digest(7))
+    with pytest.raises(IndexError, match="watch: expected 0 to 255, got 256"):
+        directory.changes(256)
+
+
+def test_a_new_writer_counts_a_change_for_every_watch() -> None:
+    # The one before may have been killed between a change and its count.
+    directory = Directory(10, 1 << 16, SharedMemory(Directory.size(10, 1 << 16)))
+    watch = directory.watch(digest("document"))
+
+    def write() -> None:
+        directory.put(digest("other"), b"1")
+
+    os.waitpid(spawn(write), 0)
+    seen = directory.changes(watch)
+    directory.put(digest("other"), b"2")
+
+    assert directory.changes(watch) > seen
+
+
+def test_no_change_is_missed_by_a_watch_that_begins_meanwhile() -> None:
+    for round_ in range(40):
+        size = Directory.size(1024, 1 << 20)
+        directory = Directory(1024, 1 << 20, SharedMemory(size))
+        names = [digest(f"{round_} {i}") for i in range(200)]
+
+        def work(number: int, directory: Directory = directory, names: list[bytes] = names) -> int:
+            if number == 0:
+                for name in names:
+                    directory.put(name, b"there")
+                return 0
+            missing = []
+            for name in names:
+                watch = directory.watch(name)
+                seen = directory.changes(watch)
+                if directory.get(name) is None:
+                    missing.append((name, watch, seen))
+            while directory.entries() < len(names):
+                time.sleep(0)
+            return sum(directory.changes(watch) == seen for _name, watch, seen in missing)
+
+        assert in_processes(2, work) == [0, 0], f"round {round_}"
+
+
 def test_uses_are_counted_and_outlive_a_replacement() -> None:
     directory = Directory(10, 1 << 16)
     directory.put(digest("a"), b"1", used=40, last_used_ns=5)
@@ -152,7 +244,7 @@ def test_memory_of_another_shape_is_refused() -> None:
     memory = SharedMemory(Directory.size(100, 1 << 16))
     Directory(100, 1 << 16, memory)
 
-    with pytest.raises(ValueError, match="expected a directory of layout 1, 99 entries"):
+    with pytest.raises(ValueError, match="expected a directory of layout 2, 99 entries"):
         Directory(99, 1 << 16, memory)
     with pytest.raises(ValueError, match="shared: expected at least"):
         Directory(1000, 1 << 16, memory)

@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from fastgate._core.pipeline.context import CONTINUE, RequestContext
 from fastgate._core.shm.directory import Directory
+from fastgate._core.shm.metric import MetricTable
 from fastgate._core.shm.recordring import RecordRing
 from fastgate.config import check
 from fastgate.features.policy.gate import Policies, PolicyGate
@@ -18,6 +20,7 @@ from fastgate.features.policy.language import ExpressionError, Language, bounded
 from fastgate.features.policy.settings import PolicyConfig
 from fastgate.features.policy.variables import VARIABLES
 from fastgate.features.policy.violations import Violation, ViolationLog
+from fastgate.state.records import consumer_digest
 from tests.client import get
 from tests.control.admin_client import scrape_idle
 from tests.gateway import Gateway
@@ -271,6 +274,26 @@ def test_policies_set_at_run_time_take_the_place_of_the_configs() -> None:
     directory.remove(Policies.DOCUMENT)
     other.refresh()
     assert [rule.config.when for rule in other._rules.rules] == ["false"]
+
+
+def test_a_change_of_anything_else_does_not_make_a_gate_read_its_policies() -> None:
+    directory = Directory(64, 100_000)
+    directory.put(consumer_digest("a"), b"1")
+    metrics = MetricTable(64)
+    reads = metrics.counter("fastgate_document_reads_total", document="policies")
+    gate = PolicyGate(Policies((), directory=directory, counter=metrics.counter), "x", ())
+    ctx = RequestContext()
+    before = reads.value
+
+    for i in range(50):
+        directory.put(consumer_digest(f"consumer {i}"), b"1")
+        assert gate.decide(ctx) == CONTINUE
+    assert reads.value == before
+    directory.put(Policies.DOCUMENT, msgspec.msgpack.encode(()))
+    for _ in range(3):
+        assert gate.decide(ctx) == CONTINUE
+
+    assert reads.value == before + 1
 
 
 def test_a_document_that_cannot_be_read_leaves_the_configs_policies(caplog: pytest.LogCaptureFixture) -> None:

@@ -396,8 +396,8 @@ cdef class AuthGate(Plugin):
             return False
         if self.directory is None or identity.record == -1:
             return True
-        if identity.record < 0:         # a consumer nobody had declared: whatever was written since may do so
-            return self.directory.c_generation() == identity.version
+        if identity.record < 0:         # a consumer that was not declared (-2 - watch): one that was published since may be it
+            return self.directory.c_changes(<int>(-2 - identity.record)) == identity.version
         if not self.directory.c_current(identity.record, identity.version):
             return False
         self.directory.c_used(identity.record, realtime_ns())

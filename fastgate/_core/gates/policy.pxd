@@ -8,5 +8,6 @@ from fastgate._core.pipeline.pipeline cimport Plugin
 
 cdef class WatchingGate(Plugin):
     cdef Directory directory
+    cdef int watch
     cdef uint64_t seen
     cdef public bint idle

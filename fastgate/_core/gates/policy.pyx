@@ -1,10 +1,10 @@
 # cython: boundscheck=False
 """WatchingGate: a gate whose rules may change at run time, and which costs nothing while it has none.
 
-WHAT     The compiled part of the policy gate. It compares the directory's generation with the one it saw last; when they differ it
-         calls `refresh()`, and then, unless it is `idle`, `judge(ctx)`, both of which a Python subclass gives.
-STATE    The generation seen last; `idle`, which the subclass sets.
-WHO      The worker's loop. The generation is written by the controller.
+WHAT     The compiled part of the policy gate. It compares the number of changes of its document in the directory with the one it saw
+         last; when they differ it calls `refresh()`, and then, unless it is `idle`, `judge(ctx)`, both of which a Python subclass gives.
+STATE    The number of changes seen last; `idle`, which the subclass sets.
+WHO      The worker's loop. The changes are counted by the controller.
 COST     One load and one compare for a request of an idle gate.
 SOURCES  None.
 """
@@ -19,30 +19,32 @@ __all__ = ["WatchingGate"]
 
 
 cdef class WatchingGate(Plugin):
-    """Base of the policy gate. directory: whose changes it looks for; None: none."""
+    """Base of the policy gate. directory, document: where its rules are, and the digest of their document, whose changes it looks
+    for, and no other's; directory None: they never change."""
 
-    def __init__(self, Directory directory=None):
+    def __init__(self, Directory directory=None, document=None):
         self.compiled_decide = True
         self.directory = directory
         self.idle = True
         if directory is not None:
-            self.seen = directory.c_generation()
+            self.watch = directory.watch(document)
+            self.seen = directory.c_changes(self.watch)
 
     def refresh(self):
-        """The directory has changed: take up what concerns this gate."""
+        """The document has changed: take up what concerns this gate."""
 
     def judge(self, RequestContext ctx not None):
         """The verdict on this request."""
         return V_CONTINUE
 
     cdef int c_decide(self, RequestContext ctx) except -1:
-        cdef uint64_t generation
+        cdef uint64_t changes
         cdef int verdict
         if self.directory is not None:
-            generation = self.directory.c_generation()
-            if generation != self.seen:
+            changes = self.directory.c_changes(self.watch)
+            if changes != self.seen:
                 self.refresh()                          # raising leaves `seen` as it was: the next request tries again
-                self.seen = generation
+                self.seen = changes
         if self.idle:
             return V_CONTINUE
         verdict = self.judge(ctx)

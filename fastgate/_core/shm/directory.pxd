@@ -11,8 +11,9 @@ ctypedef struct record_t:           # one cache line
     int64_t used
     int64_t last_used_ns            # CLOCK_REALTIME
 
-ctypedef struct directory_t:        # one handle; header, buckets, records and arena lie in the shared memory
+ctypedef struct directory_t:        # one handle; header, watches, buckets, records and arena lie in the shared memory
     uint64_t* header
+    uint64_t* watches               # first word of the digest, changes
     uint64_t* buckets
     record_t* records
     char* arena
@@ -38,14 +39,17 @@ cdef class Directory:
     cdef int64_t c_find(self, const unsigned char* digest, uint64_t* version) noexcept nogil
     # Whether the record still is what c_find told: one load. False from the moment on that it was removed or replaced.
     cdef bint c_current(self, int64_t index, uint64_t version) noexcept nogil
-    # A number that is another one after every change: one load.
-    cdef uint64_t c_generation(self) noexcept nogil
+    # The watch on a digest, the same number in every process. DirectoryFull.
+    cdef int c_watch(self, const unsigned char* digest) except -1
+    # A number that is another one after every change of what is watched: one load.
+    cdef uint64_t c_changes(self, int watch) noexcept nogil
     # 0: what should be in it is not yet; 1: it is, or was once; 2: it cannot be had.
     cdef int c_loaded(self) noexcept nogil
     # Counts one use.
     cdef void c_used(self, int64_t index, int64_t realtime_ns) noexcept nogil
     # The blob of that version as bytes, or None when it is no longer current.
     cdef object c_read(self, int64_t index, uint64_t version)
+    cdef void count_change(self, const unsigned char* digest) noexcept nogil
     cdef int become_writer(self) except -1
     cdef int rebuild(self) except -1
     cdef int compact(self) except -1

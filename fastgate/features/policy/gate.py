@@ -62,6 +62,7 @@ class Policies:
         self._waits = waits
         self._root = tuple(root)
         self._counter, self._table = counter, table
+        self._reads = counter("fastgate_document_reads_total", document="policies") if counter else None
         self.directory = directory
         self.worker = worker
         self.counts = Counts(table)
@@ -83,6 +84,8 @@ class Policies:
         """Reads the policies set at run time, if they are other ones than before."""
         if self.directory is None:
             return
+        if self._reads is not None:
+            self._reads.add()
         found = self.directory.get(self.DOCUMENT)
         place = (found[0], found[1]) if found is not None else None
         if place == self._document:
@@ -136,7 +139,7 @@ class PolicyGate(WatchingGate):
     """Asks the rules of one route."""
 
     def __init__(self, policies: Policies, route: str, own: Sequence[str | PolicyConfig]) -> None:
-        super().__init__(policies.directory)
+        super().__init__(policies.directory, policies.DOCUMENT)
         self.name = "policies"
         self._policies = policies
         self._route = route
