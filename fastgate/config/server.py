@@ -389,6 +389,17 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
     directory_bytes: Annotated[
         Size, Meta(ge=100_000, le=1 << 30, description="Room for what the directory says of them.")
     ] = 128_000_000
+    runtime_slots: Annotated[
+        int,
+        Meta(
+            ge=64,
+            le=1 << 24,
+            description=(
+                "Numbers and switches that can be changed at run time without a reload: one for each policy. "
+                "A config that needs more is rejected."
+            ),
+        ),
+    ] = 65_536
 
 
 class StoreConfig(Settings, frozen=True, kw_only=True):

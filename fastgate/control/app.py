@@ -22,6 +22,7 @@ from fastgate.control.keyring import Keyring
 from fastgate.control.keys import KeyResource
 from fastgate.control.limits import LimitResource
 from fastgate.control.policies import PolicyResource
+from fastgate.control.runtime import RuntimeResource
 from fastgate.control.secrets import SecretResource
 from fastgate.control.view import ReloadDesk, View
 
@@ -45,6 +46,7 @@ def build_app(
         *LimitResource(keyring, view).routes(),
         *SecretResource(keyring).routes(),
         *PolicyResource(keyring, view).routes(),
+        *RuntimeResource(view).routes(),
         *CacheResource(view, view.memory.epochs, view.memory.metrics).routes(),
         *(ExplainResource(view, explain).routes() if explain is not None else ()),
     ]

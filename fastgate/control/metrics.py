@@ -103,6 +103,7 @@ DESCRIPTIONS: dict[str, str] = {
     ),
     "fastgate_directory_entries": "API keys, consumers, secrets and documents known to the workers.",
     "fastgate_document_reads_total": "Reads of a run-time document by the workers.",
+    "fastgate_runtime_table_full_total": "Reloads rejected because the runtime table was full.",
     "fastgate_metrics_overflow_total": "Counts lost because the table of series was full.",
 }
 """Help texts of feature metrics. A metric without an entry is exported without one."""

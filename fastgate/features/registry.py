@@ -6,7 +6,7 @@ builds. Neither knows a feature by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -39,7 +39,7 @@ from fastgate.features.validation import check as validation_check
 from fastgate.plugin import FeatureEnv, Plugin
 from fastgate.settings import Settings
 
-__all__ = ["FEATURES", "Feature"]
+__all__ = ["FEATURES", "Feature", "runtime_names"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,9 @@ class Feature:
     """Each makes a plugin from (the route's settings, FeatureEnv), or None where there is nothing to do. They
     are called for every route, also for one that does not set the key, because many features have a default
     in the root of the config."""
+    runtime_names: Callable[[Any], Iterable[str]] | None = None
+    """The names of the values in the runtime table that its plugins read, from the config. They are assigned
+    before the plan is built; `env.around.memory.runtime.value(name, default)` finds them."""
     scope: Literal["guard", "action"] = "guard"
     """When its plugins decide: a guard before the plugins of the config, an action after them and in place of
     the upstream."""
@@ -114,6 +117,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
         root=policy_settings.RootKeys,
         check_together=policy_check.check_together,
         build=(policy.build,),
+        runtime_names=policy.runtime_names,
     ),
     Feature(
         name="limits",
@@ -151,3 +155,13 @@ FEATURES: Final[tuple[Feature, ...]] = (
     ),
 )
 """In the order in which a request meets them; the plugins of the config come after them."""
+
+
+def runtime_names(config: Any) -> list[str]:
+    """The names of all values in the runtime table that a plan of this config reads."""
+    return [
+        name
+        for feature in FEATURES
+        if feature.runtime_names is not None
+        for name in feature.runtime_names(config)
+    ]

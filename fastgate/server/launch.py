@@ -18,6 +18,7 @@ import msgspec
 
 from fastgate._core.shm.shm import SharedMemory
 from fastgate.config import Config, InvalidConfig, encode, load
+from fastgate.features.registry import runtime_names
 from fastgate.plugin import PLUGINS
 from fastgate.server.loader import Topology, problem_of
 from fastgate.server.process import occupy_standard_descriptors, usable_cpus
@@ -110,7 +111,9 @@ def topology_of(config: Config, *, watch_code: bool = False) -> Topology:
             config.memory.directory_entries,
             config.memory.directory_bytes,
             nonces=config.memory.nonces,
+            runtime_slots=config.memory.runtime_slots,
         ),
+        runtime_names=runtime_names(config),
         sources=sorted(code) if watch_code else [],
     )
 

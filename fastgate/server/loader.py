@@ -60,6 +60,7 @@ class Topology(msgspec.Struct, frozen=True):
     watch: bool
     generation_key: bytes
     sizes: Sizes = Sizes()
+    runtime_names: list[str] = []  # of the values in the runtime table that its plan reads
     sources: list[str] = []  # files of plugin code to watch with the config file
 
 

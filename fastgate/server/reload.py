@@ -236,6 +236,11 @@ class Reload(Generic[C, W]):
         """The version in use; 0 before the first."""
         return self.config.version if self.config is not None else 0
 
+    @property
+    def attempted(self) -> int:
+        """The version that is being brought into effect; 0 when there is none."""
+        return self._attempt.version if self._attempt is not None else 0
+
     def stages(self, worker: W) -> bool:
         """True for workers of a generation that is not in use yet."""
         return (

@@ -32,12 +32,16 @@ class Staging:
         table: HostTable,
         listeners: Listeners,
         map_memory: Callable[[int, Any], None],
+        assign: Callable[[LoadedConfig], None],
     ) -> None:
-        """`map_memory(workers, sizes)` is called before the first fork. OSError, MemoryError."""
+        """`map_memory(workers, sizes)` is called before the first fork. OSError, MemoryError.
+        `assign(config)` is called before a worker builds the plan of this config. CannotStage.
+        """
         self._crew = crew
         self._table = table
         self._listeners = listeners
         self._map_memory = map_memory
+        self._assign = assign
         self.generation: Generation | None = None
         self.admin: Listener | None = None
         self._bound: list[tuple[Listener, list[socket.socket]]] = []
@@ -55,6 +59,7 @@ class Staging:
                 # Without a serving worker nothing could show that the plan can be built: workers forked with
                 # the new config can.
                 if any(worker.state == READY for worker in members):
+                    self._assign(config)
                     return "hot", members
             return "start" if current is None else "generation", self._new_generation(config)
         except BaseException:
@@ -104,6 +109,7 @@ class Staging:
             raise CannotStage(Problem(text=_reason(error), path="$.listen")) from error
         for listener in listeners:
             self._open(listener, topology.workers, "$.listen")
+        self._assign(config)
         number = self._table.generation + 1
         self._table.generation = number
         self.generation = Generation(number, config, listeners, topology.workers)

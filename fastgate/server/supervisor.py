@@ -20,12 +20,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from fastgate._core.shm.runtime import RuntimeTableFull
 from fastgate.server.controller import Controller
 from fastgate.server.loader import NICE as LOADER_NICE
 from fastgate.server.loader import LoadedConfig, Loader, Topology
 from fastgate.server.process import exit_text, name_process
 from fastgate.server.reactor import Reactor, Timer
-from fastgate.server.reload import Outcome, Reload
+from fastgate.server.reload import CannotStage, Outcome, Reload
 from fastgate.server.service_manager import tell_service_manager
 from fastgate.server.sockets import Listeners, refuse_new
 from fastgate.server.staging import Staging
@@ -107,7 +108,8 @@ class Supervisor:
         self.crew = Crew(self.reactor, self.table, self.journal, work, self._heard, hang_limit_ns)
         self.controller = Controller(self.reactor, self.table, self.journal, control, self._asked)
         self._old: list[Generation] = []  # to be drained when the generation in use is complete
-        self._staging = Staging(self.crew, self.table, self.listeners, self.map_memory)
+        self._staging = Staging(self.crew, self.table, self.listeners, self.map_memory, self._assign)
+        self._released = (0, 0)  # the oldest and the newest plan in use when runtime values were last freed
         self._memory = memory
         self._map_host = map_host
         self._watched = list(watched)
@@ -161,6 +163,41 @@ class Supervisor:
         self.table.add_seats(self._memory, seats)
         self.crew.memory = self.controller.memory = self._map_host(seats, sizes)
 
+    # ---- runtime values
+
+    def _assign(self, config: LoadedConfig) -> None:
+        """Gives the names that this config's plan reads their slots in the runtime table. CannotStage."""
+        names = config.topology.runtime_names
+        runtime = getattr(self.crew.memory, "runtime", None)  # what a test maps may hold nothing
+        if runtime is None:
+            return
+        self._released = (0, 0)
+        try:
+            runtime.assign(names, config.version)
+        except RuntimeTableFull as error:
+            self.crew.memory.metrics.counter("fastgate_runtime_table_full_total").add()
+            problem = Problem(
+                text=f"$.memory.runtime_slots: {error}",
+                path="$.memory.runtime_slots",
+                found=f"{len(names)} runtime values",
+                expected=f"at most {runtime.capacity}",
+                hint="raise memory.runtime_slots and restart",
+            )
+            raise CannotStage(problem) from error
+
+    def _release(self) -> None:
+        """Frees the runtime values that no plan in use reads. While one is being written, later."""
+        runtime = getattr(self.crew.memory, "runtime", None)
+        if runtime is None or not self.reload.version:
+            return
+        in_use = [self.reload.version, self.reload.attempted]
+        for worker in self.crew.workers.values():
+            in_use += (worker.seat.oldest_version, worker.seat.config_version, worker.building)
+        versions = [version for version in in_use if version]
+        bounds = (min(versions), max(versions))
+        if bounds != self._released and runtime.release(*bounds):
+            self._released = bounds
+
     # ---- signals and time
 
     def _failed(self, error: Exception) -> None:
@@ -187,6 +224,7 @@ class Supervisor:
     def _tick(self) -> None:
         self.reactor.after(TICK_NS, self._tick)
         self._kill_hung()
+        self._release()
         config = self.generation.config if self.generation else None
         if config is not None and config.topology.watch:
             now = self._look()
@@ -344,6 +382,7 @@ class Supervisor:
                 outcome.total,
             )
             self.controller.tell(self.controller.last_reload)
+        self._release()
         if self.generation is None and not is_stopping:
             self._status = 1
             self.reactor.stop()

@@ -94,6 +94,10 @@ class WorkerOrders:
 class Plan(Protocol):
     """The result of freezing a config."""
 
+    @property
+    def requests(self) -> int:
+        """Requests in flight that began with it."""
+
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
@@ -176,6 +180,8 @@ class _Worker:
         self._plane = runtime.plane(loop, orders)
         self._config: Any = None
         self._plan: Any = None
+        self._version = 0  # of the plan in use
+        self._left: list[tuple[int, Any]] = []  # version and plan: replaced, and perhaps still with requests
         self._next: tuple[int, Any, Any] | None = None  # version, config, plan: prepared, not committed
         self._servers: list[_Door] = []
         self._lent: dict[int, list[_Door]] = {}  # by the slot it stands in for
@@ -245,8 +251,15 @@ class _Worker:
         if self._beat_due_ns:
             self._seat.loop_lag_ns = max(0, now_ns - self._beat_due_ns)
         self._beat_due_ns = now_ns + int(HEARTBEAT_S * 1e9)
+        self._tell_oldest()
         self._descriptors.look()
         self._loop.call_later(HEARTBEAT_S, self._beat)
+
+    def _tell_oldest(self) -> None:
+        """Writes down the oldest plan that a request still uses: what only older plans used may be freed."""
+        if self._version:
+            self._left = [(version, plan) for version, plan in self._left if plan.requests]
+            self._seat.oldest_version = self._left[0][0] if self._left else self._version
 
     def _build(self, version: int, fd: int, size: int) -> None:
         """Starts to build the plan of this config. As a task: this worker must hear that it is no longer
@@ -315,9 +328,12 @@ class _Worker:
         if self._next is None or self._next[0] != version:
             self._journal.warning("nothing prepared to commit", version=version)
             return
-        _version, self._config, self._plan = self._next
+        if self._plan is not None:
+            self._left.append((self._version, self._plan))
+        self._version, self._config, self._plan = self._next
         self._next = None
         self._plane.install(self._plan)
+        self._tell_oldest()
         self._settle()
         if not self._servers:
             await self._listen()

@@ -5,7 +5,8 @@ forks. A row (`seat` in the code) belongs to one live worker and is also the ind
 a place in the listening group. While an old generation drains, two rows serve one slot.
 
 STATE   word 0..31 header, then 16 words for each row; a word is an aligned 64-bit integer.
-WRITERS every word has one writer: `heartbeat_ns` and `loop_lag_ns` the worker of the row,
+WRITERS every word has one writer: `heartbeat_ns`, `loop_lag_ns` and `oldest_version` (of the plans that its
+requests in flight began with) the worker of the row, once it runs;
 `controller_heartbeat_ns` and `clock_offset_ns` the controller, everything else the supervisor. An aligned
 8-byte store is one instruction, so readers see old or new, never half. Nothing here needs a lock.
 """
@@ -67,6 +68,7 @@ class Seat:
     config_version = _Word(5)
     started_realtime_ns = _Word(6)
     loop_lag_ns = _Word(7)
+    oldest_version = _Word(8)
 
     def __init__(self, words: memoryview, index: int) -> None:
         self._words = words
@@ -78,7 +80,7 @@ class Seat:
         self.loop_lag_ns = 0
         self.slot = slot
         self.generation = generation
-        self.config_version = config_version
+        self.config_version = self.oldest_version = config_version
         self.started_realtime_ns = started_realtime_ns
         self.state = STARTING
 

@@ -18,6 +18,7 @@ from fastgate._core.shm.directory import Directory
 from fastgate._core.shm.epochs import Epochs
 from fastgate._core.shm.metric import MetricTable
 from fastgate._core.shm.recordring import RecordRing
+from fastgate._core.shm.runtime import RuntimeTable
 from fastgate._core.shm.shm import SharedMemory
 from fastgate._core.shm.table import LimiterTable
 
@@ -43,6 +44,7 @@ class Sizes(msgspec.Struct, frozen=True):
     purges: int = 1024
     fills: int = 65_536
     violations: int = 2048
+    runtime_slots: int = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class HostMemory:
     nonces: LimiterTable  # apart from `limits`: signed requests must not take the place of what limits count
     epochs: Epochs
     violations: RecordRing
+    runtime: RuntimeTable
 
     mapped: tuple[SharedMemory, ...] = ()
 
@@ -93,6 +96,7 @@ class HostMemory:
             nonces=LimiterTable(sizes.nonces, shared=memory(LimiterTable.size(sizes.nonces))),
             epochs=Epochs(sizes.purges, sizes.fills, memory(Epochs.size(sizes.purges, sizes.fills))),
             violations=RecordRing(sizes.violations, shared=memory(RecordRing.size(sizes.violations))),
+            runtime=RuntimeTable(sizes.runtime_slots, memory(RuntimeTable.size(sizes.runtime_slots))),
             mapped=tuple(mapped),
         )
 
@@ -110,4 +114,4 @@ class HostMemory:
     @classmethod
     def private(cls, routes: int = 1) -> HostMemory:
         """A small one that no other process sees: for `fastgate explain` and for tests."""
-        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024, 1024, 64, 1024, 64))
+        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024, 1024, 64, 1024, 64, 64))

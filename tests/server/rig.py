@@ -126,6 +126,7 @@ class FixedPlane:
 class FixedPlan:
     def __init__(self, text: str) -> None:
         self.text = text
+        self.requests = 0
 
     async def start(self) -> None:
         await asyncio.sleep(0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastgate.features.policy.gate import Policies, PolicyGate
+from fastgate.features.policy.gate import Policies, PolicyGate, switch_name
 from fastgate.features.policy.settings import PolicyConfig
 from fastgate.plugin import FeatureEnv
 
@@ -18,6 +18,11 @@ def _has_store(config: Any) -> bool:
     from fastgate.state.store import default_path  # brings sqlite along: once per worker, when it starts
 
     return Path(config.store.path or default_path()).exists()
+
+
+def runtime_names(config: Any) -> Iterator[str]:
+    """A switch for each policy of the root, by which it can be turned off at run time."""
+    return (switch_name(policy.name) for policy in config.policies)
 
 
 def build(own: Sequence[str | PolicyConfig], env: FeatureEnv) -> PolicyGate | None:
@@ -38,6 +43,7 @@ def build(own: Sequence[str | PolicyConfig], env: FeatureEnv) -> PolicyGate | No
             directory=directory,
             waits=directory is not None and not directory.loaded and _has_store(env.config),
             worker=env.around.slot,
+            runtime=memory.runtime,
         ),
     )
     return PolicyGate(policies, env.route.name, own)

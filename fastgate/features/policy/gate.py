@@ -19,6 +19,7 @@ from fastgate._core.gates.policy import WatchingGate
 from fastgate._core.pipeline.context import CONTINUE, SUSPEND, RequestContext
 from fastgate._core.shm.directory import Directory
 from fastgate._core.shm.recordring import RecordRing
+from fastgate._core.shm.runtime import RuntimeTable, RuntimeValue
 from fastgate._core.shm.table import LimiterTable
 from fastgate.errors import REASONS
 from fastgate.features.policy.counts import Counts, key_of
@@ -30,7 +31,7 @@ from fastgate.features.policy.violations import Violation, ViolationLog
 from fastgate.settings import SECOND, duration_text, wildcard_matches
 from fastgate.state.records import document_digest
 
-__all__ = ["Policies", "PolicyGate"]
+__all__ = ["Policies", "PolicyGate", "switch_name"]
 
 log = logging.getLogger("fastgate")
 
@@ -39,6 +40,11 @@ LOAD_S, LOAD_POLL_S = 5.0, 0.005
 
 MOST_PROGRAMS: Final = 512
 """Compiled conditions that are kept beside those in use, some 50 kB each."""
+
+
+def switch_name(policy: str) -> str:
+    """The name of a policy's switch in the runtime table: 1 is on, 0 off."""
+    return f"policy/{policy}/enabled"
 
 
 class Policies:
@@ -57,6 +63,7 @@ class Policies:
         directory: Directory | None = None,
         waits: bool = False,
         worker: int = 0,
+        runtime: RuntimeTable | None = None,
     ) -> None:
         """`waits`: there is a store whose policies the controller has yet to publish."""
         self._waits = waits
@@ -69,6 +76,12 @@ class Policies:
         self.violations = ViolationLog(violations) if violations is not None else None
         self._language: Language | None = None
         self._programs: OrderedDict[str, Any] = OrderedDict()
+        # Looked up here, while a plan is built: the slots are those of the names in its config.
+        self._switches: dict[str, RuntimeValue] = {}
+        if runtime is not None:
+            self._switches = {
+                policy.name: runtime.value(switch_name(policy.name), 1) for policy in self._root
+            }
         self._sets: dict[tuple[PolicyConfig, ...], RuleSet] = {}
         self._document: tuple[int, int] | None = None  # index and version of the document read last
         self._runtime: tuple[PolicyConfig, ...] = ()
@@ -132,7 +145,13 @@ class Policies:
                 self._programs.popitem(last=False)
         else:
             self._programs.move_to_end(policy.when)
-        return Rule(policy, program, counter=self._counter, table=self._table)
+        return Rule(
+            policy,
+            program,
+            counter=self._counter,
+            table=self._table,
+            switch=self._switches.get(policy.name),
+        )
 
 
 class PolicyGate(WatchingGate):
@@ -170,6 +189,8 @@ class PolicyGate(WatchingGate):
         if rules.matches_none(activation, moment):
             return CONTINUE
         for rule in rules.rules:
+            if rule.is_off():
+                continue
             found = rules.evaluate(rule, activation, moment)
             if found is False:
                 continue

@@ -17,6 +17,7 @@ from typing import Any, Final
 from fastgate._core.limits.keyed import KeyedLimiter
 from fastgate._core.limits.limits import SlidingWindow
 from fastgate._core.pipeline.context import CLIENT, RequestContext
+from fastgate._core.shm.runtime import RuntimeValue
 from fastgate._core.shm.table import LimiterTable
 from fastgate.errors import REASONS, Reason
 from fastgate.features.policy.counts import keyed
@@ -78,6 +79,7 @@ class Rule:
         "program",
         "reads",
         "reason",
+        "switch",
     )
 
     def __init__(
@@ -87,8 +89,11 @@ class Rule:
         *,
         counter: Callable[..., Any] | None = None,
         table: LimiterTable | None = None,
+        switch: RuntimeValue | None = None,
     ) -> None:
+        """`switch`: 0 while the policy is switched off at run time."""
         self.config = config
+        self.switch = switch
         self.name = config.name
         self.action = config.action
         self.enforce = config.enforce
@@ -110,6 +115,10 @@ class Rule:
             labels = {"policy": config.name, "action": config.action}
             self._count_match = counter("fastgate_policy_total", **labels, outcome=outcome)
             self._count_error = counter("fastgate_policy_total", **labels, outcome="error")
+
+    def is_off(self) -> bool:
+        """True while the policy is switched off at run time."""
+        return self.switch is not None and not self.switch.get()
 
     def undecidable(self, moment: Moment) -> str:
         """Why the condition cannot be decided on this request; "" when it can."""
