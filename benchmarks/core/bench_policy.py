@@ -77,10 +77,11 @@ def ten_rules(joined: bool = True) -> Callable[[], object]:
     counts, ctx = Counts(None), Request()
 
     def judge() -> object:
-        activation = rules.activation(ctx, Moment(time.monotonic_ns(), counts))  # type: ignore[arg-type]
-        if joined and rules.matches_none(activation):
+        moment = Moment(time.monotonic_ns(), counts)
+        activation = rules.activation(ctx, moment)  # type: ignore[arg-type]
+        if joined and rules.matches_none(activation, moment):
             return CONTINUE
-        return [rules.evaluate(rule, activation) for rule in rules.rules]
+        return [rules.evaluate(rule, activation, moment) for rule in rules.rules]
 
     return judge
 
