@@ -49,6 +49,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 LONGEST = (
     "server/test_gateway_processes.py",
     "packaging/test_image.py",
+    "benchmarks/test_lanes.py",
     "features/test_ratelimit.py",
     "caching/test_bounds.py",
     "pairs/test_shadow_scopes.py",

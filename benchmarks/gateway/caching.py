@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -29,18 +30,23 @@ from benchmarks.gateway.ladder import Ladder, Options, Peer, Peers, Result
 from benchmarks.gateway.load import MARK, Traffic
 from benchmarks.gateway.servers import BODY, Server
 
-__all__ = ["CACHES", "CACHE_SINGLES", "ORIGIN", "cached"]
+__all__ = ["CACHES", "CACHE_SINGLES", "cached", "numbered"]
 
 FEW_KEYS, MANY_KEYS = 1_000, 1_000_000
 BIG_BYTES = 1_000_000
 BIG_ANSWERS = 1_000
 
-ORIGIN = f"add_header Cache-Control max-age=3600; add_header X-Made $request_id; return 200 '{BODY}';"
+NUMBERED = f"add_header Cache-Control max-age=3600; add_header X-Made $request_id; return 200 '{BODY}';"
 NGINX_CACHE = (
     "access_log off; proxy_cache_path {directory}/cache levels=1:2 keys_zone=answers:64m max_size=1g "
     "inactive=1h;"
 )
 WITH_KEY = Traffic("GET", headers={"X-API-Key": KEY})
+
+
+def numbered() -> AbstractContextManager[Server]:
+    """The upstream that numbers its responses."""
+    return servers.upstream(NUMBERED)
 
 
 def _nginx(origin: int, more: str = "") -> Server:
@@ -116,17 +122,17 @@ CACHES: dict[str, Ladder] = {
         _hits,
         WITH_KEY,
         is_paced=True,
-        origin=ORIGIN,
+        origin=numbered,
         is_hit=True,
     ),
     "hit-l2": Ladder(
         "answer from the disk tier beside one from memory",
         _tiers,
         Traffic("GET"),
-        origin=ORIGIN,
+        origin=numbered,
         is_hit=True,
     ),
-    "hit-keys": Ladder("answer from the cache, among few and many", _many, Traffic("GET"), origin=ORIGIN),
+    "hit-keys": Ladder("answer from the cache, among few and many", _many, Traffic("GET"), origin=numbered),
 }
 
 
@@ -141,7 +147,7 @@ def _store_big(options: Options, progress: Callable[[str], None]) -> Result:
         "relayed": [],
     }
     with servers.upstream(
-        ORIGIN, more=big.replace("$age", "max-age=3600"), files={"big.bin": BIG_BYTES}
+        NUMBERED, more=big.replace("$age", "max-age=3600"), files={"big.bin": BIG_BYTES}
     ) as origin:
         target = f"http://127.0.0.1:{origin.port}"
         for number in range(max(1, options.rounds)):

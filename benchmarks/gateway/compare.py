@@ -19,16 +19,14 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.gateway import load, servers
-from benchmarks.gateway.caching import ORIGIN
-from benchmarks.gateway.guarded import KEY
-from benchmarks.gateway.instructions import paths
+from benchmarks.gateway.paths import PATHS
 
 SECONDS = 1.0
 
 
 def main() -> int:
     """Prints one line for each path."""
-    names = list(paths(0))
+    names = list(PATHS)
     parser = argparse.ArgumentParser(prog="benchmarks.gateway.compare", description=__doc__)
     parser.add_argument("before", type=Path, help="root of the other checkout")
     parser.add_argument("--rounds", type=int, default=12, help="pairs of measurements of each path (12)")
@@ -36,38 +34,34 @@ def main() -> int:
         "--paths", nargs="+", choices=names, default=names, metavar="PATH", help=", ".join(names)
     )
     given = parser.parse_args()
-    if servers.version("wrk") is None:
-        print("missing: wrk (not installed)")
-        return 1
-    print(f"{'path':14} {'before':>8} {'now':>8}  CPU µs per request; now ÷ before (quartiles)")
+    print(f"{'path':17} {'before':>8} {'now':>8}  CPU µs; now ÷ before (quartiles)")
     for name in given.paths:
         _compare(name, given.before.resolve(), given.rounds)
     return 0
 
 
 def _compare(name: str, before: Path, rounds: int) -> None:
+    path = PATHS[name]
+    if path.load.program is not None and servers.version(path.load.program) is None:
+        print(f"{name:17} needs {path.load.program}, which is not installed")
+        return
     with contextlib.ExitStack() as stack:
-        origin = stack.enter_context(servers.upstream(ORIGIN))
-        config, traffic = paths(origin.port)[name]
+        origin = stack.enter_context(path.origin())
         running = []
         for root in (before, servers.ROOT):
-            running.append(servers.fastgate(config, keys=[KEY], root=root))
+            running.append(path.start(origin, root=root))
             stack.callback(running[-1].stop)
-        for server in running:
-            load.closed_loop(server, traffic, SECONDS)
         pairs: list[tuple[float, float]] = []
         for number in range(rounds):
             order = (0, 1) if number % 2 == 0 else (1, 0)
             spent = {}
             for which in order:
-                sample = load.closed_loop(running[which], traffic, SECONDS)
-                if sample.errors:
-                    raise RuntimeError(f"{name}: {sample.errors} responses were not {traffic.status}")
-                spent[which] = sample.cpu_us
+                spent[which] = load.closed_loop(running[which], path.load, origin, SECONDS).cpu_us
             pairs.append((spent[0], spent[1]))
     was, now = (statistics.median(pair[which] for pair in pairs) for which in (0, 1))
     low, ratio, high = statistics.quantiles([after / earlier for earlier, after in pairs], n=4)
-    print(f"{name:14} {was:8.2f} {now:8.2f}  {ratio:.3f} ({low:.3f} to {high:.3f})", flush=True)
+    per = path.load.unit
+    print(f"{name:17} {was:8.2f} {now:8.2f}  per {per}; {ratio:.3f} ({low:.3f} to {high:.3f})", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jwt
 
 from benchmarks.gateway import load, servers
 from benchmarks.gateway.ladder import Ladder, Peer, Peers
-from benchmarks.gateway.load import FIRST, MARK, Traffic
+from benchmarks.gateway.load import FIRST, MARK, Load, Traffic
 from benchmarks.gateway.servers import MANY, Server
 
 __all__ = ["GUARDS", "KEY", "LUA_GUARD", "LUA_HTTP", "NGINX_PROXY", "TIERS"]
@@ -93,8 +93,8 @@ def _refused(origin: int) -> Peers:
     }
 
 
-def _use_up(server: Server, traffic: Traffic) -> None:
-    load.ask(server, traffic)
+def _use_up(server: Server, _: Load) -> None:
+    load.ask(server, Traffic("GET", headers=WITH_KEY.headers))
 
 
 def _token(origin: int) -> Peers:
@@ -143,10 +143,10 @@ def drawing(lua: str, **values: int) -> str:
     return (CUT + lua) % {"mark": MARK, "seed": 20_261_121, **values}
 
 
-def fill(traffic: Traffic, count: int) -> Callable[[Server, Traffic], None]:
+def fill(traffic: Traffic, count: int) -> Callable[[Server, Load], None]:
     """Asks for everything from 0000000 to count once, in order."""
 
-    def prepare(server: Server, _: Traffic) -> None:
+    def prepare(server: Server, _: Load) -> None:
         first = 0
         while first < count:
             asked = Traffic(
@@ -205,7 +205,7 @@ GUARDS: dict[str, Ladder] = {
     "refusal": Ladder(
         "429 to a key that has used up its minute",
         _refused,
-        Traffic("GET", headers=WITH_KEY.headers, status=429),
+        Traffic("GET", headers=WITH_KEY.headers, status=429, body_bytes=0),
     ),
     "jwt": Ladder("guarded, by key and by a token seen before", _token, WITH_KEY),
     "many-keys": Ladder("guarded, requests spread over many keys", _many_keys, WITH_KEY),

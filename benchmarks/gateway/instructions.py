@@ -14,22 +14,19 @@ import argparse
 import ctypes
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.gateway import servers
-from benchmarks.gateway.caching import ORIGIN, cached
-from benchmarks.gateway.guarded import KEY, guarded
-from benchmarks.gateway.load import Traffic
-from benchmarks.gateway.servers import BODY, Server
+from benchmarks.gateway.load import Origin, Traffic
+from benchmarks.gateway.paths import PATHS
+from benchmarks.gateway.paths import Path as RequestPath
+from benchmarks.gateway.servers import Server
 from fastgate.plugin import CONTINUE, Plugin, RequestContext
 
 WARM, COUNTED = 50, 1000
@@ -50,31 +47,9 @@ class Switch(Plugin):
         return CONTINUE
 
 
-def paths(origin: int) -> dict[str, tuple[dict[str, Any], Traffic]]:
-    """What can be looked at: a config and the request."""
-    fixed = {"headers": {"Content-Type": "application/json"}, "body": BODY}
-    key = {"X-API-Key": KEY}
-    return {
-        "proxy": ({"routes": [{"path": "/{rest...}", "upstream": f"http://127.0.0.1:{origin}"}]}, Traffic()),
-        "respond": ({"routes": [{"path": "/{rest...}", "respond": fixed}]}, Traffic("GET")),
-        "guarded": (guarded(origin), Traffic(headers=key)),
-        "refusal": (
-            {**guarded(origin), "tiers": {"bench": {"per_minute": 1}}},
-            Traffic("GET", headers=key, status=429),
-        ),
-        "unauthorized": (guarded(origin), Traffic("GET", status=401)),
-        "hit": (guarded(origin, cache={"ttl": "1h"}), Traffic("GET", headers=key)),
-        "hit-unguarded": (cached(origin), Traffic("GET")),
-        "hit-l2": (
-            cached(origin, memory="0", disk={"path": "{directory}/answers", "size": "256MB"}),
-            Traffic("GET"),
-        ),
-    }
-
-
 def main() -> int:
     """Prints the functions that take most, for each path asked for."""
-    names = list(paths(0))
+    names = list(PATHS)
     parser = argparse.ArgumentParser(prog="benchmarks.gateway.instructions", description=__doc__)
     parser.add_argument("paths", nargs="+", choices=names, metavar="PATH", help=", ".join(names))
     parser.add_argument("--most", type=int, default=40, help="functions to print (40)")
@@ -83,7 +58,7 @@ def main() -> int:
         if shutil.which(program) is None:
             print(f"missing: {program} (not installed)")
             return 1
-    with tempfile.TemporaryDirectory() as directory, servers.upstream(ORIGIN) as origin:
+    with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         (place / "switch.c").write_bytes(SWITCH)
         command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(place / "switch.so"), str(place / "switch.c")]
@@ -92,28 +67,28 @@ def main() -> int:
             return 1
         os.environ[LIBRARY] = str(place / "switch.so")
         for name in given.paths:
-            config, traffic = paths(origin.port)[name]
-            print(f"\n{name}: instructions per request")
-            for line in _counted(config, traffic, place / name)[: given.most + 1]:
-                print(line)
+            path = PATHS[name]
+            print(f"\n{name}: instructions per {path.load.unit}")
+            with path.origin() as origin:
+                for line in _counted(path, origin, place / name)[: given.most + 1]:
+                    print(line)
     return 0
 
 
-def _counted(config: dict[str, Any], traffic: Traffic, out: Path) -> list[str]:
+def _counted(path: RequestPath, origin: Origin, out: Path) -> list[str]:
     switch = {"path": "/count/{x}", "respond": "", "plugins": [{"use": f"{__spec__.name}:Switch"}]}
-    config = {**config, "routes": [switch, *config["routes"]]}
     under = (
         *("valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no"),
         f"--callgrind-out-file={out}.%p",
     )
-    server = servers.fastgate(config, keys=[KEY], core=None, under=under)
+    server = path.start(origin, [switch], core=None, under=under)
     try:
-        with socket.create_connection(("127.0.0.1", server.port), 60) as sock:
-            _talk(sock, traffic, WARM)
+        with path.load.one_by_one(server, origin) as talk:
+            talk(WARM)
             time.sleep(1)  # a disk is written to in batches
-            _talk(sock, Traffic("GET", "/count/on"), 1)
-            _talk(sock, traffic, COUNTED)
-            _talk(sock, Traffic("GET", "/count/off"), 1)
+            _switch(server, origin, "on")
+            talk(COUNTED)
+            _switch(server, origin, "off")
     finally:
         _end(server)
     largest = max(out.parent.glob(f"{out.name}.*"), key=lambda path: path.stat().st_size)
@@ -129,22 +104,9 @@ def _counted(config: dict[str, Any], traffic: Traffic, out: Path) -> list[str]:
     return found
 
 
-def _talk(sock: socket.socket, traffic: Traffic, times: int) -> None:
-    body = BODY.encode() if traffic.method == "POST" else b""
-    fields = {"Host": "bench", **traffic.headers}
-    if body:
-        fields |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    asked = f"{traffic.method} {traffic.path} HTTP/1.1\r\n{lines}\r\n".encode() + body
-    for _ in range(times):
-        sock.sendall(asked)
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            answer += sock.recv(65536)
-        head, _, rest = answer.partition(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        while len(rest) < length:
-            rest += sock.recv(65536)
+def _switch(server: Server, origin: Origin, to: str) -> None:
+    with Traffic("GET", f"/count/{to}", body_bytes=0).one_by_one(server, origin) as talk:
+        talk(1)
 
 
 def _end(server: Server) -> None:

@@ -45,6 +45,9 @@ def promises(results: dict[str, Any]) -> list[Promise]:
 
     ratio("bare proxy, CPU beside nginx proxy_pass", 1.0, "proxy", "fastgate", "nginx")
     ratio("fixed response, CPU beside nginx return", 1.15, "respond", "fastgate", "nginx")
+    ratio("connection per request, CPU compared with nginx", 1.1, "connect", "fastgate", "nginx")
+    ratio("TLS keep-alive, CPU compared with nginx", 1.0, "tls", "fastgate", "nginx")
+    ratio("TLS handshake per request, CPU compared with nginx", 1.1, "tls-handshake", "fastgate", "nginx")
     ratio("proxy with access log, CPU beside nginx with its own", 1.0, "access-log", "fastgate", "nginx")
     ratio("guarded proxy, CPU beside nginx bare proxy_pass", 1.0, "guarded", "fastgate", "nginx")
     ratio("guarded proxy, CPU beside nginx + Lua", 0.7, "guarded", "fastgate", "nginx + lua")
@@ -98,9 +101,10 @@ def promises(results: dict[str, Any]) -> list[Promise]:
 def print_report(document: dict[str, Any], console: Console) -> None:
     """The tables a person reads."""
     results = document["scenarios"]
-    table = Table(title="CPU per request", title_justify="left")
-    for column in ("scenario", "peer", "CPU µs", "beside first", "answers/s", "p50 µs", "p99 µs", "errors"):
-        table.add_column(column, justify="left" if column in ("scenario", "peer") else "right")
+    table = Table(title="CPU time", title_justify="left")
+    for column in ("scenario", "peer", "CPU µs", "per", "ratio to first", "per second", "p50 µs", "p99 µs"):
+        is_text = column in ("scenario", "peer", "per")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=is_text)
     for name, result in results.items():
         first: float | None = None
         for peer, figures in result.get("peers", {}).items():
@@ -112,11 +116,11 @@ def print_report(document: dict[str, Any], console: Console) -> None:
                 name,
                 peer,
                 f"{figures['cpu_us']:.2f}",
+                result["unit"],
                 f"{figures['cpu_us'] / first:.2f}",
-                f"{figures['rps']:.0f}",
+                f"{figures['per_s']:.0f}",
                 f"{paced['p50_us']:.0f}" if paced else "",
                 f"{paced['p99_us']:.0f}" if paced else "",
-                str(figures["errors"] + paced.get("errors", 0)),
             )
         table.add_section()
     if table.row_count:
@@ -134,7 +138,9 @@ def print_report(document: dict[str, Any], console: Console) -> None:
     if kept.row_count:
         console.print(kept)
     for line in document["missing"]:
-        console.print(f"missing: {line}")
+        console.print(f"missing: {line}", markup=False)
+    for line in document["failed"]:
+        console.print(f"failed: {line}", markup=False)
 
 
 def write(document: dict[str, Any], path: Path) -> None:
@@ -178,10 +184,10 @@ def plot(document: dict[str, Any], path: Path) -> bool:
             )
         axis.set_yticks(range(len(peers)), peers, fontsize=8)
         axis.invert_yaxis()
-        axis.set_title(f"{name}: {result['what']}", fontsize=9, loc="left")
+        axis.set_title(f"{name}: {result['what']} (per {result['unit']})", fontsize=9, loc="left")
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    axes[-1, 0].set_xlabel("CPU µs per request (median of rounds; dots are rounds)")
+    axes[-1, 0].set_xlabel("CPU µs (median of rounds; dots are rounds)")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     return True

@@ -1,7 +1,8 @@
 """What is compared: ladders of peers under the same closed-loop load, and scenarios that measure one thing
 each: idle connections, start, memory, matching, reloads.
 
-The ladders of keys and limits are in guarded.py, those of the cache in caching.py.
+The ladders of connections and TLS are in connections.py, those of bodies, events and WebSockets in
+streams.py, those of keys and limits in guarded.py, those of the cache in caching.py.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any
 
 from benchmarks.gateway import load, servers
 from benchmarks.gateway.caching import CACHE_SINGLES, CACHES
+from benchmarks.gateway.connections import CONNECTIONS, fixed_peers
 from benchmarks.gateway.guarded import GUARDS
 from benchmarks.gateway.ladder import Ladder, Options, Peers, Result
 from benchmarks.gateway.load import Traffic
-from benchmarks.gateway.servers import BODY, Server
+from benchmarks.gateway.servers import Server
+from benchmarks.gateway.streams import STREAMS
 from fastgate._core import Router
 
 __all__ = ["LADDERS", "SINGLES"]
@@ -52,18 +55,6 @@ def _bare(origin: int) -> Peers:
         "nginx": lambda: servers.nginx(NGINX_PROXY, origin=origin),
         "haproxy": lambda: servers.haproxy("default_backend origin", origin=origin),
         "fastgate": lambda: servers.fastgate(_proxy(origin)),
-    }
-
-
-def _fixed(_: int) -> Peers:
-    reply = {"headers": {"Content-Type": "application/json"}, "body": BODY}
-    quoted = BODY.replace('"', '\\"')
-    return {
-        "nginx": lambda: servers.nginx(f"return 200 '{BODY}';"),
-        "haproxy": lambda: servers.haproxy(
-            f'http-request return status 200 content-type application/json string "{quoted}"'
-        ),
-        "fastgate": lambda: servers.fastgate({"routes": [{"path": "/{rest...}", "respond": reply}]}),
     }
 
 
@@ -111,11 +102,13 @@ def _many_routes(origin: int) -> Peers:
 
 LADDERS: dict[str, Ladder] = {
     "proxy": Ladder("bare proxy, 64-byte JSON up and down", _bare, is_paced=True),
-    "respond": Ladder("fixed response of 64 bytes", _fixed, Traffic("GET")),
+    "respond": Ladder("fixed response of 64 bytes", lambda _: fixed_peers(), Traffic("GET")),
     "access-log": Ladder("proxy with an access log in JSON", _logged),
     "workers": Ladder("proxy, two workers beside one, on the same core", _workers),
     "hooks": Ladder("proxy with the extension interface in use", _hooks),
     "routes": Ladder("proxy among many routes", _many_routes),
+    **CONNECTIONS,
+    **STREAMS,
     **GUARDS,
     **CACHES,
 }
@@ -123,10 +116,11 @@ LADDERS: dict[str, Ladder] = {
 
 def _idle(_: Options, progress: Callable[[str], None]) -> Result:
     peers: Result = {}
-    for name, start in _fixed(0).items():
+    for name, start in fixed_peers().items():
         if servers.absent(name):
             continue
         progress(name)
+        assert callable(start)
         with _stopping(start()) as server:
             before, during = load.hold_idle(server, IDLE_CONNECTIONS)
         peers[name] = {"bytes_each": (during - before) / IDLE_CONNECTIONS, "private_bytes": before}

@@ -9,6 +9,7 @@ work while requests are served.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import resource
@@ -18,9 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from fastgate.state.records import StoredKey, key_digest
 from fastgate.state.store import Store
@@ -50,16 +57,21 @@ START_S = 30
 MANY = 1_000_000_000  # "no limit" where a peer wants a number
 
 
-def pinned(core: int | None) -> Callable[[], None]:
-    """What a child does before its program starts: take this core and every descriptor it may have."""
-
-    def prepare() -> None:
-        if core is not None:
-            os.sched_setaffinity(0, {core % (os.cpu_count() or 1)})
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-    return prepare
+@contextlib.contextmanager
+def pinned(core: int | None) -> Iterator[None]:
+    """On this core, and with every descriptor it may have, is what this thread does and the processes that it
+    starts. None: on any core.
+    """
+    cores = os.sched_getaffinity(0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if core is not None:
+        os.sched_setaffinity(0, {core % (os.cpu_count() or 1)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def version(program: str) -> str | None:
@@ -97,11 +109,18 @@ class Server:
     """A running peer. `workers` are the processes that serve requests."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], port: int, directory: Path, *, is_forking: bool
+        self,
+        process: subprocess.Popen[bytes],
+        port: int,
+        directory: Path,
+        *,
+        is_forking: bool,
+        is_tls: bool = False,
     ) -> None:
         self.process = process
         self.port = port
         self.directory = directory
+        self.is_tls = is_tls
         self._is_forking = is_forking
         self.ready: dict[str, Any] = {}
 
@@ -145,12 +164,14 @@ def fastgate(
     core: int | None = GATEWAY_CORE,
     wait: bool = True,
     keys: Sequence[str] = (),
+    is_tls: bool = False,
     under: Sequence[str] = (),
     root: Path = ROOT,
 ) -> Server:
-    """The gateway with this config, in which {directory} stands for a place of its own. `keys` are API keys
-    that it knows, each of another consumer. `under` is a command to run it with. `root` is another built
-    checkout whose gateway is to run. Without `wait` the caller names the port and asks until it answers.
+    """The gateway with this config, in which {directory} is replaced by a directory of its own. `keys` are
+    API keys that it knows, each of another consumer. With `is_tls` it listens in TLS. `under` is a command to
+    run it with. `root` is another built checkout whose gateway is to run. Without `wait` the caller names the
+    port and asks until it responds.
     """
     directory = _directory()
     own = root / ".venv" / "bin" / "python"
@@ -168,7 +189,7 @@ def fastgate(
         )
     filled = {
         "store": {"path": "{directory}/store.db"},
-        "listen": "127.0.0.1:0",
+        "listen": {"address": "127.0.0.1:0", "tls": _certificate(directory)} if is_tls else "127.0.0.1:0",
         "admin": {"listen": "127.0.0.1:0"},
         "workers": workers,
         "access_log": {"output": "off"},
@@ -177,7 +198,7 @@ def fastgate(
     path = directory / "gateway.json"
     path.write_text(json.dumps(filled).replace("{directory}", str(directory)))
     ready_read, ready_write = os.pipe()
-    with (directory / "log").open("wb") as log:
+    with (directory / "log").open("wb") as log, pinned(core):
         process = subprocess.Popen(
             [
                 *under,
@@ -196,10 +217,9 @@ def fastgate(
             stdout=log,
             stderr=log,
             pass_fds=[ready_write],
-            preexec_fn=pinned(core),
         )
     os.close(ready_write)
-    server = Server(process, 0, directory, is_forking=True)
+    server = Server(process, 0, directory, is_forking=True, is_tls=is_tls)
     with os.fdopen(ready_read, "rb") as pipe:
         if not wait:
             server.port = int(str(filled["listen"]).rpartition(":")[2])
@@ -239,6 +259,7 @@ def nginx(
     origin: int | None = None,
     lua: bool = False,
     more: str = "",
+    is_tls: bool = False,
 ) -> Server:
     """nginx with one worker and this location block's inside. `origin` is the port of its upstream
     "origin", `more` stands beside the location.
@@ -254,6 +275,13 @@ def nginx(
         for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     modules = "".join(f"load_module {path};" for path in lua_modules()) if lua else ""
+    listen = f"listen 127.0.0.1:{port} backlog=4096;"
+    if is_tls:  # 1.22 does not offer TLS 1.3 unless it is told to
+        pair = _certificate(directory)["certificates"]
+        listen = (
+            f"listen 127.0.0.1:{port} ssl backlog=4096; ssl_protocols TLSv1.2 TLSv1.3; "
+            f"ssl_certificate {pair['certificate']}; ssl_certificate_key {pair['key']};"
+        )
     http, more = (text.replace("{directory}", str(directory)) for text in (http, more))
     (directory / "nginx.conf").write_text(f"""
         {modules}
@@ -263,33 +291,42 @@ def nginx(
             {temporary} {http}
             keepalive_requests {MANY}; keepalive_timeout 600s; default_type application/json;
             {block}
-            server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ {location} }} {more} }}
+            server {{ {listen} location / {{ {location} }} {more} }}
         }}
     """)
-    process = subprocess.Popen(
-        ["nginx", "-p", str(directory), "-e", f"{directory}/error", "-c", f"{directory}/nginx.conf"],
-        stdin=subprocess.DEVNULL,
-        preexec_fn=pinned(core),
-    )
-    return _accepting(Server(process, port, directory, is_forking=True))
+    with pinned(core):
+        process = subprocess.Popen(
+            ["nginx", "-p", str(directory), "-e", f"{directory}/error", "-c", f"{directory}/nginx.conf"],
+            stdin=subprocess.DEVNULL,
+        )
+    return _accepting(Server(process, port, directory, is_forking=True, is_tls=is_tls))
 
 
-def haproxy(rules: str, *, core: int = GATEWAY_CORE, origin: int | None = None) -> Server:
+def haproxy(
+    rules: str, *, core: int = GATEWAY_CORE, origin: int | None = None, is_tls: bool = False
+) -> Server:
     """HAProxy with one thread and these frontend rules. `origin` is the port of its default backend."""
     directory, port = _directory(), _free_port()
     backend = f"backend origin\n  http-reuse always\n  server s 127.0.0.1:{origin}\n" if origin else ""
+    tls = ""
+    if is_tls:  # one file holds both
+        pair = _certificate(directory)["certificates"]
+        whole = directory / "haproxy.pem"
+        whole.write_text("".join(Path(path).read_text() for path in pair.values()))
+        tls = f"ssl crt {whole}"
     (directory / "haproxy.cfg").write_text(
         f"global\n  maxconn 15000\n  no strict-limits\n  nbthread 1\n"
         f"defaults\n  mode http\n  timeout connect 5s\n  timeout client 600s\n  timeout server 60s\n"
-        f"frontend f\n  bind 127.0.0.1:{port} backlog 4096\n  {rules}\n"
+        f"  timeout tunnel 600s\n"
+        f"frontend f\n  bind 127.0.0.1:{port} backlog 4096 {tls}\n  {rules}\n"
         f"{backend}"
     )
-    process = subprocess.Popen(
-        ["haproxy", "-db", "-q", "-f", str(directory / "haproxy.cfg")],
-        stdin=subprocess.DEVNULL,
-        preexec_fn=pinned(core),
-    )
-    return _accepting(Server(process, port, directory, is_forking=False))
+    with pinned(core):
+        process = subprocess.Popen(
+            ["haproxy", "-db", "-q", "-f", str(directory / "haproxy.cfg")],
+            stdin=subprocess.DEVNULL,
+        )
+    return _accepting(Server(process, port, directory, is_forking=False, is_tls=is_tls))
 
 
 def varnish(origin: int, *, core: int = GATEWAY_CORE) -> Server:
@@ -298,17 +335,17 @@ def varnish(origin: int, *, core: int = GATEWAY_CORE) -> Server:
     (directory / "gateway.vcl").write_text(
         f'vcl 4.1;\nbackend origin {{ .host = "127.0.0.1"; .port = "{origin}"; }}\n'
     )
-    process = subprocess.Popen(
-        [
-            *("varnishd", "-F", "-j", "none", "-n", str(directory / "state"), "-f"),
-            *(str(directory / "gateway.vcl"), "-a", f"127.0.0.1:{port}", "-s", "malloc,256m"),
-            *("-p", "timeout_idle=600", "-p", "thread_pools=1", "-p", "thread_pool_min=100"),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=pinned(core),
-    )
+    with pinned(core):
+        process = subprocess.Popen(
+            [
+                *("varnishd", "-F", "-j", "none", "-n", str(directory / "state"), "-f"),
+                *(str(directory / "gateway.vcl"), "-a", f"127.0.0.1:{port}", "-s", "malloc,256m"),
+                *("-p", "timeout_idle=600", "-p", "thread_pools=1", "-p", "thread_pool_min=100"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     return _accepting(Server(process, port, directory, is_forking=True))
 
 
@@ -331,9 +368,8 @@ def upstream(
 
 def _python_upstream() -> Server:
     directory, port = _directory(), _free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.gateway.origin", str(port)], cwd=ROOT, preexec_fn=pinned(LOAD_CORE)
-    )
+    with pinned(LOAD_CORE):
+        process = subprocess.Popen([sys.executable, "-m", "benchmarks.gateway.origin", str(port)], cwd=ROOT)
     return _accepting(Server(process, port, directory, is_forking=False))
 
 
@@ -356,6 +392,28 @@ def _is_worker(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return "fastgate-w" in name or "worker process" in name or "cache-main" in name
+
+
+def _certificate(directory: Path) -> dict[str, dict[str, str]]:
+    """The TLS settings of a listener: a key on P-256 and a certificate of its own, in this directory."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pair = {"certificate": directory / "certificate.pem", "key": directory / "key.pem"}
+    pair["certificate"].write_bytes(certificate.public_bytes(Encoding.PEM))
+    pair["key"].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return {"certificates": {name: str(path) for name, path in pair.items()}}
 
 
 def _free_port() -> int:
