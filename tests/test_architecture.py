@@ -46,10 +46,6 @@ SIDEWAYS: dict[tuple[str, str], str] = {
 # Circles that are left, each with its reason. It only becomes shorter.
 CIRCLES: dict[tuple[str, ...], str] = {
     (
-        *("_core.resilience.breaker", "_core.resilience.breaker_window"),
-        *("_core.resilience.bulkhead", "_core.resilience.protect"),
-    ): "breaker_window.pxd needs the structs of breaker.pxd; protect.py has both classes in annotations",
-    (
         "proxy.cache_stage",
         "proxy.exchange",
     ): "a lookup in the cache goes on with the exchange when it has waited",

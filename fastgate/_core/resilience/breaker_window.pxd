@@ -1,6 +1,6 @@
 # The sliding window and the learned baseline of a circuit breaker.
 #
-# WHAT      inline functions over breaker_t, for breaker.pyx: count a call, sum the window, learn, and the limits that follow.
+# WHAT      inline functions on breaker_t, for breaker.pyx: count a call, sum the window, learn, and the limits that follow.
 # STATE     breaker_t.window: one word per tenth of the window, round << 48 | calls << 32 | failures << 16 | slow; the baseline
 #           words are two counts and two doubles as bits.
 # WHO WRITES  any process, one CAS per word; a word half done does not exist. Two processes that learn at the same moment may weigh
@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint16_t, uint64_t
 from libc.string cimport memcpy
 
 from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64, atomic_cas_u64, atomic_load_u64
-from fastgate._core.resilience.breaker cimport BREAKER_BUCKETS, breaker_config_t, breaker_t
+from fastgate._core.resilience.breaker_slot cimport BREAKER_BUCKETS, breaker_config_t, breaker_t
 
 cdef enum:
     WINDOW_COUNT_MAX = 65535    # a fuller bucket is halved
@@ -74,7 +74,7 @@ cdef inline uint64_t bits_of(double value) noexcept nogil:
 
 
 cdef inline void limits(const breaker_t* b, const breaker_config_t* c, double* failure_ratio, int64_t* slow_ns) noexcept nogil:
-    """The limits in force: the configured ones, or what the baseline makes of them."""
+    """The limits in effect: the configured ones, or what the baseline makes of them."""
     cdef double learned
     failure_ratio[0] = c.failure_ratio
     slow_ns[0] = c.slow_ns if c.slow_ns > 0 else <int64_t>0x7FFFFFFFFFFFFFFF

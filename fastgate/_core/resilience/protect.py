@@ -13,18 +13,31 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from fastgate._core.clock import monotonic_ns
-
-if TYPE_CHECKING:
-    from fastgate._core.resilience.breaker import CircuitBreaker
-    from fastgate._core.resilience.bulkhead import Bulkhead
 
 __all__ = ["exception_classes", "is_coroutine_function", "limited", "protected"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Breaker(Protocol):
+    """The part of CircuitBreaker that a decorated function uses; breaker.pyx imports this module."""
+
+    times_calls: bool
+
+    def admit(self) -> int:
+        """A ticket; raises CircuitOpen."""
+
+    def settle(self, ticket: int, latency_ns: int, error: BaseException | None = None) -> None:
+        """Records how the call with this ticket ended."""
+
+
+class Slots(AbstractContextManager[object], AbstractAsyncContextManager[object], Protocol):
+    """The part of Bulkhead that a decorated function uses: entering takes a slot or raises BulkheadFull."""
 
 
 def exception_classes(name: str, value: object) -> tuple[type[BaseException], ...]:
@@ -38,7 +51,7 @@ def exception_classes(name: str, value: object) -> tuple[type[BaseException], ..
     return tuple(classes)
 
 
-def protected(breaker: CircuitBreaker, function: Callable[P, R]) -> Callable[P, R]:
+def protected(breaker: Breaker, function: Callable[P, R]) -> Callable[P, R]:
     """function, each call going through the breaker. A refused one raises CircuitOpen and runs nothing."""
     admit, settle, timed = breaker.admit, breaker.settle, breaker.times_calls
     if not is_coroutine_function(function):
@@ -72,7 +85,7 @@ def protected(breaker: CircuitBreaker, function: Callable[P, R]) -> Callable[P, 
     return cast("Callable[P, R]", call_async)
 
 
-def limited(bulkhead: Bulkhead, function: Callable[P, R]) -> Callable[P, R]:
+def limited(bulkhead: Slots, function: Callable[P, R]) -> Callable[P, R]:
     """function, each call taking a place in the bulkhead. A refused one raises BulkheadFull."""
     if not is_coroutine_function(function):
 
