@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from fastgate._core.log_throttle cimport log_throttle_t
 from fastgate._core.pipeline.context cimport RequestContext
 from fastgate._core.shm.counters cimport Counters, worker_counts_t
 from fastgate._core.http.headers cimport HeadWriter
@@ -21,7 +22,7 @@ cdef class AccessLog:
     cdef worker_counts_t* counts
     cdef bint torn                        # the last write ended within a line
     cdef uint64_t dropped                 # lines since the file was last written in full
-    cdef int64_t told_ns                  # when that was reported
+    cdef log_throttle_t dropped_log
     cdef int _count_dropped(self, uint64_t lines, object reason) except -1
     cdef int record(self, RequestContext ctx) except -1
     cdef int _json(self, RequestContext ctx, int64_t now_ns) except -1

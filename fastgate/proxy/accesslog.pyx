@@ -21,6 +21,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.clock cimport monotonic_ns, realtime_ns
+from fastgate._core.log_throttle cimport log_throttle_pass
 from fastgate._core.pipeline.context cimport RequestContext
 from fastgate._core.shm.counters cimport Counters
 from fastgate._core.http.headers cimport H_REFERER, H_USER_AGENT, HeadWriter, field_t
@@ -291,7 +292,7 @@ cdef class AccessLog:
             if self.dropped:
                 log.warning("access log %s: it is written again; %d lines are missing", self.output, self.dropped)
                 self.dropped = 0
-                self.told_ns = 0
+                self.dropped_log.logged_ns = 0
             return 0
         while start < w.size:
             end = start
@@ -338,7 +339,6 @@ cdef class AccessLog:
         if self.counts != NULL:
             atomic_add_relaxed_u64(&self.counts.log_lines_dropped, lines)
         self.dropped += lines
-        if self.told_ns == 0 or now_ns - self.told_ns >= TELL_NS:
-            self.told_ns = now_ns
+        if log_throttle_pass(&self.dropped_log, now_ns, TELL_NS):
             log.error("access log %s: %s; %d lines are lost so far", self.output, reason, self.dropped)
         return 0

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t
 
 from fastgate._core.balance.balance cimport SmoothWeighted
 from fastgate._core.http.headers cimport HeadWriter
+from fastgate._core.log_throttle cimport log_throttle_t
 from fastgate._core.shm.counters cimport worker_counts_t
 from fastgate._core.pipeline.wheel cimport TimerWheel
 from fastgate.upstream.credential cimport Credential
@@ -32,8 +33,7 @@ cdef class Target(ConnectionOwner):
     cdef set tasks
     cdef int64_t failed_loudly_ns            # when a failure to connect was last logged
     cdef int64_t failed_quietly              # failures since
-    cdef int64_t limited_loudly_ns           # when the limit of the pool was last logged
-    cdef int64_t limited_quietly             # requests since that met it
+    cdef log_throttle_t limited_log          # requests that met the limit of the pool
     cdef H1UpstreamStream take(self, ResponseSink sink, int64_t now_ns)
     cdef int acquire(self, ResponseSink sink) except -1
     cdef int forget(self, ResponseSink sink) except -1

@@ -29,6 +29,7 @@ from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.balance.balance cimport SmoothWeighted
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.http.headers cimport HeadWriter
+from fastgate._core.log_throttle cimport log_throttle_pass
 from fastgate._core.pipeline.context cimport Reason
 from fastgate._core.shm.counters cimport Counters
 from fastgate._core.pipeline.wheel cimport TimerWheel
@@ -171,14 +172,12 @@ cdef class Target(ConnectionOwner):
         cdef Upstream upstream = self.upstream
         cdef int64_t now_ns = monotonic_ns()
         atomic_add_relaxed_u64(&upstream.counts.upstream_limited_total, 1)
-        self.limited_quietly += 1
-        if self.limited_loudly_ns == 0 or now_ns >= self.limited_loudly_ns + LOUD_NS:
-            self.limited_loudly_ns = now_ns
+        cdef int64_t requests = log_throttle_pass(&self.limited_log, now_ns, LOUD_NS)
+        if requests:
             log.warning("upstream %s at %s: connection limit reached: %d connections in use (limit %d, for one route, listener or client "
                         "%d), %d requests waiting, %d requests since the last such line", upstream.name, self.url,
                         len(self.open) - len(self.idle), upstream.max_connections, upstream.most_of_one, len(self.waiters),
-                        self.limited_quietly)
-            self.limited_quietly = 0
+                        requests)
         return 0
 
     cdef int forget(self, ResponseSink sink) except -1:

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from fastgate._core.log_throttle cimport log_throttle_t
 from fastgate._core.pipeline.context cimport Reason, RequestContext
 from fastgate._core.hashing cimport hash128_t
 from fastgate._core.pipeline.identity cimport Identity
@@ -146,7 +147,7 @@ cdef class LimitGate(Plugin):
     cdef bint settles
     cdef list refused                   # Metric, by LIMIT_TYPES
     cdef Metric full
-    cdef int64_t told_full_ns
+    cdef log_throttle_t full_log
     cdef Metric warned
     cdef Metric bans
     cdef int64_t cost_of(self, RequestContext ctx, bint known, int64_t reported) noexcept

@@ -31,6 +31,7 @@ from libc.string cimport memcpy, memset
 
 from fastgate._core.http.cidr cimport CidrSet, address_parse
 from fastgate._core.clock cimport monotonic_ns, realtime_ns
+from fastgate._core.log_throttle cimport log_throttle_pass
 from fastgate._core.pipeline.context cimport Reason, RequestContext
 from fastgate._core.hashing cimport hash128, hash128_t, siphash13
 from fastgate._core.http.headers cimport Headers, field_t
@@ -1043,8 +1044,7 @@ cdef class LimitGate(Plugin):
     cdef int tell_full(self, LimitRule rule, int64_t now_ns) except -1:
         """Counts a request that found no room to be counted, and logs it once a minute."""
         metric_add(self.full, 1)
-        if now_ns - self.told_full_ns >= MINUTE_NS or self.told_full_ns == 0:
-            self.told_full_ns = now_ns
+        if log_throttle_pass(&self.full_log, now_ns, MINUTE_NS):
             log.warning("limits: no room to count a new key: rule %s (by %s), see memory.limiter_keys and when_full", rule.scope, rule.by)
         return 0
 

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t
 
+from fastgate._core.log_throttle cimport log_throttle_t
 from fastgate._core.pipeline.context cimport RequestContext
 from fastgate._core.http.headers cimport Headers
 
@@ -17,6 +18,7 @@ cdef class Plugin
 
 cdef enum:
     BLOCKED_NS = 100000000      # a synchronous hook that runs longer has blocked its worker: reported
+    BLOCKED_LOG_NS = 1000000000     # between two log lines about the same plugin
 
 cdef int verdict_of(object returned, RequestContext ctx, str phase) except -1
 cdef int hook_done(Plugin plugin, RequestContext ctx, int64_t began_ns, str phase) except -1
@@ -40,8 +42,7 @@ cdef class Plugin:
     cdef dict __dict__
     cdef public int64_t request_body_bytes
     cdef public int64_t response_body_bytes
-    cdef int64_t blocked                       # calls that blocked the worker since the last line about it
-    cdef int64_t blocked_said_ns
+    cdef log_throttle_t blocked                # calls that blocked the worker
     cdef bint compiled_decide
     cdef bint compiled_finish
     cdef bint compiled_begin

@@ -17,6 +17,7 @@ from cpython.long cimport PyLong_CheckExact
 from libc.stdint cimport int64_t
 
 from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.log_throttle cimport log_throttle_pass
 from fastgate._core.pipeline.context cimport RequestContext
 from fastgate._core.http.headers cimport Headers
 
@@ -158,13 +159,10 @@ cdef int hook_done(Plugin plugin, RequestContext ctx, int64_t began_ns, str phas
     ctx.now_ns = monotonic_ns()
     if ctx.now_ns - began_ns < BLOCKED_NS:
         return 0
-    plugin.blocked += 1
-    if plugin.blocked_said_ns == 0 or ctx.now_ns - plugin.blocked_said_ns >= 1_000_000_000:
-        plugin.blocked_said_ns = ctx.now_ns
+    cdef int64_t calls = log_throttle_pass(&plugin.blocked, ctx.now_ns, BLOCKED_LOG_NS)
+    if calls:
         log.warning("plugin %s of route %s blocked its worker for %d ms in %s on request %s, %d calls since the last such line",
-                    plugin.name, getattr(ctx.route, "name", "?"), (ctx.now_ns - began_ns) // 1_000_000, phase, ctx.request_id,
-                    plugin.blocked)
-        plugin.blocked = 0
+                    plugin.name, getattr(ctx.route, "name", "?"), (ctx.now_ns - began_ns) // 1_000_000, phase, ctx.request_id, calls)
     return 0
 
 
