@@ -83,6 +83,7 @@ _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     ("overloaded", 503, "Gateway is at its connection limit", GATEWAY, False),
     ("policies_unavailable", 503, "The policies are not loaded yet", GATEWAY, False),
     ("credential_unavailable", 503, "The credential for the upstream is not available", GATEWAY, False),
+    ("request_bodies_full", 503, "Too many request bodies are held in memory", GATEWAY, False),
     ("upstream_queue_full", 503, "Too many requests are waiting for upstream", GATEWAY, False),
     ("upstream_queue_timeout", 503, "No upstream connection became free in time", GATEWAY, False),
     ("only_if_cached", 504, "Not in the cache, and only-if-cached was requested", CLIENT, False),

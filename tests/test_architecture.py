@@ -43,14 +43,6 @@ SIDEWAYS: dict[tuple[str, str], str] = {
     ("plugin", "state"): "a builder is given the memory of the host: a type only",
 }
 
-# Circles that are left, each with its reason. It only becomes shorter.
-CIRCLES: dict[tuple[str, ...], str] = {
-    (
-        "proxy.cache_stage",
-        "proxy.exchange",
-    ): "a lookup in the cache goes on with the exchange when it has waited",
-}
-
 # Rooms whose files and folders are neighbours, not one room: a feature never imports another feature.
 APART = {"features": (), "ai": ("ai.schema",)}
 
@@ -246,15 +238,9 @@ def circles(found: Iterable[Edge]) -> list[tuple[str, ...]]:
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     # Also where one of the imports stands in a function: that only hides the circle.
-    found = [circle for circle in circles(edges()) if circle not in CIRCLES]
+    found = circles(edges())
 
     assert not found, "\n".join(" <-> ".join(circle) for circle in found)
-
-
-def test_listed_circles_are_still_there() -> None:
-    gone = set(CIRCLES) - set(circles(edges()))
-
-    assert not gone, f"take them off the list: {gone}"
 
 
 def test_a_circle_is_found() -> None:

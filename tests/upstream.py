@@ -290,7 +290,9 @@ class Upstream:
         except Disconnected:
             pass
         except (Malformed, TimeoutError, AssertionError) as error:
-            if not self._closing:
+            # A connection that has served and then was idle is no hang: its test waits for something else.
+            idle = isinstance(error, TimeoutError) and peer.requests and not peer._unread
+            if not self._closing and not idle:
                 failures.append(error)
         except OSError as error:
             if not self._closing and sock.fileno() >= 0:

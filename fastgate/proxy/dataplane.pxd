@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from fastgate.proxy.exchange cimport Plane
+from fastgate.proxy.plane cimport Plane
 
 cdef class DataPlane(Plane):
     cdef object ticker

@@ -3,8 +3,8 @@ import asyncio
 from fastgate._core.pipeline.plan import Plan
 from fastgate.config import ListenerConfig
 from fastgate.proxy.accesslog import AccessLog
-from fastgate.proxy.exchange import Plane
 from fastgate.proxy.h1_client import ClientConnection
+from fastgate.proxy.plane import Plane
 from fastgate.state.memory import HostMemory
 
 __all__ = ["DataPlane"]

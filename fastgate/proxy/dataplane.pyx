@@ -21,7 +21,7 @@ from fastgate._core.http.headers cimport WIRE_FIELDS
 from fastgate._core.pipeline.plan cimport Plan, RoutePlan
 from fastgate.proxy.accesslog cimport AccessLog
 from fastgate.proxy.h1_client cimport ClientConnection
-from fastgate.proxy.exchange cimport WHEEL_TICK_NS, Plane
+from fastgate.proxy.plane cimport WHEEL_TICK_NS, Plane
 from fastgate.upstream.stream cimport SAME_CLIENT, SAME_LISTENER, SAME_ROUTE
 
 from fastgate._core.pipeline.plan import plugin_title

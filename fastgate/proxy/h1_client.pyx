@@ -67,7 +67,9 @@ from fastgate._core.http.sockets cimport waits_unread
 from fastgate._core.http.scan cimport decimal, request_line_t, scan_request_head
 from fastgate._core.http.urlpath cimport host_of, normal_authority
 from fastgate.proxy.responses cimport PAUSED_BODY, PAUSED_QUEUE, PAUSED_UPGRADE, AnswerStream
-from fastgate.proxy.exchange cimport X_FINISHED, Exchange, Plane
+from fastgate.proxy.exchange cimport Exchange
+from fastgate.proxy.plane cimport Plane
+from fastgate.proxy.upstream_request cimport X_FINISHED
 from fastgate.proxy.forwarding cimport believe, forwarding_lines
 from fastgate.proxy.request_target cimport T_ASTERISK, T_OK, parse_target
 
@@ -356,7 +358,7 @@ cdef class ClientConnection(AnswerStream):
                 and not self.close_after:
             self.close_after = True
             if self.parsing is self.exchange:
-                self.exchange._fail(BAD_FRAMING)
+                self.exchange.fail(BAD_FRAMING)
             else:
                 self.parsing.early = BAD_FRAMING
         if self.in_head and receiving is self.parsing and self.exchange is None and self.queue_n == 0:
@@ -496,7 +498,7 @@ cdef class ClientConnection(AnswerStream):
         if self.in_body:
             self.close_after = True
             if parsing is self.exchange:
-                parsing._fail(reason)
+                parsing.fail(reason)
             else:
                 parsing.early = reason
             return 0
@@ -600,7 +602,7 @@ cdef class ClientConnection(AnswerStream):
                         exchange.counts = self.plane.plan.unmatched
                         exchange.begin()
                         exchange.ctx.answer = ASTERISK_ANSWER
-                        exchange._reply()
+                        exchange.reply()
                     else:
                         exchange.start()
                         if exchange.state != X_FINISHED:
@@ -608,7 +610,7 @@ cdef class ClientConnection(AnswerStream):
                 except BaseException:
                     log.exception("while handling request %s", exchange.ctx.request_id)
                     if exchange.state != X_FINISHED:
-                        exchange._fail(REASONS["internal_error"])
+                        exchange.fail(REASONS["internal_error"])
         finally:
             self.advancing = False
         if self.closed or self.lingering:
@@ -784,7 +786,7 @@ cdef class ClientConnection(AnswerStream):
             if reason is not None or self.trailers.count > self.plane.max_headers:
                 self.close_after = True
                 if self.parsing is self.exchange:
-                    self.exchange._fail(reason if reason is not None else HEADER_TOO_LARGE)
+                    self.exchange.fail(reason if reason is not None else HEADER_TOO_LARGE)
                 else:
                     self.parsing.early = reason if reason is not None else HEADER_TOO_LARGE
                 raise _Refused()
@@ -1029,7 +1031,7 @@ cdef class ClientConnection(AnswerStream):
         if self.tunnel:
             if close_tunnels:
                 self._close_websocket()
-                self.exchange._finish()
+                self.exchange.finish()
             return 0
         if self.exchange is None and self.queue_n == 0 and self.parsing is None and not self.lingering:
             self._idle(monotonic_ns())

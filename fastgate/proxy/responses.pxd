@@ -4,7 +4,8 @@ from libc.stdint cimport int64_t
 
 from fastgate._core.http.headers cimport HeadWriter
 from fastgate.proxy.client_stream cimport ClientStream
-from fastgate.proxy.exchange cimport Exchange, Plane
+from fastgate.proxy.exchange cimport Exchange
+from fastgate.proxy.plane cimport Plane
 
 cdef enum:
     # Why the client is not read

@@ -24,7 +24,8 @@ from fastgate._core.http.headers cimport H_DATE, H_UPGRADE, Headers, HeadWriter,
 from fastgate._core.http.sockets cimport unsent_now, write_out
 from fastgate._core.http.writing cimport put_text
 from fastgate.proxy.client_stream cimport LENGTH_NONE, LENGTH_UNKNOWN, ClientStream
-from fastgate.proxy.exchange cimport Exchange, Plane
+from fastgate.proxy.exchange cimport Exchange
+from fastgate.proxy.plane cimport Plane
 from fastgate.proxy.h1_heads cimport write_response_fields, write_status_line
 
 from fastgate.errors import REASONS
@@ -55,7 +56,7 @@ cdef class AnswerStream(ClientStream):
             return False
         if self.plane.max_requests and self.requests >= self.plane.max_requests:
             return False
-        if not exchange.body_complete and not exchange.up_active():
+        if not exchange.body_complete and not exchange.upstream_takes_body():
             # Answered before its body is here. A small rest is read and forgotten; for a larger one the connection is the price.
             rest = ctx.content_length - exchange.body_bytes
             if ctx.expects_continue or rest < 0 or rest > SMALL_REST_BYTES:

@@ -81,6 +81,10 @@ def running() -> Iterator[Rig]:
                 "narrow": {"targets": [upstream.url], "pool": narrow, "timeouts": limits},
                 "impatient": {"targets": [upstream.url], "pool": impatient, "timeouts": limits},
                 "deaf": {"targets": [f"http://127.0.0.1:{deaf}"], "timeouts": {**limits, "connect": SOON}},
+                "half_deaf": {
+                    "targets": [f"http://127.0.0.1:{deaf}", f"http://127.0.0.1:{upstream.port}"],
+                    "timeouts": limits,
+                },
                 "closed": {"targets": ["http://127.0.0.1:1"]},
                 "nowhere": {"targets": ["http://no-such-host.invalid"]},
                 "untrusted": {"targets": [f"https://127.0.0.1:{upstream.port}"]},
@@ -102,7 +106,8 @@ def running() -> Iterator[Rig]:
                     "untrusted",
                     "socketless",
                 )
-            ],
+            ]
+            + [{"path": "/half_deaf/{rest...}", "upstream": "half_deaf", "timeouts": {"connect": SOON}}],
         }
         with Gateway(config) as gateway:
             yield Rig(gateway, upstream, link)
@@ -191,6 +196,12 @@ def test_missing_unix_socket_is_502(rig: Rig) -> None:
 
 def test_connecting_for_too_long_is_504(rig: Rig) -> None:
     refused(rig, "/deaf/a", 504, "upstream_connect_timeout")
+
+
+def test_connecting_for_too_long_is_tried_at_the_next_target(rig: Rig) -> None:
+    """By the time-out of the route, which is not that of the pool. Nothing was sent: a POST is tried too."""
+    for _ in range(2):  # whichever target the balancer picks first
+        assert get(rig.gateway.port, "/half_deaf/a", method="POST").status == 200
 
 
 def test_plain_text_where_tls_was_expected_is_502(rig: Rig) -> None:

@@ -76,9 +76,10 @@ def body(answered: Message) -> dict[str, Any]:
 
 
 def token(**claims: Any) -> str:
+    """A good token but for `claims`. It lasts a day: some are made long before they are used."""
     now = int(time.time())
     return jwt.encode(
-        {"iss": "us", "sub": "ada", "aud": "me", "exp": now + 600, **claims}, SECRET, algorithm="HS256"
+        {"iss": "us", "sub": "ada", "aud": "me", "exp": now + 86400, **claims}, SECRET, algorithm="HS256"
     )
 
 

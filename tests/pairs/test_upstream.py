@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.client import Client, get, request
-from tests.control.admin_client import call
+from tests.control.admin_client import call, scrape, value
 from tests.gateway import Gateway
 from tests.plugins.conftest import use
+from tests.server.gateway_rig import until
 from tests.upstream import OK, Peer, Upstream, answer, echo
 
 NAMED = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
@@ -281,3 +283,31 @@ def test_a_hook_cannot_change_the_status_of_an_upgrade_response(tmp_path: Path) 
                 gateway.port, "/", "Connection: Upgrade", "Upgrade: echo", "X-U: upstream_response=status:200"
             )
             assert response.status == 502
+
+
+def test_a_body_that_must_be_whole_is_refused_when_others_fill_the_memory_for_bodies(tmp_path: Path) -> None:
+    big = (
+        80 * 1024 * 1024
+    )  # more than the 64 MiB for the bodies of a worker, and less than the plugin's own bound
+    plugins = [use("Waiter", "W", tmp_path / "record", bound="80MiB")]
+    with Upstream(answer()) as upstream:
+        route = {"path": "/*", "upstream": upstream.url, "max_body": "100MB", "plugins": plugins}
+        with Gateway({"routes": [route]}, allow=".") as gateway:
+            filler = Client(gateway.port)
+            filler.send(request("/", "POST", f"Content-Length: {big}", body=b"x" * (big - 1)))
+            # Sent is read, but for a few megabytes in the buffers of the kernel.
+            with Client(gateway.port) as client:
+                client.send(request("/", "POST", "Content-Length: 2", body=b"a"))
+                refused = client.read_response()
+
+            filler.close()
+            until(
+                lambda: value(scrape(gateway.admin), "fastgate_request_bodies_collecting") == 0,
+                "the first body is given up",
+            )
+            with Client(gateway.port) as client:
+                client.send(request("/", "POST", body=b"ab"))
+                assert client.read_response().status == 200
+
+    assert refused.status == 503
+    assert json.loads(refused.body)["code"] == "request_bodies_full"

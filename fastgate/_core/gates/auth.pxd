@@ -62,7 +62,6 @@ cdef class AuthGate(Plugin):
     cdef bytes query_name           # the parameter a key may stand in, or None
     cdef tuple concealing           # schemes whose credentials the upstream or the log is not told
     cdef bytes invalid_lines
-    cdef bytes challenge_lines
     cdef object rejected
     cdef object later
     cdef object unavailable_error

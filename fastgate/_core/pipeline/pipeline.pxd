@@ -47,6 +47,7 @@ cdef class Plugin:
     cdef bint compiled_finish
     cdef bint compiled_begin
     cdef bint compiled_answer
+    cdef bytes challenge_lines                 # ready WWW-Authenticate lines: how one authenticates here; None: it does not say
     cdef int c_decide(self, RequestContext ctx) except -1
     cdef int c_finish(self, RequestContext ctx) except -1
     cdef int c_begin(self, RequestContext ctx) except -1
@@ -66,6 +67,7 @@ cdef class Pipeline:
     cdef readonly tuple finish                  # compiled gates that give something back at the end
     cdef readonly int64_t request_body_bytes
     cdef readonly int64_t response_body_bytes
+    cdef bytes challenge_lines                  # of the last plugin that has some
     cdef int steps_n
     cdef unsigned char waits[MAX_STEPS]
     cdef int decide(self, RequestContext ctx, int start, int* stopped_at) except -1

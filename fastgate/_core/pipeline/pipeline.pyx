@@ -197,6 +197,9 @@ cdef class Pipeline:
         self.begin = tuple(p for p in self.plugins if (<Plugin>p).compiled_begin)
         self.answer = tuple(p for p in self.plugins if (<Plugin>p).compiled_answer)
         self.finish = tuple(p for p in self.plugins if (<Plugin>p).compiled_finish)
+        for plugin in self.plugins:
+            if plugin.challenge_lines:
+                self.challenge_lines = plugin.challenge_lines
         # The tightest bound counts: a body that one plugin cannot take is a body the route cannot take.
         bounds = [p.request_body_bytes for p in self.plugins if p.request_body_bytes > 0]
         self.request_body_bytes = min(bounds) if bounds else 0

@@ -1,0 +1,59 @@
+"""C interface of fastgate.proxy.attempt."""
+
+cimport cython
+from libc.stdint cimport int64_t
+
+from fastgate._core.http.headers cimport Headers
+from fastgate._core.pipeline.context cimport Reason
+from fastgate._core.pipeline.wheel cimport Timed
+from fastgate.proxy.request_body cimport BodyCursor
+from fastgate.upstream.pool cimport Target, Upstream
+from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
+
+cdef enum:
+    # What `Attempt.begin` found. The others are those of `Target.acquire`: A_OPENING, A_QUEUED, A_FULL
+    A_CONNECTED = 3
+
+cdef class AttemptOwner(Timed):
+    cdef int shared_with(self, AttemptOwner other) noexcept
+    cdef int attempt_connected(self, Attempt attempt) except -1
+    cdef int attempt_interim(self, Attempt attempt) except -1
+    cdef int attempt_head(self, Attempt attempt) except -1
+    cdef int attempt_chunk(self, Attempt attempt, bytes chunk) except -1
+    cdef int attempt_end(self, Attempt attempt, Headers trailers) except -1
+    cdef int attempt_read_done(self, Attempt attempt, int64_t now_ns) except -1
+    cdef int attempt_failed(self, Attempt attempt, Reason reason, str detail) except -1
+    cdef int attempt_writable(self, Attempt attempt, bint writable) except -1
+    cdef int attempt_tunnel_data(self, Attempt attempt, bytes data) except -1
+    cdef int attempt_tunnel_eof(self, Attempt attempt) except -1
+
+@cython.final
+cdef class Attempt(ResponseSink):
+    cdef AttemptOwner owner
+    cdef readonly Target target
+    cdef UpstreamStream stream            # None until there is one
+    cdef BodyCursor cursor                # None for a request without a body
+    cdef bint replay                      # the request is sent once more, because its connection was closed
+    cdef bint fresh                       # only a connection that has carried nothing will do
+    cdef bint sent                        # the head is out: the upstream may have acted on it
+    cdef bint end_sent                    # the request is complete upstream
+    cdef bint reused                      # its connection had carried a request before
+    cdef bint answered                    # a byte of a response came
+    cdef readonly int64_t started_ns
+    cdef readonly int64_t sent_ns
+    cdef readonly int64_t first_byte_ns
+    cdef readonly int status              # of its response; 0 before
+    cdef readonly Reason reason           # why it failed; None while it has not
+    cdef int begin(self, int64_t now_ns) except -1
+    cdef int end(self, bint whole, int64_t now_ns) except -1
+
+@cython.final
+cdef class Attempts:
+    cdef Upstream upstream
+    cdef readonly Attempt last
+    cdef list earlier                     # those before it; None when there were none
+    cdef int targets_left
+    cdef bint replayed
+    cdef Attempt first(self, AttemptOwner owner)
+    cdef Attempt after(self, AttemptOwner owner, Attempt failed, Reason reason, bint repeatable)
+    cdef Attempt _next(self, AttemptOwner owner, Target target)

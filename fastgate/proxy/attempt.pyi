@@ -1,0 +1,26 @@
+from fastgate._core.pipeline.context import Reason
+from fastgate._core.pipeline.wheel import Timed
+from fastgate.upstream.pool import Target
+from fastgate.upstream.stream import ResponseSink
+
+__all__ = ["Attempt", "AttemptOwner", "Attempts"]
+
+class AttemptOwner(Timed): ...
+
+class Attempt(ResponseSink):
+    @property
+    def target(self) -> Target: ...
+    @property
+    def started_ns(self) -> int: ...
+    @property
+    def sent_ns(self) -> int: ...
+    @property
+    def first_byte_ns(self) -> int: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def reason(self) -> Reason | None: ...
+
+class Attempts:
+    @property
+    def last(self) -> Attempt | None: ...

@@ -1,0 +1,207 @@
+# cython: boundscheck=False, nonecheck=True
+"""One try to have a request answered by a target, and what is tried after it failed.
+
+WHAT     `Attempt` takes a connection to its target, or waits for one, and carries what the stream tells to the request that owns it:
+         each callback of a stream belongs to one attempt. `Attempts` says which attempt is the first, and which comes after one
+         that failed, if any; it is the list that logs, spans and metrics read.
+STATE    begin → (waits) → connected → sent → response, or failed; `end` from any of them, once.
+WHO      The worker's loop.
+COST     Two small objects from freelists a request; one virtual call more per callback.
+SOURCES  pingora-error (which errors may be retried); RFC 9110 §9.2.2 (idempotent methods); RFC 9112 §9.3.1 (retrying a request whose
+         connection was closed before a response); Go net/http `shouldRetryRequest`.
+
+What may be tried again is said by two things. `Reason.retryable`: the upstream failed, and another try may do better. And by what the
+upstream can have seen: nothing (no connection was made), so the next target is asked, whatever the method; or a kept-alive
+connection was closed as the request was written, and not one byte came back, so an idempotent request whose body is still here is
+sent once more to the same target on a new connection.
+"""
+
+cimport cython
+from libc.stdint cimport int64_t
+
+from fastgate._core.http.headers cimport Headers
+from fastgate._core.pipeline.abstract cimport missing
+from fastgate._core.pipeline.context cimport Reason
+from fastgate._core.pipeline.wheel cimport Timed
+from fastgate.upstream.pool cimport Target, Upstream
+from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
+
+__all__ = ["Attempt", "AttemptOwner", "Attempts"]
+
+
+cdef class AttemptOwner(Timed):
+    """What an attempt tells the request it is made for. Abstract."""
+
+    cdef int shared_with(self, AttemptOwner other) noexcept:
+        """What this request has in common with another, as SAME_* bits. 0: it counts against no share of a pool."""
+        return 0
+
+    cdef int attempt_connected(self, Attempt attempt) except -1:
+        """It has its stream: send the request."""
+        missing(self, "attempt_connected")
+
+    cdef int attempt_interim(self, Attempt attempt) except -1:
+        """An interim response (1xx) arrived."""
+        missing(self, "attempt_interim")
+
+    cdef int attempt_head(self, Attempt attempt) except -1:
+        """The head of the response arrived."""
+        missing(self, "attempt_head")
+
+    cdef int attempt_chunk(self, Attempt attempt, bytes chunk) except -1:
+        """A piece of its body arrived."""
+        missing(self, "attempt_chunk")
+
+    cdef int attempt_end(self, Attempt attempt, Headers trailers) except -1:
+        """The response is complete."""
+        missing(self, "attempt_end")
+
+    cdef int attempt_read_done(self, Attempt attempt, int64_t now_ns) except -1:
+        """Everything that one read brought has been told."""
+        missing(self, "attempt_read_done")
+
+    cdef int attempt_failed(self, Attempt attempt, Reason reason, str detail) except -1:
+        """No connection, or the response ends here. The stream is gone. detail: of a failure to connect, else None."""
+        missing(self, "attempt_failed")
+
+    cdef int attempt_writable(self, Attempt attempt, bint writable) except -1:
+        """The stream's write buffer is full, or has room again."""
+        missing(self, "attempt_writable")
+
+    cdef int attempt_tunnel_data(self, Attempt attempt, bytes data) except -1:
+        """Bytes behind a 101 arrived."""
+        missing(self, "attempt_tunnel_data")
+
+    cdef int attempt_tunnel_eof(self, Attempt attempt) except -1:
+        """The upstream closed its half of a tunnel."""
+        missing(self, "attempt_tunnel_eof")
+
+
+@cython.final
+cdef class Attempt(ResponseSink):
+    """One try. Made by `Attempts`."""
+
+    cdef int begin(self, int64_t now_ns) except -1:
+        """Take an idle connection to the target (A_CONNECTED), or wait for one (A_OPENING, A_QUEUED); A_FULL when too many wait."""
+        cdef UpstreamStream stream
+        self.started_ns = now_ns
+        if not self.fresh:
+            stream = self.target.take(self, now_ns)
+            if stream is not None:
+                self.stream = stream
+                return A_CONNECTED
+        return self.target.acquire(self)
+
+    cdef int end(self, bint whole, int64_t now_ns) except -1:
+        """Leave the queue, and give back the stream: for another request when the response (or the tunnel) is whole, else at once."""
+        cdef UpstreamStream stream = self.stream
+        if self.waiting:
+            self.target.forget(self)
+        if self.cursor is not None:
+            self.cursor.close()
+            self.cursor = None
+        self.owner = None
+        if stream is not None:
+            self.stream = None
+            if whole:
+                stream.release(now_ns)
+            else:
+                stream.abort()
+        return 0
+
+    # What the pool and the stream tell
+
+    cdef int shared_with(self, ResponseSink other) noexcept:
+        if type(other) is not Attempt or self.owner is None or (<Attempt>other).owner is None:
+            return 0
+        return self.owner.shared_with((<Attempt>other).owner)
+
+    cdef int on_connection(self, UpstreamStream stream) except -1:
+        self.stream = stream
+        return self.owner.attempt_connected(self)
+
+    cdef int on_connect_failed(self, Reason reason, str detail) except -1:
+        return self.owner.attempt_failed(self, reason, detail)
+
+    cdef int on_interim(self, UpstreamStream stream) except -1:
+        return self.owner.attempt_interim(self)
+
+    cdef int on_head(self, UpstreamStream stream) except -1:
+        self.first_byte_ns = stream.now_ns
+        self.status = stream.status
+        return self.owner.attempt_head(self)
+
+    cdef int on_chunk(self, bytes chunk) except -1:
+        return self.owner.attempt_chunk(self, chunk)
+
+    cdef int on_end(self, Headers trailers) except -1:
+        return self.owner.attempt_end(self, trailers)
+
+    cdef int on_read_done(self, int64_t now_ns) except -1:
+        if self.owner is None:
+            return 0                                    # it ended in this read
+        return self.owner.attempt_read_done(self, now_ns)
+
+    cdef int on_failed(self, UpstreamStream stream, Reason reason) except -1:
+        if self.owner is None:
+            return 0
+        self.reused = stream.reused
+        self.answered = stream.saw_bytes
+        self.stream = None
+        return self.owner.attempt_failed(self, reason, None)
+
+    cdef int on_upstream_writable(self, bint writable) except -1:
+        return self.owner.attempt_writable(self, writable)
+
+    cdef int on_tunnel_data(self, bytes data) except -1:
+        return self.owner.attempt_tunnel_data(self, data)
+
+    cdef int on_tunnel_eof(self) except -1:
+        return self.owner.attempt_tunnel_eof(self)
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Attempts:
+    """The attempts of one request, in order, and what is tried next."""
+
+    cdef Attempt first(self, AttemptOwner owner):
+        """The first attempt, at the target that the balancer picks. It is not begun."""
+        self.targets_left = len(self.upstream.targets)
+        return self._next(owner, self.upstream.pick())
+
+    cdef Attempt _next(self, AttemptOwner owner, Target target):
+        cdef Attempt attempt = Attempt.__new__(Attempt)
+        attempt.owner = owner
+        attempt.target = target
+        attempt.fresh = self.replayed
+        if self.last is not None:
+            if self.earlier is None:
+                self.earlier = []
+            self.earlier.append(self.last)
+        self.last = attempt
+        self.targets_left -= 1
+        return attempt
+
+    cdef Attempt after(self, AttemptOwner owner, Attempt failed, Reason reason, bint repeatable):
+        """What is tried after an attempt has failed and ended; None when its failure is the request's.
+
+        repeatable: the request may be sent twice and every byte of it is still here.
+        """
+        cdef Attempt following
+        failed.reason = reason
+        if not reason.retryable:
+            return None
+        if not failed.sent:
+            if self.targets_left <= 0:
+                return None
+            # Not by the balancer, which other requests move on: it might name this very target again.
+            return self._next(owner, self.upstream.after(failed.target))
+        if repeatable and failed.reused and not failed.answered and failed.end_sent and not self.replayed:
+            # A kept-alive connection that the upstream closed as we used it says nothing about the request.
+            self.replayed = True
+            self.targets_left += 1
+            following = self._next(owner, failed.target)
+            following.replay = True
+            return following
+        return None

@@ -1,0 +1,5 @@
+__all__ = ["BackgroundRequest"]
+
+from fastgate.proxy.upstream_request import UpstreamRequest
+
+class BackgroundRequest(UpstreamRequest): ...

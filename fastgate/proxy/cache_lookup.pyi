@@ -1,0 +1,5 @@
+from fastgate.proxy.cache_request import CacheRequest
+
+__all__ = ["CacheLookup"]
+
+class CacheLookup(CacheRequest): ...

@@ -1,0 +1,40 @@
+"""C interface of fastgate.proxy.cache_request."""
+
+from libc.stdint cimport int64_t
+
+from fastgate._core.cache.http_cache cimport RequestRules, StoredResponse, Vary
+from fastgate._core.cache.worker_cache cimport RouteCache
+from fastgate._core.http.headers cimport Headers
+from fastgate._core.pipeline.context cimport RequestContext
+from fastgate.proxy.upstream_request cimport UpstreamRequest
+
+cdef class CacheRequest:
+    cdef UpstreamRequest request          # None once it is over
+    cdef RouteCache route
+    cdef RequestContext ctx
+    cdef RequestRules rules
+    cdef bytes key                        # primary; None: there is nowhere to keep its response
+    cdef bytes variant                    # where its response is kept: key, or that of its variant
+    cdef Vary vary
+    cdef StoredResponse found             # what may be revalidated, or serve when the upstream fails
+    cdef bint revalidating                # the upstream is asked whether `found` still holds
+    cdef bint collapsed                   # it waited for another request's response
+    cdef bint failed                      # the upstream did, and a stale response stands in
+    cdef bint background                  # no client waits for it
+    cdef bytes why                        # fwd= of Cache-Status
+    cdef Headers sent                     # the fields as they go upstream, once they were needed
+    cdef int64_t looked_ns                # ctx.now_ns when looked_real_ns was read
+    cdef int64_t looked_real_ns
+    cdef int64_t began                    # the purge log when the fetching began
+    cdef int64_t sent_ns                  # CLOCK_REALTIME of the head that went upstream
+    cdef bytes key_of(self, RequestRules r)
+    cdef bytes shown(self)
+    cdef Headers sent_fields(self)
+    cdef bytes vary_key(self, Vary vary)
+    cdef int64_t now(self) noexcept
+    cdef int count(self, int result) except -1
+    cdef int keep(self, StoredResponse stored) except -1
+    # What is done about those who wait for the same response
+    cdef int ready(self, StoredResponse stored, int result) except -1
+    cdef int release(self, StoredResponse stored, bint alone) except -1
+    cdef int finish(self) except -1

@@ -1,0 +1,3 @@
+__all__ = ["CacheRequest"]
+
+class CacheRequest: ...

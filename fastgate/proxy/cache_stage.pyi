@@ -1,3 +1,0 @@
-__all__ = ["CachedRequest"]
-
-class CachedRequest: ...

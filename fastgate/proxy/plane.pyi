@@ -1,0 +1,33 @@
+import asyncio
+
+from fastgate._core.pipeline.plan import Plan
+from fastgate._core.pipeline.wheel import TimerWheel
+from fastgate._core.shm.counters import Counters
+from fastgate.proxy.accesslog import AccessLog
+from fastgate.proxy.client_stream import ClientStream
+from fastgate.state.memory import HostMemory
+
+__all__ = ["Plane"]
+
+class Plane:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, memory: HostMemory, slot: int, access_log: AccessLog
+    ) -> None: ...
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+    @property
+    def counters(self) -> Counters: ...
+    @property
+    def memory(self) -> HostMemory: ...
+    @property
+    def slot(self) -> int: ...
+    @property
+    def wheel(self) -> TimerWheel: ...
+    @property
+    def plan(self) -> Plan | None: ...
+    @property
+    def log(self) -> AccessLog: ...
+    @property
+    def draining(self) -> bool: ...
+    @property
+    def connections(self) -> set[ClientStream]: ...

@@ -1,0 +1,90 @@
+"""C interface of fastgate.proxy.upstream_request."""
+
+from libc.stdint cimport int64_t
+
+from fastgate._core.http.headers cimport Headers
+from fastgate._core.pipeline.context cimport Reason, RequestContext
+from fastgate._core.pipeline.plan cimport Destination, Plan, RoutePlan
+from fastgate._core.shm.counters cimport route_counts_t
+from fastgate.proxy.attempt cimport Attempt, AttemptOwner, Attempts
+from fastgate.proxy.client_stream cimport ClientStream
+from fastgate.proxy.plane cimport Plane
+from fastgate.proxy.request_body cimport RequestBody
+from fastgate.proxy.stages cimport HoldStage
+from fastgate.upstream.pool cimport Upstream
+
+cdef enum:
+    X_NEW = 0                 # decided on
+    X_SUSPENDED = 1           # a plugin is awaited
+    X_COLLECTING = 2          # the body is awaited
+    X_LOOKING = 3             # the cache is awaited
+    X_WAITING = 4             # for an upstream connection
+    X_SENDING = 5             # the head is out, nothing back yet
+    X_HOLDING = 6             # the head of the response is here, and held until its body is
+    X_RELAYING = 7            # the response has begun
+    X_TUNNEL = 8
+    X_FINISHED = 9
+
+cdef class UpstreamRequest(AttemptOwner):
+    cdef Plane plane
+    cdef Plan plan
+    cdef ClientStream client              # None when nobody waits for the response
+    cdef readonly RequestContext ctx
+    cdef RoutePlan route
+    cdef Destination destination          # the route's own, or that of an override
+    cdef route_counts_t* counts           # NULL before the request begins
+    cdef readonly int state
+    # The request's body
+    cdef RequestBody body                 # None as long as there is not a byte of it
+    cdef int64_t body_bytes               # received so far
+    cdef readonly bint body_complete
+    cdef Headers request_trailers
+    cdef bint length_open                 # upstream is not told how long the body is
+    cdef bint repeatable                  # it may be sent twice: its method says so, and no hook has seen its pieces
+    # Attempts
+    cdef Upstream upstream
+    cdef Attempts attempts                # None before the first
+    cdef Attempt attempt                  # the one under way; None when there is none
+    # The response
+    cdef HoldStage hold                   # None when nothing holds it
+    cdef list stages                      # what it passes before the edits of the route; None when there is nothing
+    cdef bint replaced                    # the client has another response: this one is only read to its end
+    cdef bint response_complete
+    cdef int64_t told_length              # Content-Length of a response without body (HEAD, 304); -1: say none
+    # Deadlines
+    cdef Reason deadline_reason
+    cdef int64_t total_deadline_ns
+
+    cdef int begin(self) except -1
+    cdef int release(self) except -1
+    cdef bint stands_in(self) except -1
+    cdef bint go_to(self, str upstream) except -1
+    cdef int forward(self) except -1
+    cdef int start_attempts(self) except -1
+    cdef int send_pending(self) except -1
+    cdef int replace_body(self, bytes content) except -1
+    cdef int give_up_attempt(self) except -1
+    cdef int deadline_passed(self, int64_t now_ns) except -1
+    cdef int arm(self, int64_t after_ns, Reason reason) except -1
+    cdef int rearm(self) except -1
+    cdef int _try(self, Attempt attempt) except -1
+    cdef int _try_again(self, Attempt attempt, Reason reason) except -1
+    cdef int _send_head(self, Attempt attempt) except -1
+    cdef int _log_connect_failed(self, Attempt attempt, Reason reason, str detail) except -1
+    cdef int _upstream_head(self, int status, bytes phrase, Headers fields, int64_t length, bytes body) except -1
+    cdef int _end_holding(self, Attempt attempt, bytes body, bint complete) except -1
+    cdef bytes _through_stages(self, bytes chunk, Py_ssize_t start)
+    # What each kind of request does in its own way
+    cdef int fail(self, Reason reason) except -1
+    cdef int finish(self) except -1
+    cdef int prepare(self) except -1
+    cdef int await_body(self) except -1
+    cdef int pause_body(self) except -1
+    cdef int resume_body(self) except -1
+    cdef int switch_protocols(self, Attempt attempt) except -1
+    cdef int respond(self, int status, bytes phrase, Headers fields, int64_t length, bytes body) except -1
+    cdef int respond_replaced(self) except -1
+    cdef int respond_chunk(self, bytes chunk) except -1
+    cdef int respond_end(self, Headers trailers) except -1
+    cdef int looked(self, int verdict) except -1
+    cdef bint is_blocked(self)

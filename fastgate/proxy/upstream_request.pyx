@@ -1,0 +1,530 @@
+# cython: boundscheck=False, nonecheck=True
+"""A request on its way to an upstream, and the response as it comes from there.
+
+WHAT     `UpstreamRequest` is the half of a request that faces the upstream: it makes attempts, sends head and body, and takes the response
+         through the gates, the upstream_response hooks and the stages that stand before the edits of the route. What becomes of
+         the response then is for its two kinds: an `Exchange` (exchange.pyx) gives it to a client, a `BackgroundRequest`
+         (background.pyx) has no client, only stages.
+
+             forward ─► try ─ idle connection ─► send ─► head ─► chunks ─► end
+                         ▲ └─ none ─► wait ─► connected ─► send
+                         └── try again ◄── failed: the next target, or the same on a new connection (attempt.pyx)
+
+STATE    WAITING → SENDING → HOLDING → RELAYING, or WAITING → SENDING → TUNNEL.
+WHO      The worker's loop.
+COST     See DESIGN: the kernel is most of it. No task, dict, closure or exception unless a plugin must await.
+SOURCES  Varnish cache_fetch.c; RFC 9110 §9.2.2 (what may be sent twice), §15 (which responses have no body).
+"""
+
+import logging
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t
+
+from fastgate._core.clock cimport monotonic_ns
+from fastgate._core.http.headers cimport H_CONTENT_TYPE, Headers
+from fastgate._core.pipeline.abstract cimport missing
+from fastgate._core.pipeline.context cimport M_HEAD, Reason, RequestContext, method_idempotent, method_number
+from fastgate._core.pipeline.identity cimport Identity
+from fastgate._core.pipeline.pipeline cimport Pipeline, Plugin, RequestHead, ResponseHead
+from fastgate._core.pipeline.plan cimport Destination, RoutePlan
+from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64
+from fastgate._core.stats.histogram cimport histogram_record
+from fastgate.proxy.attempt cimport A_CONNECTED, Attempt, AttemptOwner, Attempts
+from fastgate.proxy.client_stream cimport LENGTH_NONE
+from fastgate.proxy.hooks cimport request_chunk_hooks, upstream_request_hooks, upstream_response_hooks
+from fastgate.proxy.request_body cimport RequestBody
+from fastgate.proxy.stages cimport S_REPLACED, HoldStage, ResponseStage
+from fastgate.upstream.h1_request cimport upstream_target
+from fastgate.upstream.pool cimport A_FULL, A_OPENING, Target, Upstream
+from fastgate.upstream.stream cimport BODY_NONE, BODY_UNKNOWN, SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, UpstreamStream
+
+from fastgate.errors import REASONS
+
+__all__ = ["UpstreamRequest"]
+
+log = logging.getLogger("fastgate")
+
+cdef enum:
+    # What is kept of a request's body so that it can be sent again on a new connection. A larger upload is not held in memory for the
+    # rare connection that turns out dead.
+    REPLAY_BYTES = 65536
+
+cdef int64_t LOUD_NS = 10_000_000_000           # between two log lines about the same target
+
+cdef Reason PLUGIN_ERROR = REASONS["plugin_error"]
+cdef Reason PLUGIN_RESPONSE_ERROR = REASONS["plugin_response_error"]
+cdef Reason CREDENTIAL_UNAVAILABLE = REASONS["credential_unavailable"]
+cdef Reason QUEUE_FULL = REASONS["upstream_queue_full"]
+cdef Reason QUEUE_TIMEOUT = REASONS["upstream_queue_timeout"]
+cdef Reason CONNECT_TIMEOUT = REASONS["upstream_connect_timeout"]
+cdef Reason FIRST_BYTE_TIMEOUT = REASONS["upstream_first_byte_timeout"]
+cdef Reason BETWEEN_BYTES_TIMEOUT = REASONS["upstream_between_bytes_timeout"]
+cdef Reason TOTAL_TIMEOUT = REASONS["total_timeout"]
+
+
+cdef class UpstreamRequest(AttemptOwner):
+    """The upstream half of one request. Abstract."""
+
+    cdef int begin(self) except -1:
+        """Count the request, in the worker and in its plan, until it finishes."""
+        self.told_length = -1
+        self.plan.requests += 1
+        atomic_add_relaxed_u64(&self.plane.counts.requests_active, 1)
+        return 0
+
+    cdef int release(self) except -1:
+        """The request is over: let go of the plan, and of all that the request held."""
+        self.plan.requests -= 1
+        if self.plan.requests == 0 and self.plan.unused is not None:
+            self.plan.tell_unused()
+        if self.body is not None:
+            self.body.close()
+            self.body = None
+        self.hold = None
+        if self.stages is not None:
+            stages = self.stages
+            self.stages = None
+            for stage in stages:
+                (<ResponseStage>stage).over()
+        return 0
+
+    cdef bint stands_in(self) except -1:
+        """The upstream failed before anything of a response was passed on: True if a stage has another response."""
+        if self.stages is not None:
+            for stage in self.stages:
+                if (<ResponseStage>stage).failed() == S_REPLACED:
+                    return True
+        return False
+
+    cdef int shared_with(self, AttemptOwner owner) noexcept:
+        cdef UpstreamRequest other
+        cdef Identity mine, theirs
+        cdef int common = 0
+        if not isinstance(owner, UpstreamRequest):
+            return 0
+        other = <UpstreamRequest>owner
+        if self.counts == other.counts:
+            common |= SAME_ROUTE
+        if self.client is not None and other.client is not None and self.client.listener == other.client.listener:
+            common |= SAME_LISTENER
+        mine = self.ctx.identity
+        theirs = other.ctx.identity
+        if mine is not None and not mine.by_address and mine.consumer_bytes is not None:
+            if theirs is not None and mine.consumer_bytes == theirs.consumer_bytes:
+                common |= SAME_CLIENT
+        elif self.ctx.client == other.ctx.client:
+            common |= SAME_CLIENT
+        return common
+
+    # attempts
+
+    cdef bint go_to(self, str upstream) except -1:
+        """A policy or a plugin sends this request to another upstream, by that one's settings. False if there is no such upstream."""
+        cdef Destination destination = self.plan.destination(self.route, upstream)
+        if destination is None:
+            log.warning("request %s of route %s is sent to the upstream %r, which the config does not have", self.ctx.request_id,
+                        self.route.name, upstream[:100], extra={"throttle": ("unknown_upstream", self.route.name)})
+            return False
+        self.destination = destination
+        self.total_deadline_ns = self.ctx.started_ns + destination.total_ns if destination.total_ns else 0
+        return True
+
+    cdef int forward(self) except -1:
+        """Every decision is made: send it upstream."""
+        self.upstream = <Upstream>self.destination.upstream
+        if self.upstream.credential is not None and not self.upstream.credential.usable(self.ctx.now_ns):
+            return self.fail(CREDENTIAL_UNAVAILABLE)
+        return self.prepare()
+
+    cdef int start_attempts(self) except -1:
+        """Make the first attempt."""
+        cdef Attempts attempts = Attempts.__new__(Attempts)
+        attempts.upstream = self.upstream
+        self.attempts = attempts
+        return self._try(attempts.first(self))
+
+    cdef int _try(self, Attempt attempt) except -1:
+        """Begin an attempt."""
+        cdef RequestContext ctx = self.ctx
+        cdef int outcome
+        self.attempt = attempt
+        ctx.attempts += 1
+        ctx.upstream_address = attempt.target.address
+        atomic_add_relaxed_u64(&self.counts.replays if attempt.replay else &self.counts.attempts, 1)
+        outcome = attempt.begin(ctx.now_ns)
+        if outcome == A_CONNECTED:
+            return self._send_head(attempt)
+        if outcome == A_FULL:
+            return self._try_again(attempt, QUEUE_FULL)
+        self.state = X_WAITING
+        if outcome == A_OPENING:
+            return self.arm(self.destination.connect_ns, CONNECT_TIMEOUT)
+        return self.arm(self.upstream.queue_timeout_ns, QUEUE_TIMEOUT)
+
+    cdef int _try_again(self, Attempt attempt, Reason reason) except -1:
+        """An attempt failed: make the next one, if there may be one, or fail."""
+        cdef Attempt following = self.attempts.after(self, attempt, reason,
+                                                     self.repeatable and (self.body is None or self.body.first == 0))
+        self.attempt = None
+        attempt.end(False, self.ctx.now_ns)
+        if following is None:
+            return self.fail(reason)
+        return self._try(following)
+
+    cdef int give_up_attempt(self) except -1:
+        """Let go of the attempt under way, if there is one."""
+        cdef Attempt attempt = self.attempt
+        if attempt is None:
+            return 0
+        self.attempt = None
+        return attempt.end(self.response_complete or self.state == X_TUNNEL, self.ctx.now_ns)
+
+    cdef int attempt_connected(self, Attempt attempt) except -1:
+        self.ctx.now_ns = monotonic_ns()
+        return self._send_head(attempt)
+
+    cdef int attempt_failed(self, Attempt attempt, Reason reason, str detail) except -1:
+        self.ctx.now_ns = monotonic_ns()
+        if self.state == X_TUNNEL or self.state == X_FINISHED:
+            return self.finish()
+        if detail is not None:
+            self._log_connect_failed(attempt, reason, detail)
+        return self._try_again(attempt, reason)
+
+    cdef int _log_connect_failed(self, Attempt attempt, Reason reason, str detail) except -1:
+        """Now and then: an upstream that is down must not fill the disk with its name."""
+        cdef Target target = attempt.target
+        target.failed_quietly += 1
+        if target.failed_loudly_ns == 0 or self.ctx.now_ns >= target.failed_loudly_ns + LOUD_NS:
+            target.failed_loudly_ns = self.ctx.now_ns
+            log.warning("upstream %s at %s: %s (%s), %d since the last such line", self.upstream.name, target.url, reason.label, detail,
+                        target.failed_quietly)
+            target.failed_quietly = 0
+        return 0
+
+    # sending
+
+    cdef int _send_head(self, Attempt attempt) except -1:
+        """Write the head, and what is here of the body, in one piece."""
+        cdef RequestContext ctx = self.ctx
+        cdef RoutePlan route = self.route
+        cdef Headers fields = ctx.headers
+        cdef bytes method = ctx.method_bytes
+        cdef bytes path = upstream_target(ctx, route)
+        cdef int64_t length = ctx.content_length
+        cdef RequestHead head
+        cdef int method_id = ctx.method_id
+        if self.length_open:
+            length = BODY_UNKNOWN
+        elif length < 0:
+            length = BODY_NONE
+        if route.request_edits is not None or route.pipeline.upstream_request or self.stages is not None:
+            fields = ctx.headers.copy()
+            if self.stages is not None:
+                for stage in self.stages:
+                    (<ResponseStage>stage).ask(fields)
+            if route.request_edits is not None:
+                route.request_edits.apply(ctx, fields)
+            if route.pipeline.upstream_request:
+                head = RequestHead(method.decode("latin-1"), path.decode("latin-1"), fields, ctx.body)
+                if not upstream_request_hooks(self.plane, route, ctx, head):
+                    return self.fail(PLUGIN_ERROR)
+                method = head.method.encode("latin-1")
+                path = head.target.encode("latin-1")
+                method_id = method_number(PyBytes_AS_STRING(method), PyBytes_GET_SIZE(method))
+                if head.body is not None and head.body is not ctx.body:
+                    self.replace_body(head.body)
+                    if not self.length_open:
+                        length = len(head.body)
+        attempt.stream.send_head(attempt, ctx, self.destination, self.upstream.credential, method, path, fields, length,
+                                 self.total_deadline_ns - ctx.now_ns if self.total_deadline_ns else 0)
+        attempt.sent = True
+        attempt.sent_ns = ctx.now_ns
+        self.state = X_SENDING
+        ctx.upstream_started_ns = ctx.now_ns
+        self.repeatable = method_idempotent(method_id) and not ctx.upgrade and not route.pipeline.request_chunk
+        return self.send_pending()
+
+    cdef int replace_body(self, bytes content) except -1:
+        """Send this in place of the body that was received."""
+        if self.body is None:
+            self.body = RequestBody.__new__(RequestBody)
+            self.body.charge(self.plane)
+        return self.body.replace(content)
+
+    cdef int send_pending(self) except -1:
+        """Send what is written of the head, and the pieces of the body that are here."""
+        cdef Attempt attempt = self.attempt
+        cdef UpstreamStream stream = attempt.stream
+        cdef bint ends = self.body_complete and not attempt.end_sent
+        cdef list pieces = None
+        if self.body is not None:
+            if attempt.cursor is None:
+                self.body.keep(REPLAY_BYTES if self.repeatable else 0)
+                attempt.cursor = self.body.begin()
+            pieces = attempt.cursor.take()
+        if pieces is not None or ends:
+            if self.route.pipeline.request_chunk and self.ctx.has_body:
+                pieces = request_chunk_hooks(self.plane, self.route, self.ctx, pieces, ends)
+                if pieces is None:
+                    return self.fail(PLUGIN_ERROR)
+            if pieces is not None:
+                for piece in pieces:
+                    stream.send_chunk(<bytes>piece)
+            if ends:
+                attempt.end_sent = True
+                stream.send_end(self.request_trailers)
+        stream.flush()
+        if self.attempt is not attempt or attempt.stream is not stream:
+            return 0
+        if stream.writable:
+            self.resume_body()
+        else:
+            self.pause_body()
+        return self.rearm()
+
+    cdef int attempt_writable(self, Attempt attempt, bint writable) except -1:
+        if self.state == X_FINISHED:
+            return 0
+        self.ctx.now_ns = monotonic_ns()
+        if writable:
+            self.resume_body()
+        else:
+            self.pause_body()
+        return self.rearm()
+
+    # the response
+
+    cdef int attempt_head(self, Attempt attempt) except -1:
+        cdef RequestContext ctx = self.ctx
+        cdef UpstreamStream stream = attempt.stream
+        cdef Pipeline pipeline = self.route.pipeline
+        cdef int status = attempt.status
+        cdef int64_t length = stream.content_length     # -1 = LENGTH_UNKNOWN
+        ctx.first_byte_ns = attempt.first_byte_ns
+        ctx.upstream_status = status
+        self.repeatable = False
+        if self.body is not None:
+            self.body.keep(0)
+        histogram_record(&self.counts.upstream, ctx.first_byte_ns - ctx.upstream_started_ns)
+        if status == 101:
+            return self.switch_protocols(attempt)
+        if ctx.method_id == M_HEAD or status == 204 or status == 304:
+            # What GET would say: nothing where hooks may change the length
+            self.told_length = -1 if status == 204 or pipeline.response_chunk else length
+            length = LENGTH_NONE
+        elif pipeline.response_body_bytes > 0 and length <= pipeline.response_body_bytes and not is_event_stream(stream.fields):
+            self.hold = HoldStage(pipeline.response_body_bytes)
+            self.hold.head(status, stream.phrase, stream.fields, length)
+            self.state = X_HOLDING
+            return 0
+        return self._upstream_head(status, stream.phrase, stream.fields, length, None)
+
+    cdef int _upstream_head(self, int status, bytes phrase, Headers fields, int64_t length, bytes body) except -1:
+        """Take the head through gates, hooks and stages. body: that of a held response, else None."""
+        cdef RequestContext ctx = self.ctx
+        cdef Pipeline pipeline = self.route.pipeline
+        cdef ResponseHead head
+        for gate in pipeline.answer:
+            (<Plugin>gate).c_answer(ctx, fields)
+        if pipeline.upstream_response:
+            head = ResponseHead(status, fields, body)
+            if not upstream_response_hooks(self.plane, self.route, ctx, head):
+                return self.fail(PLUGIN_RESPONSE_ERROR)
+            if head.status != status:
+                status = head.status
+                phrase = None
+            if body is not None and head.body is not body:
+                body = head.body
+                length = PyBytes_GET_SIZE(body)
+        if self.stages is not None:
+            for stage in self.stages:
+                if (<ResponseStage>stage).head(status, phrase, fields, length) == S_REPLACED:
+                    if length == LENGTH_NONE:
+                        self.replaced = True            # it ends by itself, and then the request
+                    else:
+                        self.give_up_attempt()          # its body is nobody's
+                    return self.respond_replaced()
+            if body is not None:                        # what is kept has not met the response hooks: every hit does
+                body = self._through_stages(body, 0)
+                if body is None:
+                    return self.fail(PLUGIN_RESPONSE_ERROR)
+                length = PyBytes_GET_SIZE(body)
+        return self.respond(status, phrase, fields, length, body)
+
+    cdef bytes _through_stages(self, bytes chunk, Py_ssize_t start):
+        """What the stages from number start on make of a piece; None when one failed."""
+        cdef Py_ssize_t i
+        for i in range(start, len(self.stages)):
+            chunk = (<ResponseStage>self.stages[i]).chunk(chunk)
+            if chunk is None or PyBytes_GET_SIZE(chunk) == 0:
+                return chunk
+        return chunk
+
+    cdef int attempt_chunk(self, Attempt attempt, bytes chunk) except -1:
+        if self.replaced:
+            return 0
+        if self.state == X_HOLDING:
+            chunk = self.hold.chunk(chunk)
+            if self.hold.holds:
+                return 0
+            log.warning("request %s: response larger than response_body_bytes (%d) passes unread", self.ctx.request_id,
+                        self.route.pipeline.response_body_bytes)
+            return self._end_holding(attempt, chunk, False)
+        if self.stages is not None:
+            chunk = self._through_stages(chunk, 0)
+            if chunk is None:
+                return self.fail(PLUGIN_RESPONSE_ERROR)
+            if PyBytes_GET_SIZE(chunk) == 0:
+                return 0
+        return self.respond_chunk(chunk)
+
+    cdef int _end_holding(self, Attempt attempt, bytes body, bint complete) except -1:
+        """What was held goes on: whole, or as the beginning of a stream."""
+        cdef HoldStage hold = self.hold
+        self.hold = None
+        if complete:
+            return self._upstream_head(hold.status, hold.phrase, hold.fields, PyBytes_GET_SIZE(body), body)
+        self._upstream_head(hold.status, hold.phrase, hold.fields, hold.length, None)
+        if self.state == X_FINISHED:
+            return 0
+        return self.attempt_chunk(attempt, body)
+
+    cdef int attempt_end(self, Attempt attempt, Headers trailers) except -1:
+        cdef bytes rest
+        cdef Py_ssize_t i
+        if self.state == X_FINISHED:
+            return 0
+        if self.state == X_HOLDING:
+            self._end_holding(attempt, self.hold.end(), True)
+            if self.state == X_FINISHED:
+                return 0
+        if self.replaced:
+            self.response_complete = True
+            return 0
+        if self.stages is not None:
+            for i in range(len(self.stages)):
+                rest = (<ResponseStage>self.stages[i]).end()
+                if rest:
+                    rest = self._through_stages(rest, i + 1)
+                if rest is None:
+                    return self.fail(PLUGIN_RESPONSE_ERROR)
+                if rest:
+                    self.respond_chunk(rest)
+                    if self.state == X_FINISHED:
+                        return 0
+        return self.respond_end(trailers)
+
+    cdef int attempt_read_done(self, Attempt attempt, int64_t now_ns) except -1:
+        if self.state == X_FINISHED:
+            return 0
+        if now_ns > self.ctx.now_ns:                    # a hook may have read the clock since
+            self.ctx.now_ns = now_ns
+        if not self.response_complete:
+            return self.rearm()
+        if self.stages is not None:
+            for stage in self.stages:
+                (<ResponseStage>stage).whole()
+        return self.finish()
+
+    # deadlines
+
+    cdef int arm(self, int64_t after_ns, Reason reason) except -1:
+        """Let `reason` end what is waited for unless something happens within after_ns (0: no limit of its own)."""
+        cdef int64_t deadline = self.ctx.now_ns + after_ns if after_ns else 0
+        self.deadline_reason = reason
+        if self.total_deadline_ns and (deadline == 0 or self.total_deadline_ns < deadline):
+            deadline = self.total_deadline_ns
+        if deadline:
+            self.plane.wheel.arm(self if self.client is None else self.client, deadline)
+        elif self.client is None:
+            self.deadline_ns = 0
+        else:
+            self.client.deadline_ns = 0
+        return 0
+
+    cdef int rearm(self) except -1:
+        """Set the deadline that fits what is being waited for."""
+        cdef Destination destination = self.destination
+        if self.state == X_SENDING:
+            if self.attempt.end_sent:
+                return self.arm(destination.first_byte_ns, FIRST_BYTE_TIMEOUT)
+            return self.await_body()
+        if self.state >= X_HOLDING and self.state != X_FINISHED:
+            return self.arm(destination.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
+        return 0
+
+    cdef int deadline_passed(self, int64_t now_ns) except -1:
+        """The deadline set by `arm` is over."""
+        cdef Reason reason = self.deadline_reason
+        if self.state == X_FINISHED:
+            return 0
+        self.ctx.now_ns = now_ns
+        if self.total_deadline_ns and now_ns >= self.total_deadline_ns:
+            return self.fail(TOTAL_TIMEOUT)
+        if reason is None:
+            return 0
+        if self.state == X_WAITING:
+            return self._try_again(self.attempt, reason)
+        return self.fail(reason)
+
+    # What each kind of request does in its own way
+
+    cdef int fail(self, Reason reason) except -1:
+        """It cannot go on."""
+        missing(self, "fail")
+
+    cdef int finish(self) except -1:
+        """The end of every request, exactly once."""
+        missing(self, "finish")
+
+    cdef int prepare(self) except -1:
+        """The upstream is known: start the attempts, once what they need is here."""
+        return self.start_attempts()
+
+    cdef int await_body(self) except -1:
+        """Arm the deadline for more of the request's body."""
+        missing(self, "await_body")
+
+    cdef int pause_body(self) except -1:
+        """Read no more of the request's body. Nothing by default."""
+        return 0
+
+    cdef int resume_body(self) except -1:
+        """Read the request's body again. Nothing by default."""
+        return 0
+
+    cdef int switch_protocols(self, Attempt attempt) except -1:
+        """A 101 to a request that asked for it."""
+        missing(self, "switch_protocols")
+
+    cdef int respond(self, int status, bytes phrase, Headers fields, int64_t length, bytes body) except -1:
+        """The head of the response, behind gates, hooks and stages. body: the whole body, if it is here; else it comes in pieces."""
+        missing(self, "respond")
+
+    cdef int respond_replaced(self) except -1:
+        """A stage has another response."""
+        missing(self, "respond_replaced")
+
+    cdef int respond_chunk(self, bytes chunk) except -1:
+        """A piece of the body."""
+        missing(self, "respond_chunk")
+
+    cdef int respond_end(self, Headers trailers) except -1:
+        """The response is complete."""
+        missing(self, "respond_end")
+
+    cdef int looked(self, int verdict) except -1:
+        """The cache has its verdict (L_*, cache_lookup.pxd), after a wait."""
+        missing(self, "looked")
+
+    cdef bint is_blocked(self):
+        """True if somebody waits for the response and does not take what of it is here."""
+        return False
+
+
+cdef bint is_event_stream(Headers fields):
+    """True for a response that is never whole: its parts are for the client as they come (WHATWG HTML §9.2, server-sent events)."""
+    cdef bytes value = fields.find_known(H_CONTENT_TYPE)
+    return value is not None and value.partition(b";")[0].strip().lower() == b"text/event-stream"
