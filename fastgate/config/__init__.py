@@ -1,7 +1,17 @@
 """The config: a file in, a checked `Config` or every error at once out."""
 
 from fastgate.config.files import Changes
-from fastgate.config.load import InvalidConfig, check, decode, encode, load, load_admin
+from fastgate.config.load import (
+    InvalidConfig,
+    Source,
+    check,
+    decode,
+    encode,
+    load,
+    load_admin,
+    load_source,
+    read_source,
+)
 from fastgate.config.root import TRUSTED_UNIX, Config, PluginUse, RouteConfig, decode_route
 from fastgate.config.server import (
     AccessLogConfig,
@@ -10,6 +20,7 @@ from fastgate.config.server import (
     CertificateConfig,
     ListenerConfig,
     ServerConfig,
+    StoreConfig,
     TlsConfig,
     parse_address,
 )
@@ -29,6 +40,8 @@ __all__ = [
     "PluginUse",
     "RouteConfig",
     "ServerConfig",
+    "Source",
+    "StoreConfig",
     "TlsConfig",
     "check",
     "decode",
@@ -36,5 +49,7 @@ __all__ = [
     "encode",
     "load",
     "load_admin",
+    "load_source",
     "parse_address",
+    "read_source",
 ]

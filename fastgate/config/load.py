@@ -24,6 +24,7 @@ from fastgate.checks import Path, Report
 from fastgate.config.check import RouteCheck, check_root
 from fastgate.config.files import PluginShapes, named_files
 from fastgate.config.foreign import plugin_hint
+from fastgate.config.merge import merge_state
 from fastgate.config.root import Config, PluginUse, RouteConfig
 from fastgate.config.server import AdminConfig
 from fastgate.config.shape import INVALID, Shapes, found_text
@@ -34,7 +35,18 @@ from fastgate.settings import ConfigError
 from fastgate.upstream.check import check_credentials, check_upstream, with_credentials
 from fastgate.upstream.settings import TargetConfig, UpstreamConfig
 
-__all__ = ["CheckedConfig", "InvalidConfig", "check", "decode", "encode", "load", "load_admin"]
+__all__ = [
+    "CheckedConfig",
+    "InvalidConfig",
+    "Source",
+    "check",
+    "decode",
+    "encode",
+    "load",
+    "load_admin",
+    "load_source",
+    "read_source",
+]
 
 ENVIRONMENT_PREFIX: Final = "FASTGATE__"
 
@@ -47,6 +59,14 @@ class InvalidConfig(ExceptionGroup[ConfigError]):
         return tuple(error for error in self.exceptions if isinstance(error, ConfigError))
 
 
+class Source(msgspec.Struct, frozen=True):
+    """A config file as it was read."""
+
+    name: str
+    form: str
+    text: str
+
+
 def load(
     path: str | FilePath,
     environ: Mapping[str, str] | None = None,
@@ -57,6 +77,34 @@ def load(
     `overrides` are single values by their path in the file (`{"admin.listen": ":9901"}`), from the command
     line; they win over the environment's, which win over the file's.
     """
+    return load_source(read_source(path), environ, overrides)
+
+
+def load_source(
+    source: Source,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    state: tuple[str, str] | None = None,
+    plain: Config | None = None,
+) -> Config:
+    """The same for a file that was read before. `state` and `plain`: as in `check`."""
+    config, errors = check(
+        source.text,
+        source.form,
+        environ,
+        name=source.name,
+        overrides=overrides,
+        state=state,
+        plain=plain,
+    )
+    if config is None:
+        raise InvalidConfig("config", errors)
+    return config
+
+
+def read_source(path: str | FilePath) -> Source:
+    """The text of this file. InvalidConfig when it cannot be read."""
     file = FilePath(path)
     form = FORMATS.get(file.suffix.lower())
     try:
@@ -72,7 +120,7 @@ def load(
                     "$", f"{status.st_size} bytes", f"at most {MAX_FILE_BYTES}", where=str(file)
                 )
             content = stream.read(MAX_FILE_BYTES + 1)
-        text = content.decode("utf-8-sig")
+        return Source(str(file), form, content.decode("utf-8-sig"))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InvalidConfig(
@@ -85,10 +133,6 @@ def load(
         raise InvalidConfig("config", [problem]) from None
     except ConfigError as error:
         raise InvalidConfig("config", [error]) from None
-    config, errors = check(text, form, environ, name=str(file), overrides=overrides)
-    if config is None:
-        raise InvalidConfig("config", errors)
-    return config
 
 
 def load_admin(path: str | FilePath) -> AdminConfig:
@@ -124,16 +168,28 @@ def check(
     name: str = "config",
     overrides: Mapping[str, str] | None = None,
     plugins: PluginShapes | None = None,
+    state: tuple[str, str] | None = None,
+    plain: Config | None = None,
 ) -> tuple[Config | None, list[ConfigError]]:
     """The config in this text (`yaml`, `toml` or `json`), or None and every error in it.
+
+    `state` is the name and the JSON text of a State document (merge.py), which is put over the text. The text
+    must be a good config without it: `plain`, where that is known already.
 
     `environ` is the process's own when not given. `plugins` finds the Struct of a plugin; by default the
     plugin registry does. Names of files are relative to the folder of `name`.
     """
     with _collector_paused():
         environ = os.environ if environ is None else environ
-        reading = _Reading(environ, plugins or registered, os.path.dirname(name))
-        return reading.run(text, form, name, overrides or {})
+        folder = os.path.dirname(name)
+        if state is None or plain is None:
+            reading = _Reading(environ, plugins or registered, folder)
+            plain, errors = reading.run(text, form, name, overrides or {})
+            if state is None or plain is None:
+                return plain, errors
+        routes = [route.name for route in plain.each_route()]
+        merging = _Reading(environ, plugins or registered, folder)
+        return merging.run(text, form, name, overrides or {}, (*state, routes))
 
 
 class CheckedConfig(Config, frozen=True, kw_only=True):
@@ -191,13 +247,26 @@ class _Reading:
         self._errors: list[ConfigError] = []
 
     def run(
-        self, text: str, form: str, name: str, overrides: Mapping[str, str]
+        self,
+        text: str,
+        form: str,
+        name: str,
+        overrides: Mapping[str, str],
+        state: tuple[str, str, list[str]] | None = None,
     ) -> tuple[Config | None, list[ConfigError]]:
+        """`state`: name and text of the State document, and the names of the file's routes."""
         document, self._errors = parse(text, form, self._environ, name)
         if document is None:
             return None, self._errors
         self._document = document
         self._override(document, overrides)
+        if state is not None:
+            merged, errors = merge_state(
+                document, state[1], self._environ, name=state[0], routes=state[2], expand=_expanded
+            )
+            if merged is None:
+                return None, errors
+            self._document = document = merged
         config = self._read(document.tree)
         if config is not None and not self._errors:
             return config, []
@@ -445,6 +514,17 @@ def _existing_key(here: dict[str, Any], step: str) -> str:
         if key.lower().replace("-", "_").replace(".", "_") == wanted:
             return key
     return wanted
+
+
+def _expanded(path: Path, value: Any) -> Any:
+    """The mapping that a shorthand at this path stands for, or the value as it is."""
+    shape: Any = Config
+    if path[:1] == ("routes",) and len(path) > 1:  # the Struct has them encoded
+        shape, path = RouteConfig, path[2:]
+    for step in path:
+        shape = _shape_at(shape, step)
+    shorthand = getattr(shape, "shorthand", None)
+    return value if shorthand is None or value is None or isinstance(value, dict) else {shorthand: value}
 
 
 def _shape_at(shape: Any, key: str | int) -> Any:

@@ -5,7 +5,10 @@ access log.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from msgspec import Meta
@@ -430,6 +433,12 @@ class StoreConfig(Settings, frozen=True, kw_only=True):
             ),
         ),
     ] = 10 * SECOND
+
+    def file(self, environ: Mapping[str, str] = os.environ) -> Path:
+        """The file: the one that is named, or the default ($STATE_DIRECTORY: systemd.exec(5))."""
+        if self.path:
+            return Path(self.path)
+        return Path(environ.get("STATE_DIRECTORY", "").partition(":")[0] or ".") / "fastgate.db"
 
 
 class AccessLogConfig(Settings, frozen=True, kw_only=True):

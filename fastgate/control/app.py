@@ -24,7 +24,9 @@ from fastgate.control.limits import LimitResource
 from fastgate.control.policies import PolicyResource
 from fastgate.control.runtime import RuntimeResource
 from fastgate.control.secrets import SecretResource
+from fastgate.control.state import State, StateResource
 from fastgate.control.view import ReloadDesk, View
+from fastgate.state.channel import ReloadRequest
 
 __all__ = ["build_app"]
 
@@ -32,11 +34,12 @@ __all__ = ["build_app"]
 def build_app(
     view: View,
     desk: ReloadDesk,
-    ask_reload: Callable[[int], bool],
+    ask_reload: Callable[[ReloadRequest], bool],
     keyring: Keyring,
+    state: State,
     explain: Explain | None = None,
 ) -> Starlette:
-    """`ask_reload(id)` sends the request to the supervisor; False when that is impossible. `explain` is the
+    """`ask_reload(request)` sends it to the supervisor; False when that is impossible. `explain` is the
     function behind `/api/gateway/explain`, from a row above.
     """
     routes = [
@@ -47,6 +50,7 @@ def build_app(
         *SecretResource(keyring).routes(),
         *PolicyResource(keyring, view).routes(),
         *RuntimeResource(view).routes(),
+        *StateResource(state).routes(),
         *CacheResource(view, view.memory.epochs, view.memory.metrics).routes(),
         *(ExplainResource(view, explain).routes() if explain is not None else ()),
     ]

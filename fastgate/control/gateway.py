@@ -16,9 +16,9 @@ from fastgate.control.metrics import CONTENT_TYPE, UNMATCHED, exposition
 from fastgate.control.processes import figures_of
 from fastgate.control.view import ReloadDesk, View, iso_time
 from fastgate.errors import REASONS
-from fastgate.state.channel import ReloadResult
+from fastgate.state.channel import ReloadRequest, ReloadResult
 
-__all__ = ["GatewayResource"]
+__all__ = ["RELOAD_LIMIT_S", "GatewayResource", "problems_of"]
 
 METRICS_AGE_S = 0.5
 """Scrapes within this time share one response: several scrapers cost as much as one."""
@@ -30,11 +30,11 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 class GatewayResource:
-    """Probes, `/metrics` and `/api/gateway`. `ask_reload(id)` sends the request to the supervisor; False when
-    that is impossible.
+    """Probes, `/metrics` and `/api/gateway`. `ask_reload(request)` sends the request to the supervisor; False
+    when that is impossible.
     """
 
-    def __init__(self, view: View, desk: ReloadDesk, ask_reload: Callable[[int], bool]) -> None:
+    def __init__(self, view: View, desk: ReloadDesk, ask_reload: Callable[[ReloadRequest], bool]) -> None:
         self._view = view
         self._desk = desk
         self._ask_reload = ask_reload
@@ -164,7 +164,7 @@ class GatewayResource:
         if self._view.phase() != "serving":
             return JSONResponse({"error": "The gateway is stopping"}, 503)
         request_id, answer = self._desk.open()
-        if not self._ask_reload(request_id):
+        if not self._ask_reload(ReloadRequest(request_id)):
             answer.cancel()
             return JSONResponse({"error": "The supervisor does not respond"}, 503)
         try:
@@ -189,15 +189,20 @@ def _reload_answer(result: ReloadResult) -> dict[str, Any]:
     if not result.applied:
         answer["error"] = "The config was refused; the one in use is unchanged"
         answer["errors_total"] = result.problems_total
-        answer["errors"] = [
-            {
-                "text": problem.text,
-                "where": problem.where,
-                "path": problem.path,
-                "found": problem.found,
-                "expected": problem.expected,
-                "hint": problem.hint,
-            }
-            for problem in result.problems
-        ]
+        answer["errors"] = problems_of(result)
     return answer
+
+
+def problems_of(result: ReloadResult) -> list[dict[str, str]]:
+    """The errors of a reload that was refused."""
+    return [
+        {
+            "text": problem.text,
+            "where": problem.where,
+            "path": problem.path,
+            "found": problem.found,
+            "expected": problem.expected,
+            "hint": problem.hint,
+        }
+        for problem in result.problems
+    ]

@@ -24,7 +24,7 @@ import msgspec
 from fastgate._core.shm.directory import Directory, DirectoryFull
 from fastgate.auth.consumers import effective
 from fastgate.auth.section import ConsumerConfig
-from fastgate.config import Config
+from fastgate.config import Config, StoreConfig
 from fastgate.control.answers import Refused
 from fastgate.control.keymaking import UNDECLARED, NewKey, new_key, record_of
 from fastgate.state.backlog import (
@@ -48,7 +48,7 @@ from fastgate.state.records import (
     secret_digest,
 )
 from fastgate.state.sealing import SealError
-from fastgate.state.store import Store, StoredSecret, StoreError, default_path
+from fastgate.state.store import Store, StoredSecret, StoreError
 
 __all__ = ["Keyring"]
 
@@ -77,7 +77,7 @@ class Keyring:
         self._config: Config | None = None
         self._sealed = ""  # why a secret cannot be opened
         self._journal = journal
-        self._store = Store(default_path())
+        self._store = Store(StoreConfig().file())
         self._switching: asyncio.Task[None] | None = None
         self._interval_s = 10.0
         self._flushed_ns = 0
@@ -100,7 +100,7 @@ class Keyring:
 
     async def start(self, config: Config) -> None:
         """Opens the store and publishes all of it. Does not raise: what is wrong is in `fault`."""
-        self._store = Store(_path(config))
+        self._store = Store(config.store.file())
         self._interval_s = config.store.usage_interval_ns / 1e9
         self.consumers_in_file = config.consumers
         self._config = config
@@ -125,7 +125,7 @@ class Keyring:
 
     def install(self, config: Config) -> None:
         """Applies another config: its consumers are in effect when this returns."""
-        if _path(config) != self._store.path:
+        if config.store.file() != self._store.path:
             self._switching = asyncio.create_task(self._switch(config))
             return
         if self.fault:
@@ -513,6 +513,27 @@ class Keyring:
         except (DirectoryFull, ValueError) as error:
             raise _no_room(error) from error
 
+    # --- what others keep in the store
+
+    @property
+    def path(self) -> Path:
+        """The file of the store."""
+        return self._store.path
+
+    def is_open_for(self, config: Config | None) -> bool:
+        """True while the store of this config can be used."""
+        return config is not None and not self.fault and self._store.path == config.store.file()
+
+    def read(self, read: Callable[[Store], T]) -> T:
+        """What `read` finds in the store. Refused: 503."""
+        self._check_store()
+        return self._ask(lambda: read(self._store))
+
+    def write(self, write: Callable[[Store], T]) -> T:
+        """Makes a change of the store. Refused: 503, 507."""
+        self._check_store()
+        return self._write(lambda: write(self._store))
+
     # --- faults
 
     def _check_store(self) -> None:
@@ -611,10 +632,6 @@ def _takes_keys(config: Config) -> bool:
         route.enabled and route.auth is not None and "api_key" in route.auth.schemes
         for route in config.each_route()
     )
-
-
-def _path(config: Config) -> Path:
-    return Path(config.store.path) if config.store.path else default_path()
 
 
 def _no_room(error: Exception) -> Refused:

@@ -24,12 +24,12 @@ from fastgate.control.clockwatch import ClockWatch
 from fastgate.control.connections import AdminConnection, AdminConnections
 from fastgate.control.explain import Explain
 from fastgate.control.keyring import Keyring
+from fastgate.control.state import State
 from fastgate.control.view import ReloadDesk, View
 from fastgate.state.channel import (
     ChannelClosed,
     ConfigInstalled,
     ControllerOrders,
-    ReloadRequest,
     ReloadResult,
     Stop,
 )
@@ -68,7 +68,7 @@ class _Controller:
         self._view = View(orders.table, orders.memory)
         self._view.last_reload = orders.last_reload
         blob = _read(orders.config_fd, orders.size)
-        self._view.install(blob, orders.version, orders.digest, orders.config_realtime_ns)
+        self._view.install(blob, orders.version, orders.digest, orders.config_realtime_ns, orders.state)
         self._desk = ReloadDesk()
         self._journal = Journal("controller")
         self._descriptors = DescriptorWatch(self._journal)
@@ -77,7 +77,8 @@ class _Controller:
         self._view.parts["store"] = self._keyring.health
         self._view.pending_changes = self._keyring.pending_changes
         self._view.blockers.append(self._keyring.outage)
-        app = build_app(self._view, self._desk, self._ask_reload, self._keyring, explain)
+        self._state = State(self._keyring, self._view, self._desk, self._channel.send)
+        app = build_app(self._view, self._desk, self._channel.send, self._keyring, self._state, explain)
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -98,9 +99,11 @@ class _Controller:
         # The keys first: workers hold requests with keys they do not know until then.
         assert self._view.config is not None
         await self._keyring.start(self._view.config)
+        self._state.installed()
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
         tasks = [
             asyncio.create_task(self._keyring.run()),
+            asyncio.create_task(self._state.run()),
             asyncio.create_task(self._view.watch_rate()),
         ]
         try:
@@ -133,9 +136,6 @@ class _Controller:
             except TimeoutError as error:
                 self._journal.error("cached responses were not dropped", problem=str(error))
 
-    def _ask_reload(self, request_id: int) -> bool:
-        return self._channel.send(ReloadRequest(request_id))
-
     def _hear(self) -> None:
         try:
             while (received := self._channel.receive()) is not None:
@@ -144,9 +144,12 @@ class _Controller:
                     case ConfigInstalled():
                         assert fd is not None
                         blob = _read(fd, message.size)
-                        self._view.install(blob, message.version, message.digest, message.realtime_ns)
+                        self._view.install(
+                            blob, message.version, message.digest, message.realtime_ns, message.state
+                        )
                         assert self._view.config is not None
                         self._keyring.install(self._view.config)
+                        self._state.installed()
                     case ReloadResult():
                         self._view.last_reload = message
                         self._desk.answer(message)

@@ -47,6 +47,7 @@ class View:
         self.counters = memory.counters
         self.config: Config | None = None
         self.version = 0
+        self.state_version = 0
         self.digest = ""
         self.config_realtime_ns = 0
         self.route_names: list[str] = []
@@ -60,7 +61,7 @@ class View:
         self._past_names: dict[str, None] = {}
         self._totals: deque[tuple[float, int]] = deque(maxlen=int(RATE_SPAN_S / RATE_STEP_S))
 
-    def install(self, blob: bytes, version: int, digest: str, realtime_ns: int) -> None:
+    def install(self, blob: bytes, version: int, digest: str, realtime_ns: int, state: int) -> None:
         """Takes the config that is in use from now on."""
         # Routes that are gone keep their counts: a total must not shrink when a config changes.
         self._past_names.update(dict.fromkeys(self.route_names))
@@ -69,6 +70,7 @@ class View:
         for name in self.route_names:
             self._past_names.pop(name, None)
         self.version = version
+        self.state_version = state
         self.digest = digest
         self.config_realtime_ns = realtime_ns
 

@@ -107,7 +107,10 @@ class Controller:
 
     def tell_config(self, config: LoadedConfig) -> None:
         self.config = config
-        self.tell(ConfigInstalled(config.version, config.size, config.digest, config.realtime_ns), config.fd)
+        self.tell(
+            ConfigInstalled(config.version, config.size, config.digest, config.realtime_ns, config.state),
+            config.fd,
+        )
 
     def stop(self) -> None:
         """Ends it for good; idempotent. `gone` follows."""
@@ -191,6 +194,7 @@ class Controller:
             config_fd=self.config.fd,
             config_realtime_ns=self.config.realtime_ns,
             last_reload=self.last_reload,
+            state=self.config.state,
         )
         keep = [theirs.fileno(), listening.fileno(), self.config.fd]
         try:

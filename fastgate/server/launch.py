@@ -17,16 +17,17 @@ from pathlib import Path
 import msgspec
 
 from fastgate._core.shm.shm import SharedMemory
-from fastgate.config import Config, InvalidConfig, encode, load
+from fastgate.config import Config, InvalidConfig, Source, encode, load_source, read_source
 from fastgate.features.registry import runtime_names
 from fastgate.plugin import PLUGINS
-from fastgate.server.loader import Topology, problem_of
+from fastgate.server.loader import LoadOrder, Reading, Topology, problem_of
 from fastgate.server.process import occupy_standard_descriptors, usable_cpus
 from fastgate.server.supervisor import Supervisor
 from fastgate.server.worker import WorkerOrders, run_worker
 from fastgate.state.channel import ControllerOrders, Problem
 from fastgate.state.host import HostTable
 from fastgate.state.memory import HostMemory, Sizes
+from fastgate.state.versions import EMPTY, NEWEST, UnreadableState, read_version
 
 __all__ = ["serve", "topology_of"]
 
@@ -61,12 +62,8 @@ def serve(
         sys.dont_write_bytecode = True
         overrides = {**overrides, "watch_config": "true"}
 
-    def read_config() -> tuple[Topology, bytes] | list[Problem]:
-        try:
-            config = load(path, overrides=overrides)
-        except InvalidConfig as invalid:
-            return [problem_of(error) for error in invalid.errors]
-        return topology_of(config, watch_code=dev), encode(config)
+    def read_config(order: LoadOrder) -> Reading | list[Problem]:
+        return read_merged(path, overrides, order, watch_code=dev)
 
     def work(orders: WorkerOrders) -> None:
         from fastgate.server.runtime import GatewayRuntime
@@ -89,6 +86,41 @@ def serve(
         warm_up=warm_up,
     )
     return supervisor.run()
+
+
+def read_merged(
+    path: Path, overrides: Mapping[str, str], order: LoadOrder, *, watch_code: bool = False
+) -> Reading | list[Problem]:
+    """The config of this file, or of the one in the order, with its State document; or what is wrong."""
+    try:
+        source = read_source(path) if order.source is None else _decode_source(order.source)
+        config = load_source(source, overrides=overrides)
+        store, state, warning = "", EMPTY, ""
+        if config.admin.listen != "off":  # without a controller the file is all there is, as for consumers
+            store = str(config.store.file().absolute())
+            is_known = order.store == store
+            try:
+                state = read_version(Path(store), order.state if is_known else NEWEST)
+            except UnreadableState as error:
+                if is_known:
+                    return [Problem(text=str(error), event="state refused")]
+                warning = str(error)  # the gateway serves, as it does without the keys in it
+        if state.document != EMPTY.document:
+            named = (f"state version {state.version}", state.document)
+            config = load_source(source, overrides=overrides, state=named, plain=config)
+    except InvalidConfig as invalid:
+        return [problem_of(error) for error in invalid.errors]
+    return Reading(
+        topology_of(config, watch_code=watch_code),
+        encode(config),
+        msgspec.msgpack.encode(source),
+        state.version,
+        store,
+        warning,
+    )
+
+
+_decode_source = msgspec.msgpack.Decoder(Source).decode
 
 
 def topology_of(config: Config, *, watch_code: bool = False) -> Topology:

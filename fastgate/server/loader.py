@@ -26,12 +26,16 @@ from fastgate.settings import ConfigError
 from fastgate.state.channel import Problem, bounded
 from fastgate.state.journal import Journal
 from fastgate.state.memory import Sizes
+from fastgate.state.versions import NEWEST
 
 __all__ = [
     "Answer",
+    "LoadOrder",
     "Loaded",
     "LoadedConfig",
     "Loader",
+    "Read",
+    "Reading",
     "Refused",
     "Topology",
     "load_into",
@@ -46,6 +50,32 @@ MOST_TRIES = 2
 """Loaders for one reload: the first, and one more when a signal ended it."""
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+
+
+class LoadOrder(msgspec.Struct, frozen=True):
+    """What to read."""
+
+    source: bytes | None = None
+    """The file as it was read before; None: read it now."""
+    state: int = NEWEST
+    """The version of the State document that belongs to it; NEWEST: of the store that the config names."""
+    store: str = ""
+    """The store that this version is in. When the config names another one, NEWEST applies."""
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """A good config."""
+
+    topology: Topology
+    blob: bytes
+    source: bytes = b""
+    state: int = 0
+    store: str = ""
+    warning: str = ""
+    """Why it is without the State document: the store cannot be read, and nothing was in use before."""
+
+
+Read = Callable[[LoadOrder], "Reading | list[Problem]"]
 
 
 class Topology(msgspec.Struct, frozen=True):
@@ -65,11 +95,15 @@ class Topology(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, tag=True, frozen=True):
-    """The config is good; it lies in the memfd."""
+    """The config is good; it lies in the memfd, followed by the file that it was read from."""
 
     topology: Topology
     size: int
     digest: str
+    source_size: int = 0
+    state: int = 0
+    store: str = ""
+    warning: str = ""
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True):
@@ -83,40 +117,58 @@ Answer = Loaded | Refused
 
 
 class LoadedConfig:
-    """A good config: its version, topology and the memfd with its encoded form."""
+    """A good config: its version, topology, the State in it, and the memfd with its encoded form."""
 
-    __slots__ = ("digest", "fd", "realtime_ns", "size", "topology", "version")
+    __slots__ = (
+        *("digest", "fd", "realtime_ns", "size", "source_size", "state", "store"),
+        *("topology", "version", "warning"),
+    )
 
     def __init__(self, version: int, answer: Loaded, fd: int, realtime_ns: int) -> None:
         self.version = version
         self.topology = answer.topology
         self.size = answer.size
         self.digest = answer.digest
+        self.source_size = answer.source_size
+        self.state = answer.state
+        self.store = answer.store
+        self.warning = answer.warning
         self.fd = fd
         self.realtime_ns = realtime_ns
 
     def close(self) -> None:
         os.close(self.fd)
 
+    def order(self, state: int) -> LoadOrder:
+        """What to read for the same file with this version of the State document. OSError."""
+        return LoadOrder(os.pread(self.fd, self.source_size, self.size), state, self.store)
+
 
 def open_memfd() -> int:
     return os.memfd_create("fastgate-config", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
-def load_into(
-    blob_fd: int, answer_fd: int, read: Callable[[], tuple[Topology, bytes] | list[Problem]]
-) -> None:
+def load_into(blob_fd: int, answer_fd: int, read: Read, order: LoadOrder) -> None:
     """Runs in the loader: reads the config and sends the result."""
-    found = read()
+    found = read(order)
     answer: Answer
     if isinstance(found, list):
         answer = Refused(problems=bounded(found), total=len(found))
     else:
-        topology, blob = found
+        blob = found.blob
         with open(blob_fd, "wb", closefd=False) as file:
             file.write(blob)
+            file.write(found.source)
         fcntl.fcntl(blob_fd, fcntl.F_ADD_SEALS, _SEALS)
-        answer = Loaded(topology=topology, size=len(blob), digest=hashlib.sha256(blob).hexdigest()[:12])
+        answer = Loaded(
+            topology=found.topology,
+            size=len(blob),
+            digest=hashlib.sha256(blob).hexdigest()[:12],
+            source_size=len(found.source),
+            state=found.state,
+            store=found.store,
+            warning=found.warning,
+        )
     with open(answer_fd, "wb") as pipe:
         pipe.write(msgspec.msgpack.encode(answer))
 
@@ -128,7 +180,7 @@ class Loader:
         self,
         reactor: Reactor,
         journal: Journal,
-        read: Callable[[], tuple[Topology, bytes] | list[Problem]],
+        read: Read,
         on_loaded: Callable[[Callable[[int], LoadedConfig]], None],
         on_refused: Callable[[list[Problem], int], None],
     ) -> None:
@@ -142,13 +194,15 @@ class Loader:
         self._answer_fd = -1
         self._answer = b""
         self._nice = 0
+        self._order = LoadOrder()
         self._tries = 0
         self._status: int | None = None  # how the child ended, once it was waited for
         self._is_silent = False  # it closed the pipe without a result: its exit status decides
 
-    def start(self, *, nice: int) -> None:
+    def start(self, order: LoadOrder, *, nice: int) -> None:
         """Forks; ends in `on_loaded`, with what makes a config of a version, or in `on_refused`. OSError."""
         self._nice = nice
+        self._order = order
         self._tries = 0
         self._fork()
 
@@ -160,13 +214,13 @@ class Loader:
         self._blob_fd = open_memfd()
         self._answer_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_fd, True)
-        blob_fd, read = self._blob_fd, self._read
+        blob_fd, read, order = self._blob_fd, self._read, self._order
         self._reactor.watch(self._answer_fd, self._receive)
         try:
             self._pid = fork_child(
                 "fastgate-load",
                 [blob_fd, write_fd],
-                lambda: load_into(blob_fd, write_fd, read),
+                lambda: load_into(blob_fd, write_fd, read, order),
                 nice=self._nice,
             )
         finally:

@@ -7,7 +7,7 @@
                        └──refused──┴───────┴──► IDLE  (refused: everything stays as it was)
     any state ──stopped──► STOPPED
 
-LOADING     A child process parses and checks the file.
+LOADING     A child process parses and checks the config: the file, or a change that was asked for.
 WAITING     An address or a slot is still held by a draining generation.
 PREPARING   Hot (same listeners, worker count and compiled settings): every serving worker builds the new plan
             next to its old one. Otherwise a new generation of workers builds it; none of them accepts yet.
@@ -20,6 +20,10 @@ and is ignored. `Member.building` and `Member.serving` hold what was told and wh
 The death of a worker alone never fails a reload: the remaining workers decide, and a replacement starts from
 the newest committed version. A commit requires that at least one worker has built the plan. If workers keep
 dying while they build it and none succeeds, the config is refused.
+
+A reload is asked for in two ways. Requests to read the file again that come while another reload runs become
+one. A request with a `change` (a version of the State document) is a reload of its own, in the order of the
+requests. What a change is, only the loader knows; this module hands it on.
 
 This module does no I/O and imports neither the supervisor nor the worker pool. Its effects are passed in as
 `Effects`; tests/server/test_reload_machine.py drives it through random orders of events.
@@ -35,6 +39,7 @@ from fastgate.state.channel import Abort, Commit, Message, Prepare, Problem
 
 __all__ = [
     "TRANSITIONS",
+    "CannotLoad",
     "CannotStage",
     "Effects",
     "Member",
@@ -101,6 +106,15 @@ class CannotStage(Exception):
         self.problem = problem
 
 
+class CannotLoad(Exception):
+    """There is nothing to load: the change does not apply to what is in use."""
+
+    def __init__(self, kind: str, problem: Problem) -> None:
+        super().__init__(problem.text)
+        self.kind = kind
+        self.problem = problem
+
+
 class Versioned(Protocol):
     """A checked config. `size` is that of its encoded form."""
 
@@ -159,8 +173,9 @@ class Effects(Protocol[C, W]):
     def after(self, delay_ns: int, call: Callable[[], None]) -> Any:
         """A timer with `cancel()`."""
 
-    def load(self) -> None:
-        """Starts the loader, which ends in `Reload.loaded` or `Reload.not_loaded`. OSError."""
+    def load(self, change: Any) -> None:
+        """Starts the loader, which ends in `Reload.loaded` or `Reload.not_loaded`. `change` None: the file
+        is read. OSError, CannotLoad."""
 
     def stop_loading(self) -> None:
         """Ends the loader if it still runs; idempotent."""
@@ -217,7 +232,8 @@ class Reload(Generic[C, W]):
         """The config in use."""
         self._newest = 0  # the last version that was given to an attempt
         self._askers: list[int] = []
-        self._next: list[int] | None = None  # askers of a reload that starts when this one ends
+        self._next: list[tuple[list[int], Any]] = []  # askers and change of the reloads that follow this one
+        self._is_beginning = False
         self._started_ns = 0
         self._retry_until_ns = 0
         self._timer: Any = None
@@ -251,37 +267,44 @@ class Reload(Generic[C, W]):
 
     # ---- what is asked for
 
-    def ask(self, askers: Sequence[int]) -> None:
-        """Starts a reload, or has one start after this: a change since then must not be missed."""
+    def ask(self, askers: Sequence[int], change: Any = None) -> None:
+        """Starts a reload, or has one start after this: what was written since then must not be missed."""
         if self.phase is Phase.STOPPED:
             self._do.turn_away(askers, Problem(text=_STOPPING))
         elif self.phase is Phase.IDLE:
-            self._begin(askers)
-        elif len(self._next or ()) + len(askers) > MOST_ASKERS:
+            self._begin(askers, change)
+        elif sum(len(waiting) for waiting, _change in self._next) + len(askers) > MOST_ASKERS:
             problem = Problem(text=f"{MOST_ASKERS} requests wait for the next reload already")
             self._do.turn_away(askers, problem)
         else:
-            self._next = [*(self._next or ()), *askers]
+            for waiting, other in self._next:
+                if change is None and other is None:
+                    waiting += askers
+                    return
+            self._next.append((list(askers), change))
 
     def stop(self) -> None:
         """Ends whatever is in progress, because the gateway stops; idempotent."""
-        later, self._next = self._next, None
+        later, self._next = self._next, []
         if self.phase is Phase.COMMITTING:
             self._finish()
         elif self.phase is not Phase.IDLE and self.phase is not Phase.STOPPED:
             self._refuse([Problem(text=_STOPPING)])
         self._move("stopped")
-        if later:
-            self._do.turn_away(later, Problem(text=_STOPPING))
+        for askers, _change in later:
+            self._do.turn_away(askers, Problem(text=_STOPPING))
 
-    def _begin(self, askers: Sequence[int]) -> None:
+    def _begin(self, askers: Sequence[int], change: Any) -> None:
         self._move("asked")
         self._forget_attempt()
         self._askers = list(askers)
         self._started_ns = self._do.now_ns()
         self._limit(LIMIT_NS, self._loading_took_too_long)
         try:
-            self._do.load()
+            self._do.load(change)
+        except CannotLoad as failure:
+            self._kind = failure.kind
+            self._refuse([failure.problem])
         except OSError as error:
             self._refuse([Problem(text=f"cannot fork the loader: {error}")])
 
@@ -479,9 +502,12 @@ class Reload(Generic[C, W]):
 
     def _end(self, outcome: Outcome[C]) -> None:
         self._do.report(outcome)
-        again, self._next = self._next, None
-        if again is not None and self.version:
-            self._begin(again)
+        if self._is_beginning:
+            return  # of a reload that ended before it began; the loop below goes on
+        self._is_beginning = True
+        while self._next and self.version and self.phase is Phase.IDLE:
+            self._begin(*self._next.pop(0))
+        self._is_beginning = False
 
     # ----
 

@@ -23,10 +23,10 @@ from typing import Any
 from fastgate._core.shm.runtime import RuntimeTableFull
 from fastgate.server.controller import Controller
 from fastgate.server.loader import NICE as LOADER_NICE
-from fastgate.server.loader import LoadedConfig, Loader, Topology
+from fastgate.server.loader import LoadedConfig, Loader, LoadOrder, Read
 from fastgate.server.process import exit_text, name_process
 from fastgate.server.reactor import Reactor, Timer
-from fastgate.server.reload import CannotStage, Outcome, Reload
+from fastgate.server.reload import CannotLoad, CannotStage, Outcome, Reload
 from fastgate.server.service_manager import tell_service_manager
 from fastgate.server.sockets import Listeners, refuse_new
 from fastgate.server.staging import Staging
@@ -79,7 +79,7 @@ class Supervisor:
 
     def __init__(
         self,
-        read_config: Callable[[], tuple[Topology, bytes] | list[Problem]],
+        read_config: Read,
         work: Callable[[WorkerOrders], None],
         control: Callable[[ControllerOrders], None] | None,
         *,
@@ -276,11 +276,22 @@ class Supervisor:
     def after(self, delay_ns: int, call: Callable[[], None]) -> Timer:
         return self.reactor.after(delay_ns, call)
 
-    def load(self) -> None:
-        self._seen = self._look()
-        if self.generation is not None:
-            tell_service_manager(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        self.loader.start(nice=LOADER_NICE if self.generation is not None else 0)
+    def load(self, change: ReloadRequest | None) -> None:
+        config = self.reload.config
+        if config is None:
+            self._seen = self._look()
+            self.loader.start(LoadOrder(), nice=0)
+            return
+        if change is None:
+            self._seen = self._look()
+            order = LoadOrder(None, config.state, config.store)
+        elif change.base != config.state:
+            text = f"state version {config.state} is in effect, not {change.base}"
+            raise CannotLoad("conflict", Problem(text=text, event="state refused"))
+        else:
+            order = config.order(change.state)
+        tell_service_manager(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self.loader.start(order, nice=LOADER_NICE)
 
     def stop_loading(self) -> None:
         self.loader.stop()
@@ -352,9 +363,12 @@ class Supervisor:
             config = outcome.config
             if not is_stopping:
                 self.controller.listen(self._staging.admin)
+            if config.warning:
+                self.journal.warning("serving without state", problem=config.warning)
             self.journal.info(
                 "config in use", version=outcome.version, kind=outcome.kind,
                 routes=config.topology.sizes.routes, took_ms=outcome.duration_ns // 1_000_000,
+                **({"state": config.state} if config.state else {}),
             )  # fmt: skip
             self.controller.tell_config(config)
             if is_start:
@@ -389,7 +403,7 @@ class Supervisor:
 
     def _asked(self, message: Message) -> None:
         if isinstance(message, ReloadRequest):
-            self.request_reload([message.id])
+            self.reload.ask([message.id], message if message.state else None)
 
     def _retire_old_generations(self) -> None:
         """Drains what came before the generation in use, once that accepts in every slot."""

@@ -162,12 +162,18 @@ class ConfigInstalled(msgspec.Struct, tag=True, frozen=True):
     size: int
     digest: str
     realtime_ns: int
+    state: int = 0
+    """The version of the State document in it."""
 
 
 class ReloadRequest(msgspec.Struct, tag=True, frozen=True):
-    """From the controller: reload, and respond with this id."""
+    """From the controller: reload, and respond with this id. `state` 0: read the config file again. Else: put
+    this version of the State document in place of version `base` and leave the file as it was read.
+    """
 
     id: int
+    state: int = 0
+    base: int = 0
 
 
 class ReloadResult(msgspec.Struct, tag=True, frozen=True):
@@ -221,6 +227,7 @@ class ControllerOrders:
     config_fd: int
     config_realtime_ns: int
     last_reload: ReloadResult | None
+    state: int = 0
 
 
 _decode = msgspec.msgpack.Decoder(Message).decode

@@ -1,7 +1,8 @@
 """The store: run-time changes that must outlive the processes. One SQLite file, one writer.
 
-Only the controller opens it. It has API keys (as SHA-256, never the key), consumers, sealed secrets and named
-documents. Workers read only what the controller publishes in the directory.
+Only the controller opens it. It has API keys (as SHA-256, never the key), consumers, sealed secrets, named
+documents and the versions of the State document (versions.py), which the loader of the config reads as well.
+Workers read only what the controller publishes in the directory.
 
 The file is created on first use. Journal: WAL with synchronous=FULL, so that every acknowledged change is on
 disk (SQLite, "Write-Ahead Logging" §2.2 and pragma synchronous). The schema version is user_version; an older
@@ -39,8 +40,10 @@ from fastgate.state.backlog import (
 )
 from fastgate.state.records import KeyState, StoredConsumer, StoredKey
 from fastgate.state.sealing import Sealer
+from fastgate.state.versions import MIGRATION as STATE_MIGRATION
+from fastgate.state.versions import StateVersions
 
-__all__ = ["Store", "StoreError", "StoredSecret", "default_path"]
+__all__ = ["Store", "StoreError", "StoredSecret"]
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +102,7 @@ MIGRATIONS: tuple[str, ...] = (
         updated_ns INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    STATE_MIGRATION,
 )
 """Entry n brings a file of schema n to n + 1. Entries are never changed, only added."""
 
@@ -119,11 +123,6 @@ _JSON_COLUMNS = frozenset({"scopes", "roles", "metadata", "limits"})
 _TUPLES = frozenset({"scopes", "roles"})
 
 
-def default_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """`fastgate.db` where systemd keeps a service's state ($STATE_DIRECTORY, systemd.exec(5)), else here."""
-    return Path(environ.get("STATE_DIRECTORY", "").partition(":")[0] or ".") / "fastgate.db"
-
-
 class Store:
     """The open store. StoreError from every method that has to touch the file and cannot."""
 
@@ -133,6 +132,7 @@ class Store:
         self._db: sqlite3.Connection | None = None
         self._lock = -1
         self._backlog = Backlog(path.with_name(path.name + ".pending"))
+        self.versions = StateVersions(self._read, self._transaction)
 
     def open(self) -> None:
         """Opens the file if there is one. Without it all is empty, and the first write makes it."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgate._core.shm.shm import SharedMemory
-from fastgate.server.loader import Topology
+from fastgate.server.loader import LoadOrder, Reading, Topology
 from fastgate.server.supervisor import Supervisor
 from fastgate.server.worker import WorkerOrders, run_worker
 from fastgate.settings import ConfigError
@@ -162,7 +162,7 @@ class FixedRuntime:
 def main() -> None:
     path, ready_fd = Path(sys.argv[1]), int(sys.argv[2])
 
-    def read() -> tuple[Topology, bytes] | list[Problem]:
+    def read(_order: LoadOrder) -> Reading | list[Problem]:
         config = json.loads(path.read_text())
         while "load_gate" in config and os.path.exists(config["load_gate"]):
             time.sleep(0.005)
@@ -178,7 +178,7 @@ def main() -> None:
             watch=config.get("watch", False),
             generation_key=json.dumps([config["listen"], config.get("workers", 1)]).encode(),
         )
-        return topology, json.dumps(config).encode()
+        return Reading(topology, json.dumps(config).encode())
 
     def control(orders: ControllerOrders) -> None:
         asyncio.run(controller(orders))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from fastgate.server.reload import (
     TRANSITIONS,
+    CannotLoad,
     CannotStage,
     NoRoomYet,
     Outcome,
@@ -106,6 +107,8 @@ class World:
         self.in_use: FakeConfig | None = None
         self.committed: set[int] = set()
         self.is_loading = False
+        self.is_stale = False  # changes do not apply to what is in use
+        self.loaded: list[int | None] = []  # the changes, None for the file
         self.may_draw_room = True
         self.asked = 0
         self.told: list[tuple[int, Outcome[FakeConfig] | None]] = []
@@ -121,8 +124,11 @@ class World:
         self.timers.append(FakeTimer(call))
         return self.timers[-1]
 
-    def load(self) -> None:
+    def load(self, change: Any) -> None:
         assert not self.is_loading
+        self.loaded.append(change)
+        if change is not None and self.is_stale:
+            raise CannotLoad("conflict", Problem(text="stale"))
         self.is_loading = True
 
     def stop_loading(self) -> None:
@@ -212,6 +218,10 @@ class World:
     def ask(self) -> None:
         self.asked += 1
         self.machine.ask([self.asked])
+
+    def ask_change(self) -> None:
+        self.asked += 1
+        self.machine.ask([self.asked], self.asked)
 
     def loads(self, kind: str, good: bool) -> None:
         self.is_loading = False
@@ -311,9 +321,10 @@ def test_in_any_order_of_events_a_reload_ends_and_all_workers_agree(data: st.Dat
 
     for _ in range(data.draw(st.integers(1, 60))):
         world.may_draw_room = data.draw(st.booleans())
+        world.is_stale = data.draw(st.booleans())
         steps: list[Callable[[], None]] = []
         if world.asked < 12:
-            steps.append(world.ask)
+            steps += [world.ask, world.ask_change]
         if world.is_loading:
             kind = draw(["hot", "hot", "generation", "crowded", "taken"])
             good = data.draw(st.booleans())
@@ -341,6 +352,8 @@ def test_in_any_order_of_events_a_reload_ends_and_all_workers_agree(data: st.Dat
 
     assert world.machine.phase is Phase.IDLE
     assert sorted(asker for asker, _ in world.told) == list(range(1, world.asked + 1))
+    changes = [change for change in world.loaded if change is not None]
+    assert changes == sorted(set(changes)), "a change was loaded twice, or after a later one"
     assert world.in_use is not None
     assert {worker.slot for worker in world.members()} == set(range(SLOTS))
     for worker in world.members():
@@ -388,6 +401,33 @@ def test_a_late_response_to_a_refused_attempt_does_not_count_for_the_next() -> N
     assert world.machine.version == 1
     world.settle()
     assert [outcome.version for outcome in world.ended] == [1, 1, 3]
+
+
+def test_a_change_is_a_reload_of_its_own_and_requests_to_read_the_file_become_one() -> None:
+    world = started()
+
+    for ask in (world.ask, world.ask_change, world.ask, world.ask_change, world.ask, world.ask):
+        ask()
+    world.settle()
+
+    assert world.loaded == [None, None, 3, None, 5]
+    assert [outcome.askers for outcome in world.ended] == [[1], [2], [3], [4, 6, 7], [5]]
+
+
+def test_a_change_that_does_not_apply_is_refused_and_the_next_begins() -> None:
+    world = started()
+    world.is_stale = True
+    world.ask()
+    for _ in range(900):
+        world.ask_change()
+    world.ask()
+
+    world.settle()
+
+    assert len(world.ended) == 903
+    refused = [outcome for outcome in world.ended if not outcome.applied]
+    assert {outcome.kind for outcome in refused} == {"conflict"}
+    assert len(refused) == 900
 
 
 def test_several_refusals_of_one_attempt_end_it_once_and_kill_nobody() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fastgate.config import StoreConfig
 from fastgate.state.records import StoredConsumer, StoredKey
 from fastgate.state.sealing import SealError, masked
-from fastgate.state.store import MIGRATIONS, Store, StoreError, default_path
+from fastgate.state.store import MIGRATIONS, Store, StoreError
 
 NOW = 1_700_000_000_000_000_000
 
@@ -299,10 +300,11 @@ def test_an_error_inside_a_transaction_leaves_the_store_usable(store: Store) -> 
 
 
 def test_the_default_place_is_the_services_state_directory() -> None:
-    assert default_path({}) == Path("fastgate.db")
-    assert default_path({"STATE_DIRECTORY": "/var/lib/fastgate:/var/lib/other"}) == Path(
-        "/var/lib/fastgate/fastgate.db"
-    )
+    environ = {"STATE_DIRECTORY": "/var/lib/fastgate:/var/lib/other"}
+
+    assert StoreConfig().file({}) == Path("fastgate.db")
+    assert StoreConfig().file(environ) == Path("/var/lib/fastgate/fastgate.db")
+    assert StoreConfig(path="/srv/keys.db").file(environ) == Path("/srv/keys.db")
 
 
 def test_a_hundred_thousand_keys(store: Store) -> None:

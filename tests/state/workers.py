@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.client import get
+from tests.control.admin_client import call
 from tests.gateway import ROOT, Gateway
 
-__all__ = ["ask_every_worker", "gateway_with", "named"]
+__all__ = ["ask_every_worker", "gateway_with", "named", "serving"]
 
 PLUGIN = """
 import os
@@ -59,6 +60,12 @@ def ask_every_worker(
         # The body of an error has the id of its request.
         seen = (response.status, response.body if response.status < 400 else b"")
         assert told.setdefault(pid, seen) == seen, f"worker {pid} responded differently"
-        if told.keys() >= set(gateway.worker_pids()):
+        if told.keys() >= serving(gateway):
             return told
-        assert time.monotonic() < deadline, f"{told.keys()} of {gateway.worker_pids()}"
+        assert time.monotonic() < deadline, f"{told.keys()} of {serving(gateway)}"
+
+
+def serving(gateway: Gateway) -> set[int]:
+    """The workers that accept connections: not those that still build their plan, or drain."""
+    workers = call(gateway.admin, "/api/gateway/status").json["workers"]
+    return {worker["pid"] for worker in workers if worker["state"] == "ready"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from fastgate.features.policy.gate import Policies, PolicyGate, switch_name
@@ -15,9 +14,8 @@ __all__ = ["build"]
 
 def _has_store(config: Any) -> bool:
     """True when a controller will publish what was set at run time before."""
-    from fastgate.state.store import default_path  # brings sqlite along: once per worker, when it starts
-
-    return Path(config.store.path or default_path()).exists()
+    is_there: bool = config.store.file().exists()
+    return is_there
 
 
 def runtime_names(config: Any) -> Iterator[str]:
