@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final, NamedTuple
 
 from fastgate._core.http.edits import PLACE
+from fastgate._core.http.field_names import MESSAGE_FIELDS, TCHAR
 
 __all__ = [
     "FIELD_VALUE",
@@ -40,9 +41,9 @@ Path = tuple[str | int, ...]
 #: report(path, found, expected, hint)
 Report = Callable[[Path, str, str, str], None]
 
-TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
+TOKEN: Final = re.compile(f"[{TCHAR}]+", re.ASCII)
 """RFC 9110 §5.6.2: a method, the name of a header field."""
-LOWER_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+", re.ASCII)
+LOWER_TOKEN: Final = re.compile(f"[{TCHAR.replace('A-Z', '')}]+", re.ASCII)
 """The name of a header field where only lower case is allowed, as in RFC 9421 and in HTTP/2."""
 FIELD_VALUE: Final = re.compile(r"[!-~]([ -~\t]*[!-~])?|", re.ASCII)
 """RFC 9110 §5.5 without obs-text."""
@@ -52,20 +53,6 @@ WORD_PATTERN: Final = r"[!#-\[\]-~]{1,255}"
 
 _REQUEST_PLACES: Final = frozenset(
     ("client_ip", "host", "hostname", "method", "path", "query", "request_id", "route", "scheme")
-)
-# The connection's own fields and the framing: an edit here could turn one message into two.
-_GATEWAY_FIELDS: Final = frozenset(
-    (
-        "connection",
-        "content-length",
-        "expect",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    )
 )
 
 
@@ -109,7 +96,7 @@ def check_field_name(name: str, path: Path, report: Report, own_fields: bool = F
     if not TOKEN.fullmatch(name):
         report(path, f'"{printable(name)}"', "a header name (letters, digits and -)", "")
         return False
-    if not own_fields and name.lower() in _GATEWAY_FIELDS:
+    if not own_fields and name.lower() in MESSAGE_FIELDS:
         report(
             path,
             "not allowed",

@@ -9,23 +9,17 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from fastgate._core.http.field_names import REQUEST_FIELDS
 from fastgate.auth.check_signing import check_hmac, check_signatures
 from fastgate.auth.consumers import NAME_PATTERN
 from fastgate.auth.section import AuthConfig, ConsumerConfig
 from fastgate.auth.settings import ForwardConfig, JwtConfig, JwtIssuerConfig
 from fastgate.checks import TOKEN, WORD_PATTERN, Path, Report, RouteSite, nearest, snake_case
 from fastgate.upstream.check import check_client_tls
-from fastgate.upstream.fetch import OWN_FIELDS, check_url
+from fastgate.upstream.fetch import check_url
 
 __all__ = ["check_root", "check_route", "check_together"]
 
-_NEVER_UPSTREAM: Final = frozenset(
-    (
-        *("connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te"),
-        *("trailer", "transfer-encoding", "upgrade"),
-    )
-)
-_NEVER_ASKED: Final = frozenset(name.decode() for name in OWN_FIELDS)
 _KEY_SOURCES: Final = ("secret", "public_key", "jwks_file", "jwks_url", "discovery")
 #: Names of these methods in other gateways, and the equivalents here.
 _FOREIGN_SCHEMES: Final = {
@@ -175,10 +169,10 @@ def _check_forward(config: ForwardConfig, path: Path, report: Report) -> None:
     for where, name in named:
         if not TOKEN.fullmatch(name):
             report(where, f'"{name}"', "the name of a header field", "")
-        elif where[2] == "request_headers" and name.lower() in _NEVER_ASKED:
+        elif where[2] == "request_headers" and name.lower() in REQUEST_FIELDS:
             hint = "X-Forwarded-Host, which is always sent, has it" if name.lower() == "host" else ""
             report(where, f'"{name}"', "a field that is not the connection's own or the framing", hint)
-        elif where[2] == "upstream_headers" and name.lower() in _NEVER_UPSTREAM:
+        elif where[2] == "upstream_headers" and name.lower() in REQUEST_FIELDS:
             report(where, f'"{name}"', "a field that is not the connection's own or the framing", "")
 
 

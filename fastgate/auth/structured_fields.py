@@ -16,6 +16,8 @@ import re
 from decimal import Decimal
 from typing import Final, NamedTuple
 
+from fastgate._core.http.field_names import TCHAR
+
 __all__ = [
     "InnerList",
     "Item",
@@ -35,7 +37,7 @@ MOST_MEMBERS: Final = 128
 MOST_PARAMETERS: Final = 32
 
 _KEY = re.compile(r"[a-z*][a-z0-9_.*-]*", re.ASCII)
-_TOKEN = re.compile(r"[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*", re.ASCII)
+_TOKEN = re.compile(rf"[A-Za-z*][{TCHAR}:/]*", re.ASCII)
 _STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"', re.ASCII)
 _BYTES = re.compile(r":([A-Za-z0-9+/]*=*):", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,3})?", re.ASCII)

@@ -13,6 +13,7 @@ import msgspec
 from fastgate._core.cache.cache import Cache
 from fastgate._core.cache.worker_cache import RouteCache, WorkerCache
 from fastgate._core.http.edits import PLACE, Template
+from fastgate._core.http.field_names import CLIENT_PREFIXES, REQUEST_FIELDS
 from fastgate._core.pipeline.pipeline import overrides
 from fastgate.caching.predictor import build_predictor
 from fastgate.caching.settings import CacheConfig, CacheStoreConfig, build_rules
@@ -63,27 +64,14 @@ def build(cache: CacheConfig | None, env: FeatureEnv, gates: Sequence[Any] = ())
         places=places,
         plugins=[gate for gate in gates if _edits_requests(gate)],
         written=[name.encode() for name in written],
-        sends=any(name in written or name.startswith(_GATEWAYS) for name in keyed),
+        sends=any(
+            name in written or name in REQUEST_FIELDS or name.startswith(CLIENT_PREFIXES) for name in keyed
+        ),
     )
 
 
 _IN_KEY: Final = frozenset(("host", "scheme", "method", "path", "route"))
 """What templates may name that is part of every key."""
-_GATEWAYS: Final = (
-    *(
-        "x-forwarded",
-        "forwarded",
-        "x-real-ip",
-        "x-consumer",
-        "x_consumer",
-        "x-request-id",
-        "via",
-        "host",
-        "te",
-    ),
-    *("connection", "content-length", "expect", "trailer", "upgrade", "transfer-encoding", "keep-alive"),
-)
-"""How the names of fields begin that the gateway writes itself."""
 
 
 def _templates(route: Any) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,8 @@ from fastgate._core.http.headers cimport (
 )
 from fastgate._core.http.urlpath cimport host_of, normal_authority
 
+from fastgate._core.http.field_names import TCHAR
+
 __all__ = ["canonical_address", "forwarded_elements"]
 
 cdef enum:
@@ -32,7 +34,7 @@ cdef enum:
 
 # RFC 7239 §4: parameter = token "=" ( token / quoted-string ). White space is read apart: at its beginning the pattern would look at
 # a run of it once from each of its bytes.
-cdef object PAIR = re.compile(rb"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([!#$%&'*+.^_`|~0-9A-Za-z:\[\]-]+)|"((?:[^"\\]|\\.)*)")[ \t]*""")
+cdef object PAIR = re.compile(rf"""([{TCHAR}]+)=(?:([{TCHAR}:\[\]]+)|"((?:[^"\\]|\\.)*)")[ \t]*""".encode())
 cdef object ESCAPED = re.compile(rb"\\(.)")
 cdef dict SCHEMES = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
 

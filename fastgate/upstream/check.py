@@ -6,10 +6,11 @@ import re
 import ssl
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
+from fastgate._core.http.field_names import REQUEST_FIELDS
 from fastgate.certificates import CertificateError, load_authorities, load_pair
 from fastgate.checks import TOKEN, Path, Report, check_field_name, nearest
 from fastgate.upstream.credentials import check_credential
@@ -25,9 +26,6 @@ __all__ = [
 ]
 
 _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?", re.ASCII)
-_OWN_FIELDS: Final = frozenset(
-    ("connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade")
-)
 
 
 def check_upstream(name: str, upstream: UpstreamConfig, path: Path, report: Report) -> None:
@@ -118,7 +116,7 @@ def check_credentials(
         check_credential(settings, partial(_deep_below, report, path))
         shown = settings.name
         if shown is not None and settings.send == "header":
-            if not TOKEN.fullmatch(shown) or shown.lower() in _OWN_FIELDS:
+            if not TOKEN.fullmatch(shown) or shown.lower() in REQUEST_FIELDS:
                 report((*path, "name"), f'"{shown}"', "a header name that is not the connection's own", "")
         elif shown is not None and not (shown.isascii() and shown.isprintable()):
             report((*path, "name"), f'"{shown}"', "printable ASCII", "")

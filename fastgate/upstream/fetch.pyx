@@ -27,11 +27,12 @@ from fastgate.upstream.pool cimport A_FULL, Target, Upstream
 from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
 
 from fastgate.certificates import CertificateError
+from fastgate._core.http.field_names import REQUEST_FIELDS
 from fastgate.errors import REASONS
 from fastgate.upstream.settings import PoolConfig, TargetConfig, TimeoutsConfig, UpstreamConfig, UpstreamTlsConfig, parse_target
 from fastgate.upstream.tls import upstream_context
 
-__all__ = ["OWN_FIELDS", "FetchError", "Fetched", "Fetcher", "check_url"]
+__all__ = ["FetchError", "Fetched", "Fetcher", "check_url"]
 
 cdef enum:
     # Issuers, their key sets, introspection and forward-auth servers of one config; a discovery document may add hosts.
@@ -41,8 +42,6 @@ cdef enum:
 # A client waits behind many of these questions. The same 5 s as an upstream has to connect.
 cdef int64_t DEFAULT_TIMEOUT_NS = 5_000_000_000
 
-# What a request's own lines may not say: the framing is ours
-OWN_FIELDS = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade", b"te", b"trailer"))
 TARGET = re.compile(r"[!$&'()*+,;=:@/?%A-Za-z0-9._~-]*", re.ASCII)
 KINDS = {
     "upstream_connect_failed": "connect",
@@ -309,7 +308,7 @@ cdef bytes _message(bytes method, str target, bytes authority, headers, bytes bo
     w.field(b"Host", authority)
     for key, value in headers:
         name = key.encode("latin-1") if isinstance(key, str) else key
-        if name.lower() in OWN_FIELDS:
+        if name.decode("latin-1").lower() in REQUEST_FIELDS:
             raise ValueError(f"no header {key!r}: the client writes this field itself")
         has_agent = has_agent or name.lower() == b"user-agent"
         w.field(name, value.encode("latin-1") if isinstance(value, str) else value)

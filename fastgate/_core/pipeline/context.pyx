@@ -18,6 +18,8 @@ from fastgate._core.http.headers cimport HeadWriter, Headers
 from fastgate._core.pipeline.identity cimport Identity
 from fastgate._core.http.urlpath cimport next_reading, read_as, reading_t
 
+from fastgate._core.http.field_names import RESPONSE_FIELDS
+
 __all__ = ["CLIENT", "CONTINUE", "GATEWAY", "RESPOND", "SUSPEND", "UPSTREAM", "Answer", "Reason", "RequestContext"]
 
 # Whose fault a refusal is (pingora-error's esource)
@@ -117,7 +119,7 @@ cdef class Answer:
             raise ValueError(f"status: expected 200 to 599, got {status}")
         for key, value in fields:
             name = key.encode("latin-1") if isinstance(key, str) else key
-            if name.lower() in (b"content-length", b"transfer-encoding", b"connection", b"date", b"x-request-id", b"keep-alive"):
+            if name.decode("latin-1").lower() in RESPONSE_FIELDS:
                 raise ValueError(f"header {key!r}: the gateway writes this field itself")
             writer.field(name, value.encode("latin-1") if isinstance(value, str) else value)
         if status in (204, 304) and body:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from fastgate._core.http.field_names import RESPONSE_FIELDS
 from fastgate.checks import FIELD_VALUE, TOKEN, Path, Report, RouteSite
 from fastgate.features.security_headers.build import HEADERS, SecurityHeadersConfig
 from fastgate.settings import DAY
@@ -11,17 +12,7 @@ from fastgate.settings import DAY
 __all__ = ["check_root", "check_route"]
 
 # Those the gateway writes itself, and those whose removal would make another message of an answer.
-_NOT_REMOVABLE: Final = frozenset(
-    (
-        "connection",
-        "content-length",
-        "content-type",
-        "content-encoding",
-        "date",
-        "transfer-encoding",
-        "upgrade",
-    )
-)
+_NOT_REMOVABLE: Final = (RESPONSE_FIELDS - {"x-request-id"}) | {"content-encoding", "content-type", "upgrade"}
 # https://hstspreload.org asks for no less
 _PRELOAD_NS: Final = 365 * DAY
 
