@@ -23,6 +23,7 @@ from libc.stdint cimport int64_t
 
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.http.headers cimport H_CONTENT_TYPE, Headers
+from fastgate._core.log_throttle cimport log_throttle_pass
 from fastgate._core.pipeline.abstract cimport missing
 from fastgate._core.pipeline.context cimport M_HEAD, Reason, RequestContext, method_idempotent, method_number
 from fastgate._core.pipeline.identity cimport Identity
@@ -193,14 +194,12 @@ cdef class UpstreamRequest(AttemptOwner):
         return self._try_again(attempt, reason)
 
     cdef int _log_connect_failed(self, Attempt attempt, Reason reason, str detail) except -1:
-        """Now and then: an upstream that is down must not fill the disk with its name."""
+        """One line per period: an upstream that is down must not fill the disk with its name."""
         cdef Target target = attempt.target
-        target.failed_quietly += 1
-        if target.failed_loudly_ns == 0 or self.ctx.now_ns >= target.failed_loudly_ns + LOUD_NS:
-            target.failed_loudly_ns = self.ctx.now_ns
+        cdef int64_t failures = log_throttle_pass(&target.failed_log, self.ctx.now_ns, LOUD_NS)
+        if failures:
             log.warning("upstream %s at %s: %s (%s), %d since the last such line", self.upstream.name, target.url, reason.label, detail,
-                        target.failed_quietly)
-            target.failed_quietly = 0
+                        failures)
         return 0
 
     # sending

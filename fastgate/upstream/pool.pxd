@@ -31,8 +31,7 @@ cdef class Target(ConnectionOwner):
     cdef readonly int total                  # open and opening
     cdef readonly int opening
     cdef set tasks
-    cdef int64_t failed_loudly_ns            # when a failure to connect was last logged
-    cdef int64_t failed_quietly              # failures since
+    cdef log_throttle_t failed_log           # failures to connect
     cdef log_throttle_t limited_log          # requests that met the limit of the pool
     cdef H1UpstreamStream take(self, ResponseSink sink, int64_t now_ns)
     cdef int acquire(self, ResponseSink sink) except -1
