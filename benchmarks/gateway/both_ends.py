@@ -2,8 +2,8 @@
 
 Sending the next event only when the client has received the one before needs both ends in one place. It
 keeps events from merging in a socket buffer, however slow the gateway is at that moment, and every byte is
-checked at the end where it arrives. One epoll loop in Python costs less per event than a gateway does, and it
-runs on the load core.
+checked at the end where it arrives. One epoll loop on the load core costs about as much per unit as a gateway
+(events 9.9 and 9.1 us, messages 14.4 and 15.1, 1 MB up 730 and 670), most of it in the kernel.
 """
 
 from __future__ import annotations
