@@ -3,7 +3,7 @@
 Used by the listeners (`server/tls.py`) and the upstream side (`upstream/tls.py`). Every way a file can be
 wrong becomes one CertificateError that names the file and the cause. The standard library has no public
 reader of certificate names, so a few lines here walk the DER (X.690) down to the subjectAltName extension
-of RFC 5280 §4.2.1.6. The common name is not looked at: clients stopped in 2017 (RFC 9525 §2).
+of RFC 5280 §4.2.1.6. The common name is ignored: clients stopped using it in 2017 (RFC 9525 §2).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OCTET_STRING = 0x04
 
 
 class CertificateError(ValueError):
-    """A certificate, key or CA file cannot be used. The text names the file and says why."""
+    """A certificate, key or CA file cannot be used. The text has the file and the cause."""
 
 
 def load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:

@@ -1,9 +1,9 @@
-"""The vocabulary of checks: where something stands in the config, how a problem is reported, and the checks
-of single values that several sections need.
+"""The vocabulary of checks: paths in the config, reports of problems, and the checks of single values that
+several sections need.
 
-What is wrong inside a section is found beside its Structs (`features/<name>/check.py`, `auth/check.py` …);
-`fastgate.config` calls these checks and turns what they report into errors with a line number. A check
-reports everything and does not stop at the first problem.
+Checks of a section are next to its Structs (`features/<name>/check.py`, `auth/check.py` …); `fastgate.config`
+calls them and turns their reports into errors with a line number. A check reports all problems and does not
+stop at the first one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FIELD_VALUE: Final = re.compile(r"[!-~]([ -~\t]*[!-~])?|", re.ASCII)
 """RFC 9110 §5.5 without obs-text."""
 
 WORD_PATTERN: Final = r"[!#-\[\]-~]{1,255}"
-"""A scope or role: scope-token of RFC 6749 §3.3, which the lists in headers and tokens are made of."""
+"""A scope or role: scope-token of RFC 6749 §3.3, the element of the lists in headers and tokens."""
 
 _REQUEST_PLACES: Final = frozenset(
     ("client_ip", "host", "hostname", "method", "path", "query", "request_id", "route", "scheme")
@@ -57,19 +57,19 @@ _REQUEST_PLACES: Final = frozenset(
 
 
 class RouteSite(NamedTuple):
-    """What the check of one route is told besides the route."""
+    """Context for the check of one route."""
 
     path: Path
-    """Where the route stands in the config."""
+    """Path of the route in the config."""
     report: Report
     params: frozenset[str] | None
-    """The parameters that every path of the route defines; None when a path is wrong."""
+    """The parameters that every path of the route defines; None if a path is invalid."""
     has_controller: bool
-    """Whether there is an admin listener, and so a process that publishes what the store holds."""
+    """Whether there is an admin listener, and thus a process that publishes the contents of the store."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean x?` for the closest known name, else the list of them when it is short, else ""."""
+    """`did you mean x?` for the closest known name, else the list of names if it is short, else ""."""
     names = sorted(known)
     folded = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower().replace("-", "_"), folded, n=1, cutoff=0.6)
@@ -82,17 +82,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def snake_case(name: str) -> str:
-    """A name as the config writes names: `keyAuth` and `key-auth` are `key_auth`."""
+    """A name in the spelling of the config: `keyAuth` and `key-auth` are `key_auth`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").replace(".", "_").lower()
 
 
 def printable(text: str) -> str:
-    """The text with escapes in place of control characters and of what is not ASCII."""
+    """The text with control and non-ASCII characters escaped."""
     return text.encode("unicode_escape").decode()
 
 
 def check_field_name(name: str, path: Path, report: Report, own_fields: bool = False) -> bool:
-    """The name of a header field that the config may set; with `own_fields`, one that it may read."""
+    """Checks the name of a header field that the config may set, or with `own_fields` one that it may
+    read."""
     if not TOKEN.fullmatch(name):
         report(path, f'"{printable(name)}"', "a header name (letters, digits and -)", "")
         return False
@@ -101,7 +102,7 @@ def check_field_name(name: str, path: Path, report: Report, own_fields: bool = F
             path,
             "not allowed",
             "",
-            "this field is the gateway's own: it belongs to the connection or the framing",
+            "owned by the gateway: it belongs to the connection or the framing",
         )
         return False
     return True
@@ -127,7 +128,7 @@ def check_regex(pattern: str, path: Path, report: Report) -> re.Pattern[str] | N
 
 
 def check_network(text: str, path: Path, report: Report, others: str = "") -> None:
-    """An address or a CIDR range; `others` is what else may stand there, for the message."""
+    """An address or a CIDR range; `others` names further accepted values, for the message."""
     try:
         ipaddress.ip_network(text)
     except ValueError:
@@ -138,7 +139,7 @@ def check_network(text: str, path: Path, report: Report, others: str = "") -> No
 
 
 def check_places(text: str, path: Path, params: Collection[str] | None, report: Report) -> None:
-    """`{name}` must be a parameter of the route's every path, or a property of the request."""
+    """`{name}` must be a parameter of every path of the route, or a property of the request."""
     if params is None or "{" not in text:
         return
     for place in PLACE.finditer(text):

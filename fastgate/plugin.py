@@ -1,4 +1,4 @@
-"""What a plugin author imports, and where plugins are found.
+"""The interface for plugin authors, and the registry of plugins.
 
     from fastgate.plugin import Plugin, Settings
 
@@ -49,6 +49,7 @@ __all__ = [
     "FeatureEnv",
     "Headers",
     "Pipeline",
+    "PlanContext",
     "Plugin",
     "PluginClassError",
     "PluginEnv",
@@ -58,14 +59,13 @@ __all__ = [
     "RequestHead",
     "ResponseHead",
     "Settings",
-    "Surroundings",
 ]
 
 T = TypeVar("T")
 
 GROUP = "fastgate.plugins"
 
-#: What fastgate calls on a plugin, with the arguments after `self`, and whether it awaits the result.
+#: The phases of a plugin, with the arguments after `self`, and whether the result is awaited.
 PHASES: Final[dict[str, tuple[tuple[str, ...], bool]]] = {
     "decide": (("ctx",), False),
     "request": (("ctx",), True),
@@ -80,7 +80,7 @@ PHASES: Final[dict[str, tuple[tuple[str, ...], bool]]] = {
     "close": ((), True),
 }
 
-#: Names that other gateways and frameworks give to hooks, and the phase that does the same here.
+#: Names of hooks in other gateways and frameworks, and the equivalent phase.
 FOREIGN: Final[dict[str, str]] = {
     "access": "decide", "authenticate": "decide", "authorize": "decide", "before": "decide",
     "check": "decide", "dispatch": "decide", "filter": "decide", "handle": "decide", "intercept": "decide",
@@ -94,11 +94,11 @@ FOREIGN: Final[dict[str, str]] = {
     "stop": "close", "teardown": "close", "cleanup": "close", "aclose": "close",
 }  # fmt: skip
 _AFFIX: Final = re.compile(r"^(on|before|after|handle|process|do|pre|post)_|_(hook|phase|handler|filter)\Z")
-"""What other frameworks put before or after the name of a hook."""
+"""Prefixes and suffixes of hook names in other frameworks."""
 
 
 class PluginClassError(TypeError):
-    """A plugin class that cannot work; `problems` are one sentence each."""
+    """An invalid plugin class; `problems` has one sentence per error."""
 
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__("; ".join(problems))
@@ -106,14 +106,14 @@ class PluginClassError(TypeError):
 
 
 class PluginEnv(NamedTuple):
-    """What build() is told besides its settings."""
+    """Context of build() in addition to the plugin's settings."""
 
-    name: str  # as the config names the plugin
-    route: str | None  # the route it is made for; None for the plugins of every route
+    name: str  # the name of the plugin in the config
+    route: str | None  # the route of the plugin; None for plugins of every route
 
 
-class Surroundings(Protocol):
-    """What a plan is bound to: the worker's data plane, or a stand-in for `fastgate explain`."""
+class PlanContext(Protocol):
+    """The objects of the worker that a plan uses; `fastgate explain` has a substitute."""
 
     @property
     def loop(self) -> Any: ...
@@ -132,7 +132,7 @@ class Surroundings(Protocol):
 
 
 class FeatureEnv(Protocol):
-    """What the builder of a built-in feature is told besides its settings."""
+    """Context of the builder of a built-in feature in addition to its settings."""
 
     @property
     def route(self) -> Any:
@@ -147,15 +147,14 @@ class FeatureEnv(Protocol):
         """The whole config. Its routes are encoded."""
 
     @property
-    def around(self) -> Surroundings:
-        """The worker."""
+    def context(self) -> PlanContext:
+        """The objects of the worker."""
 
     @property
     def service(self) -> Callable[[str, Any, Callable[[], Any]], Any]:
-        """`service(kind, settings, make)`: what routes share, once per worker for each kind and settings. It
-        is kept over reloads as long as the settings are equal; its async `start` and `close`, where it has
-        them, are awaited.
-        """
+        """`service(kind, settings, make)`: an object shared by routes, one per worker for each kind and
+        settings. It is kept across reloads while the settings are equal. Its async `start` and `close`, if
+        defined, are awaited."""
 
 
 class Registry(Generic[T]):
@@ -169,14 +168,14 @@ class Registry(Generic[T]):
         place: str,
         check: Callable[[type[T]], None] | None = None,
     ) -> None:
-        """kind: what messages call it. group: of the entry points. base, place: the class they are derived
-        from, and where users import it from. check: raises when a class cannot work.
-        """
+        """kind: its name in messages. group: of the entry points. base, place: the base class, and where
+        users import it from. check: raises if a class is invalid."""
         self._kind, self._group, self._base, self._place = kind, group, base, place
         self._check = check
 
     def load(self, name: str) -> type[T]:
-        """The class. LookupError when there is none, TypeError when it is of another kind; both say why."""
+        """The class. Raises LookupError if there is none, TypeError if it is of another kind; both state the
+        reason."""
         if ":" in name:
             return self._checked(name, _by_path(name))
         for entry in entry_points(group=self._group, name=name):
@@ -184,10 +183,10 @@ class Registry(Generic[T]):
         module, dot, attribute = name.rpartition(".")
         path = f"write {module}:{attribute}" if dot else "or give the dotted path package.module:Class"
         known = ", ".join(self.names()) or "none"
-        raise LookupError(f"no {self._kind} is called {name!r}; installed: {known}; {path}")
+        raise LookupError(f"there is no {self._kind} named {name!r}; installed: {known}; {path}")
 
     def names(self) -> list[str]:
-        """The names of all that are installed."""
+        """The names of all installed classes."""
         return sorted({entry.name for entry in entry_points(group=self._group)})
 
     def _checked(self, name: str, found: Any) -> type[T]:
@@ -212,13 +211,13 @@ def _by_path(path: str) -> Any:
 
 
 def _imported(module: str, load: Callable[[], Any]) -> Any:
-    """What `load` imports. LookupError tells what its code raised, and in which line."""
+    """The result of `load`. LookupError has the exception of the imported code, and its line."""
     try:
         return load()
     except (Exception, SystemExit) as error:
         if isinstance(error, SyntaxError):
             at = f" at {os.path.basename(error.filename or '')}:{error.lineno}"
-            error = SyntaxError(error.msg)  # without the place once more
+            error = SyntaxError(error.msg)  # without repeating the position
         else:
             last = traceback.extract_tb(error.__traceback__)[-1]
             at = (
@@ -246,11 +245,11 @@ def _check_class(cls: type[Plugin]) -> None:
 
 
 PLUGINS: Final = Registry("plugin", GROUP, Plugin, "fastgate.plugin.Plugin", _check_class)
-"""Plugin classes. Those that cannot work are refused with PluginClassError."""
+"""Plugin classes. Invalid ones are rejected with PluginClassError."""
 
 
 def class_problems(cls: type[Plugin]) -> Iterator[str]:
-    """What is wrong with a plugin class, one sentence each. The compiler has checked compiled ones."""
+    """The errors of a plugin class, one sentence each. The compiler has already checked compiled classes."""
     yield from _config_problems(cls)
     own = _own_attributes(cls)
     for phase, (arguments, awaited) in PHASES.items():
@@ -261,7 +260,7 @@ def class_problems(cls: type[Plugin]) -> Iterator[str]:
         if not isinstance(build, classmethod):
             yield "build must be a class method: write @classmethod above it"
         elif inspect.iscoroutinefunction(build.__func__):
-            yield "build must not be async; what waits belongs into start"
+            yield "build must not be async; asynchronous work belongs in start"
         else:
             yield from _signature_problems("build", build.__func__, ("cls", "config", "env"))
     elif "__init__" in own and list(_signature_problems("__init__", own["__init__"], ("self",))):
@@ -270,7 +269,7 @@ def class_problems(cls: type[Plugin]) -> Iterator[str]:
 
 
 def _own_attributes(cls: type[Plugin]) -> dict[str, Any]:
-    """What the Python classes below Plugin define, the most derived one's where several do."""
+    """The attributes defined by Python classes below Plugin; the most derived definition of each."""
     own: dict[str, Any] = {}
     for base in cls.__mro__:
         if base is not object and "__pyx_vtable__" not in vars(base):
@@ -303,7 +302,7 @@ def _phase_problems(
         return
     is_async = inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(inner)
     if is_async and not awaited:
-        instead = "; decide what needs no waiting in decide, and return SUSPEND to have `request` awaited"
+        instead = "; decide synchronously in decide, and return SUSPEND to have `request` awaited"
         yield f"{phase} must not be async: it is not awaited{instead if phase == 'decide' else ''}"
     elif awaited and not is_async and isinstance(value, FunctionType):
         yield f"{phase} must be `async def`: it is awaited"
@@ -318,11 +317,11 @@ def _signature_problems(name: str, function: Any, arguments: tuple[str, ...]) ->
     try:
         signature.bind(*arguments)
     except TypeError:
-        yield f"{name} must take ({', '.join(arguments)}), and not ({', '.join(signature.parameters)})"
+        yield f"{name} must take ({', '.join(arguments)}), not ({', '.join(signature.parameters)})"
 
 
 def _name_problems(cls: type[Plugin], own: dict[str, Any]) -> Iterator[str]:
-    """Methods that look like phases and are none: nothing would ever call them."""
+    """Methods that look like phases but are none and would never be called."""
     known = {*PHASES, "build"}
     methods = [
         name

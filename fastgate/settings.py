@@ -1,13 +1,13 @@
-"""What every config Struct is made of: the parent Struct, durations, sizes, and the error that names its
+"""The building blocks of config Structs: the parent Struct, durations, sizes, and the error that names its
 path.
 
 A Struct here or in a plugin describes one mapping of the config file. Its fields carry the unit in their name
 (`idle_timeout_ns`, `max_body_bytes`), the file carries it in the value (`idle_timeout: 75s`, `max_body:
-10MB`); `short_key` maps one to the other. What a Struct holds is therefore already decoded, and msgspec can
+10MB`); `short_key` maps one to the other. Values in a Struct are therefore already decoded, and msgspec can
 encode and decode it without knowing the units. Each field's `Meta(description=…)` is its manual: the
 generated docs/config.md and the JSON Schema print it.
 
-Reading a file into Structs, with every error at once, is in `fastgate.config`. Third-party plugins subclass
+`fastgate.config` reads a file into Structs and reports every error at once. Third-party plugins subclass
 `Settings` too.
 """
 
@@ -42,7 +42,7 @@ MINUTE: Final = 60 * SECOND
 HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
 
-# 30 days: longer is always a mistake for anything a gateway waits for, and ns sums stay far from 2**63.
+# 30 days: longer is always a mistake for anything a gateway waits for, and sums of ns stay far from 2**63.
 MAX_DURATION_NS: Final = 30 * DAY
 # 1 PiB: above any body; far from 2**63.
 MAX_SIZE_BYTES: Final = 1 << 50
@@ -56,8 +56,8 @@ _DURATION_UNITS: Final = {
     "h": HOUR,
     "d": DAY,
 }
-# As nginx, Caddy and most people read them: KB is 1000 bytes (SI), KiB is 1024 (IEC 80000-13). A bare K, M or
-# G is refused, since half of the tools mean one and half the other.
+# As in nginx, Caddy and common usage: KB is 1000 bytes (SI), KiB is 1024 (IEC 80000-13). A bare K, M or G is
+# rejected, because tools disagree on its meaning.
 _SIZE_UNITS: Final = {
     "B": 1,
     "KB": 1000,
@@ -78,25 +78,24 @@ _DURATION_PART = re.compile(r"([0-9]+)(?:\.([0-9]+))?(us|µs|ms|s|m|h|d)")
 _SIZE = re.compile(r"([0-9]+)(?:\.([0-9]+))? ?([A-Za-z]+)", re.ASCII)
 _SIZE_UNITS_FOLDED: Final = {unit.lower(): unit for unit in _SIZE_UNITS}
 
-#: Nanoseconds in the Struct, `30s` in the file. `extra["unit"]` is what the reader and the docs go by.
+#: Nanoseconds in the Struct, `30s` in the file. The reader and the docs use `extra["unit"]`.
 Duration = Annotated[int, msgspec.Meta(extra={"unit": "duration"})]
 #: Bytes in the Struct, `10MB` in the file.
 Size = Annotated[int, msgspec.Meta(extra={"unit": "size"})]
 
-#: A string that says something.
+#: A non-empty string.
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 #: The name of a file. A relative one is relative to the folder of the config file.
 FileName = Annotated[str, msgspec.Meta(min_length=1, extra={"file": True})]
 #: A URL path, or the beginning of one.
 RootedPath = Annotated[str, msgspec.Meta(pattern="^/")]
 Places = Annotated[str, msgspec.Meta(extra={"places": True})]
-"""Text with `{name}` places."""
+"""Text with `{name}` placeholders."""
 
 
 def short_key(field: str) -> str:
-    """The key in the file for a Struct field: without the unit, and without the `_` that dodges a Python
-    keyword.
-    """
+    """The key in the file for a Struct field: without the unit, and without the trailing `_` that avoids a
+    Python keyword."""
     # One unit only: `between_bytes_ns` is the time between bytes.
     name = field.removesuffix("_")
     return name.removesuffix("_ns") if name.endswith("_ns") else name.removesuffix("_bytes")
@@ -116,16 +115,16 @@ class Settings(
     """
 
     manual_order: ClassVar[int] = 500
-    """Of a Struct whose keys become keys of a route or of the root: its place among the others there."""
+    """For a Struct whose keys become keys of a route or of the root: its position among the others there."""
     elsewhere: ClassVar[dict[str, str]] = {}
-    """What to write in place of keys that one may look for here."""
+    """Hints for keys that users may expect here."""
 
 
 class ConfigError(Exception):
-    """One thing that is wrong in the config: where (`path`), what was `found`, what was `expected`, and a
-    `hint` how to mend it.
+    """One error of the config: its `path`, what was `found`, what was `expected`, and a `hint` on how to fix
+    it.
 
-    `where` is `file:line` when known. Raised alone by what only runs on a checked config (`build` of a
+    `where` is `file:line` if known. Raised alone by code that only runs on a checked config (`build` of a
     plugin, freeze); the check itself collects a list of them.
     """
 
@@ -155,14 +154,14 @@ class ConfigError(Exception):
 
 
 def _sendable(text: str) -> str:
-    """The text with what UTF-8 cannot carry (half of a surrogate pair) written as an escape."""
+    """The text with lone surrogates, which UTF-8 cannot encode, written as escapes."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def parse_duration(text: str) -> int:
     """Nanoseconds for `30s`, `100ms`, `1h30m`, `1.5s`; the bare number `0` needs no unit.
 
-    ValueError says what was expected. Fractions are exact: `0.1s` is 100 000 000 ns.
+    Raises ValueError with the text that was expected. Fractions are exact: `0.1s` is 100 000 000 ns.
     """
     if text == "0":
         return 0
@@ -180,7 +179,7 @@ def parse_duration(text: str) -> int:
 def parse_size(text: str) -> int:
     """Bytes for `512B`, `64KB` (64 000), `1MiB` (1 048 576), `1.5GB`; the bare number `0` needs no unit.
 
-    ValueError says what was expected. Case does not matter (`10mb`): bits are never meant.
+    Raises ValueError with the text that was expected. Case-insensitive (`10mb`): bits are never meant.
     """
     if text == "0":
         return 0
@@ -194,7 +193,7 @@ def parse_size(text: str) -> int:
 
 
 def duration_text(ns: int) -> str:
-    """The shortest exact way to write these nanoseconds: `1h30m`, `75s` up to two minutes, `100ms`, `0s`."""
+    """The shortest exact notation of a duration: `1h30m`, `75s` up to two minutes, `100ms`, `0s`."""
     if ns < 2 * MINUTE:
         for unit, scale in (("s", SECOND), ("ms", MILLISECOND), ("us", MICROSECOND)):
             if ns % scale == 0:
@@ -211,7 +210,7 @@ def duration_text(ns: int) -> str:
 
 
 def size_text(count: int) -> str:
-    """The shortest exact way to write this many bytes: `10MB`, `32KB`, `1MiB`, `0B`."""
+    """The shortest exact notation of a size: `10MB`, `32KB`, `1MiB`, `0B`."""
     for unit in ("TB", "TiB", "GB", "GiB", "MB", "MiB", "KB", "KiB"):
         if count and count % _SIZE_UNITS[unit] == 0:
             return f"{count // _SIZE_UNITS[unit]}{unit}"
@@ -219,7 +218,8 @@ def size_text(count: int) -> str:
 
 
 def wildcard_matches(pattern: str, text: str) -> bool:
-    """True when the text is the pattern, in which `*` is any text, also none. Linear: no pattern is dear."""
+    """True if the text matches the pattern, in which `*` is any text, including none. Linear time for any
+    pattern."""
     if "*" not in pattern:
         return pattern == text
     first, *middle, last = pattern.split("*")

@@ -1,6 +1,6 @@
-# WHAT           Checks of Python arguments: a number or text in a range, or an error that names argument, value and range.
+# WHAT           Checks of Python arguments: a number or text in a range, or an error with argument, value and range.
 # STATE          None.
-# WHO WRITES     Nobody.
+# WHO WRITES     No state.
 # COST           2 ns for an int in range; the error path does not matter.
 # SOURCES        None.
 

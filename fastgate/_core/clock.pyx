@@ -2,10 +2,11 @@
 """The two clocks, in nanoseconds: read once per request and passed down as `now_ns`.
 
 WHAT        monotonic_ns: time since boot, never set back, the same number in every process of the host, so a time stored in
-            shared memory means the same to all of them. realtime_ns: Unix time, may jump; for logs, dates and TTLs on disk only.
+            shared memory has the same meaning for all of them. realtime_ns: Unix time, may jump; for logs, dates and TTLs on
+            disk only.
 STATE       none.
-WHO WRITES  nobody.
-COST        about 20 ns each (vDSO, no system call). Hot functions take `now_ns` instead of asking.
+WHO WRITES  no state.
+COST        about 20 ns each (vDSO, no system call). Hot functions take `now_ns` as an argument instead.
 SOURCES     clock_gettime(2): CLOCK_MONOTONIC, CLOCK_REALTIME
 """
 

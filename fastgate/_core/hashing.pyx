@@ -1,11 +1,11 @@
 """SipHash: keyed hashes that an attacker who chooses the input cannot steer.
 
-WHAT        SipHash-2-4 and SipHash-1-3, 64 and 128 bits. 64 bits place an entry in a table; 128 bits stand for the entry
-            itself, because among a million keys two meet with a chance of 1 in 10**27.
+WHAT        SipHash-2-4 and SipHash-1-3, 64 and 128 bits. 64 bits place an entry in a table; 128 bits identify the entry
+            itself, because among a million keys two collide with a probability of 1 in 10**27.
 STATE       None. The key is 16 bytes, drawn by the caller at start (`hash_key_random`) and secret.
-WHO WRITES  Nobody: pure functions.
+WHO WRITES  No state: pure functions.
 COST        1-3: about 10 ns for 16 bytes plus 0.6 ns per 8 bytes; 2-4: about 14 ns plus 1.1 ns.
-            1-3 is what CPython and Rust use for their tables: the output is never shown, so the four finalisation rounds
+            1-3 is what CPython and Rust use for their tables: the output is never shown, so the four finalization rounds
             of 2-4 protect against nothing there.
 SOURCES     Aumasson, Bernstein: SipHash: a fast short-input PRF (2012); vectors of github.com/veorq/SipHash.
 """

@@ -13,9 +13,8 @@ __all__ = ["AnonymousScheme"]
 
 
 class AnonymousScheme(Scheme):
-    """The scheme `anonymous`: it always knows. The gate passes it over when another scheme found a wrong
-    credential.
-    """
+    """The scheme `anonymous`, which accepts every request. The gate skips it if another scheme found an
+    invalid credential."""
 
     name = "anonymous"
     credential_headers = ()

@@ -25,11 +25,11 @@ MAX_KEY_CHARACTERS = 512
 _DECOY = encode_record(
     KeyRecord(key_id="key_000000000000", consumer="nobody", tier="free", scopes=("a:read", "a:write"))
 )
-"""What is decoded for a key that is not there: about as long as a real record."""
+"""Decoded for an unknown key; about as long as a real record."""
 
 
 class ApiKeyScheme(Scheme):
-    """Keys in a header field, behind Bearer, or in the query."""
+    """Keys in a header field, after `Bearer`, or in the query."""
 
     name = "api_key"
     cacheable = True
@@ -43,7 +43,8 @@ class ApiKeyScheme(Scheme):
         *,
         expects_store: bool = False,
     ) -> None:
-        """`expects_store`: a controller loads the directory; until then an unknown key is no wrong key."""
+        """`expects_store`: a controller loads the directory; until then an unknown key is not an invalid
+        key."""
         super().__init__(counter)
         self._config = config
         self._directory = directory
@@ -56,7 +57,7 @@ class ApiKeyScheme(Scheme):
         self.credential_query = config.query
         self._header = config.header
         if config.bearer and config.header is not None and config.header.lower() == "authorization":
-            self._header = None  # it is looked at once
+            self._header = None  # read once per request
 
     def verify(self, ctx: RequestContext) -> Identity | Verdict | None:
         key = self._key(ctx)
@@ -86,10 +87,10 @@ class ApiKeyScheme(Scheme):
             return self._header.lower().encode("latin-1")
         if self._bearer(ctx):
             return b"authorization"
-        return None  # it stood in the query
+        return None  # the key was in the query
 
     def unclaimed(self, ctx: RequestContext) -> str | None:
-        # RFC 6750 §3.1: a token that is no key of ours is an invalid token, not the lack of one.
+        # RFC 6750 §3.1: a bearer token that is not one of our keys is an invalid token, not a missing one.
         return "malformed" if self._config.bearer and authorization(ctx, "bearer") is not None else None
 
     def conceal(self, ctx: RequestContext) -> None:
@@ -100,7 +101,7 @@ class ApiKeyScheme(Scheme):
         self._query_keys(ctx)
 
     def _bearer(self, ctx: RequestContext) -> list[str]:
-        """The keys behind Bearer. A token of another kind is another method's business."""
+        """The keys after `Bearer`. Tokens of other kinds belong to other methods."""
         if not self._config.bearer:
             return []
         fields = [value.partition(" ") for value in ctx.headers.get_all("authorization")]
@@ -108,9 +109,8 @@ class ApiKeyScheme(Scheme):
         return [token for token in tokens if token.startswith("fg_")]
 
     def _key(self, ctx: RequestContext) -> str | Verdict | None:
-        """The one key of the request. Two are refused, wherever they stand: only one of them would be the one
-        that the upstream, or the next gateway, goes by.
-        """
+        """The single key of the request. Two keys are rejected wherever they are: the upstream or the next
+        gateway might use the other one."""
         found = ctx.headers.get_all(self._header) if self._header is not None else []
         found += self._bearer(ctx)
         found += self._query_keys(ctx)
@@ -120,7 +120,7 @@ class ApiKeyScheme(Scheme):
         return found[0] if found else None
 
     def _query_keys(self, ctx: RequestContext) -> list[str]:
-        """The keys in the query, of which neither the access log nor, with `hide`, the upstream is told."""
+        """The keys in the query. They are hidden from the access log and, with `hide`, from the upstream."""
         wanted = self._config.query
         if wanted is None or not ctx.query:
             return []

@@ -30,7 +30,7 @@ Check = Callable[[bytes], bool]
 
 
 def read_pair(text: str) -> tuple[str, bytes]:
-    """(user, password) of base64 `user:password` in UTF-8. ValueError when it is not that."""
+    """(user, password) from base64 `user:password` in UTF-8. Raises ValueError for anything else."""
     if len(text) > MAX_CREDENTIAL_CHARACTERS:
         raise ValueError("too long")
     try:
@@ -68,7 +68,7 @@ class BasicScheme(Scheme):
         self.challenge = f'Basic realm="{config.realm}", charset="UTF-8"'
         self._resolve = resolve
         self._checks: dict[str, Check] = {}
-        # One hash of each cost; which one an unknown user meets depends on its name, and stays the same.
+        # One decoy hash per cost. The decoy for an unknown user depends on its name and stays the same.
         decoys: dict[str, Check] = {}
         for user, text in {**consumers, **config.users}.items():
             dear, self._checks[user] = password_checker(text)
@@ -110,7 +110,7 @@ class BasicScheme(Scheme):
         known = self._checks.get(user)
         check = known if known is not None else self._decoy(user)
         self._waiting += 1
-        # Counted until the thread is done with it, not until the request has gone
+        # Counted until the thread has finished, even if the request is gone
         hashing = asyncio.get_running_loop().run_in_executor(self._thread, check, password)
         hashing.add_done_callback(self._hashed)
         is_right = await asyncio.shield(hashing)

@@ -1,4 +1,4 @@
-"""From a route's `auth` to the compiled gate: which schemes there are and how each is made."""
+"""Builds the compiled gate of a route's `auth`: the list of schemes and their builders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastgate.auth.api_key import ApiKeyScheme
 from fastgate.auth.consumers import Consumers
 from fastgate.auth.digests import BodyDigest
 from fastgate.auth.hmac import Hmac
-from fastgate.auth.scheme import ANSWERED, LATER, REASON_OF, REJECTED, Scheme, Unavailable
+from fastgate.auth.scheme import LATER, REASON_OF, REJECTED, RESPONDED, Scheme, Unavailable
 from fastgate.auth.section import AuthUse
 from fastgate.auth.signatures import Signatures
 from fastgate.errors import REASONS
@@ -34,8 +34,8 @@ def _jwt(settings: Any, env: FeatureEnv) -> Scheme:
         settings,
         _consumers(env).identity,
         env.config.tiers,
-        fetcher=lambda: Fetcher(env.around, settings.tls),
-        counter=env.around.memory.metrics.counter,
+        fetcher=lambda: Fetcher(env.context, settings.tls),
+        counter=env.context.memory.metrics.counter,
     )
 
 
@@ -45,9 +45,9 @@ def _introspection(settings: Any, env: FeatureEnv) -> Scheme:
     return IntrospectionScheme(
         settings,
         _consumers(env).identity,
-        Fetcher(env.around, settings.tls),
+        Fetcher(env.context, settings.tls),
         env.config.tiers,
-        env.around.memory.metrics.counter,
+        env.context.memory.metrics.counter,
     )
 
 
@@ -59,7 +59,7 @@ def _basic(settings: Any, env: FeatureEnv) -> Scheme:
         for name, consumer in env.config.consumers.items()
         if consumer.basic_password_hash is not None
     }
-    return BasicScheme(settings, hashes, _consumers(env).identity, env.around.memory.metrics.counter)
+    return BasicScheme(settings, hashes, _consumers(env).identity, env.context.memory.metrics.counter)
 
 
 def _forward(settings: Any, env: FeatureEnv) -> Scheme:
@@ -68,9 +68,9 @@ def _forward(settings: Any, env: FeatureEnv) -> Scheme:
     return ForwardScheme(
         settings,
         _consumers(env).identity,
-        Fetcher(env.around, settings.tls),
+        Fetcher(env.context, settings.tls),
         env.config.tiers,
-        env.around.memory.metrics.counter,
+        env.context.memory.metrics.counter,
     )
 
 
@@ -78,22 +78,22 @@ def _mtls(settings: Any, env: FeatureEnv) -> Scheme:
     from fastgate.auth.mtls import MtlsScheme
 
     listed = {name: consumer.certificate for name, consumer in env.config.consumers.items()}
-    return MtlsScheme(settings, listed, _consumers(env).identity, env.around.memory.metrics.counter)
+    return MtlsScheme(settings, listed, _consumers(env).identity, env.context.memory.metrics.counter)
 
 
 def _anonymous(settings: Any, env: FeatureEnv) -> Scheme:
-    return AnonymousScheme(settings, env.around.memory.metrics.counter)
+    return AnonymousScheme(settings, env.context.memory.metrics.counter)
 
 
 def _consumers(env: FeatureEnv) -> Consumers:
-    return Consumers(env.config.consumers, env.around.memory.directory)
+    return Consumers(env.config.consumers, env.context.memory.directory)
 
 
 SCHEMES: dict[str, MakeScheme] = {
     "api_key": lambda settings, env: ApiKeyScheme(
         settings,
-        env.around.memory.directory,
-        env.around.memory.metrics.counter,
+        env.context.memory.directory,
+        env.context.memory.metrics.counter,
         expects_store=env.config.admin.listen != "off",
     ),
     "hmac": Hmac.build,
@@ -105,7 +105,7 @@ SCHEMES: dict[str, MakeScheme] = {
     "mtls": _mtls,
     "anonymous": _anonymous,
 }
-"""By name, which is also the name of its settings in the section `auth`: (settings, FeatureEnv) → Scheme."""
+"""By name, which is also the key of its settings in the section `auth`: (settings, FeatureEnv) → Scheme."""
 
 
 def build(use: AuthUse | None, env: FeatureEnv) -> AuthGate | None:
@@ -115,24 +115,24 @@ def build(use: AuthUse | None, env: FeatureEnv) -> AuthGate | None:
     schemes = []
     for name in use.schemes:
         settings = getattr(env.config.auth, name)
-        key = (settings, _surroundings(env.config))
+        key = (settings, _digest_of_context(env.config))
         schemes.append(env.service(f"auth.{name}", key, partial(SCHEMES[name], settings, env)))
     digest = hashlib.sha256(
-        msgspec.msgpack.encode((use.schemes, env.config.auth, _surroundings(env.config)))
+        msgspec.msgpack.encode((use.schemes, env.config.auth, _digest_of_context(env.config)))
     ).digest()
     gate = AuthGate(
         schemes,
         cache=env.service(
             "auth.credentials",
             None,
-            lambda: CredentialCache(metrics=env.around.memory.metrics, worker=str(env.around.slot)),
+            lambda: CredentialCache(metrics=env.context.memory.metrics, worker=str(env.context.slot)),
         ),
-        directory=env.around.memory.directory,
+        directory=env.context.memory.directory,
         family=int.from_bytes(digest[:8], "little"),
         forward=use.forward,
         rejected=REJECTED,
         later=LATER,
-        answered=ANSWERED,
+        responded=RESPONDED,
         unavailable_error=Unavailable,
         reasons={outcome: REASONS[label] for outcome, label in REASON_OF.items()},
         unavailable=REASONS["auth_unavailable"],
@@ -145,10 +145,10 @@ def build(use: AuthUse | None, env: FeatureEnv) -> AuthGate | None:
 _seen: tuple[Any, bytes] = (None, b"")
 
 
-def _surroundings(config: Any) -> bytes:
+def _digest_of_context(config: Any) -> bytes:
     """A digest of the config that schemes depend on, in addition to their settings. A change rebuilds them.
 
-    Made once for a config and not for each of its routes, as there may be thousands of both.
+    Computed once per config rather than per route, as there may be thousands of consumers and routes.
     """
     global _seen
     if _seen[0] is not config:
@@ -158,11 +158,11 @@ def _surroundings(config: Any) -> bytes:
 
 
 def build_digest(use: AuthUse | None, env: FeatureEnv) -> BodyDigest | None:
-    """The step behind the gate that checks signed bodies; None where no method signs them."""
+    """The plugin after the gate that verifies signed bodies, or None if no method signs them."""
     signing = {name: getattr(env.config.auth, name) for name in ("hmac", "signatures")}
     methods = frozenset(use.schemes if use is not None else ()) & signing.keys()
     if use is None or not methods:
         return None
-    step = BodyDigest(methods, min(signing[name].max_body_bytes for name in methods), env.around.memory)
+    step = BodyDigest(methods, min(signing[name].max_body_bytes for name in methods), env.context.memory)
     step.enforce = use.enforce
     return step

@@ -71,7 +71,7 @@ def _check_consumer(name: str, consumer: ConsumerConfig, path: Path, report: Rep
 
 
 def check_route(route: Any, site: RouteSite) -> None:
-    """The methods that a route lists."""
+    """The methods of a route."""
     if route.auth is None:
         return
     schemes = route.auth.schemes
@@ -82,7 +82,7 @@ def check_route(route: Any, site: RouteSite) -> None:
             known = ", ".join(AuthConfig.__struct_fields__)
             site.report(where, f'"{scheme}"', f"one of {known}", hint)
         elif scheme == "api_key" and not site.has_controller:
-            hint = "the controller, which has the keys, runs where there is an admin listener: unix:/path"
+            hint = "API keys are published by the controller, which requires an admin listener: unix:/path"
             site.report(where, '"api_key" with admin.listen off', "", hint)
         elif scheme == "anonymous" and at < len(schemes) - 1:
             hint = f"put it last: it accepts every request, so {schemes[at + 1]} is never tried"
@@ -90,14 +90,15 @@ def check_route(route: Any, site: RouteSite) -> None:
 
 
 def check_together(config: Any, routes: Sequence[Any], report: Report) -> None:
-    """Each route lists only methods that the root describes, and makes no field that one of them sets."""
+    """Each route lists only methods that are configured in the root, and sets no header that one of them
+    sets."""
     auth: AuthConfig = config.auth
     claimed = {_folded(name) for name in (auth.forward.upstream_headers if auth.forward is not None else ())}
     for index, route in enumerate(routes):
         if route.auth is not None and "forward" in route.auth.schemes and route.request_headers is not None:
             for old, new in route.request_headers.rename.items():
                 if _folded(new) in claimed:
-                    hint = "auth.forward.upstream_headers has it: only the service may say it"
+                    hint = "auth.forward.upstream_headers has it: only the service may set it"
                     where: Path = ("routes", index, "request_headers", "rename", old)
                     report(where, f'"{new}"', "another name", hint)
         for at, name in enumerate(route.auth.schemes if route.auth is not None else ()):
@@ -121,7 +122,7 @@ def _check_jwt(config: JwtConfig, path: Path, report: Report) -> None:
         first = seen.setdefault(issuer.issuer, index)
         if first != index:
             found = "no issuer" if issuer.issuer is None else f'"{issuer.issuer}"'
-            report((*here, "issuer"), found, "an issuer of its own", f"issuers[{first}] has it already")
+            report((*here, "issuer"), found, "a unique issuer", f"issuers[{first}] already has it")
         _check_issuer(issuer, here, report)
 
 
@@ -132,7 +133,7 @@ def _check_issuer(issuer: JwtIssuerConfig, path: Path, report: Report) -> None:
         return
     if issuer.discovery:
         if issuer.issuer is None:
-            report((*path, "issuer"), "nothing", "an issuer, since discovery asks it", "")
+            report((*path, "issuer"), "nothing", "an issuer, required by discovery", "")
         else:
             _check_url(issuer.issuer, (*path, "issuer"), report)
     elif issuer.jwks_url is not None:
@@ -141,7 +142,7 @@ def _check_issuer(issuer: JwtIssuerConfig, path: Path, report: Report) -> None:
         _check_keys(issuer, (*path, given[0]), report)
     symmetric = [name for name in issuer.algorithms if name.startswith("HS")]
     if symmetric and given[0] in ("public_key", "jwks_url", "discovery"):
-        hint = "a shared secret is no public key; HS… is for secret and jwks_file"
+        hint = "a shared secret is not a public key; HS… is for secret and jwks_file"
         report((*path, "algorithms"), f'"{symmetric[0]}"', f"an algorithm for {given[0]}", hint)
 
 
@@ -155,8 +156,10 @@ def _check_keys(issuer: JwtIssuerConfig, path: Path, report: Report) -> None:
             path, f"{error.filename}: {(error.strerror or str(error)).lower()}", "a file that can be read", ""
         )
     except ValueError as error:
-        # Not what was found: it might be the secret itself.
-        found = f"one of {len(issuer.secret.encode())} bytes" if issuer.secret else "what is there"
+        # The value found is not shown: it might be the secret itself.
+        found = (
+            f"one of {len(issuer.secret.encode())} bytes" if issuer.secret else "a value that is not shown"
+        )
         report(path, found, str(error), "")
 
 
@@ -170,10 +173,10 @@ def _check_forward(config: ForwardConfig, path: Path, report: Report) -> None:
         if not TOKEN.fullmatch(name):
             report(where, f'"{name}"', "the name of a header field", "")
         elif where[2] == "request_headers" and name.lower() in REQUEST_FIELDS:
-            hint = "X-Forwarded-Host, which is always sent, has it" if name.lower() == "host" else ""
-            report(where, f'"{name}"', "a field that is not the connection's own or the framing", hint)
+            hint = "X-Forwarded-Host is always sent and contains it" if name.lower() == "host" else ""
+            report(where, f'"{name}"', "a field other than those of the connection and the framing", hint)
         elif where[2] == "upstream_headers" and name.lower() in REQUEST_FIELDS:
-            report(where, f'"{name}"', "a field that is not the connection's own or the framing", "")
+            report(where, f'"{name}"', "a field other than those of the connection and the framing", "")
 
 
 def _check_basic(config: Any, report: Report) -> None:
@@ -193,8 +196,8 @@ def _check_basic(config: Any, report: Report) -> None:
         try:
             password_checker(text)
         except ValueError as error:
-            # Not what was found: it might be the password itself.
-            report(path, "something else", f"a hash that `fastgate hash-password` made: {error}", "")
+            # The value found is not shown: it might be the password itself.
+            report(path, "something else", f"a hash created by `fastgate hash-password`: {error}", "")
 
 
 def _check_mtls(config: Any, report: Report) -> None:

@@ -14,7 +14,7 @@ from fastgate.checks import LOWER_TOKEN, Path, Report, nearest
 
 __all__ = ["check_hmac", "check_signatures"]
 
-# As they travel: inside a quoted string of the Authorization or Signature-Input field.
+# Valid inside a quoted string of the Authorization or Signature-Input field.
 _KEY_ID = re.compile(r"[!#-\[\]-~]{1,128}", re.ASCII)
 _DERIVED: Final = (
     "@authority",
@@ -30,7 +30,7 @@ _DERIVED: Final = (
 def check_hmac(
     config: HmacConfig, consumers: Mapping[str, ConsumerConfig], path: Path, report: Report
 ) -> None:
-    """The section `auth.hmac`, and the secrets of consumers."""
+    """Checks the section `auth.hmac`, and the secrets of consumers."""
     for name, consumer in consumers.items():
         if consumer.hmac_secret is not None:
             where: Path = ("consumers", name, "hmac_secret")
@@ -47,7 +47,7 @@ def check_hmac(
 def check_signatures(
     config: SignaturesConfig, consumers: Mapping[str, ConsumerConfig], path: Path, report: Report
 ) -> None:
-    """The section `auth.signatures`."""
+    """Checks the section `auth.signatures`."""
     for key_id, key in config.keys.items():
         where = (*path, "keys", key_id)
         _check_key(key_id, key.consumer, consumers, where, report)
@@ -74,15 +74,15 @@ def _check_key(
         report(path, f'the key id "{key_id}"', "1 to 128 printable ASCII characters, no quotes or spaces", "")
     if consumer in consumers:
         return
-    # Consumers made at run time are not in the file, so an unknown name is none of our business, except when
-    # it looks like a slip of the pen.
+    # Consumers created at run time are not in the file, so unknown names are accepted, unless they look like
+    # a misspelling of a known one.
     near = nearest(consumer, list(consumers))
     if near:
         report((*path, "consumer"), f'"{consumer}"', "a consumer", near)
 
 
 def _check(make: Callable[[], Any], path: Path, report: Report) -> None:
-    """Reports why something cannot be made, without a word of the secret in it."""
+    """Reports why an object cannot be built, without revealing the secret in it."""
     try:
         make()
     except ValueError as error:

@@ -14,9 +14,9 @@ from fastgate.auth.settings import ClaimsConfig
 
 __all__ = ["MAX_NAME", "ClaimsReader", "Resolve", "TooManyWords", "claim", "name_of", "words"]
 
-# A key of limits, a word in logs, a header's value: as NAME_PATTERN of fastgate.auth.consumers.
+# The name is a key of limits, a word in logs and a header value: as NAME_PATTERN of fastgate.auth.consumers.
 MAX_NAME: Final = 255
-# Scopes and roles of one token. Above any real one; a token with more is refused.
+# Scopes and roles of one token, more than real ones have. A token with more is rejected.
 MAX_WORDS: Final = 256
 
 
@@ -25,12 +25,13 @@ class TooManyWords(ValueError):
 
 
 Resolve = Callable[..., Identity | None]
-"""`Consumers.identity`: what the config and the store know of a consumer, and what the credential says; None
-when it may not come in."""
+"""`Consumers.identity`: combines the consumer of the config and the store with the properties of the
+credential; None if the consumer is not accepted.
+"""
 
 
 def claim(claims: Mapping[str, Any], name: str) -> Any:
-    """The claim of exactly this name, else the one at this path with dots, else None."""
+    """The claim of exactly this name, else the one at this dotted path, else None."""
     if name in claims:
         return claims[name]
     if "." not in name:
@@ -44,7 +45,7 @@ def claim(claims: Mapping[str, Any], name: str) -> Any:
 
 
 def name_of(value: Any) -> str:
-    """A value as a consumer's name: printable ASCII, or a number; "" when it cannot be one."""
+    """A value as a consumer's name: printable ASCII, or a number; "" if it is not valid."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value) if abs(value) < 1 << 64 else ""
     if not isinstance(value, str) or not value or len(value) > MAX_NAME or not _is_plain(value):
@@ -53,9 +54,8 @@ def name_of(value: Any) -> str:
 
 
 def words(value: Any) -> list[str]:
-    """A text with spaces (RFC 6749 §3.3) or a list of texts, as a list of words. TooManyWords: a policy that
-    refuses one of them must not miss it.
-    """
+    """A space-separated text (RFC 6749 §3.3) or a list of texts, as a list of words. Raises TooManyWords
+    instead of truncating, so that a policy that denies a word cannot miss it."""
     found: list[str] = []
     if isinstance(value, str):
         found = [word for word in value.split(" ") if word and _is_plain(word)]
@@ -71,7 +71,7 @@ def _is_plain(text: str) -> bool:
 
 
 class ClaimsReader:
-    """Reads claims as one config says."""
+    """Reads claims according to one config."""
 
     def __init__(
         self,

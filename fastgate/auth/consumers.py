@@ -25,7 +25,9 @@ from fastgate.state.records import (
 __all__ = ["NAME_PATTERN", "Consumers", "effective", "tier_and_limits"]
 
 NAME_PATTERN = r"^[!-~]([ -~]{0,253}[!-~])?$(?!\n)"
-"""Printable ASCII: the name goes into headers, logs and metric labels. A certificate's subject has room."""
+"""Printable ASCII: the name is used in headers, logs and metric labels. Long enough for a certificate's
+subject.
+"""
 
 
 UNDECLARED = -2

@@ -1,9 +1,8 @@
-"""Content-Digest (RFC 9530): does the body that came have the digest that was signed?
+"""Content-Digest (RFC 9530): verifies that the received body has the signed digest.
 
-A scheme that verifies a signature over the head knows that the digest is the sender's; that the body fits
-it is checked by `BodyDigest`, a step of its own behind the authentication gate. A request whose signature
-does not cover a digest is never buffered, and one that is refused for another reason (a limit, say) was not
-read for it.
+A scheme that verifies a signature over the head knows that the digest is the sender's. `BodyDigest`, a plugin
+after the authentication gate, verifies the body. A request whose signature does not cover a digest is never
+buffered, and the body of a request that is rejected for another reason, such as a limit, is not read.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from fastgate.state.memory import HostMemory
 
 __all__ = ["ALGORITHMS", "BodyDigest", "content_digest", "digests_match"]
 
-# The ones of the IANA registry that are safe; `md5`, `sha`, `crc32c` and their like are not (RFC 9530 §6.2).
+# The secure algorithms of the IANA registry; `md5`, `sha`, `crc32c` and others are not (RFC 9530 §6.2).
 ALGORITHMS: Final = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 
 
 def content_digest(field: str) -> dict[str, bytes]:
-    """The digests of a Content-Digest value by algorithm, those we know only. ValueError when there is none
-    we know, or when the value is malformed."""
+    """The digests of a Content-Digest value by algorithm, limited to the supported ones. Raises ValueError if
+    there is none, or if the value is malformed."""
     found: dict[str, bytes] = {}
     for name, member in dictionary(field).items():
         if name not in ALGORITHMS:
             continue
         if not isinstance(member, Item) or not isinstance(member.value, bytes):
-            raise ValueError(f"{name} is no byte sequence")
+            raise ValueError(f"{name} is not a byte sequence")
         if len(member.value) != ALGORITHMS[name]().digest_size:
             raise ValueError(f"{name} has {len(member.value)} bytes")
         found[name] = member.value
@@ -42,7 +41,7 @@ def content_digest(field: str) -> dict[str, bytes]:
 
 
 def digests_match(field: str, body: bytes) -> bool:
-    """True if every digest that we know in a Content-Digest value is the body's."""
+    """True if every supported digest of a Content-Digest value is that of the body."""
     try:
         wanted = content_digest(field)
     except ValueError:
@@ -54,9 +53,11 @@ def digests_match(field: str, body: bytes) -> bool:
 
 
 class BodyDigest(Plugin):
-    """Checks the body of a request that one of `methods` has authenticated against its Content-Digest.
+    """Verifies the body of a request that one of `methods` has authenticated against its Content-Digest.
 
-    Waits for the body only when such a request has both; without a body the digest of nothing must fit."""
+    Waits for the body only if such a request has both. A request without a body must have the digest of an
+    empty one.
+    """
 
     def __init__(self, methods: frozenset[str], max_body_bytes: int, memory: HostMemory) -> None:
         self.name = "body_digest"
@@ -68,7 +69,7 @@ class BodyDigest(Plugin):
         self.request_body_bytes = max_body_bytes
 
     def decide(self, ctx: RequestContext) -> int:
-        """Whether the body must be read at all."""
+        """Decides whether the body must be read."""
         if ctx.identity is None or ctx.identity.method not in self.methods:
             return CONTINUE
         fields = ctx.headers.get_all("content-digest")
@@ -76,12 +77,12 @@ class BodyDigest(Plugin):
             return CONTINUE
         if ctx.has_body:
             if not self.enforce and not 0 <= ctx.content_length <= self.request_body_bytes:
-                return CONTINUE  # to hold it could mean to refuse it, and shadow mode refuses nothing
+                return CONTINUE  # buffering could end in a refusal, which shadow mode must not do
             return SUSPEND
         return CONTINUE if digests_match(", ".join(fields), b"") else self._refuse(ctx)
 
     async def request(self, ctx: RequestContext) -> int:
-        """The whole body is here."""
+        """Verifies the whole body."""
         fields = ctx.headers.get_all("content-digest")
         return CONTINUE if digests_match(", ".join(fields), ctx.body or b"") else self._refuse(ctx)
 

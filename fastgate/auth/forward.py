@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 from fastgate._core.pipeline.context import RequestContext
 from fastgate.auth.claims import Resolve, TooManyWords, name_of, words
-from fastgate.auth.scheme import ANSWERED, LATER, REJECTED, CounterOf, Scheme, Unavailable
+from fastgate.auth.scheme import LATER, REJECTED, RESPONDED, CounterOf, Scheme, Unavailable
 from fastgate.auth.settings import ForwardConfig
 from fastgate.upstream.fetch import Fetched, Fetcher, FetchError
 
@@ -24,7 +24,7 @@ RELAYED: Final = (
     *("content-type", "content-encoding", "content-language", "cache-control"),
     *("location", "retry-after", "set-cookie", "www-authenticate"),
 )
-# Of two such fields the service that is asked might believe one, and the upstream the other.
+# If a field is repeated, the service might use one value and the upstream the other.
 ONE_ONLY: Final = frozenset(("authorization", "x-api-key"))
 REFUSALS: Final = frozenset((401, 403))
 REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
@@ -74,7 +74,7 @@ class ForwardScheme(Scheme):
         config = self._config
         if self._waiting >= config.max_waiting:
             self.count("too_many")
-            raise Unavailable("too many requests are being asked about")
+            raise Unavailable("too many forward-auth calls in flight")
         self._waiting += 1
         try:
             fetched = await self._fetcher.request(
@@ -155,4 +155,4 @@ class ForwardScheme(Scheme):
             ctx.respond(fetched.status, fetched.body, fields)
         except ValueError as error:
             raise Unavailable(f"forward-auth: {error}") from None
-        return ANSWERED
+        return RESPONDED

@@ -1,18 +1,18 @@
-"""HMAC request signing: the sender shows that it knows a secret without sending it, once per request.
+"""HMAC request signing: each request proves that its sender knows a secret, without sending it.
 
     Authorization: HMAC-SHA256 key="acme", ts="1732154000", nonce="Zk3…", signature="…"
 
-`signature` is the base64 of HMAC-SHA256 over the canonical string: these lines, joined by one LF, none at
-the end.
+`signature` is the base64 of HMAC-SHA256 over the canonical string: these lines, joined by one LF, with no LF
+at the end.
 
     HMAC-SHA256
     1732154000                  ts, as in the header
     Zk3…                        nonce, as in the header
     POST                        the method
-    api.example.com             the Host field in lower case, with the port where it has one
-    /orders                     the path exactly as sent, percent-encoding and all
-    b=2&a=1                     the query without its question mark, exactly as sent; empty when there is none
-    sha-256=:…:                 the Content-Digest field (RFC 9530); empty when there is none
+    api.example.com             the Host field in lower case, with its port if present
+    /orders                     the path exactly as sent, including its percent-encoding
+    b=2&a=1                     the query without its question mark, exactly as sent; empty if there is none
+    sha-256=:…:                 the Content-Digest field (RFC 9530); empty if there is none
     content-type:application/json       one line for each field in `headers`, in that order: the name in lower
                                         case, a colon, the value; several fields of a name joined by ", "
 
@@ -56,7 +56,7 @@ _TIMESTAMP = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 
 def sorted_query(query: str) -> str:
-    """The query with its parts sorted by name; parts of one name keep their order."""
+    """The query with its parts sorted by name; parts with equal names keep their order."""
     return "&".join(sorted(query.split("&"), key=lambda part: part.partition("=")[0].encode("latin-1")))
 
 
@@ -108,9 +108,8 @@ class Hmac(Scheme):
         directory: Directory | None = None,
         clock: Any = time.time,
     ) -> None:
-        """secrets: consumer and secret by key id. identify: the Identity of a consumer, or None. directory:
-        where the secrets of the store are published.
-        """
+        """secrets: consumer and secret by key id. identify: returns the Identity of a consumer, or None.
+        directory: publishes the secrets of the store."""
         super().__init__(counter)
         self.config = config
         self._secrets = secrets
@@ -119,12 +118,12 @@ class Hmac(Scheme):
         self._directory = directory
         self._clock = clock
         # The comparison value of an unknown key, so that it costs the same as a known one.
-        self._nobody = ("", os.urandom(32))
+        self._unknown = ("", os.urandom(32))
 
     @classmethod
     def build(cls, config: HmacConfig, env: FeatureEnv) -> Hmac:
         """The scheme of a worker, from the section `auth` and the consumers of the config."""
-        memory = env.around.memory
+        memory = env.context.memory
         counter = memory.metrics.counter
         consumers = env.config.consumers
         secrets = {
@@ -142,7 +141,7 @@ class Hmac(Scheme):
 
     @staticmethod
     def valid_ns(config: HmacConfig) -> int:
-        """How long one signature can be used at most: a nonce must be kept that long."""
+        """Maximum time in which a signature is valid; nonces must be kept for as long."""
         return 2 * config.clock_skew_ns
 
     def verify(self, ctx: RequestContext) -> Any:
@@ -159,19 +158,18 @@ class Hmac(Scheme):
         return outcome
 
     def _secret(self, key_id: str) -> tuple[str, bytes]:
-        """The consumer and the secret of a key: from the config, or from the store, where `hmac/acme` and
-        `hmac/acme/2` are secrets of the consumer acme. Both are always looked up.
-        """
+        """The consumer and the secret of a key: from the config, or from the store, in which `hmac/acme` and
+        `hmac/acme/2` are secrets of the consumer acme. Both are always looked up."""
         found = self._secrets.get(key_id)
         stored = self._directory.get(secret_digest(f"hmac/{key_id}")) if self._directory is not None else None
         if found is not None:
             return found
         if stored is None:
-            return self._nobody
+            return self._unknown
         try:
             return key_id.partition("/")[0], secret_bytes(stored[2].decode())
         except ValueError:
-            return self._nobody
+            return self._unknown
 
     def _outcome(self, ctx: RequestContext, parts: dict[str, str] | None) -> Identity | str:
         """The identity, or the fault. The signature is always computed, so that every invalid credential
@@ -218,7 +216,7 @@ class Hmac(Scheme):
 
 
 def _parameters(text: str) -> dict[str, str] | None:
-    """The parameters of the credentials; None when one is missing, unknown, there twice or malformed."""
+    """The parameters of the credentials; None if one is missing, unknown, repeated or malformed."""
     found: dict[str, str] = {}
     at = 0
     while at < len(text):
@@ -240,7 +238,7 @@ def _are_names(names: list[str]) -> bool:
 
 
 def _signature(given: dict[str, str]) -> bytes:
-    """The signature's bytes; empty, which fits nothing, when it is no base64 in its one form."""
+    """The bytes of the signature; empty, which never matches, if it is not canonical base64."""
     text = given.get("signature", "")
     try:
         raw = base64.b64decode(text, validate=True)
@@ -250,7 +248,7 @@ def _signature(given: dict[str, str]) -> bytes:
 
 
 def _origin_form(target: str) -> str:
-    """Path and query of a target, also of one in absolute form (RFC 9112 §3.2)."""
+    """Path and query of a target, including one in absolute form (RFC 9112 §3.2)."""
     if target[:1] == "/" or "://" not in target[:8]:
         return target
     rest = target.partition("://")[2]

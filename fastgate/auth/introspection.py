@@ -28,7 +28,7 @@ from fastgate.upstream.fetch import Fetcher, FetchError
 __all__ = ["IntrospectionScheme"]
 
 # RFC 7662 responses have a few hundred bytes.
-MAX_ANSWER_BYTES = 65536
+MAX_RESPONSE_BYTES = 65536
 
 
 class IntrospectionScheme(Scheme):
@@ -103,10 +103,10 @@ class IntrospectionScheme(Scheme):
         if task is None:
             if len(self._asking) >= self._config.max_waiting:
                 self.count("too_many")
-                raise Unavailable("too many tokens are being asked about")
+                raise Unavailable("too many introspection calls in flight")
             task = self._asking[key] = asyncio.create_task(self._asked(token, key))
             task.add_done_callback(lambda done: self._over(key, done))
-        # A request that goes away does not end the question of others.
+        # A cancelled request does not cancel the call for the others.
         said, outcome = await asyncio.shield(task)
         self.outcome = outcome
         return said
@@ -129,7 +129,7 @@ class IntrospectionScheme(Scheme):
         return False
 
     async def _asked(self, token: str, key: bytes) -> tuple[Any, str]:
-        """The server's response for this token, and the counted outcome."""
+        """The server's response for this token, and the outcome to count."""
         said = await self._ask(token, key)
         return said, self.outcome
 
@@ -144,8 +144,8 @@ class IntrospectionScheme(Scheme):
                 headers=self._headers,
                 body=urlencode([("token", token), *self._form]).encode(),
                 timeout_ns=config.timeout_ns,
-                max_bytes=MAX_ANSWER_BYTES,
-                repeatable=True,  # asking changes nothing
+                max_bytes=MAX_RESPONSE_BYTES,
+                repeatable=True,  # introspection has no side effects
             )
         except FetchError as error:
             raise Unavailable(f"introspection: {error}") from None
@@ -160,7 +160,7 @@ class IntrospectionScheme(Scheme):
             raise Unavailable(f"introspection: {error}") from None
         if not isinstance(said, dict) or not isinstance(said.get("active"), bool):
             self.count("bad_answer")
-            raise Unavailable('introspection: an answer without "active"')
+            raise Unavailable('introspection: a response without "active"')
         if not said["active"]:
             return self._rejected("inactive", key)
         return self._believed(said, key)
@@ -198,12 +198,13 @@ class IntrospectionScheme(Scheme):
             now_s = time.monotonic()
             self._inactive[key] = now_s + self._config.negative_cache_ns / SECOND
             self._inactive.move_to_end(key)
-            # All are kept for the same time, so the oldest end first; each new one sweeps two of them.
+            # All entries have the same lifetime, so the oldest expire first. Each insertion removes up to two
+            # of them.
             for _ in range(2):
                 if self._inactive[next(iter(self._inactive))] <= now_s:
                     self._inactive.popitem(last=False)
             if len(self._inactive) > self._config.cache_entries:
                 self._inactive.popitem(last=False)
                 self.count("forgotten")
-        self.count(why)  # the last word, which the gate goes by
+        self.count(why)  # the last outcome, which the gate reads
         return REJECTED

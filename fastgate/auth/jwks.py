@@ -48,7 +48,7 @@ RSA_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 HMAC_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}  # RFC 7518 §3.2
 CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 # RFC 9864: the fully specified names, and the one that leaves the curve to the key. Both are the same
-# signature. ECDSA's names of RFC 7518 have always said the curve; ESP256 and its like are for COSE only.
+# signature. The ECDSA names of RFC 7518 have always included the curve; ESP256 etc. are for COSE only.
 EDWARDS: Final = {"Ed25519": ("EdDSA", "Ed25519"), "Ed448": ("EdDSA", "Ed448")}
 _FAMILIES: Final = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA", "oct": "HS256"}
 # RFC 7518 §3.3
@@ -65,14 +65,14 @@ _NO_CACHE = re.compile(r"(?:^|[\s,])no-(?:cache|store)(?:\Z|[\s,])", re.I)
 
 
 class Key(NamedTuple):
-    """One key and what it may verify: the verifying half of PyJWT's algorithms, by name."""
+    """One key and the algorithms it may verify: PyJWT's algorithms by name."""
 
     kid: str | None
     key: Any
     algorithms: dict[str, Algorithm]
 
     def verifies(self, algorithm: str, signed: bytes, signature: bytes) -> bool:
-        """True if this key made the signature over these bytes with this algorithm."""
+        """True if this key made this signature over these bytes with this algorithm."""
         try:
             return self.algorithms[algorithm].verify(signed, self.key, signature)
         except (PyJWTError, ValueError, TypeError):
@@ -80,7 +80,7 @@ class Key(NamedTuple):
 
 
 class KeySet:
-    """Keys by their id. `alone`: one configured key, which verifies whatever id a token names."""
+    """Keys by their id. `alone`: a single configured key, used whatever id a token names."""
 
     def __init__(self, keys: Iterable[Key], *, alone: bool = False) -> None:
         self.keys = tuple(keys)
@@ -92,11 +92,11 @@ class KeySet:
                 self._by_id.setdefault(key.kid, []).append(key)
 
     def knows(self, kid: str | None) -> bool:
-        """True if there is a key that a token naming this id may be verified with."""
+        """True if there is a key for a token with this id."""
         return self._alone or kid is None or kid in self._by_id or bool(self._nameless)
 
     def find(self, kid: str | None, algorithm: str) -> list[Key]:
-        """The keys to try for a token that names this id and algorithm."""
+        """The keys to try for a token with this id and algorithm."""
         if self._alone or kid is None:
             found: Iterable[Key] = self.keys
         else:
@@ -105,7 +105,7 @@ class KeySet:
 
 
 def key_of_secret(secret: str, allowed: Iterable[str]) -> Key:
-    """A shared secret. ValueError when it is too short for what it shall verify."""
+    """A shared secret. Raises ValueError if it is too short for its algorithm."""
     raw = secret.encode()
     names = tuple(allowed) or ("HS256",)
     for name in names:
@@ -117,12 +117,12 @@ def key_of_secret(secret: str, allowed: Iterable[str]) -> Key:
     known = get_default_algorithms()
     try:
         return Key(None, known["HS256"].prepare_key(raw), {name: known[name] for name in names})
-    except PyJWTError as error:  # a public key given as a secret: the classic way to lose both
+    except PyJWTError as error:  # a public key used as a secret, which would let anyone forge tokens
         raise ValueError(f"a secret: {error}") from None
 
 
 def key_of_pem(pem: bytes, allowed: Iterable[str]) -> Key:
-    """A public key, or the key of a certificate. ValueError says what is wrong with it."""
+    """A public key, or the key of a certificate. Raises ValueError with the text that was expected."""
     try:
         if b"-----BEGIN CERTIFICATE" in pem:
             key: Any = x509.load_pem_x509_certificate(pem).public_key()
@@ -137,16 +137,17 @@ def key_of_pem(pem: bytes, allowed: Iterable[str]) -> Key:
 
 
 def _verifying(names: Iterable[str]) -> dict[str, Algorithm]:
-    """PyJWT's algorithms by these names, which are ours where they are newer than it."""
+    """PyJWT's algorithms by these names, including our names for algorithms newer than PyJWT's."""
     known = get_default_algorithms()
     return {name: known["EdDSA" if name in EDWARDS else name] for name in names}
 
 
 def keys_of_jwks(document: Any, allowed: Iterable[str], *, symmetric: bool) -> KeySet:
-    """The usable keys of a JWK Set. Those for encryption, private, too short or of unknown kinds are passed
-    over.
+    """The usable keys of a JWK Set. Keys for encryption, private keys, short keys and keys of unknown types
+    are skipped.
 
-    ValueError when none is left. symmetric: whether shared secrets are taken, which have no place at a URL.
+    Raises ValueError if none is left. symmetric: whether shared secrets are accepted; they must not be at a
+    URL.
     """
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
@@ -187,7 +188,7 @@ def _key_of_jwk(entry: Any, allowed: tuple[str, ...], symmetric: bool) -> Key | 
         names = _fitting(key, allowed)
     stated = entry.get("alg")
     if stated is not None and names:
-        # The key's own word wins over the usual choice for its kind, but not over the config.
+        # The key's own algorithm takes precedence over the default for its type, but not over the config.
         possible = names if allowed or kind == "oct" else (*names, *(RSA_ALGORITHMS if kind == "RSA" else ()))
         same = _edwards(key)
         if stated not in same:
@@ -213,14 +214,14 @@ def _fitting(key: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _edwards(key: Any) -> tuple[str, ...]:
-    """The names of what a key on an Edwards curve verifies; none for another key."""
+    """The algorithm names of a key on an Edwards curve; empty for other keys."""
     if isinstance(key, ed25519.Ed25519PublicKey):
         return EDWARDS["Ed25519"]
     return EDWARDS["Ed448"] if isinstance(key, ed448.Ed448PublicKey) else ()
 
 
 def check_local_keys(issuer: JwtIssuerConfig) -> None:
-    """Reads the keys that are on this machine. ValueError or OSError when they cannot be used."""
+    """Loads the local keys of an issuer. Raises ValueError or OSError if they cannot be used."""
     if issuer.secret is not None:
         key_of_secret(issuer.secret, issuer.algorithms)
     elif issuer.public_key is not None:
@@ -240,7 +241,7 @@ class FileKeys:
         self._task: asyncio.Task[None] | None = None
 
     def may_learn(self, kid: str | None) -> bool:
-        """A file has nothing to wait for."""
+        """Always False: the file is already loaded."""
         return False
 
     async def learn(self) -> None:
@@ -266,7 +267,7 @@ class FileKeys:
                 data = await asyncio.to_thread(Path(self._path).read_bytes)
                 self.keys = self._read(data)
             except (OSError, ValueError) as error:
-                log.warning("keys in %s: %s; the old ones stay in use", self._path, error)
+                log.warning("keys in %s: %s; the previous ones stay in use", self._path, error)
 
 
 class RemoteKeys:
@@ -294,29 +295,29 @@ class RemoteKeys:
         self._fetch: asyncio.Task[None] | None = None
         self._loop: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
-        self._begun_ns = 0  # of the last fetch, CLOCK_MONOTONIC; 0 = none yet
+        self._begun_ns = 0  # start of the last fetch, CLOCK_MONOTONIC; 0 = none yet
         self._good_ns = 0
         self._failures = 0
-        self._due_s = 0.0  # of the next regular fetch, CLOCK_MONOTONIC
+        self._due_s = 0.0  # time of the next regular fetch, CLOCK_MONOTONIC
 
     def may_learn(self, kid: str | None) -> bool:
         """True if waiting may yield a missing key: a fetch is in flight, or may be started."""
         if self._fetch is not None:
             return True
-        # With a key set, one fetch per interval for all requests; without one, the pace of the retries.
+        # With a key set, one fetch per interval for all requests; without one, the interval of the retries.
         least_ns = self._config.unknown_kid_ns if self.keys is not None else int(self._retry_s() * 1e9)
         return self._begun_ns == 0 or time.monotonic_ns() - self._begun_ns >= least_ns
 
     async def learn(self) -> None:
         """Waits for the fetch in flight, or starts one. The time is bounded, regardless of the issuer."""
-        if self._fetch is None and self.may_learn(None):  # it may have ended since the token was looked at
+        if self._fetch is None and self.may_learn(None):  # it may have ended since the token was checked
             self._begin()
         fetch = self._fetch
         if fetch is not None:
-            await asyncio.wait({fetch})  # not cancelled when this request is: others wait for it too
+            await asyncio.wait({fetch})  # not cancelled with this request: others wait for it too
 
     async def start(self) -> None:
-        """Begins to fetch, and waits for nothing: a worker must come up without its issuers."""
+        """Starts fetching in the background: a worker must start even if its issuers are down."""
         self._loop = asyncio.create_task(self._refresh())
 
     async def close(self) -> None:
@@ -336,7 +337,7 @@ class RemoteKeys:
             self._woken.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
-                    await self._woken.wait()  # a token caused a fetch: what is due has moved
+                    await self._woken.wait()  # a token triggered a fetch, which moved the due time
 
     def _begin(self) -> None:
         self._begun_ns = time.monotonic_ns()
@@ -397,7 +398,7 @@ class RemoteKeys:
     def _failed(self, why: str) -> None:
         self._failures += 1
         self._due_in(self._retry_s())
-        self._url = self._given_url  # where discovery is used it may have moved
+        self._url = self._given_url  # with discovery, the URL may have changed
         self._count("failed")
         if self._failures == 1 or self._failures & (self._failures - 1) == 0:  # the 1st, 2nd, 4th, 8th …
             log.warning("keys of %s: %s (failure %d)", self._name, why, self._failures)
@@ -406,7 +407,7 @@ class RemoteKeys:
             self.keys = None
 
     def _due_in(self, pause_s: float) -> None:
-        """The next regular fetch, give or take a tenth, so that workers do not ask in step."""
+        """Schedules the next regular fetch with a jitter of a tenth, so that workers do not fetch in step."""
         self._due_s = time.monotonic() + pause_s * (0.9 + 0.2 * random.random())
 
     def _retry_s(self) -> float:
@@ -417,7 +418,7 @@ class RemoteKeys:
         )
 
     def _fresh_s(self, fetched: Fetched) -> float:
-        """Until when the set is fresh, by its Cache-Control, within the bounds of the config."""
+        """Time until which the set is fresh, by its Cache-Control, within the bounds of the config."""
         config = self._config
         control = ", ".join(fetched.headers.get_all("cache-control"))
         said = _MAX_AGE.search(control)
@@ -435,4 +436,4 @@ def _document(fetched: Fetched) -> Any:
     try:
         return strict_json(fetched.body)
     except ValueError as error:
-        raise ValueError(f"no JSON document: {error}") from None
+        raise ValueError(f"not a JSON document: {error}") from None

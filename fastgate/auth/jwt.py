@@ -1,12 +1,12 @@
-"""JSON Web Tokens: who issued it, is it whole, is it for us, is it still valid, and who is it about.
+"""JSON Web Tokens: parsing, issuer, signature, audience, lifetime and identity.
 
-A token is read strictly before anything in it is believed: three segments of canonical base64url without
-padding, JSON without repeated keys, no `crit`. Of its header only `alg`, `kid` and `typ` are looked at: keys
-that a token brings along or points to (`jwk`, `jku`, `x5c`, `x5u`) are ignored, and `kid` is compared with
-the ids of known keys and used for nothing else. `iss` picks whose keys are tried; the signature is checked
-with PyJWT before any other claim counts.
+A token is parsed strictly before any of its contents are trusted: three segments of canonical base64url
+without padding, JSON without repeated keys, no `crit`. Of its header only `alg`, `kid` and `typ` are used:
+keys that a token contains or refers to (`jwk`, `jku`, `x5c`, `x5u`) are ignored, and `kid` is only compared
+with the ids of known keys. `iss` selects the issuer whose keys are tried. PyJWT checks the signature before
+any other claim is evaluated.
 
-Verifying costs what PyJWT costs; the gate keeps what was verified, so each worker verifies a token once.
+Verification costs as much as in PyJWT. The gate caches the result, so each worker verifies a token once.
 
 Sources: RFC 7515, RFC 7519, RFC 8725, RFC 9068, RFC 6750.
 """
@@ -45,7 +45,7 @@ FETCHES: Final = ("ok", "failed")
 
 
 class Token(NamedTuple):
-    """A token taken apart, nothing in it believed."""
+    """A parsed token, not verified."""
 
     algorithm: str
     kid: str | None
@@ -56,7 +56,7 @@ class Token(NamedTuple):
 
 
 class Keys(Protocol):
-    """Where keys come from."""
+    """A source of keys."""
 
     keys: KeySet | None
 
@@ -67,7 +67,7 @@ class Keys(Protocol):
 
 
 class _Given:
-    """Keys that stand in the config."""
+    """Keys given in the config."""
 
     def __init__(self, keys: KeySet) -> None:
         self.keys: KeySet | None = keys
@@ -89,7 +89,7 @@ class _Issuer(NamedTuple):
 
 
 def read_token(text: str) -> Token:
-    """The parts of a token in compact form (RFC 7515 §7.1). ValueError when it is anything but that."""
+    """The parts of a token in compact form (RFC 7515 §7.1). Raises ValueError for anything else."""
     try:
         raw = text.encode("ascii")
         header_part, payload_part, signature_part = raw.split(b".")
@@ -101,21 +101,20 @@ def read_token(text: str) -> Token:
     if not isinstance(header, dict) or not isinstance(claims, dict):
         raise ValueError("two JSON objects")
     if "crit" in header or "b64" in header:
-        raise ValueError("no extensions that must be understood")  # RFC 7515 §4.1.11
+        raise ValueError("no critical extensions (`crit`)")  # RFC 7515 §4.1.11
     algorithm, kid, kind = header.get("alg"), header.get("kid"), header.get("typ", "")
     if (
         not isinstance(algorithm, str)
         or not isinstance(kind, str)
         or not (kid is None or isinstance(kid, str))
     ):
-        raise ValueError("alg, typ and kid that are texts")
+        raise ValueError("text values for alg, typ and kid")
     return Token(algorithm, kid, kind, claims, raw[: -len(signature_part) - 1], signature)
 
 
 def _segment(part: bytes) -> bytes:
-    """The bytes of a base64url segment. Only the one canonical text of them passes: no padding, no white
-    space, no spare bits, no `+/`.
-    """
+    """The bytes of a base64url segment. Only the canonical encoding is accepted: no padding, no white space,
+    no spare bits, no `+/`."""
     try:
         decoded = base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
     except binascii.Error:
@@ -128,7 +127,7 @@ def _segment(part: bytes) -> bytes:
 def keys_of_issuer(
     config: JwtIssuerConfig, fetcher: Callable[[], Fetcher], count: Callable[[str], None]
 ) -> Keys:
-    """Where the keys of this issuer come from. ValueError or OSError when a key or file cannot be used."""
+    """The source of this issuer's keys. Raises ValueError or OSError if a key or file cannot be used."""
     allowed = config.algorithms
     if config.secret is not None:
         return _Given(KeySet([key_of_secret(config.secret, allowed)], alone=True))
@@ -143,7 +142,7 @@ def keys_of_issuer(
 
 
 class JwtScheme(Scheme):
-    """The scheme `jwt`. One for all routes of a worker."""
+    """The scheme `jwt`. One instance for all routes of a worker."""
 
     name = "jwt"
     cacheable = True
@@ -235,7 +234,7 @@ class JwtScheme(Scheme):
         return self._verify(ctx, may_wait=False)
 
     def _text(self, ctx: RequestContext) -> Any:
-        """The token of this request; None when there is none, REJECTED when there are two."""
+        """The token of this request; None if there is none, REJECTED if there are two."""
         if self._header == "authorization":
             return authorization(ctx, "bearer")
         values = ctx.headers.get_all(self._header)
@@ -251,7 +250,7 @@ class JwtScheme(Scheme):
         if text is None or text is REJECTED:
             return text
         if text.count(".") != 2:
-            return None  # some other kind of bearer token: an API key, or an opaque one
+            return None  # another kind of bearer token: an API key, or an opaque token
         if len(text) > self._max_bytes:
             return self._rejected("too_long")
         try:
@@ -287,7 +286,7 @@ class JwtScheme(Scheme):
         return self._believed(token, issuer)
 
     def _believed(self, token: Token, issuer: _Issuer) -> Any:
-        """The identity of a token whose signature is right, if its claims are right too."""
+        """The identity of a token with a valid signature, if its claims are valid too."""
         config, claims = issuer.config, token.claims
         if issuer.types and _type(token.type) not in issuer.types:
             return self._rejected("type")
@@ -330,7 +329,7 @@ class JwtScheme(Scheme):
 
 
 def _is_time(value: Any) -> bool:
-    """True for a NumericDate (RFC 7519 §2) that a clock can show."""
+    """True for a NumericDate (RFC 7519 §2) within the range of the clock."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
@@ -346,7 +345,7 @@ def _is_for_us(said: Any, ours: frozenset[str]) -> bool:
 
 
 def _type(value: str) -> str:
-    """RFC 7515 §4.1.9: case does not matter, and `application/` may be left out."""
+    """RFC 7515 §4.1.9: case-insensitive, and `application/` may be omitted."""
     return value.lower().removeprefix("application/")
 
 

@@ -26,9 +26,9 @@ from fastgate.auth.settings import MtlsConfig
 
 __all__ = ["MtlsScheme", "certificate_key"]
 
-# Certificates whose names are remembered, per worker: as many as there are clients with connections, mostly.
+# Certificates whose names are cached, per worker: usually one per client with connections.
 MOST_REMEMBERED = 4096
-# A certificate and what is read of it take some kilobytes: it is counted twice.
+# A certificate and its parsed form take several kilobytes, so it is counted twice.
 READ_TIMES = 2
 MOST_REMEMBERED_BYTES = 8 << 20
 
@@ -38,13 +38,13 @@ _SUBJECT = re.compile(r"[A-Za-z0-9.]+=.+")
 
 
 class _Seen(NamedTuple):
-    keys: list[tuple[str, str]]  # as the config lists them, and the bare name ("" where it is none)
+    keys: list[tuple[str, str]]  # as listed in the config, and the bare name ("" if there is none)
     fingerprint: str
     ends_s: float
 
 
 def certificate_key(text: str) -> str:
-    """An entry of the config in the one form it is compared in. ValueError says what was expected."""
+    """An entry of the config in canonical form. Raises ValueError with the text that was expected."""
     if _FINGERPRINT.fullmatch(text):
         return "sha256:" + text[7:].replace(":", "").lower()
     if not text.startswith("sha256:"):
@@ -73,7 +73,7 @@ class MtlsScheme(Scheme):
         counter: CounterOf | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """consumers: the certificates of each consumer, as the config lists them."""
+        """consumers: the certificates of each consumer, as listed in the config."""
         super().__init__(counter)
         self._config = config
         self._resolve = resolve

@@ -1,16 +1,15 @@
-"""Nonces that may be used once: over all workers of the machine, within a window, in bounded memory.
+"""Single-use nonces: across all workers of the machine, within a window, in bounded memory.
 
-A nonce is a key of a limiter in shared memory that grants one use per window: the first worker to come
-takes it with one compare-and-swap, so a replay is refused whichever worker it reaches, with one worker or
-sixteen, across reloads and dead workers. The window is longer than a signature stays valid, so a nonce is
-forgotten only when its signature has expired anyway. A nonce is recorded after its signature has been
-verified, so a client without a key cannot fill the table, and each key id has a share of it, so that no
-consumer can fill it for the others. A full table rejects new signatures (the gate returns 503) and counts
-it, because accepting them would allow replays.
+A nonce is a key of a limiter in shared memory that grants one use per window: the first worker takes it with
+one compare-and-swap, so a replay is rejected by every worker, across reloads and worker deaths. The window is
+longer than the validity of a signature, so a nonce is forgotten only after its signature has expired. A nonce
+is recorded after its signature has been verified, so a client without a key cannot fill the table, and each
+key id has a share of it, so that no consumer can fill it for the others. A full table rejects new signatures
+(the gate returns 503) and counts it, because accepting them would allow replays.
 
-Time is that of the clock that the timestamps are compared with, the realtime clock: when it is set back, old
-signatures become valid once more, and their nonces stay used for as much longer. When it is set forward and
-back again, a nonce is forgotten only if a new one needed its place meanwhile.
+The clock is the realtime clock, with which the timestamps are compared. If it is set back, old signatures
+become valid again, and their nonces stay used for as much longer. If it is set forward and back again, a
+nonce is forgotten only if a new one needed its place meanwhile.
 
 After a restart of the whole gateway the table is empty.
 """
@@ -37,7 +36,7 @@ class NonceWindow:
     def __init__(
         self, table: LimiterTable, method: str, valid_ns: int, counter: CounterOf | None = None
     ) -> None:
-        # A second more than valid: the timestamps have whole seconds, the clock has not.
+        # One second longer than the validity, because timestamps are truncated to seconds.
         self.window_ns = valid_ns + 2 * SECOND
         self._limiter = KeyedLimiter(
             TokenBucket(SECOND / self.window_ns, 1), table=table, scope=f"nonces of {method}"

@@ -1,7 +1,7 @@
-"""Password hashes: making one, reading one, checking a password against one.
+"""Password hashes: creation, parsing, verification.
 
-Two forms, both slow and memory-hard: `scrypt$N$r$p$salt$hash` (RFC 7914, base64) and `$argon2id$…` as the PHC
-string format writes it. Parameters are bounded, so that a line of the config cannot take all memory.
+Two forms, both slow and memory-hard: `scrypt$N$r$p$salt$hash` (RFC 7914, base64) and `$argon2id$…` in PHC
+string format. Parameters are bounded, so that a line of the config cannot use up the memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 __all__ = ["hash_password", "password_checker"]
 
-# As OWASP's Password Storage Cheat Sheet has it: 32 MB, and about 200 ms of one CPU.
+# From OWASP's Password Storage Cheat Sheet: 32 MB, and about 200 ms of one CPU.
 N: Final = 1 << 15
 R: Final = 8
 P: Final = 3
@@ -30,7 +30,7 @@ FORMS: Final = "scrypt$N$r$p$salt$hash or $argon2id$v=19$m=…,t=…,p=…$salt$
 
 
 def hash_password(password: str) -> str:
-    """A new hash of this password, in the form of scrypt."""
+    """A new scrypt hash of this password."""
     salt = os.urandom(16)
     digest = hashlib.scrypt(password.encode(), salt=salt, n=N, r=R, p=P, maxmem=2 * 128 * N * R, dklen=32)
     return f"scrypt${N}${R}${P}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
@@ -39,7 +39,7 @@ def hash_password(password: str) -> str:
 def password_checker(text: str) -> tuple[str, Callable[[bytes], bool]]:
     """(the cost parameters, a function that verifies a password). ValueError has the expected format.
 
-    The function takes its time and lets other threads run.
+    The function blocks for the time of the hash, and releases the GIL.
     """
     if text.startswith("$argon2id$"):
         return _argon2(text)

@@ -3,7 +3,7 @@
 The gate calls a route's schemes in the order of the config. Each checks the request and returns an Identity,
 None (no credential of this kind: try the next scheme), REJECTED (an invalid credential; the client gets the
 same 401 for every cause), or LATER (asynchronous: the gate calls `verify_later`, and only that request
-waits). A scheme that has set a response (`ctx.respond`) returns ANSWERED, and no further scheme is called. A
+waits). A scheme that has set a response (`ctx.respond`) returns RESPONDED, and no further scheme is called. A
 scheme whose server is unreachable raises Unavailable; its `on_error` decides whether such a request passes.
 
 The exact cause is for operators: `count("expired")` appears in `fastgate_auth_total` and, by the
@@ -21,10 +21,10 @@ from fastgate._core.pipeline.context import RequestContext
 from fastgate.state.journal import Throttle
 
 __all__ = [
-    "ANSWERED",
     "LATER",
     "REASON_OF",
     "REJECTED",
+    "RESPONDED",
     "CounterOf",
     "Scheme",
     "Unavailable",
@@ -52,9 +52,9 @@ REASON_OF: Final[dict[str, str]] = {
     "digest": "digest_mismatch",
     "consumer": "consumer_refused",
 }
-"""The label in REASONS for an outcome. "" is REJECTED without an outcome: two credentials of a kind."""
+"""The label in REASONS for an outcome. "" is REJECTED without an outcome: two credentials of one kind."""
 
-# A dead server must not fill the disk with its name.
+# Interval between log lines, so that an unreachable server does not fill the log.
 LOUD_S: Final = 10.0
 
 
@@ -63,18 +63,17 @@ class Verdict(enum.Enum):
 
     REJECTED = 1
     LATER = 2
-    ANSWERED = 3
+    RESPONDED = 3
 
 
 REJECTED: Final = Verdict.REJECTED
 LATER: Final = Verdict.LATER
-ANSWERED: Final = Verdict.ANSWERED
+RESPONDED: Final = Verdict.RESPONDED
 
 
 class Unavailable(Exception):
-    """The server that would know (issuer, introspection, forward-auth) cannot be asked. The text is for
-    the log.
-    """
+    """The server that can verify the credential (issuer, introspection, forward-auth) is unreachable. The
+    text is for the log."""
 
 
 class CounterOf(Protocol):
@@ -84,29 +83,29 @@ class CounterOf(Protocol):
 
 
 class Scheme:
-    """One way to say who sent a request. A subclass overrides `verify`, and `verify_later` if that says
+    """A method of authentication. A subclass overrides `verify`, and `verify_later` if `verify` can return
     LATER.
 
-    cacheable    the identity depends on nothing but the credential: the gate may keep it, under a keyed hash
-                 of the value of its `credential_headers`, until `identity.expires_ns` and for `cache_ns` at
-                 most (0: as long as the identity says).
-    outcomes     every word that `count` may be told; the counters are made when the scheme is.
-    outcome      the one that was counted last; the gate reads it when `verify` has said REJECTED.
+    cacheable    the identity depends only on the credential: the gate may cache it, under a keyed hash of the
+                 value of its `credential_headers`, until `identity.expires_ns` and for at most `cache_ns`
+                 (0: as long as the identity is valid).
+    outcomes     every word that `count` may receive; the counters are created with the scheme. outcome
+    the last counted outcome; the gate reads it after `verify` has returned REJECTED.
     """
 
     name: str = ""
-    #: The value of its WWW-Authenticate field; None when the scheme never refuses.
+    #: The value of its WWW-Authenticate field; None if the scheme never rejects.
     challenge: str | None = None
     cacheable: bool = False
     cache_ns: int = 0
-    #: Header fields that may carry its credential. A request with one of them twice is refused.
+    #: Header fields that may carry its credential. A request that repeats one of them is rejected.
     credential_headers: tuple[str, ...] = ("authorization",)
     #: The query parameter that may carry it.
     credential_query: str | None = None
-    #: Whether `conceal` takes the credential away, so that the upstream is not told.
+    #: Whether `conceal` removes the credential from the upstream request.
     hide: bool = False
     on_error: Literal["deny", "allow"] = "deny"
-    #: Header fields (lower case) that only this scheme may set: dropped from what clients send.
+    #: Header fields (lower case) that only this scheme may set: removed from client requests.
     strips: tuple[str, ...] = ()
     outcomes: ClassVar[tuple[str, ...]] = ("ok", "rejected", "unavailable")
 
@@ -119,49 +118,47 @@ class Scheme:
                 self._counts[outcome] = counter("fastgate_auth_total", method=self.name, outcome=outcome)
 
     def verify(self, ctx: RequestContext) -> Any:
-        """An Identity, None, REJECTED or LATER. Raises Unavailable. On the request path: no waiting here."""
+        """An Identity, None, REJECTED or LATER. Raises Unavailable. Runs on the request path and must not
+        block."""
         raise NotImplementedError
 
     def credential_field(self, ctx: RequestContext) -> bytes | None:
-        """The header field (lower case) whose value alone made `verify` accept; None: it was none, or not
-        alone. The gate remembers the identity under this value.
-        """
+        """The header field (lower case) whose value alone made `verify` accept, or None. The gate caches the
+        identity under this value."""
         return self.credential_headers[0].lower().encode("latin-1") if self.credential_headers else None
 
     @property
     def claims(self) -> tuple[str, ...]:
-        """Names of the fields that `unclaimed` looks at; it is asked when one of them is there."""
+        """Names of the fields that `unclaimed` reads. It is called if one of them is present."""
         return self.credential_headers
 
     def unclaimed(self, ctx: RequestContext) -> str | None:
-        """The outcome for a credential that stands where this scheme reads and that no scheme took; None when
-        there is none. Asked when every scheme has said None.
-        """
+        """The outcome for a credential in a place that this scheme reads and that no scheme accepted; None if
+        there is none. Called after every scheme has returned None."""
         return None
 
     def conceal(self, ctx: RequestContext) -> None:
-        """Take every credential of this kind out of what goes upstream (`hide`) and out of what logs show.
-        Called when the request goes on, whichever scheme has let it pass.
-        """
+        """Removes every credential of this kind from the upstream request (`hide`) and from logs. Called when
+        the request continues, whichever scheme has accepted it."""
 
     async def verify_later(self, ctx: RequestContext) -> Any:
-        """The same without LATER, for a request whose `verify` said LATER."""
+        """Like `verify`, without LATER, for a request whose `verify` returned LATER."""
         raise NotImplementedError
 
     async def start(self) -> None:
         """Called once, on the worker's loop, before the scheme's first request."""
 
     async def close(self) -> None:
-        """Called once, when no plan uses the scheme any more."""
+        """Called once, when no plan uses the scheme any longer."""
 
     def complain(self, error: Unavailable) -> None:
-        """Log that the server behind this scheme cannot be asked: at once, then once in LOUD_S."""
+        """Logs that the server of this scheme is unreachable: at once, then once per LOUD_S."""
         held = self._throttle.allow(self.name)
         if held is not None:
-            log.warning("auth %s: %s (%d since the last such line)", self.name, error, held + 1)
+            log.warning("auth %s: %s (%d occurrences since the last such line)", self.name, error, held + 1)
 
     def count(self, outcome: str) -> None:
-        """One more of this outcome, one of `outcomes`."""
+        """Counts this outcome, one of `outcomes`."""
         self.outcome = outcome
         counter = self._counts.get(outcome)
         if counter is not None:
@@ -169,9 +166,9 @@ class Scheme:
 
 
 def authorization(ctx: RequestContext, scheme: str) -> str | Verdict | None:
-    """The credentials behind `scheme` (lower case) in Authorization; None when there are none of this scheme.
+    """The credentials after `scheme` (lower case) in Authorization; None if there are none of this scheme.
 
-    REJECTED when the header is there twice: two servers might each believe another one (RFC 9110 §5.3).
+    REJECTED if the header is repeated: two servers might use different ones (RFC 9110 §5.3).
     """
     values = ctx.headers.get_all("authorization")
     if not values:

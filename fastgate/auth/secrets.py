@@ -1,4 +1,4 @@
-"""Shared secrets as the config writes them: plain text, `base64:…` or `hex:…`."""
+"""Shared secrets as written in the config: plain text, `base64:…` or `hex:…`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 
 __all__ = ["LEAST_SECRET_BYTES", "secret_bytes"]
 
-# A secret shorter than this can be guessed offline from one signed request. 16 bytes: as GitHub's webhooks
-# ask for; what is as strong as SHA-256 itself has 32 (RFC 2104 §3).
+# Shorter secrets can be guessed offline from one signed request. 16 bytes as required for GitHub's webhooks;
+# 32 match the strength of SHA-256 (RFC 2104 §3).
 LEAST_SECRET_BYTES: Final = 16
 
 
 def secret_bytes(text: str) -> bytes:
-    """The secret's bytes. ValueError says what was expected."""
+    """The bytes of the secret. Raises ValueError with the text that was expected."""
     kind, colon, rest = text.partition(":")
     try:
         if colon and kind == "base64":

@@ -1,6 +1,6 @@
-"""The `auth` section of the config, and what a route says of it.
+"""The `auth` section of the config and of a route.
 
-Each method's own settings are in `settings.py`; a route lists methods by the names they have here.
+Each method's own settings are in `settings.py`; a route lists methods by the names defined here.
 """
 
 from __future__ import annotations
@@ -136,7 +136,12 @@ class AuthUse(Settings, frozen=True, kw_only=True):
         ),
     ] = True
     enforce: Annotated[
-        bool, Meta(description="False counts and logs requests that would be rejected, and lets them pass.")
+        bool,
+        Meta(
+            description=(
+                "`false` (shadow mode): count and log requests that would be rejected, and let them pass."
+            )
+        ),
     ] = True
 
     def lets_unnamed_pass(self) -> bool:
@@ -147,11 +152,11 @@ class AuthUse(Settings, frozen=True, kw_only=True):
 
 
 class RouteKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in a route."""
+    """The keys of this feature in a route."""
 
     manual_order: ClassVar[int] = 30
     elsewhere: ClassVar[dict[str, str]] = {
-        "consumers": "write scopes, roles or policies; consumers stand at the root",
+        "consumers": "write scopes, roles or policies; consumers is a key of the root",
         **{name: f"write auth: [{name}]" for name in AuthConfig.__struct_fields__},
     }
 
@@ -162,7 +167,7 @@ class RouteKeys(Settings, frozen=True, kw_only=True):
 
 
 class RootKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in the root."""
+    """The keys of this feature in the root."""
 
     manual_order: ClassVar[int] = 50
     elsewhere: ClassVar[dict[str, str]] = {

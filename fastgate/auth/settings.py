@@ -1,7 +1,7 @@
 """The config Structs of the methods of authentication, one class per method.
 
-Shapes and defaults; what is wrong between values is found by `fastgate.auth.check`, what they mean at
-run time is in the file of the method.
+Types and defaults; `fastgate.auth.check` has the checks across values, and the file of each method its
+run-time behavior.
 """
 
 from __future__ import annotations

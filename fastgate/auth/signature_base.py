@@ -1,5 +1,4 @@
-"""The signature base of RFC 9421: from a request and a Signature-Input member to the exact bytes that were
-signed.
+"""The signature base of RFC 9421: the exact bytes signed, from a request and a Signature-Input member.
 
 Pure: no keys, no clock. Requests only, so `@status` and the `req` parameter are errors, and so is `tr`,
 because a gateway decides before the trailers arrive. Components are defined in §2.1 and §2.2, the lines in
@@ -28,10 +27,12 @@ from fastgate.checks import LOWER_TOKEN
 
 __all__ = ["Message", "component_values", "coverage", "signature_base"]
 
-MOST_COMPONENTS: Final = 64  # a field may be covered several ways; more is no signer, but work for nothing
+MOST_COMPONENTS: Final = (
+    64  # a field may be covered in several ways; more components than this are an attempt to cause work
+)
 
 
-# Structured fields whose type is registered, so that `;sf` can be honoured (RFC 9421 §2.1.1 needs the type).
+# Structured fields whose type is registered, which `;sf` requires (RFC 9421 §2.1.1).
 _STRUCTURED: Final[dict[str, str]] = {
     **dict.fromkeys(
         (
@@ -58,7 +59,7 @@ class Message(NamedTuple):
     """The parts of a request that a signature covers."""
 
     method: str
-    scheme: str  # as the client meant it: http or https
+    scheme: str  # http or https, as used by the client
     authority: str  # the Host field, or the authority of an absolute-form target
     target: str  # the request target as received
     field: Callable[[str], list[str]]  # every value of a field, in order
@@ -72,19 +73,19 @@ class Component(NamedTuple):
 
     @property
     def identifier(self) -> str:
-        """The component identifier as it stands in a signature base."""
+        """The component identifier in the form used in a signature base."""
         return item_text(self.item)
 
 
 def coverage(covered: InnerList) -> list[Component]:
-    """The components of a Signature-Input member, each once. ValueError when one is no component."""
+    """The components of a Signature-Input member, each once. Raises ValueError if one is invalid."""
     if len(covered.items) > MOST_COMPONENTS:
         raise ValueError(f"{len(covered.items)} components")
     seen: set[object] = set()
     out: list[Component] = []
     for each in covered.items:
         if not isinstance(each.value, str) or isinstance(each.value, Token):
-            raise ValueError("a component that is no string")
+            raise ValueError("a component that is not a string")
         identity = (each.value, frozenset(each.parameters.items()))  # without order (§2)
         if identity in seen:
             raise ValueError(f"{item_text(each)} is covered twice")
@@ -94,12 +95,12 @@ def coverage(covered: InnerList) -> list[Component]:
 
 
 def signature_base(message: Message, covered: InnerList) -> bytes:
-    """The bytes that were signed. ValueError when a component is not there or cannot be had."""
+    """The signed bytes. Raises ValueError if a component is missing or unsupported."""
     lines = [f"{component.identifier}: {value}" for component, value in component_values(message, covered)]
     lines.append(f'"@signature-params": {member_text(covered)}')
     base = "\n".join(lines)
     if not base.isascii():
-        raise ValueError("a component with other than ASCII bytes")
+        raise ValueError("a component with non-ASCII bytes")
     return base.encode()
 
 
@@ -124,7 +125,7 @@ def _derived(message: Message, name: str, parameters: Mapping[str, object]) -> s
             raise ValueError("@query-param without its name")
         return _query_parameter(message, parameters["name"])
     if parameters:
-        raise ValueError(f"{name} takes no parameters here: {sorted(parameters)}")
+        raise ValueError(f"{name} has unsupported parameters: {sorted(parameters)}")
     if name == "@method":
         return message.method
     if name == "@authority":
@@ -144,7 +145,7 @@ def _derived(message: Message, name: str, parameters: Mapping[str, object]) -> s
         if message.target == "*":
             path = ""
         return f"{message.scheme}://{message.authority}{path}{'' if query is None else '?' + query}"
-    raise ValueError(f"{name} is no component of a request")
+    raise ValueError(f"{name} is not a component of a request")
 
 
 def _authority(message: Message) -> str:
@@ -155,7 +156,7 @@ def _authority(message: Message) -> str:
 
 
 def _path_and_query(target: str) -> tuple[str, str | None]:
-    """The path ("/" when empty) and the query (None when there is no question mark), as received."""
+    """The path ("/" if empty) and the query (None if there is no question mark), as received."""
     if target[:1] != "/" and "://" in target[:8]:
         rest = target.partition("://")[2]
         cut = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
@@ -165,8 +166,8 @@ def _path_and_query(target: str) -> tuple[str, str | None]:
 
 
 def _query_parameter(message: Message, name: str) -> str:
-    """The one value of a query parameter, decoded and encoded again (§2.2.8). A name that is there twice must
-    not be signed this way."""
+    """The single value of a query parameter, decoded and re-encoded (§2.2.8). A repeated parameter must not
+    be signed this way."""
     query = _path_and_query(message.target)[1] or ""
     found = []
     for pair in query.split("&"):
@@ -176,26 +177,26 @@ def _query_parameter(message: Message, name: str) -> str:
         if _form_encoded(unquote_plus(key, errors="replace")) == name:
             found.append(value)
     if len(found) != 1:
-        raise ValueError(f"the query parameter {name} is there {len(found)} times")
+        raise ValueError(f"the query parameter {name} occurs {len(found)} times")
     return _form_encoded(unquote_plus(found[0], errors="replace"))
 
 
 def _form_encoded(text: str) -> str:
-    """As the URL standard percent-encodes form data, with %20 for a space."""
+    """Percent-encoding of form data as in the URL standard, with %20 for a space."""
     return quote(text, safe="*").replace("~", "%7E")
 
 
 def _field(message: Message, name: str, parameters: Mapping[str, object]) -> str:
     if not LOWER_TOKEN.fullmatch(name):
-        raise ValueError(f"{name!r} is no field name in lower case")
+        raise ValueError(f"{name!r} is not a field name in lower case")
     values = message.field(name)
     if not values:
-        raise ValueError(f"{name} is covered, but not there")
+        raise ValueError(f"{name} is covered, but missing")
     if not parameters:
         return ", ".join(value.strip(" \t") for value in values)
     unknown = parameters.keys() - {"sf", "key", "bs"}
     if unknown or any(parameters.get(flag, True) is not True for flag in ("sf", "bs")):
-        raise ValueError(f"{name} with parameters we cannot honour: {sorted(parameters)}")
+        raise ValueError(f"{name} with unsupported parameters: {sorted(parameters)}")
     if "bs" in parameters:
         if len(parameters) > 1:
             raise ValueError(f"{name}: bs excludes sf and key")
@@ -204,7 +205,7 @@ def _field(message: Message, name: str, parameters: Mapping[str, object]) -> str
     key = parameters.get("key")
     if key is not None:
         if not isinstance(key, str):
-            raise ValueError(f"{name}: the key is no string")
+            raise ValueError(f"{name}: the key is not a string")
         member = dictionary(joined).get(key)
         if member is None:
             raise ValueError(f"{name} has no member {key}")

@@ -1,4 +1,4 @@
-"""The keys of message signatures: what the six algorithms of RFC 9421 (§3.3) need, on `cryptography`."""
+"""The keys of message signatures: the six algorithms of RFC 9421 (§3.3), on `cryptography`."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Verify = Callable[[bytes, bytes], bool]
 
 
 class VerifyingKey(NamedTuple):
-    """A key with all that may be done with it."""
+    """A key with its permitted use."""
 
     key_id: str
     algorithm: str
     consumer: str
-    verify: Verify  # (signature, message) → whether it fits; never raises for a bad signature
+    verify: Verify  # (signature, message) → whether it is valid; never raises for an invalid signature
     signature_bytes: int
 
 
 def secret_verifier(secret: bytes) -> Verify:
-    """For hmac-sha256."""
+    """The verifier of hmac-sha256."""
 
     def verify(signature: bytes, message: bytes) -> bool:
         return hmac.compare_digest(hmac.digest(secret, message, hashlib.sha256), signature)
@@ -40,7 +40,7 @@ def secret_verifier(secret: bytes) -> Verify:
 
 def public_verifier(algorithm: str, pem: bytes) -> tuple[Verify, int]:
     """The verifier of a public key (PEM, or a certificate in PEM) and the size of its signatures in bytes.
-    ValueError when the key is not one of this algorithm."""
+    Raises ValueError if the key does not belong to this algorithm."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa

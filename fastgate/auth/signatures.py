@@ -1,11 +1,11 @@
-"""HTTP message signatures (RFC 9421): the request proves its sender, and that nothing it covers was changed.
+"""HTTP message signatures (RFC 9421): a request proves its sender and the integrity of what it covers.
 
-A request may carry several signatures under labels of the sender's choice; the first one that is
-acceptable says who it is. Acceptable means: a key we know, the algorithm of that key (never the request's),
-the components the config requires, made within `max_age`, not expired, the right tag, a nonce that no
-worker has seen before, and a signature that verifies. Everything else is the same 401.
+A request may carry several signatures under labels chosen by the sender; the first acceptable one identifies
+the consumer. An acceptable signature has a known key, the algorithm of that key (never the request's), covers
+the components required by the config, was made within `max_age`, has not expired, has the right tag and an
+unused nonce, and verifies. Every other signature gets the same 401.
 
-Own code on `cryptography` rather than the verifier of http-message-signatures, whose API takes one
+Implemented on `cryptography` rather than with the verifier of http-message-signatures, whose API takes one
 algorithm per verifier and a requests-like message; the tests sign with that library.
 """
 
@@ -30,8 +30,8 @@ from fastgate.settings import SECOND
 
 __all__ = ["Signatures", "load_key"]
 
-# Signatures of one request that we look at: a client's own, a proxy's or two. Each may cost a public-key
-# operation, so a request must not be able to ask for any number of them.
+# Signatures checked per request: the client's own, and one or two of proxies. Each may cost a public-key
+# operation, so a request must not be able to demand any number of them.
 MOST_SIGNATURES: Final = 4
 
 # The components that a component covers in addition to itself (§2.2).
@@ -42,10 +42,10 @@ _IMPLIED: Final[dict[str, tuple[str, ...]]] = {
 
 
 def load_key(key_id: str, config: SignatureKeyConfig) -> VerifyingKey:
-    """The key. ValueError says what was expected of which field; OSError when its file cannot be read."""
+    """The key. ValueError has the field and the expected text; OSError if its file cannot be read."""
     if config.algorithm == "hmac-sha256":
         if config.secret is None:
-            raise ValueError("a secret, which hmac-sha256 needs")
+            raise ValueError("a secret, required by hmac-sha256")
         verify = secret_verifier(secret_bytes(config.secret))
         return VerifyingKey(key_id, config.algorithm, config.consumer, verify, 32)
     if (config.public_key is None) == (config.public_key_file is None) or config.secret is not None:
@@ -60,7 +60,7 @@ def load_key(key_id: str, config: SignatureKeyConfig) -> VerifyingKey:
 
 
 class _Rejected(Exception):
-    """Not acceptable; the text is one of `outcomes`."""
+    """The signature is not acceptable; the text is one of `outcomes`."""
 
 
 class Signatures(Scheme):
@@ -83,7 +83,8 @@ class Signatures(Scheme):
         secrets: dict[str, str] | None = None,
         clock: Any = time.time,
     ) -> None:
-        """identify: the Identity of a consumer, or None. secrets: those of consumers by their names."""
+        """identify: returns the Identity of a consumer, or None. secrets: those of consumers by their
+        names."""
         super().__init__(counter)
         self.config = config
         self.keys = {
@@ -101,7 +102,7 @@ class Signatures(Scheme):
     @classmethod
     def build(cls, config: SignaturesConfig, env: FeatureEnv) -> Signatures:
         """The scheme of a worker, from the section `auth` and the consumers of the config."""
-        memory = env.around.memory
+        memory = env.context.memory
         counter = memory.metrics.counter
         return cls(
             config,
@@ -113,7 +114,7 @@ class Signatures(Scheme):
 
     @staticmethod
     def valid_ns(config: SignaturesConfig) -> int:
-        """How long one signature can be used at most: a nonce must be kept that long."""
+        """Maximum time in which a signature is valid; nonces must be kept for as long."""
         return config.max_age_ns + 2 * config.clock_skew_ns
 
     def verify(self, ctx: RequestContext) -> Any:
@@ -172,9 +173,8 @@ class Signatures(Scheme):
             base = signature_base(message, covered)
         except ValueError:
             raise _Rejected("coverage") from None
-        # Everything that can be wrong is looked at after the signature, so that it costs the same; a key we
-        # do
-        # not know costs what another key with signatures of this size costs.
+        # All checks follow the verification, so that every invalid signature costs the same. For an unknown
+        # key, a key whose signatures have this size is used instead.
         fits = (key or self._decoy(signature)).verify(signature, base)
         if key is None:
             raise _Rejected("unknown_key")
@@ -227,7 +227,7 @@ class Signatures(Scheme):
 
 
 def _text(parameters: dict[str, Any], name: str) -> str | None:
-    """A string parameter; None when it is not there. Rejected when it is something else."""
+    """A string parameter; None if it is missing. Raises _Rejected for another type."""
     value = parameters.get(name)
     if value is None:
         return None

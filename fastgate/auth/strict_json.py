@@ -1,4 +1,4 @@
-"""JSON that every reader reads alike: UTF-8, every key of an object once, no NaN, not nested without end."""
+"""Strict JSON, which every parser reads alike: UTF-8, unique keys, no NaN, bounded nesting."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["strict_json"]
 
 
 def strict_json(data: bytes) -> Any:
-    """The document. ValueError says what is wrong with it.
+    """The document. Raises ValueError with the error.
 
-    Which of two equal keys counts differs between readers (RFC 7515 §4 forbids them).
+    Parsers differ in which of two equal keys they use (RFC 7515 §4 forbids them).
     """
     try:
         return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
@@ -22,9 +22,9 @@ def strict_json(data: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a repeated key")
     return out
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid JSON")

@@ -1,11 +1,11 @@
-"""Structured field values (RFC 9651, §3 to §4): as much of them as message signatures and digests need.
+"""Structured field values (RFC 9651, §3 to §4), as far as message signatures and digests need them.
 
-`dictionary`, `items` and `item` read a field value strictly, the `…_text` functions write one back in the one
-form the RFC fixes. A value is a str (sf-string), a Token, bytes, bool, int or Decimal; dates and display
-strings are refused, as nothing here has them. A member is an item or an inner list, each with parameters.
-Of duplicate keys of parameters the last value counts, in the place of the first, as the RFC says; of a
-dictionary's members they are refused, because two readers that disagree about which one counts would
-disagree about what was signed.
+`dictionary`, `items` and `item` parse a field value strictly; the `…_text` functions serialize one in its
+canonical form. A value is a str (sf-string), a Token, bytes, bool, int or Decimal; dates and display strings
+are rejected, because no supported field has them. A member is an item or an inner list, each with parameters.
+Of duplicate parameters the last value is used, in the position of the first, as the RFC requires; duplicate
+members of a dictionary are rejected, because two parsers that use different ones would disagree about what
+was signed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
     "member_text",
 ]
 
-# Far more than any of the fields has; what a hostile header can make us do is bounded by these.
+# Far more than real fields have; these bound the work that a hostile header can cause.
 MOST_MEMBERS: Final = 128
 MOST_PARAMETERS: Final = 32
 
@@ -71,20 +71,20 @@ Member = Item | InnerList
 
 
 def dictionary(text: str) -> dict[str, Member]:
-    """The members of a dictionary by key. ValueError for anything that is not one."""
+    """The members of a dictionary by key. Raises ValueError for anything else."""
     reader = _Reader(text)
     found: dict[str, Member] = {}
     while not reader.at_end():
         key = reader.key()
         if key in found or len(found) >= MOST_MEMBERS:
-            raise ValueError(f"member {key!r} is there twice, or there are too many")
+            raise ValueError(f"member {key!r} is repeated, or there are too many")
         found[key] = reader.member() if reader.take("=") else Item(True, reader.parameters())
         reader.comma()
     return found
 
 
 def items(text: str) -> list[Member]:
-    """The members of a list. ValueError for anything that is not one."""
+    """The members of a list. Raises ValueError for anything else."""
     reader = _Reader(text)
     found: list[Member] = []
     while not reader.at_end():
@@ -96,16 +96,16 @@ def items(text: str) -> list[Member]:
 
 
 def item(text: str) -> Item:
-    """One item. ValueError for anything else."""
+    """One item. Raises ValueError for anything else."""
     reader = _Reader(text)
     found = reader.item()
     if not reader.at_end():
-        raise ValueError(f"unexpected {text[reader.at :]!r} behind an item")
+        raise ValueError(f"unexpected {text[reader.at :]!r} after an item")
     return found
 
 
 def dictionary_text(members: dict[str, Member]) -> str:
-    """The dictionary in its one fixed form (§4.1.2)."""
+    """The dictionary in canonical form (§4.1.2)."""
     parts = []
     for key, member in members.items():
         if isinstance(member, Item) and member.value is True:
@@ -116,12 +116,12 @@ def dictionary_text(members: dict[str, Member]) -> str:
 
 
 def items_text(members: list[Member]) -> str:
-    """The list in its one fixed form (§4.1.1)."""
+    """The list in canonical form (§4.1.1)."""
     return ", ".join(member_text(member) for member in members)
 
 
 def member_text(member: Member) -> str:
-    """An item or an inner list in its one fixed form."""
+    """An item or an inner list in canonical form."""
     if isinstance(member, Item):
         return item_text(member)
     inner = " ".join(item_text(each) for each in member.items)
@@ -129,7 +129,7 @@ def member_text(member: Member) -> str:
 
 
 def item_text(one: Item) -> str:
-    """An item in its one fixed form (§4.1.3)."""
+    """An item in canonical form (§4.1.3)."""
     return _bare_text(one.value) + _parameters_text(one.parameters)
 
 
@@ -157,7 +157,7 @@ def _bare_text(value: Bare) -> str:
 
 
 class _Reader:
-    """Where one walk over a value stands. The steps of §4.2, each raising ValueError."""
+    """The position of one pass over a value. The steps of §4.2, each raising ValueError."""
 
     def __init__(self, text: str) -> None:
         self.text = text.strip(" ")
@@ -180,7 +180,7 @@ class _Reader:
         return found
 
     def comma(self) -> None:
-        """Over a comma and the blanks around it; a comma at the end is an error."""
+        """Skips a comma and the white space around it; a trailing comma is an error."""
         self.match(_BLANKS, "")
         if self.at_end():
             return
@@ -219,7 +219,7 @@ class _Reader:
                 pass
             key = self.key()
             value = self.bare() if self.take("=") else True
-            found[key] = value  # the last value counts, in the place of the first (§4.2.3.2)
+            found[key] = value  # the last value is used, in the position of the first (§4.2.3.2)
             if len(found) > MOST_PARAMETERS:
                 raise ValueError("too many parameters")
         return found
@@ -249,12 +249,12 @@ class _Reader:
 
 
 def _decoded(text: str) -> bytes:
-    """The bytes of a byte sequence. Bits that are no part of a byte, and other padding than base64's own, are
-    refused: a signature must not have two spellings."""
+    """The bytes of a byte sequence. Spare bits and non-standard padding are rejected: a signature must have
+    only one encoding."""
     try:
         raw = base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"a byte sequence is no base64: {error}") from error
+        raise ValueError(f"a byte sequence is not base64: {error}") from error
     if base64.b64encode(raw).decode() != text:
-        raise ValueError("a byte sequence is not in the one form of base64")
+        raise ValueError("a byte sequence is not canonical base64")
     return raw

@@ -1,6 +1,4 @@
-"""From a route's `cache` to what the exchange asks: the rules, and the worker's one store behind all
-routes.
-"""
+"""Builds a route's `cache` for the exchange: its rules, and the worker's store shared by all routes."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ def build(cache: CacheConfig | None, env: FeatureEnv, gates: Sequence[Any] = ())
         return None
     settings = env.config.cache_store
     route = env.route
-    # Asked for by every route, so that each holds on to it over a reload.
+    # Requested by every route, so that each keeps a reference across a reload.
     tiers = _tiers(settings, env)
     places, unique = _places(route, cache, env.params)
     secrets = tuple(sorted(_credentials(gates)))
@@ -50,7 +48,7 @@ def build(cache: CacheConfig | None, env: FeatureEnv, gates: Sequence[Any] = ())
         env.service("cache", settings, lambda: worker_cache(settings, env, tiers)),
         coalesce=cache.coalesce,
         wait_ns=cache.coalesce_wait_ns,
-        counter=env.around.memory.metrics.counter,
+        counter=env.context.memory.metrics.counter,
         route=route.name,
         purge_header=cache.purge_header,
         strategy=make_strategy(cache.strategy.use, cache.strategy.options) if cache.strategy else None,
@@ -71,12 +69,12 @@ def build(cache: CacheConfig | None, env: FeatureEnv, gates: Sequence[Any] = ())
 
 
 _IN_KEY: Final = frozenset(("host", "scheme", "method", "path", "route"))
-"""What templates may name that is part of every key."""
+"""Properties available in templates that are part of every key."""
 
 
 def _templates(route: Any) -> Iterator[tuple[str, str]]:
-    """Each template by which the route edits its requests: the field it makes, lower case ("" for the path),
-    and its text."""
+    """The templates with which the route edits its requests: the field that each sets, lower case ("" for the
+    path), and its text."""
     edits = route.request_headers
     if edits is not None:
         for name, text in (*edits.set.items(), *edits.add.items()):
@@ -91,7 +89,9 @@ def _places(route: Any, cache: CacheConfig, params: Sequence[str]) -> tuple[Temp
     wanted = set()
     unique = []
     if cache.strategy is not None:
-        known = _IN_KEY - {"path"}  # the strategy decides what of the path is in the key, not of the edits
+        known = _IN_KEY - {
+            "path"
+        }  # the strategy, not the edits, decides which part of the path is in the key
     else:
         known = _IN_KEY | set(params) | ({"query"} if cache.key.query == "all" else set())
     for field, text in _templates(route):
@@ -105,7 +105,7 @@ def _places(route: Any, cache: CacheConfig, params: Sequence[str]) -> tuple[Temp
 
 
 def _written(route: Any, env: FeatureEnv) -> Iterator[str]:
-    """Lower-case names of the fields that the route writes or takes away."""
+    """Lower-case names of the fields that the route sets or removes."""
     edits = route.request_headers
     if edits is not None:
         for names in (edits.rename, edits.rename.values(), edits.remove, edits.set, edits.add):
@@ -121,7 +121,7 @@ def _written(route: Any, env: FeatureEnv) -> Iterator[str]:
 
 
 def _deadline(route: Any, config: Any) -> Iterator[str]:
-    """The field that tells the upstream how much time is left, if it is told."""
+    """The field that tells the upstream the remaining time, if it is sent."""
     upstream = config.upstreams.get(route.upstream)
     name = None if upstream is None else upstream.timeouts.overridden(route.timeouts).deadline_header
     if name:
@@ -129,8 +129,8 @@ def _deadline(route: Any, config: Any) -> Iterator[str]:
 
 
 def _shown(route: Any, config: Any) -> tuple[str, ...]:
-    """Fields that are in the key of the route: those it chose by, unless by one value alone, and those that a
-    forward-auth service sets."""
+    """Fields in the key of the route: those that select it, unless by a fixed value, and those set by a
+    forward-auth service."""
     names = [name for name, value in route.headers.items() if value == "*" or value.startswith("~")]
     if route.auth is not None and "forward" in route.auth.schemes and config.auth.forward is not None:
         names += config.auth.forward.upstream_headers
@@ -138,8 +138,8 @@ def _shown(route: Any, config: Any) -> tuple[str, ...]:
 
 
 def _credentials(gates: Iterable[Any]) -> Iterator[str]:
-    """Names of the fields whose credential goes on to the upstream, which may know more by it than a name.
-    `Authorization` is in the key anyway."""
+    """Names of the fields whose credential is forwarded to the upstream, which may derive more from it than a
+    name. `Authorization` is in the key anyway."""
     for gate in gates:
         for scheme in getattr(gate, "schemes", ()):
             if scheme.cacheable and not getattr(scheme, "hide", False):
@@ -181,7 +181,7 @@ def _tiers(settings: CacheStoreConfig, env: FeatureEnv) -> Any:
         return None
     from fastgate.caching.tiers import Tiers
 
-    shared = env.around.memory
+    shared = env.context.memory
     return env.service(
         "cache tiers",
         (settings.disk, settings.redis),
@@ -194,5 +194,5 @@ def worker_cache(settings: CacheStoreConfig, env: FeatureEnv, tiers: Any) -> Wor
     memory = None
     if settings.memory.size_bytes:
         memory = Cache(settings.memory.size_bytes, settings.memory.policy)
-    shared = env.around.memory
+    shared = env.context.memory
     return WorkerCache(memory, shared.epochs, tiers, shared.metrics.counter)

@@ -17,7 +17,7 @@ __all__ = ["check_root", "check_route"]
 
 _TAG = re.compile(r"[!-+\--~]+", re.ASCII)  # printable, no comma: as in a Cache-Tag
 _METHODS: Final = ("GET", "HEAD", "POST")
-#: 100s are never final, 206 and 304 are parts of other responses.
+#: 1xx responses are never final; 206 and 304 are parts of other responses.
 _NEVER_STATUSES: Final = (206, 304)
 
 
@@ -67,12 +67,12 @@ def _check_cache(
             elif section == "headers" and name.lower() in ("x-request-id", "range", "if-none-match"):
                 report((*key, section, at), f'"{name}"', "", "no two requests would share a response")
             elif section == "headers" and name.lower() == "cookie":
-                hint = "every browser has another; list the ones that matter in key.cookies"
+                hint = "every browser has different ones; list the relevant ones in key.cookies"
                 report((*key, section, at), f'"{name}"', "", hint)
     if not isinstance(cache.key.query, str):
         for at, name in enumerate(cache.key.query):
             if not name.isascii() or not name.isprintable() or set(name) & set("&=%+[] "):
-                report((*key, "query", at), f'"{name}"', "the name of a parameter, not escaped", "")
+                report((*key, "query", at), f'"{name}"', "the unescaped name of a parameter", "")
     for at, name in enumerate(cache.targeted):
         if not TOKEN.fullmatch(name):
             report((*path, "targeted", at), f'"{name}"', "a header name (letters, digits and -)", "")

@@ -86,9 +86,9 @@ def _until_first_change(interval: float, rate: float) -> float:
     """The expected time to the first change, given that there was one within the interval."""
     product = rate * interval
     if product < 1e-6:
-        return interval / 2  # the limit; the formula loses all its digits there
+        return interval / 2  # the limit; the formula loses precision there
     if product > 700:
-        return 1 / rate  # exp() would overflow, and the interval says nothing any more
+        return 1 / rate  # exp() would overflow, and the interval contributes no information
     return max(1.0, 1 / rate - interval / math.expm1(product))
 
 

@@ -29,7 +29,7 @@ __all__ = [
 
 SEEN_ENTRIES = 65_536
 WAITING_PREFETCHES = 4096
-MOST_LIVES = 3  # what _core's Cache grants at most
+MOST_LIVES = 3  # maximum granted by _core's Cache
 
 
 class AdaptiveTtlConfig(Settings, frozen=True, kw_only=True):
@@ -147,8 +147,8 @@ class Predictor:
                 most=prefetch.most,
             )
         self.budget = Budget(ratio=prefetch.budget) if prefetch is not None else None
-        self._seen: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()  # key → digest, when
-        self._fetched: OrderedDict[bytes, int] = OrderedDict()  # not asked for yet → until when
+        self._seen: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()  # key → digest, time
+        self._fetched: OrderedDict[bytes, int] = OrderedDict()  # not requested yet → expiry of the record
 
     # a response is stored
 

@@ -448,7 +448,7 @@ class CacheStoreConfig(Settings, frozen=True, kw_only=True):
 
 
 class RouteKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in a route."""
+    """The keys of this feature in a route."""
 
     manual_order: ClassVar[int] = 20
 
@@ -462,7 +462,7 @@ class RouteKeys(Settings, frozen=True, kw_only=True):
 
 
 class RootKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in the root."""
+    """The keys of this feature in the root."""
 
     manual_order: ClassVar[int] = 40
 

@@ -36,9 +36,8 @@ log = logging.getLogger("fastgate")
 
 
 class Strategy:
-    """Override what you need. `config` is an instance of Config, or None without one. No I/O: the request
-    waits.
-    """
+    """Base class; override what you need. `config` is an instance of Config, or None without one. Must not do
+    I/O: the request waits."""
 
     Config: ClassVar[type[Settings] | None] = None
 
@@ -61,9 +60,8 @@ class Strategy:
 
 
 class CarefulStrategy:
-    """A strategy whose mistakes cost no request: an exception is logged once per place, and nothing is
-    cached.
-    """
+    """Wraps a strategy so that its errors fail no request: an exception is logged once per method, and
+    nothing is cached."""
 
     def __init__(self, strategy: Strategy, name: str) -> None:
         self._strategy = strategy
@@ -104,9 +102,7 @@ class CarefulStrategy:
     def _tell(self, what: str) -> None:
         if what not in self._told:
             self._told.add(what)
-            log.exception(
-                "cache strategy %s failed in %s(); what it failed on is not cached", self._name, what
-            )
+            log.exception("cache strategy %s failed in %s(); the response is not cached", self._name, what)
 
 
 class StrategyConfig(Settings, frozen=True, kw_only=True):
@@ -131,9 +127,8 @@ STRATEGIES: Final = Registry("cache strategy", GROUP, Strategy, "fastgate.cachin
 
 
 def make_strategy(name: str, options: Mapping[str, Any]) -> CarefulStrategy:
-    """The strategy with its settings. LookupError, TypeError and msgspec.ValidationError say what is
-    wrong.
-    """
+    """The strategy with its settings. Raises LookupError, TypeError or msgspec.ValidationError with the
+    error."""
     found = STRATEGIES.load(name)
     if found.Config is None:
         if options:

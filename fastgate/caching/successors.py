@@ -58,9 +58,8 @@ class Successors(Generic[Key]):
         self._last: OrderedDict[Hashable, tuple[Key, int]] = OrderedDict()
 
     def observe(self, client: Hashable, key: Key, now_ns: int) -> list[Key]:
-        """Notes that this client asks for this key now. Returns what it will probably ask for next, the
-        likeliest first.
-        """
+        """Records that this client requests this key now. Returns the keys that it will probably request
+        next, the most likely first."""
         before = self._last.get(client)
         if before is None and len(self._last) >= self._max_clients:
             self._last.popitem(last=False)
@@ -98,8 +97,8 @@ class Successors(Generic[Key]):
         if follower in followers or len(followers) < SLOTS:
             followers[follower] = followers.get(follower, 0.0) + 1
         else:
-            # Space-saving would let the newcomer inherit the smallest count: three strangers in a row would
-            # pass `support`. Here it starts at one.
+            # Space-saving would let the newcomer inherit the smallest count: three unknown keys in a row
+            # would pass `support`. Here it starts at one.
             smallest = min(followers, key=followers.__getitem__)
             followers[smallest] -= 1
             if followers[smallest] <= 0:
@@ -125,7 +124,7 @@ class Budget:
         self._burst = burst
         self._usefulness = usefulness
         self._tokens = burst
-        self._useful = 1.0  # starts trusting; a hundred useless fetches bring it near nothing
+        self._useful = 1.0  # initial trust; a hundred useless fetches reduce it to almost nothing
         self.spent = 0
         self.used = 0
         self.wasted = 0
@@ -133,11 +132,11 @@ class Budget:
     def earn(self) -> None:
         """One request of a client was served."""
         share = min(1.0, self._useful / self._usefulness) if self._usefulness else 1.0
-        # A fiftieth stays, so that a change for the better is noticed.
+        # A fiftieth always remains, so that an improvement is detected.
         self._tokens = min(self._burst, self._tokens + self._ratio * max(share, 0.02))
 
     def take(self) -> bool:
-        """True if one more fetch may be made; it is paid for then."""
+        """True if one more fetch is allowed; its token is then taken."""
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
@@ -154,5 +153,5 @@ class Budget:
 
     @property
     def usefulness(self) -> float:
-        """The share of fetches that were used, lately; 0 to 1."""
+        """The share of recent fetches that were used; 0 to 1."""
         return self._useful

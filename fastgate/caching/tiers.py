@@ -33,11 +33,11 @@ class Tiers:
         self._epochs = epochs
         self.disk = disk
         self.fleet = fleet
-        self._large: bytes | None = None  # a key of which get_now said LATER
+        self._large: bytes | None = None  # the key for which get_now returned LATER
 
     @classmethod
     def of(cls, settings: CacheStoreConfig, epochs: Epochs, metrics: MetricTable) -> Tiers | None:
-        """The tiers of a config; None when it has none."""
+        """The tiers of a config, or None if it has none."""
         disk = fleet = None
         if settings.disk is not None:
             disk = DiskStore(
@@ -87,7 +87,7 @@ class Tiers:
 
     @property
     def has_later(self) -> bool:
-        """Whether get_later may find what get_now, just asked for the same key, did not."""
+        """Whether get_later may find a response that get_now, just called for the same key, did not."""
         return self._large is not None or (self.fleet is not None and self.fleet.is_up)
 
     def get_now(self, key: bytes) -> bytes | None:
@@ -140,12 +140,12 @@ class Tiers:
             self.fleet.put(key, b"", (), 0, 0)
 
     def when_written(self, key: bytes, then: Callable[[], Any]) -> bool:
-        """True: `then` is called, in any thread, once what was put under key can be read by every worker, or
-        will never be. False: it can be read now, or nothing is waiting to be written."""
+        """True: `then` is called, in any thread, once the response under key can be read by every worker, or
+        never will be. False: it can be read now, or nothing is waiting to be written."""
         return self.disk is not None and self.disk.when_written(key, then)
 
     def purge(self, kind: str, text: bytes | str = b"") -> int:
-        """Purges, on this machine at once and on the others as soon as they hear of it; its sequence."""
+        """Purges, on this machine at once and on the others when they receive it; returns the sequence."""
         return purge(self._epochs, kind, text)
 
     def statistics(self) -> dict[str, Any]:
@@ -157,8 +157,9 @@ class Tiers:
 
 
 def purge(epochs: Epochs, kind: str, text: bytes | str = b"") -> int:
-    """Appends to the purge log, from any process; the sequence. In effect on this machine when it returns.
-    `url` purges all responses of a URL, `key` one entry. ValueError: an unknown kind, or an invalid text."""
+    """Appends to the purge log, from any process, and returns the sequence. In effect on this machine on
+    return. `url` purges all responses of a URL, `key` one entry. ValueError: an unknown kind, or an invalid
+    text."""
     if kind not in PURGE_KINDS:
         raise ValueError(f"kind: expected one of {', '.join(PURGE_KINDS)}, got {kind!r}")
     if kind == "all":
@@ -178,7 +179,7 @@ async def settled(
     epochs: Epochs, sequence: int, *, disk: bool, redis: bool, timeout_s: float = 2.0
 ) -> dict[str, bool]:
     """Waits for a limited time until a purge is also applied on the disk (so that it survives a restart) and
-    confirmed by Redis. Which of these are done."""
+    confirmed by Redis. Returns which of them completed."""
     until = time.monotonic() + timeout_s
     while True:
         state = {}

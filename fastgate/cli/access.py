@@ -45,12 +45,12 @@ def add_commands(main: click.Group, admin: AdminCall, config_option: Callable[[A
     ) -> dict[str, Any]:
         given = {name: value for name, value in query.items() if value is not None}
         target = f"{path}?{urlencode(given)}" if given else path
-        answer = admin(method, target, config, address, body)
-        if "error" in answer:
-            where = f" (at {answer['path']})" if str(answer.get("path", "")).startswith("$") else ""
-            click.echo(f"fastgate: {answer['error']}{where}", err=True)
+        response = admin(method, target, config, address, body)
+        if "error" in response:
+            where = f" (at {response['path']})" if str(response.get("path", "")).startswith("$") else ""
+            click.echo(f"fastgate: {response['error']}{where}", err=True)
             sys.exit(1)
-        return answer
+        return response
 
     _add_passwords(main)
     _add_keys(main, shared, ask)
@@ -178,10 +178,10 @@ def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
     ) -> None:
         """Replace KEY_ID by a new key and print it. The old key remains valid for a while."""
         body = {} if overlap is None else {"overlap": overlap}
-        answer = ask("POST", f"/api/keys/{quote(key_id, safe='')}/rotate", config, admin, body)
-        _tell_key(answer, as_json)
+        response = ask("POST", f"/api/keys/{quote(key_id, safe='')}/rotate", config, admin, body)
+        _tell_key(response, as_json)
         if not as_json:
-            click.echo(f"{key_id} is valid until {answer['old']['expires']}", err=True)
+            click.echo(f"{key_id} is valid until {response['old']['expires']}", err=True)
 
     @keys.command()
     @click.argument("key_ids", nargs=-1, required=True, metavar="KEY_ID...")
@@ -283,17 +283,17 @@ def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
     @shared
     def remove(name: str, revoke_keys: bool, config: str | None, admin: str | None, as_json: bool) -> None:
         """Remove a consumer that was created at run time."""
-        answer = ask(
+        response = ask(
             "DELETE",
             f"/api/consumers/{quote(name)}",
             config,
             admin,
             **({"keys": "revoke"} if revoke_keys else {}),
         )
-        told = f"removed {answer['removed']}"
-        if answer.get("source") == "config":
-            told = f"{answer['removed']} has the values of the config again"
-        click.echo(json.dumps(answer, indent=2) if as_json else told)
+        told = f"removed {response['removed']}"
+        if response.get("source") == "config":
+            told = f"{response['removed']} has the values of the config again"
+        click.echo(json.dumps(response, indent=2) if as_json else told)
 
 
 def _add_cache(main: click.Group, shared: Shared, ask: Ask) -> None:
@@ -342,29 +342,29 @@ def _add_cache(main: click.Group, shared: Shared, ask: Ask) -> None:
                 raise click.UsageError(
                     f"expected a URL with its host, got {url!r}; a path on every host is --pattern {url!r}"
                 )
-        answer = ask("POST", "/api/cache/purge", config, admin, {name: v for name, v in body.items() if v})
+        response = ask("POST", "/api/cache/purge", config, admin, {name: v for name, v in body.items() if v})
         if as_json:
-            click.echo(json.dumps(answer, indent=2))
+            click.echo(json.dumps(response, indent=2))
             return
         click.echo("purged")
         for tier, late in (
             ("disk", "the disk tier has not applied it yet"),
             ("redis", "Redis has not confirmed it yet"),
         ):
-            if answer.get(tier) is False:
+            if response.get(tier) is False:
                 click.echo(f"{late}: it is in effect on this machine, and will complete", err=True)
 
     @cache.command(name="stats")
     @shared
     def stats(config: str | None, admin: str | None, as_json: bool) -> None:
         """Show hits and misses by route, and statistics of the tiers."""
-        answer = ask("GET", "/api/cache", config, admin)
+        response = ask("GET", "/api/cache", config, admin)
         if as_json:
-            click.echo(json.dumps(answer, indent=2))
+            click.echo(json.dumps(response, indent=2))
             return
-        rows = [{"route": name, **counts} for name, counts in answer["routes"].items()]
+        rows = [{"route": name, **counts} for name, counts in response["routes"].items()]
         _table(rows, ("route", "hit_ratio", "hit", "stale", "coalesced", "revalidated", "miss", "bypass"))
-        rows = [{"tier": name, **counts} for name, counts in answer["tiers"].items()]
+        rows = [{"tier": name, **counts} for name, counts in response["tiers"].items()]
         if rows:
             click.echo()
             _table(
@@ -409,11 +409,11 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         as_json: bool,
     ) -> None:
         """Show the limits of a client, the remaining amounts and its usage."""
-        answer = ask("GET", "/api/limits", config, admin, consumer=consumer, key=key, ip=ip)
+        response = ask("GET", "/api/limits", config, admin, consumer=consumer, key=key, ip=ip)
         if as_json:
-            click.echo(json.dumps(answer, indent=2))
+            click.echo(json.dumps(response, indent=2))
             return
-        _tell({field: value for field, value in answer.items() if field != "rules"}, False)
+        _tell({field: value for field, value in response.items() if field != "rules"}, False)
         rows = [
             {
                 "rule": f"{rule['rule']} {rule['route']}".strip(),
@@ -424,7 +424,7 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
                 "requests": rule["requests"],
                 "cost": rule["cost"],
             }
-            for rule in answer["rules"]
+            for rule in response["rules"]
             for limit in rule["limits"]
         ]
         if rows:
@@ -444,10 +444,10 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         as_json: bool,
     ) -> None:
         """Reset the usage of a client to zero."""
-        answer = ask("POST", "/api/limits/reset", config, admin, consumer=consumer, key=key, ip=ip)
-        count = answer["reset"]
+        response = ask("POST", "/api/limits/reset", config, admin, consumer=consumer, key=key, ip=ip)
+        count = response["reset"]
         click.echo(
-            json.dumps(answer, indent=2) if as_json else f"reset {count} rule{'' if count == 1 else 's'}"
+            json.dumps(response, indent=2) if as_json else f"reset {count} rule{'' if count == 1 else 's'}"
         )
 
     @limits.command(name="set")
@@ -464,10 +464,10 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         fastgate limits set acme per_day=none          # no limit per day
         """
         if amounts:
-            answer = ask("PUT", "/api/limits", config, admin, _amounts(amounts), consumer=consumer)
+            response = ask("PUT", "/api/limits", config, admin, _amounts(amounts), consumer=consumer)
         else:
-            answer = ask("DELETE", "/api/limits", config, admin, consumer=consumer)
-        _tell({field: value for field, value in answer.items() if as_json or field != "rules"}, as_json)
+            response = ask("DELETE", "/api/limits", config, admin, consumer=consumer)
+        _tell({field: value for field, value in response.items() if as_json or field != "rules"}, as_json)
 
     @limits.command()
     @client
@@ -485,10 +485,10 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         as_json: bool,
     ) -> None:
         """Ban a client on every route whose `penalty` uses the same key."""
-        answer = ask(
+        response = ask(
             "POST", "/api/limits/ban", config, admin, {"for": span}, consumer=consumer, key=key, ip=ip
         )
-        _tell(answer, as_json)
+        _tell(response, as_json)
 
     @limits.command()
     @client
@@ -540,8 +540,8 @@ def _add_secrets(main: click.Group, shared: Shared, ask: Ask) -> None:
     @shared
     def remove(name: str, config: str | None, admin: str | None, as_json: bool) -> None:
         """Remove a secret."""
-        answer = ask("DELETE", f"/api/secrets/{quote(name)}", config, admin)
-        click.echo(json.dumps(answer, indent=2) if as_json else f"removed {answer['removed']}")
+        response = ask("DELETE", f"/api/secrets/{quote(name)}", config, admin)
+        click.echo(json.dumps(response, indent=2) if as_json else f"removed {response['removed']}")
 
 
 def _pairs(given: tuple[str, ...]) -> dict[str, str]:
@@ -571,19 +571,19 @@ def _amounts(given: tuple[str, ...]) -> dict[str, float | None]:
     return amounts
 
 
-def _tell_key(answer: dict[str, Any], as_json: bool) -> None:
+def _tell_key(response: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        click.echo(json.dumps(response, indent=2))
         return
-    click.echo(f"{answer['key_id']} of {answer['consumer']}; the key cannot be shown again:", err=True)
-    click.echo(answer["api_key"])
+    click.echo(f"{response['key_id']} of {response['consumer']}; the key cannot be shown again:", err=True)
+    click.echo(response["api_key"])
 
 
-def _tell(answer: dict[str, Any], as_json: bool) -> None:
+def _tell(response: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        click.echo(json.dumps(response, indent=2))
         return
-    for name, value in answer.items():
+    for name, value in response.items():
         if value not in (None, "", [], {}):
             click.echo(f"{name}: {_cell(value)}")
 

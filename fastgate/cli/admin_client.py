@@ -66,11 +66,11 @@ class AdminClient:
         finally:
             connection.close()
         try:
-            answer = json.loads(content)
+            document = json.loads(content)
         except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
+            document = None
+        if not isinstance(document, dict):
             raise AdminUnreachable(
                 f"the server at {self._address} is not the admin API (status {response.status})"
             )
-        return response.status, answer
+        return response.status, document

@@ -26,9 +26,9 @@ from rich.table import Table
 __all__ = ["Load", "Report", "main", "report_table", "run"]
 
 QUANTILES = (0.5, 0.75, 0.9, 0.99, 0.999, 1.0)
-# Before a connection that was refused is tried again: a dead server must not become a busy loop.
+# Delay before a refused connection is retried, so that a dead server does not cause a busy loop.
 RETRY_S = 0.1
-END_S = 1.0  # for requests in flight when the time is over
+END_S = 1.0  # for requests in flight at the end
 SAMPLES = 5_000_000  # latencies kept exactly; 40 MB, more than this client sends in two minutes
 
 
@@ -139,7 +139,7 @@ class _Run:
             load, target.netloc.rpartition("@")[2], target.path or "/", target.query
         )
         self.idle: deque[_Connection] = deque()
-        self.due: deque[int] = deque()  # moments of requests for which no connection was free
+        self.due: deque[int] = deque()  # due times of requests for which no connection was free
         self.open: set[_Connection] = set()
         self.opening: set[asyncio.Task[None]] = set()
         self.stopping = False
@@ -156,13 +156,13 @@ class _Run:
         self.report.elapsed_s = time.monotonic() - started
         await self.end()
         if self.due:
-            self.report.errors["never sent: no connection was free"] += len(self.due)
+            self.report.errors["not sent: no connection was free"] += len(self.due)
         self.report.latencies_ns.sort()
         return self.report
 
     async def end(self) -> None:
-        # A connect that is cancelled just when it is done leaves a connection of whose end uvloop never
-        # tells: only those that take long are cancelled, and nothing here waits without a limit.
+        # A connect that is cancelled just when it completes leaves a connection whose end uvloop never
+        # reports. Therefore only slow ones are cancelled, and nothing here waits without a limit.
         if self.opening:
             await asyncio.wait(self.opening, timeout=END_S)
         for task in self.opening:
@@ -235,12 +235,12 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, run: _Run) -> None:
         self.run = run
-        self.begun_ns = 0  # when the request in flight was due, 0 without one
+        self.begun_ns = 0  # due time of the request in flight, 0 without one
         self.parser: httptools.HttpResponseParser | None = None
         self.status = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's own class, no subclass of asyncio's
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's own class, not a subclass of asyncio's
         self.run.open.add(self)
         self.run.ready(self)
 
@@ -260,7 +260,7 @@ class _Connection(asyncio.Protocol):
             self.fail("malformed response")
 
     def on_headers_complete(self) -> None:
-        # The parser cannot know that this response has no body; its verdict on the next bytes is not used.
+        # The parser cannot know that this response has no body, so its result for the next bytes is not used.
         if (
             self.run.load.method == "HEAD"
             and self.parser is not None

@@ -1,12 +1,12 @@
 """`fastgate demo`: small services on this machine, the gateway in front of them, and commands to try.
 
 The services run in this process on free loopback ports; the gateway is `python -m fastgate run` with the
-packaged demo.yaml, which takes the services' addresses from its environment. This is not a web server to
-build on: it reads HTTP/1.1 as the gateway writes it and nothing else.
+packaged demo.yaml, which takes the services' addresses from its environment. The services implement only the
+part of HTTP/1.1 that the gateway sends; they are not a web server for other uses.
 
-    echo       JSON of what arrived, with the name of the instance (two of them)
+    echo       JSON of the received request, with the name of the instance (two of them)
     slow       responds after ?s= seconds
-    flaky      every third response is 503, every fifth request is cut off without a response
+    flaky      every third response is 503, every fifth request is closed without a response
     stream     ?mb= megabytes
     events     ?count= server-sent events, one every ?every= seconds
     ws         a WebSocket that echoes
@@ -52,7 +52,7 @@ class Request(NamedTuple):
         return next((value for key, value in self.headers if key.lower() == name), "")
 
     def number(self, name: str, default: float, most: float) -> float:
-        """A number of the query, between 0 and `most`; `default` when there is none."""
+        """A number of the query, clamped to 0 and `most`; `default` if there is none."""
         given = parse_qs(urlsplit(self.target).query).get(name, [""])[0]
         try:
             return min(max(0.0, float(given)), most)  # in this order NaN is 0
@@ -64,9 +64,8 @@ Service = Callable[[Request, asyncio.StreamReader, asyncio.StreamWriter], Awaita
 
 
 class Services:
-    """The demo services. Inside `async with Services() as services:`, `services.environ` is what demo.yaml
-    needs.
-    """
+    """The demo services. Inside `async with Services() as services:`, `services.environ` is the environment
+    for demo.yaml."""
 
     def __init__(self) -> None:
         self.environ: dict[str, str] = {}
@@ -119,7 +118,7 @@ class Services:
                     break
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
-            pass  # the peer is gone or sends something else than HTTP/1.1: close the connection
+            pass  # the peer disconnected or sent something other than HTTP/1.1: close the connection
         except asyncio.CancelledError:
             writer.transport.abort()
         finally:
@@ -131,15 +130,15 @@ class Services:
     async def _slow(self, request: Request, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         seconds = request.number("s", 2, 60)
         await asyncio.sleep(seconds)
-        return _answer(writer, {"service": "slow", "seconds": seconds})
+        return _respond(writer, {"service": "slow", "seconds": seconds})
 
     async def _flaky(self, _: Request, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         self._flaky_requests += 1
         if self._flaky_requests % 5 == 0:
             return False
         if self._flaky_requests % 3 == 0:
-            return _answer(writer, {"service": "flaky", "error": "try again"}, "503 Service Unavailable")
-        return _answer(writer, {"service": "flaky", "request": self._flaky_requests})
+            return _respond(writer, {"service": "flaky", "error": "try again"}, "503 Service Unavailable")
+        return _respond(writer, {"service": "flaky", "request": self._flaky_requests})
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Request | None:
@@ -176,7 +175,7 @@ async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
         pass  # trailers
 
 
-def _answer(writer: asyncio.StreamWriter, value: Any, status: str = "200 OK") -> bool:
+def _respond(writer: asyncio.StreamWriter, value: Any, status: str = "200 OK") -> bool:
     body = json.dumps(value, indent=1).encode() + b"\n"
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
@@ -184,7 +183,7 @@ def _answer(writer: asyncio.StreamWriter, value: Any, status: str = "200 OK") ->
 
 
 async def _missing(_: Request, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    return _answer(writer, {"error": "no such demo service"}, "404 Not Found")
+    return _respond(writer, {"error": "no such demo service"}, "404 Not Found")
 
 
 async def _echo(
@@ -196,7 +195,7 @@ async def _echo(
         body = json.loads(text) if text else None
     except ValueError:
         body = text
-    return _answer(
+    return _respond(
         writer,
         {
             "instance": instance,
@@ -237,10 +236,10 @@ async def _events(request: Request, _: asyncio.StreamReader, writer: asyncio.Str
 
 
 async def _websocket(request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Each frame goes back as it came, unmasked (RFC 6455 §5), until one of the two closes."""
+    """Echoes each frame, unmasked (RFC 6455 §5), until one side closes."""
     key = request.header("sec-websocket-key")
     if not key or request.header("upgrade").lower() != "websocket":
-        return _answer(writer, {"error": "a WebSocket handshake is expected here"}, "400 Bad Request")
+        return _respond(writer, {"error": "this path expects a WebSocket handshake"}, "400 Bad Request")
     accept = base64.b64encode(hashlib.sha1(key.encode() + WEBSOCKET_GUID, usedforsecurity=False).digest())
     writer.write(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -297,7 +296,8 @@ async def _demo(arguments: list[str]) -> int:
     ready_read, ready_write = os.pipe()
     loop = asyncio.get_running_loop()
     async with Services() as services:
-        # Its own session: Ctrl-C comes here alone and is passed on once. If we die, it gets SIGTERM.
+        # A separate session: only this process receives Ctrl-C, and forwards it once. If it dies, the gateway
+        # gets SIGTERM.
         die_with_us = functools.partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
         gateway = await asyncio.create_subprocess_exec(
             sys.executable,

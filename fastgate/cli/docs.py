@@ -199,7 +199,7 @@ def _members_of(module: Any, cls: type) -> Iterator[tuple[str, str, str]]:
             kind = ast.unparse(node.returns) if node.returns is not None else ""
             if any(isinstance(mark, ast.Name) and mark.id == "property" for mark in node.decorator_list):
                 yield node.name, kind, text
-            else:  # of overloads, the last one says most
+            else:  # for overloads, the last one is the most general
                 arguments = ast.unparse(node.args).removeprefix("self").removeprefix(", ")
                 methods[node.name] = (f"{node.name}({arguments})", kind, text)
     yield from methods.values()

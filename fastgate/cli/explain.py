@@ -50,7 +50,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """The handling of a request: its route, or its refusal (`status` and `answer`) without one."""
+    """The handling of a request: its route, or its refusal (`status` and `response`) without one."""
 
     request: str
     host: str
@@ -66,7 +66,7 @@ class Explanation(msgspec.Struct, frozen=True):
     limits: dict[str, str] = {}
     head: str = ""
     status: int = 0
-    answer: str = ""
+    response: str = ""
     refused: str = ""  # the reason, if a gate of the route refuses
     decisions: tuple[str, ...] = ()  # the decisions of policies
     guards: dict[str, str] = {}  # what the route requires and stores
@@ -74,12 +74,12 @@ class Explanation(msgspec.Struct, frozen=True):
     rate_limit: dict[str, str] = {}  # the RateLimit fields of the response
     nearest: str = ""  # without a route: the nearest one
     difference: str = ""  # and why it does not match
-    source: str = "config"  # `gateway`: from the running one
+    source: str = "config"  # `gateway`: the running gateway
 
     @classmethod
-    def of(cls, answer: dict[str, Any]) -> Explanation:
+    def of(cls, response: dict[str, Any]) -> Explanation:
         """From the response of the admin API of the running gateway."""
-        return msgspec.convert(answer, cls)
+        return msgspec.convert(response, cls)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -121,7 +121,7 @@ class Recorder(Plugin):
         return CONTINUE if destination is None else ctx.respond(204)
 
     def log(self, ctx: RequestContext) -> None:
-        if self.route is None and ctx.route is not None:  # a gate before this one has refused it
+        if self.route is None and ctx.route is not None:  # refused by an earlier gate
             self.route, self.params = ctx.route, ctx.params
             self.refused = ctx.reason.label if ctx.reason is not None else ""
             self.identity = _identity(ctx)
@@ -145,7 +145,7 @@ class _Nowhere(asyncio.Transport):
         self.written = b""
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Everything fits."""
+        """Ignored: the buffer is unbounded."""
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         self.written += bytes(data)
@@ -157,16 +157,16 @@ class _Nowhere(asyncio.Transport):
         return False
 
     def pause_reading(self) -> None:
-        """Nothing is read."""
+        """Ignored: there is no input."""
 
     def resume_reading(self) -> None:
-        """Nothing is read."""
+        """Ignored: there is no input."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Ignored: there is no connection."""
 
     def abort(self) -> None:
-        """Nothing is open."""
+        """Ignored: there is no connection."""
 
 
 def explain_request(
@@ -206,7 +206,7 @@ def explain_request(
         connection.connection_made(transport)
         connection.data_received(data)
         waits = bool(asyncio.all_tasks(loop))
-        if waits:  # a step would have to await, and explain sends nothing
+        if waits:  # a step would await, and explain sends nothing
             connection.connection_lost(None)
             loop.run_until_complete(asyncio.sleep(0))
         plane.close()
@@ -219,7 +219,7 @@ def explain_request(
         why = REASONS.get(recorder.refused)
         if not live and why is not None and (why.status == 401 or why.label == "forbidden"):
             recorder.decisions.append(
-                "made without the keys and policies of a running gateway, which may decide otherwise"
+                "evaluated without the keys and policies of a running gateway, which may change the result"
             )
         recorder.decisions += [
             f"policy {violation.policy} {'refuses' if violation.enforced else 'would refuse'} it"
@@ -243,7 +243,7 @@ def explain_request(
         "source": "gateway" if live else "config",
     }
     if seen is None:
-        status, body = _answer(transport.written)
+        status, body = _parts(transport.written)
         if status == 308 and redirect:
             return Explanation(
                 **common,  # type: ignore[arg-type]
@@ -251,13 +251,13 @@ def explain_request(
                 why="the listener redirects plain HTTP",
                 action="redirect",
                 status=status,
-                answer=transport.written.decode("latin-1"),
+                response=transport.written.decode("latin-1"),
             )
         closest, difference = _nearest(config, plan.router, host, path) if not found else ("", "")
         return Explanation(
             **common,  # type: ignore[arg-type]
             status=status,
-            answer=body,
+            response=body,
             nearest=closest,
             difference=difference,
         )
@@ -288,7 +288,7 @@ def _rate_limit(written: bytes) -> dict[str, str]:
 
 
 MOST_COMPARED = 5000
-"""Patterns that are compared with a path that no route has: a bound for a config of any size."""
+"""Patterns compared with an unmatched path; bounds the work for a config of any size."""
 
 
 def _nearest(config: Config, router: Any, host: str, path: str) -> tuple[str, str]:
@@ -328,7 +328,7 @@ def _path_difference(pattern: str, path: str) -> tuple[float, str]:
         return 0.1, f"path {path} does not match the regular expression {pattern[1:]}"
     stem = pattern.removesuffix("/*").removesuffix("*")
     if path.rstrip("/") == pattern.rstrip("/"):
-        return 1.9, f"path {path}: the route has {pattern}, and the slash at the end counts"
+        return 1.9, f"path {path}: the route has {pattern}, and the trailing slash is significant"
     if path.lower() == pattern.lower() or (
         pattern.endswith("*") and path.lower().startswith(stem.lower() + "/")
     ):
@@ -342,9 +342,9 @@ def _path_difference(pattern: str, path: str) -> tuple[float, str]:
     alike = difflib.SequenceMatcher(None, stem, path).quick_ratio()
     score = 0.6 * same / max(len(ours), len(theirs)) + 0.4 * alike
     if same == len(theirs) < len(ours) and not pattern.endswith("*"):
-        return score, f"path {path} ends before {pattern} does"
+        return score, f"path {path} is shorter than {pattern}"
     if same == len(ours) < len(theirs) and not pattern.endswith("*"):
-        return score, f"path {path} goes on where {pattern} ends; a prefix is {pattern.rstrip('/')}/*"
+        return score, f"path {path} is longer than {pattern}; a prefix is {pattern.rstrip('/')}/*"
     return score, f"path {path} does not match {pattern}"
 
 
@@ -402,7 +402,7 @@ def _request(method: str, target: str, authority: str, fields: Sequence[tuple[st
 
 
 def _matched_on(authority: str, target: str) -> tuple[str, str]:
-    """Host and path in the form that routes are matched against; as given when they are malformed."""
+    """Host and path in the form that routes are matched against; unchanged if they are malformed."""
     path = target.partition("?")[0]
     try:
         return host_of(authority.encode()).decode(), normalise(path.encode()).decode()
@@ -454,17 +454,17 @@ def _difference(wanted: str, value: str | None) -> str:
 
 def _consequences(config: Config, route: RouteConfig, recorder: Recorder, written: bytes) -> dict[str, Any]:
     if recorder.refused:
-        status, answer = _answer(written)
-        return {"action": "refuse", "refused": recorder.refused, "status": status, "answer": answer}
+        status, response = _parts(written)
+        return {"action": "refuse", "refused": recorder.refused, "status": status, "response": response}
     limit = config.server.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes
     limits = {"max_body": size_text(limit) if limit else "none"}
     if route.upstream is None:
-        status, _ = _answer(written)
+        status, _ = _parts(written)
         head = written.decode("latin-1")
         return {
             "action": "redirect" if route.redirect else "respond",
             "status": status,
-            "answer": head,
+            "response": head,
             "limits": limits,
         }
     upstream = config.upstreams[route.upstream]
@@ -485,7 +485,7 @@ def _consequences(config: Config, route: RouteConfig, recorder: Recorder, writte
     }
 
 
-def _answer(written: bytes) -> tuple[int, str]:
+def _parts(written: bytes) -> tuple[int, str]:
     head, _, body = written.partition(b"\r\n\r\n")
     status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.") else 0
     return status, body.decode("utf-8", "replace")
@@ -510,7 +510,7 @@ def print_explanation(explanation: Explanation, console: Console | None = None) 
             say("but", explanation.difference)
     for candidate in explanation.candidates:
         if candidate.route != explanation.route:
-            verdict = candidate.refused or "fits too, but is less specific"
+            verdict = candidate.refused or "also matches, but is less specific"
             say("candidate", f"{candidate.route}: {verdict}")
     if explanation.params:
         say("params", "  ".join(f"{name}={value}" for name, value in explanation.params.items()))
@@ -537,6 +537,6 @@ def print_explanation(explanation: Explanation, console: Console | None = None) 
         for line in explanation.head.rstrip("\r\n").split("\r\n"):
             console.print(f"  {escape(line)}")
     elif explanation.status:
-        say("answer", str(explanation.status))
-        for line in explanation.answer.splitlines():
+        say("response", str(explanation.status))
+        for line in explanation.response.splitlines():
             console.print(f"  {escape(line)}")

@@ -122,7 +122,7 @@ def check(file: str | None, config: str | None, form: str, dev: bool) -> None:
     elif loaded is not None:
         listen = ", ".join(listener.address for listener in loaded.listen)
         routes, upstreams = _count(len(loaded.routes), "route"), _count(len(loaded.upstreams), "upstream")
-        click.echo(f"{path}: good ({routes}, {upstreams}, listens on {listen})")
+        click.echo(f"{path}: valid ({routes}, {upstreams}, listens on {listen})")
     sys.exit(EXIT_NO if errors else 0)
 
 
@@ -165,11 +165,11 @@ def explain(
             raise click.BadParameter(f"{header!r}: expected 'Name: value'", param_hint="-H")
         fields.append((name.strip(), value.strip()))
     asked = {"method": method, "url": url, "headers": fields, "client": client}
-    answer = None if offline else _explained_live(asked, config, admin)
+    response = None if offline else _explained_live(asked, config, admin)
     from fastgate.cli.explain import Explanation, explain_request, print_explanation
 
-    if answer is not None:
-        explanation = Explanation.of(answer)
+    if response is not None:
+        explanation = Explanation.of(response)
     else:
         loaded = _load_or_exit(find_config(config))
         try:
@@ -297,16 +297,16 @@ def status(config: str | None, admin: str | None, as_json: bool, watch: float | 
 @click.option("--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's.")
 def reload(config: str | None, admin: str | None) -> None:
     """Apply the changed config file. Exit 1 if it is refused; the previous config then stays in effect."""
-    answer = _admin("POST", "/api/gateway/reload", config, admin)
-    errors = answer.get("errors") or answer.get("problems") or []
+    response = _admin("POST", "/api/gateway/reload", config, admin)
+    errors = response.get("errors") or response.get("problems") or []
     for error in errors:
         click.echo(error.get("text", json.dumps(error)) if isinstance(error, dict) else str(error), err=True)
-    if errors or answer.get("error"):
-        why = _count(len(errors), "error") if errors else answer["error"]
+    if errors or response.get("error"):
+        why = _count(len(errors), "error") if errors else response["error"]
         click.echo(f"not reloaded: {why}; the previous config stays in effect", err=True)
         sys.exit(EXIT_NO)
     click.echo(
-        " ".join(["reloaded", *(f"{key}={value}" for key, value in answer.items() if _is_short(value))])
+        " ".join(["reloaded", *(f"{key}={value}" for key, value in response.items() if _is_short(value))])
     )
 
 
@@ -457,7 +457,7 @@ def _first_listener(config: str | None) -> str:
     listener = _load_or_exit(find_config(config)).listen[0]
     address = listener.endpoint()
     if address.unix_path or not address.port:
-        _fail(f"the first listener is {address}; give the URL with --to", EXIT_USAGE)
+        _fail(f"the first listener is {address}; specify the URL with --to", EXIT_USAGE)
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
     return f"{'https' if listener.tls else 'http'}://{address._replace(host=host)}"
 
@@ -476,26 +476,25 @@ def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None, dev: boo
 def _explained_live(
     question: dict[str, Any], config: str | None, address: str | None
 ) -> dict[str, Any] | None:
-    """The explanation of the running gateway; None if none runs. Exits if the gateway refuses, because an
-    explanation by the file alone could be mistaken for the gateway's.
-    """
+    """The explanation of the running gateway, or None if none runs. Exits if the gateway rejects the request,
+    because an explanation from the file alone could be mistaken for the gateway's."""
     from fastgate.cli.admin_client import AdminUnreachable
 
     if address is None and _admin_of(config).listen == "off":
         return None
     try:
-        code, answer = _call("POST", "/api/gateway/explain", config, address, question)
+        code, response = _call("POST", "/api/gateway/explain", config, address, question)
     except AdminUnreachable as error:
         if address is not None:
             _fail(str(error), EXIT_UNREACHABLE)
-        note = "explained by the config file alone, without keys, counts and run-time settings"
+        note = "explained from the config file only, without keys, counts and run-time settings"
         click.echo(f"{error}: {note}", err=True)
         return None
     if code == 400:
-        raise click.BadParameter(answer.get("error", ""), param_hint="URL")
+        raise click.BadParameter(response.get("error", ""), param_hint="URL")
     if code != 200:
-        _fail(f"the admin API returned {code}: {answer.get('error', '')} (see --offline)", EXIT_NO)
-    return answer
+        _fail(f"the admin API returned {code}: {response.get('error', '')} (see --offline)", EXIT_NO)
+    return response
 
 
 def _explain_live(
@@ -569,7 +568,7 @@ def _admin(
     from fastgate.cli.admin_client import AdminUnreachable
 
     try:
-        code, answer = _call(method, target, config, address, body)
+        code, response = _call(method, target, config, address, body)
     except AdminUnreachable as error:
         _fail(
             f"{error}. Is the gateway running? The admin address is admin.listen of the config, or --admin",
@@ -577,16 +576,14 @@ def _admin(
         )
     if code in (401, 403):
         _fail("the admin API requires a token: set $FASTGATE_ADMIN_TOKEN", EXIT_NO)
-    if code >= 400 and not any(key in answer for key in ("errors", "problems", "error")):
+    if code >= 400 and not any(key in response for key in ("errors", "problems", "error")):
         _fail(f"the admin API returned {code}", EXIT_NO)
-    return answer
+    return response
 
 
 def _admin_of(config: str | None) -> AdminConfig:
-    """The address of the running gateway's admin API. Without a config here it is the default, as
-    `fastgate demo` needs none. A file with errors elsewhere is accepted, because the gateway runs with the
-    previous one.
-    """
+    """The address of the running gateway's admin API. Without a config it is the default, as for `fastgate
+    demo`. A file with errors elsewhere is accepted, because the gateway runs with the previous one."""
     from fastgate.config import AdminConfig, InvalidConfig, load_admin
 
     if not config and not os.environ.get("FASTGATE_CONFIG") and not any(map(os.path.exists, DEFAULT_FILES)):
@@ -595,7 +592,7 @@ def _admin_of(config: str | None) -> AdminConfig:
         return load_admin(find_config(config))
     except InvalidConfig as problem:
         _print_errors(list(problem.errors))
-        return _fail("this config has no valid admin address: give --admin ADDRESS", EXIT_NO)
+        return _fail("this config has no valid admin address: use --admin ADDRESS", EXIT_NO)
 
 
 add_commands(main, _admin, _config_option)

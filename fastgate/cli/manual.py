@@ -32,7 +32,7 @@ def docs(page: str | None) -> None:
 
 
 def _manual() -> dict[str, Path]:
-    """The pages by name; empty when there are none."""
+    """The pages by name; empty if there are none."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "pages", package.parent / "docs"):
         if (folder / "cli.md").is_file():

@@ -23,25 +23,25 @@ def show_status(ask: Callable[[], dict[str, Any]], *, as_json: bool, every_s: fl
     console = Console(highlight=False, soft_wrap=True)
     before: tuple[float, int] | None = None
     while True:
-        answer = ask()
-        now, total = time.monotonic(), answer.get("requests")
+        response = ask()
+        now, total = time.monotonic(), response.get("requests")
         if before is not None and isinstance(total, int) and now > before[0]:
-            answer["requests_per_s"] = round(max(0, total - before[1]) / (now - before[0]), 2)
+            response["requests_per_s"] = round(max(0, total - before[1]) / (now - before[0]), 2)
         before = (now, total) if isinstance(total, int) else None
         if as_json:
-            print(json.dumps(answer, indent=None if every_s else 2), flush=True)
+            print(json.dumps(response, indent=None if every_s else 2), flush=True)
         else:
             if every_s and console.is_terminal:
                 console.clear()
-            _print(answer, console)
+            _print(response, console)
         if every_s is None:
             return
         time.sleep(every_s)
 
 
-def _print(answer: dict[str, Any], console: Console) -> None:
+def _print(response: dict[str, Any], console: Console) -> None:
     """Single values as lines, lists of mappings as tables that fit 80 columns."""
-    for name, value in answer.items():
+    for name, value in response.items():
         label = LABELS.get(name, name)
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
             _print_table(label, value, console)

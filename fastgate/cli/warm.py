@@ -33,7 +33,7 @@ MAX_ERRORS: Final = 5
 TIMEOUT_S: Final = 60.0
 
 _COMMON = re.compile(r'"(?P<method>[A-Z]+) (?P<target>\S+) HTTP/[0-9.]+" (?P<status>[0-9]{3}) ')
-_TARGET = re.compile(r"[!-~]+")  # what may stand in a request line: ASCII, no blanks, no control characters
+_TARGET = re.compile(r"[!-~]+")  # allowed in a request line: ASCII, no spaces, no control characters
 
 
 class SourceError(Exception):
@@ -63,9 +63,8 @@ class Outcome:
 
 
 class Client:
-    """Asks the gateway at `base`, such as http://127.0.0.1:8080, on one connection that is kept. One
-    thread.
-    """
+    """Sends requests to the gateway at `base`, such as http://127.0.0.1:8080, on one persistent connection.
+    One thread."""
 
     def __init__(self, base: str, headers: Mapping[str, str] | None = None) -> None:
         parts = urlsplit(base if "//" in base else f"http://{base}")
@@ -80,15 +79,15 @@ class Client:
         headers = {**self._headers, "Host": wanted.host} if wanted.host else self._headers
         try:
             self._connection.request("GET", wanted.target, headers=headers)
-            answer = self._connection.getresponse()
-            body = answer.read()
+            response = self._connection.getresponse()
+            body = response.read()
         except BaseException:
             self._connection.close()  # the rest of the response must not be read as the next one
             raise
-        return answer.status, answer.headers.get("Cache-Status", ""), body
+        return response.status, response.headers.get("Cache-Status", ""), body
 
     def body(self, wanted: Wanted) -> bytes:
-        """The body alone. SourceError when there is none."""
+        """The body alone. Raises SourceError without one."""
         try:
             status, _, body = self.get(wanted)
         except (OSError, http.client.HTTPException) as error:
@@ -190,7 +189,7 @@ def _unpacked(data: bytes) -> bytes:
     if not data.startswith(b"\x1f\x8b"):
         return data
     found = bytearray()
-    while data:  # a rotated log is often several members, one after the other
+    while data:  # a rotated log often has several members, one after the other
         unpack = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         try:
             found += unpack.decompress(data, MAX_UNPACKED_BYTES - len(found) + 1)
@@ -199,13 +198,13 @@ def _unpacked(data: bytes) -> bytes:
         if len(found) > MAX_UNPACKED_BYTES:
             raise SourceError(f"more than {MAX_UNPACKED_BYTES} bytes when unpacked")
         if not unpack.eof:
-            raise SourceError("damaged gzip: it ends too early")
+            raise SourceError("damaged gzip: unexpected end")
         data = unpack.unused_data.lstrip(b"\0")
     return bytes(found)
 
 
 def wanted_of(text: str) -> Wanted | None:
-    """A URL or a path; None for what cannot be asked for."""
+    """A URL or a path; None if it cannot be requested."""
     if not _TARGET.fullmatch(text):
         return None
     if text.startswith("/"):
@@ -231,7 +230,7 @@ def _list(lines: Iterable[str]) -> Iterator[Wanted]:
 
 
 def _json_log(lines: Iterable[str]) -> Iterator[Wanted]:
-    # A log is what clients sent, and its last line may be half written: what makes no sense is skipped.
+    # A log contains what clients sent, and its last line may be incomplete: invalid lines are skipped.
     for line in lines:
         try:
             entry = json.loads(line)
@@ -283,7 +282,7 @@ def _sitemap(data: bytes, fetch: Callable[[Wanted], bytes] | None) -> Iterator[W
 
 
 def _locations(data: bytes) -> tuple[bool, list[str]]:
-    """Whether it is an index, and the text of every <loc>. Entities are refused: a sitemap needs none."""
+    """Whether it is an index, and the text of every <loc>. Entities are rejected: a sitemap needs none."""
     parser = xml.parsers.expat.ParserCreate(namespace_separator=" ")
     stack: list[str] = []
     places: list[str] = []
@@ -302,7 +301,7 @@ def _locations(data: bytes) -> tuple[bool, list[str]]:
             places.append("".join(parts).strip())
 
     def entity(*_: object) -> None:
-        raise SourceError("a sitemap that declares entities is not read")
+        raise SourceError("a sitemap must not declare entities")
 
     parser.StartElementHandler = begin
     parser.EndElementHandler = end

@@ -1,4 +1,4 @@
-"""The config: a file in, a checked `Config` or every error at once out."""
+"""The config: parses and checks a file, and returns a `Config` or every error at once."""
 
 from fastgate.config.files import Changes
 from fastgate.config.load import (

@@ -1,8 +1,8 @@
-"""What is wrong between values that are each fine: unknown names, patterns, templates, files, contradictions.
+"""Checks across sections: unknown names, patterns, templates, files, contradictions.
 
-Every function takes a Struct and the path it was read at, and reports; none stops at the first error. Two
-passes: the root once (`check_root`), then each route alone (`RouteCheck`), in microseconds, so that thousands
-of routes stay far below a second.
+Every function takes a Struct and its path, reports all errors and does not stop at the first one. Two passes:
+the root once (`check_root`), then each route separately (`RouteCheck`) in microseconds, so that thousands of
+routes take far less than a second.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fastgate.upstream.settings import parse_target
 
 __all__ = ["RouteCheck", "check_root"]
 
-# As `_core/http/router.pxd` has them: ROUTER_MAX_PARAMS, ROUTER_MAX_SEGMENTS.
+# Equal to ROUTER_MAX_PARAMS and ROUTER_MAX_SEGMENTS in `_core/http/router.pxd`.
 MAX_PARAMS: Final = 16
 MAX_SEGMENTS: Final = 63
 
@@ -44,7 +44,7 @@ _STANDARD_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OP
 
 
 def check_root(config: Config, report: Report) -> None:
-    """Everything but the routes and their upstreams."""
+    """Checks everything except the routes and their upstreams."""
     addresses: dict[str, int] = {}
     for index, listener in enumerate(config.listen):
         path: Path = ("listen", index)
@@ -72,7 +72,7 @@ def check_root(config: Config, report: Report) -> None:
 
 
 def _check_store(path: str, report: Report) -> None:
-    """What can be seen without opening it, which only the controller does."""
+    """Checks the file without opening the database, which only the controller does."""
     directory = os.path.dirname(path) or "."
     if not os.path.isdir(directory):
         report(("store", "path"), f'"{path}"', "a file in a directory that exists", f"make {directory}")
@@ -90,7 +90,7 @@ def _check_store(path: str, report: Report) -> None:
 
 
 class RouteCheck:
-    """Checks routes one by one, remembering names and matches that were taken."""
+    """Checks routes one by one, and remembers the names and matches of earlier ones."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class RouteCheck:
         self._patterns: dict[str, frozenset[str] | None] = {}
 
     def check(self, route: RouteConfig, path: Path, index: int) -> None:
-        """Reports everything that is wrong with this route."""
+        """Reports every error of this route."""
         report = self._report
         if route.name:
             first = self._names.setdefault(route.name, index)
@@ -117,14 +117,14 @@ class RouteCheck:
                 report(
                     (*path, "name"),
                     f'"{route.name}"',
-                    "a name of its own",
-                    f"$.routes[{first}] has it already",
+                    "a unique name",
+                    f"$.routes[{first}] already has it",
                 )
         for at, host in enumerate(route.host):
             try:
                 compile_host(host)
             except ValueError:
-                hint = "leave the port out" if re.fullmatch(r"[^\[\]:]+:[0-9]+", host) else ""
+                hint = "remove the port" if re.fullmatch(r"[^\[\]:]+:[0-9]+", host) else ""
                 wanted = "a name such as api.example.com or *.example.com, in ASCII"
                 report(
                     (*path, "host", at) if len(route.host) > 1 else (*path, "host"), f'"{host}"', wanted, hint
@@ -150,7 +150,7 @@ class RouteCheck:
                 report(path, "a route that is never reached", "", hint)
 
     def _check_paths(self, route: RouteConfig, path: Path) -> frozenset[str] | None:
-        """The parameters that every path of the route defines; None when a pattern is bad."""
+        """The parameters that every path of the route defines, or None if a pattern is invalid."""
         shared: frozenset[str] | None = None
         good = True
         for at, pattern in enumerate(route.path):
@@ -187,7 +187,7 @@ class RouteCheck:
             where = (*path, "methods", at)
             if method == "CONNECT":
                 self._report(
-                    where, "CONNECT is not allowed", "", "tunnels to arbitrary hosts are refused by design"
+                    where, "CONNECT is not allowed", "", "tunnels to arbitrary hosts are rejected by design"
                 )
             elif not TOKEN.fullmatch(method):
                 self._report(where, f'"{method}"', "a method such as GET", "")
@@ -216,9 +216,9 @@ class RouteCheck:
                 if getattr(route, name) is not None:
                     report(
                         (*path, name),
-                        f"a setting without effect beside {actions[0]}",
+                        f"a setting without effect with {actions[0]}",
                         "",
-                        "it is for upstream routes",
+                        "only for routes with an upstream",
                     )
         if route.timeouts is not None and route.timeouts.deadline_header is not None:
             check_field_name(route.timeouts.deadline_header, (*path, "timeouts", "deadline_header"), report)
@@ -276,7 +276,7 @@ def _check_admin(admin: AdminConfig, taken: Mapping[str, int], report: Report) -
         return
     if admin.listen in taken and not admin.listen.endswith(":0"):
         hint = f"the same address as $.listen[{taken[admin.listen]}]"
-        report(path, f'"{admin.listen}"', "an address of its own", hint)
+        report(path, f'"{admin.listen}"', "another address", hint)
     address = parse_address(admin.listen)
     if admin.token is None and not address.unix_path and not _is_loopback(address.host):
         hint = "set admin.token, for instance to ${FASTGATE_ADMIN_TOKEN}"

@@ -1,11 +1,11 @@
-"""The files that a config names, with a digest of what is in them.
+"""The files that a config names, with a digest of their contents.
 
-A part of the gateway that read a file when it was built (a client certificate, a CA, a public key, a schema)
-may be taken over by a reload only if the file holds the same bytes. The loader therefore puts a digest of
-each such file into the config, so that the contents belong to its identity, and the plan asks `Changes` what
-it may take over. Which fields name a file is said by their type (`FileName`, or
-`Meta(extra={"file": True})`), in the Structs of plugins too. What the gateway itself writes, its store and
-its access log, is left out.
+A reload may keep a part of the gateway that read a file when it was built (a client certificate, a CA, a
+public key, a schema) only if the content of the file is unchanged. The loader therefore adds a digest of each
+such file to the config, which makes the contents part of its identity, and the plan uses `Changes` to find
+out what it may keep. The types of the fields mark file names (`FileName`, or `Meta(extra={"file": True})`),
+also in the Structs of plugins. Files that the gateway writes itself, its store and its access log, are
+excluded.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _OWN_SECTIONS = frozenset({"store", "access_log", "routes"})
 
 _BLOCK_BYTES = 1 << 20
 
-#: The Config Struct of a plugin by its name or dotted path (None: it has no settings). LookupError says why
-#: there is none.
+#: Config Struct of a plugin by its name or dotted path; None if it has no settings. LookupError gives the
+#: reason if there is none.
 PluginShapes = Callable[[str], type | None]
 
 
@@ -38,7 +38,7 @@ def _registered(name: str) -> type | None:
 
 
 def named_files(config: Config, plugins: PluginShapes = _registered) -> dict[str, str]:
-    """Digest by name, for every file that the config names. `plugins` finds the Struct of a plugin."""
+    """Digest by name of every file that the config names. `plugins` finds the Struct of a plugin."""
     names = {
         name
         for section in Config.__struct_fields__
@@ -51,7 +51,7 @@ def named_files(config: Config, plugins: PluginShapes = _registered) -> dict[str
 
 
 class Changes:
-    """What differs between the files of two configs."""
+    """The differences between the files of two configs."""
 
     def __init__(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
         self._names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
@@ -128,9 +128,9 @@ def _is_marked(hint: Any) -> bool:
 
 
 def _digest(name: str) -> str:
-    """What tells the content of this file from any other; for what cannot be read, why."""
+    """A digest of the content of this file, or the reason why it cannot be read."""
     try:
-        # O_NONBLOCK: a FIFO that nobody writes must not hold the loader up.
+        # O_NONBLOCK: a FIFO without a writer must not block the loader.
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         return f"errno {error.errno}"

@@ -1,7 +1,7 @@
-"""Keys of other gateways (nginx, HAProxy, Envoy, Caddy, Traefik, Kong, APISIX, LiteLLM): what to write here.
+"""Hints for keys of other gateways (nginx, HAProxy, Envoy, Caddy, Traefik, Kong, APISIX, LiteLLM).
 
-A config that is carried over is full of names that are no typos of ours, so that the nearest known key would
-mislead. Each row names the key to write, beginning with the place when it is another mapping.
+A migrated config is full of keys that are not misspelt fastgate keys, so suggesting the nearest known key
+would mislead. Each row gives the key to write, with its section if that is another mapping.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ FOREIGN["TimeoutOverrides"] = FOREIGN["TimeoutsConfig"]
 FOREIGN["RuleConfig"] = FOREIGN["LimitsConfig"]
 
 
-#: Hint by Struct, key and kind of the value, where the key is ours and the value is written as elsewhere.
+#: Hint by Struct, key and type of the value, for our keys with values in the syntax of another gateway.
 _VALUES: Final[dict[tuple[str, str, type], str]] = {
     ("RouteConfig", "upstream", list): "write upstreams: {name: {targets: […]}} at the root, its name here",
     ("RouteConfig", "upstream", dict): "write it under upstreams at the root, and its name here",
@@ -305,7 +305,7 @@ _VALUES: Final[dict[tuple[str, str, type], str]] = {
     ("Config", "upstreams", list): "write upstreams: {name: {targets: [http://host:port]}}",
 }  # fmt: skip
 
-#: Plugins of other gateways: what does the same here.
+#: Plugins of other gateways, and the equivalent settings.
 _PLUGINS: Final[dict[str, str]] = {
     **_rows("write auth: [api_key] at the route", "key_auth api_key apikey"),
     **_rows("write auth: [jwt] at the route, and auth: {jwt: …} at the root",
@@ -334,7 +334,7 @@ _TYPED_PARAM = re.compile(r"\{([A-Za-z_]\w*):(.*)\}")
 
 
 def path_hint(pattern: str) -> str:
-    """What to write in place of a path in the spelling of nginx, Express, chi or Spring; "" for ours."""
+    """Replacement for a path in the syntax of nginx, Express, chi or Spring; "" for our own syntax."""
     if pattern in ("", "*"):
         return "write /* for every path"
     if nginx := re.match(r"(~\*|~|=|\^~)\s+(?=\S)|~\*", pattern):
@@ -355,12 +355,12 @@ def path_hint(pattern: str) -> str:
 
 
 def plugin_hint(name: str) -> str:
-    """Which setting does what this plugin of another gateway does; "" when it is unknown."""
+    """The setting equivalent to this plugin of another gateway; "" if unknown."""
     return _PLUGINS.get(snake_case(name), "")
 
 
 def value_hint(struct: type, key: str, value: object) -> str:
-    """What to write in place of a value of this kind, as other gateways take it for the same key; or ""."""
+    """Replacement for a value of this type that other gateways accept for the same key, or ""."""
     return _VALUES.get((_section(struct), key, type(value)), "")
 
 
@@ -370,13 +370,13 @@ def _section(struct: type) -> str:
 
 
 def address_hint(text: str) -> str:
-    """What to write in place of this listener address; "" when nothing is known about it."""
+    """Replacement for this listener address; "" if there is no hint."""
     if re.fullmatch(r"[0-9]+", text):
         return f"write 127.0.0.1:{text}, or :{text} for every interface"
     if re.match(r"https?://", text):
         return "leave the scheme out"
     if flags := re.fullmatch(r"(\S+)\s+(?:ssl|http2|quic|default_server|reuseport|proxy_protocol|\s)+", text):
-        return f"write address: '{_with_colon(flags[1])}', and tls or proxy_protocol beside it"
+        return f"write address: '{_with_colon(flags[1])}', with tls or proxy_protocol in the same entry"
     ports = re.split(r"[,\s]+", text.strip())
     if len(ports) > 1 and all(re.fullmatch(r"\S*:?[0-9]+", port) for port in ports):
         return "write a list: [" + ", ".join(f"'{_with_colon(port)}'" for port in ports) + "]"
@@ -388,6 +388,6 @@ def _with_colon(port: str) -> str:
 
 
 def foreign_hint(struct: type, key: str, known: Collection[str]) -> str:
-    """What to write in place of this key of another gateway; "" when it is none that is known, or ours."""
+    """Replacement for this key of another gateway; "" if it is unknown, or ours."""
     folded = snake_case(key)
     return FOREIGN.get(_section(struct), {}).get(folded, "") if folded not in known else ""

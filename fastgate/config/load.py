@@ -1,9 +1,8 @@
-"""The door: a file, text or tree in; a checked `Config`, or every error at once, out. And the config as one
-blob.
+"""The entry point: turns a file, text or tree into a checked `Config`, or raises every error at once. Also
+encodes the config as one blob.
 
 Order: parse (`source`), environment overrides, the root (`shape`), plugins against their own Structs, checks
-across sections, then route by route. A section that cannot be read hides only itself: the others are still
-checked.
+across sections, then each route. A section that cannot be parsed does not prevent the checks of the others.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ ENVIRONMENT_PREFIX: Final = "FASTGATE__"
 
 
 class InvalidConfig(ExceptionGroup[ConfigError]):
-    """All that is wrong with a config; `exceptions` are ConfigErrors in the order of the file."""
+    """All errors of a config; `exceptions` are ConfigErrors in the order of the file."""
 
     @property
     def errors(self) -> tuple[ConfigError, ...]:
@@ -75,7 +74,7 @@ def load(
     """The checked config of this file. InvalidConfig holds every error.
 
     `overrides` are single values by their path in the file (`{"admin.listen": ":9901"}`), from the command
-    line; they win over the environment's, which win over the file's.
+    line. They take precedence over the environment, which takes precedence over the file.
     """
     return load_source(read_source(path), environ, overrides)
 
@@ -109,7 +108,7 @@ def read_source(path: str | FilePath) -> Source:
     form = FORMATS.get(file.suffix.lower())
     try:
         if form is None:
-            hint = "" if file.exists() else "and there is no such file"
+            hint = "" if file.exists() else "no such file"
             raise ConfigError(
                 "$", file.name, "a file that ends in .yaml, .yml, .toml or .json", hint, str(file)
             )
@@ -136,9 +135,9 @@ def read_source(path: str | FilePath) -> Source:
 
 
 def load_admin(path: str | FilePath) -> AdminConfig:
-    """The section `admin` of this file, whatever is wrong in the others: a gateway that runs goes on with the
-    config it took up before, and must be found. InvalidConfig when not even that section can be read.
-    """
+    """The section `admin` of this file, whatever the errors in the others: a running gateway keeps the
+    config that it loaded before, and commands must still find it. InvalidConfig if this section itself is
+    invalid."""
     try:
         return load(path).admin
     except InvalidConfig as problem:
@@ -176,8 +175,8 @@ def check(
     `state` is the name and the JSON text of a State document (merge.py), which is put over the text. The text
     must be a good config without it: `plain`, where that is known already.
 
-    `environ` is the process's own when not given. `plugins` finds the Struct of a plugin; by default the
-    plugin registry does. Names of files are relative to the folder of `name`.
+    `environ` defaults to the environment of the process. `plugins` finds the Struct of a plugin; by default,
+    the plugin registry. Names of files are relative to the folder of `name`.
     """
     with _collector_paused():
         environ = os.environ if environ is None else environ
@@ -193,7 +192,7 @@ def check(
 
 
 class CheckedConfig(Config, frozen=True, kw_only=True):
-    """A config as it travels between processes: with what the files that it names held when it was read."""
+    """A config in the form sent between processes, with the digests of the files that it names."""
 
     files: dict[str, str] = msgspec.field(default_factory=dict)
     """Digest by file name. Equal configs with different digests are different configs."""
@@ -201,14 +200,13 @@ class CheckedConfig(Config, frozen=True, kw_only=True):
 
 def encode(config: Config, *, plugins: PluginShapes | None = None) -> bytes:
     """The config as msgpack, for another process of this same version, with the digests of the files it
-    names. Defaults are left out.
-    """
+    names. Defaults are omitted."""
     fields = {name: getattr(config, name) for name in Config.__struct_fields__}
     return msgspec.msgpack.encode(CheckedConfig(**fields, files=named_files(config, plugins or registered)))
 
 
 def decode(blob: bytes | bytearray | memoryview) -> CheckedConfig:
-    """What `encode` made. The routes stay encoded: `config.each_route()` decodes them one by one."""
+    """Decodes the result of `encode`. Routes stay encoded: `config.each_route()` decodes them one by one."""
     return msgspec.msgpack.decode(blob, type=CheckedConfig)
 
 
@@ -219,9 +217,8 @@ def registered(name: str) -> type | None:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Without the cyclic collector: it would walk the growing tree again and again, 4/5 of the time at 5 000
-    routes.
-    """
+    """Pauses the cyclic collector, which would traverse the growing tree repeatedly: 4/5 of the time at 5 000
+    routes."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -295,7 +292,7 @@ class _Reading:
             self._set(document, place.split("."), Substituted(value, value), label)
 
     def _set(self, document: Document, steps: Sequence[str], value: Substituted, label: str) -> None:
-        """Puts one value into the tree, making the mappings on the way there."""
+        """Sets one value in the tree, creating the mappings on its path."""
         here: Any = document.tree
         shape: Any = Config
         path: list[str | int] = []
@@ -330,7 +327,7 @@ class _Reading:
         rest = {
             **tree,
             "routes": [None],
-        }  # the routes are read on their own, so that one bad one hides nothing
+        }  # routes are read separately, so that an invalid one does not hide the errors of the others
         config = self._root_shapes.struct(Config)(rest, (), report)
         upstreams = tree.get("upstreams")
         names = upstreams.keys() if isinstance(upstreams, dict) else ()
@@ -344,7 +341,7 @@ class _Reading:
         check_credentials(config.credentials, config.upstreams, report)
         if routes is None:
             return None
-        if len(routes) == len(tree["routes"]):  # else they are not numbered as in the file
+        if len(routes) == len(tree["routes"]):  # otherwise the numbers differ from those in the file
             named = list(_named(routes))
             for feature in FEATURES:
                 if feature.check_together is not None:
@@ -369,7 +366,7 @@ class _Reading:
         return checked
 
     def _check_good_sections(self, tree: dict[str, Any]) -> None:
-        """Checks what can be read of a root that can not be read as a whole."""
+        """Checks the valid sections of a root that is invalid as a whole."""
         read = self._root_shapes.struct(Config)
         placeholder = {"routes": [None]}
         good = {
@@ -468,7 +465,7 @@ class _Reading:
 
 
 def _value_at(tree: Any, path: Path) -> Any:
-    """The value at this path, or the single value that stands there for a list or a mapping."""
+    """The value at this path, or the single value that is short for a list or a mapping there."""
     for step in path:
         if isinstance(tree, dict):
             tree = tree.get(step)
@@ -477,12 +474,12 @@ def _value_at(tree: Any, path: Path) -> Any:
     return tree
 
 
-# Fewer characters of a value in a message are chance: messages are made of words.
+# Shorter pieces of a value occur in messages by chance, because messages are made of words.
 TELLING_CHARACTERS: Final = 4
 
 
 def _without(message: str, value: Substituted, parts: bool) -> str:
-    """The message with the value as it was written: what came from the environment may be a secret."""
+    """The message with the value replaced by its template: a value from the environment may be a secret."""
     # as it is, as messages escape it, and without the ~ of a regular expression
     for shown in (str(value), value.encode("unicode_escape").decode(), value.removeprefix("~")):
         if len(shown) > 1:
@@ -492,7 +489,7 @@ def _without(message: str, value: Substituted, parts: bool) -> str:
         for at in range(len(text) - TELLING_CHARACTERS + 1):
             piece = text[at : at + TELLING_CHARACTERS]
             if piece in rest and piece not in value.template:  # a part of it
-                return f"what {value.template} stands for"
+                return f"the value of {value.template}"
     return message
 
 
@@ -502,13 +499,12 @@ def _line_number(error: ConfigError) -> int:
 
 
 def _silent(path: Path, found: str, expected: str, hint: str) -> None:
-    """The error was reported before."""
+    """Discards the report: the error was reported before."""
 
 
 def _existing_key(here: dict[str, Any], step: str) -> str:
-    """The key of the mapping that an environment variable means: `ORDERS_API` is `orders-api` when that is
-    there.
-    """
+    """The key of the mapping that an environment variable means: `ORDERS_API` is `orders-api` if that
+    exists."""
     wanted = step.lower()
     for key in here:
         if key.lower().replace("-", "_").replace(".", "_") == wanted:
@@ -517,7 +513,7 @@ def _existing_key(here: dict[str, Any], step: str) -> str:
 
 
 def _expanded(path: Path, value: Any) -> Any:
-    """The mapping that a shorthand at this path stands for, or the value as it is."""
+    """The mapping that a shorthand at this path is short for, or the value itself."""
     shape: Any = Config
     if path[:1] == ("routes",) and len(path) > 1:  # the Struct has them encoded
         shape, path = RouteConfig, path[2:]
@@ -528,7 +524,7 @@ def _expanded(path: Path, value: Any) -> Any:
 
 
 def _shape_at(shape: Any, key: str | int) -> Any:
-    """The Struct (or item type) below this key, as far as types tell; None when they do not."""
+    """The Struct (or item type) below this key, if the types determine it, else None."""
     if isinstance(shape, type) and issubclass(shape, msgspec.Struct):
         for field in msgspec.structs.fields(shape):
             if field.encode_name == key:
@@ -552,7 +548,7 @@ def _inner(info: inspect.Type, extra: Mapping[str, Any] | None = None) -> Any:
 
 
 def _named(routes: list[RouteConfig]) -> Iterator[RouteConfig]:
-    """The routes, each with a name: its own, or one of its first host and path."""
+    """The routes, each with a name: its own, or one derived from its first host and path."""
     taken = {route.name for route in routes if route.name}
     for route in routes:
         if route.name:

@@ -47,7 +47,7 @@ def merge_state(
     """The file's document with the State document in `text` over it, or None and what is wrong with that.
 
     name: what errors call the State document. routes: the names of the file's routes, in order.
-    expand(path, value): the mapping that a shorthand in the file stands for.
+    expand(path, value): the mapping that a shorthand in the file is short for.
     """
     state, errors = parse(text, "json", environ, name)
     if state is None or errors:

@@ -1,8 +1,9 @@
-"""The root of the config and its routes, put together from what every gateway has and what features add.
+"""The root of the config and its routes, composed of the common keys and the keys of the features.
 
-Shapes and defaults only. `source.py` turns a file into plain values, `shape.py` reads those into Structs,
-`check.py` finds what is wrong between them, `load.py` is the door. Routes are kept encoded (`msgspec.Raw`),
-so that five thousand of them travel to the workers as one blob, compare by bytes and are decoded one by one.
+Types and defaults only. `source.py` parses a file into plain values, `shape.py` converts those into Structs,
+`check.py` checks them against each other, `load.py` is the entry point. Routes are kept encoded
+(`msgspec.Raw`): thousands of them are sent to the workers as one blob, compared by bytes and decoded one by
+one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ __all__ = [
 T = TypeVar("T")
 
 TRUSTED_UNIX = "unix"
-"""In `trusted_proxies`: whoever connects to a Unix socket."""
+"""In `trusted_proxies`: every client that connects to a Unix socket."""
 
 
 class PluginUse(Settings, frozen=True, kw_only=True):
@@ -59,18 +60,17 @@ class PluginUse(Settings, frozen=True, kw_only=True):
     ] = msgspec.Raw(b"\x80")  # an empty map
 
     def read(self, shape: type[T]) -> T:
-        """The settings as the plugin's own Struct. They were checked on loading, so this does not fail on
-        user input.
-        """
+        """The settings as the plugin's own Struct. They were checked when the config was loaded, so user
+        input cannot make this fail."""
         return msgspec.msgpack.decode(self.config, type=shape)
 
 
-# Routes and the root are put together from parts: those below, which every gateway has, and the keys of each
-# feature (`RouteKeys`, `RootKeys` in its folder). `manual_order` is the place of a part in the manual.
+# Routes and the root are composed of the parts below, which every config has, and the keys of the features
+# (`RouteKeys`, `RootKeys` in their folders). `manual_order` is the position of a part in the manual.
 
 
 class RouteMatching(Settings, frozen=True, kw_only=True):
-    """Which requests, and where they go."""
+    """Conditions for a request to match, and its target."""
 
     manual_order: ClassVar[int] = 0
 
@@ -79,19 +79,20 @@ class RouteMatching(Settings, frozen=True, kw_only=True):
         Meta(
             pattern=r"^[!-~]([ -~]{0,126}[!-~])?$(?!\n)",
             description=(
-                "Label in metrics, logs and `explain`; unique. Default: the first host and path, so only "
-                "routes that differ by something else need one."
+                "Label in metrics, logs and `explain`; unique. Default: the first host and path, "
+                "so only routes with the same host and path need a name."
             ),
         ),
     ] = ""
-    enabled: Annotated[bool, Meta(description="A disabled route is checked, but does not match.")] = True
+    enabled: Annotated[bool, Meta(description="A disabled route is checked, but never matches.")] = True
     host: Annotated[
         tuple[str, ...],
         Meta(
             extra={"one_or_many": True},
             description=(
-                "Names without port: `api.example.com`, or `*.example.com` for any name below. Default: "
-                "any host. An exact name wins over the longest wildcard, that over any."
+                "Names without port: `api.example.com`, or `*.example.com` for every subdomain. "
+                "Default: any host. An exact name takes precedence over the longest wildcard, a "
+                "wildcard over any host."
             ),
         ),
     ] = ()
@@ -101,10 +102,10 @@ class RouteMatching(Settings, frozen=True, kw_only=True):
             min_length=1,
             extra={"one_or_many": True},
             description=(
-                "`/a/b` exactly, `/orders/{id}` with one segment as a parameter, `/files/{rest...}` with "
-                "the whole tail, `/static/*` as a prefix, `~^/v[0-9]+/` a Python regular expression. "
-                "Literal wins over `{param}`, that over regular expressions in their order, those over the "
-                "longest prefix. Default: every path."
+                "`/a/b` exactly, `/orders/{id}` with one segment as a parameter, "
+                "`/files/{rest...}` with the remaining path, `/static/*` as a prefix, "
+                "`~^/v[0-9]+/` a Python regular expression. Precedence: literal, `{param}`, "
+                "regular expressions in their order, the longest prefix. Default: every path."
             ),
         ),
     ] = ("/*",)
@@ -113,8 +114,8 @@ class RouteMatching(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"one_or_many": True},
             description=(
-                "Methods that match; GET brings HEAD with it. Others get 405 with `Allow` when no other "
-                "route takes them. Default: any."
+                "Methods that match; GET includes HEAD. Other methods are rejected with 405 and "
+                "`Allow` if no other route accepts them. Default: any."
             ),
         ),
     ] = ()
@@ -122,7 +123,7 @@ class RouteMatching(Settings, frozen=True, kw_only=True):
         dict[str, str],
         Meta(
             description=(
-                'Fields that must be there: an exact value, `"~regex"` to search, or `"*"` for any value.'
+                'Required header fields: an exact value, `"~regex"` to search, or `"*"` for any value.'
             )
         ),
     ] = msgspec.field(default_factory=dict)
@@ -130,8 +131,7 @@ class RouteMatching(Settings, frozen=True, kw_only=True):
         dict[str, str],
         Meta(
             description=(
-                'Query parameters that must be there: an exact value, `"~regex"` to search, or `"*"` for '
-                "any value."
+                'Required query parameters: an exact value, `"~regex"` to search, or `"*"` for any value.'
             )
         ),
     ] = msgspec.field(default_factory=dict)
@@ -139,34 +139,42 @@ class RouteMatching(Settings, frozen=True, kw_only=True):
         Text | None,
         Meta(
             extra={"number": "http://127.0.0.1:{}", "action": True},
-            description="Name of an entry of `upstreams`, or a URL, which makes one with default settings.",
+            description=(
+                "Name of an entry of `upstreams`, or a URL, which defines an upstream with default settings."
+            ),
         ),
     ] = None
     allow_encoded_slashes: Annotated[
         bool,
         Meta(
             description=(
-                "The upstream takes `%2F` and `%5C` in a segment as data and not as a slash. Without it, a "
-                "path that would belong to another route, or to none, once they are decoded is refused (400 "
-                "`ambiguous_path`)."
+                "The upstream treats `%2F` and `%5C` in a segment as data, not as a slash. If "
+                "false, a path that would match another route, or none, after decoding them is "
+                "rejected (400 `ambiguous_path`)."
             )
         ),
     ] = False
 
 
 class RouteForwarding(Settings, frozen=True, kw_only=True):
-    """How requests go to the upstream."""
+    """Forwarding of requests to the upstream."""
 
     manual_order: ClassVar[int] = 90
 
     max_body_bytes: Annotated[
-        Size | None, Meta(description="Request body; more is 413. 0 is no limit. Default: `server.max_body`.")
+        Size | None,
+        Meta(
+            description=(
+                "Maximum size of a request body; larger ones are rejected with 413. 0 means unlimited. "
+                "Default: `server.max_body`."
+            )
+        ),
     ] = None
     request_buffering_bytes: Annotated[
         Annotated[Size, Meta(le=16_777_216)] | None,
         Meta(
             description=(
-                "Collect a request body up to this size before a connection to the upstream is taken; 0 "
+                "Buffer a request body up to this size before taking an upstream connection; 0 "
                 "streams it as it arrives. Default: `server.request_buffering`."
             ),
         ),
@@ -175,14 +183,14 @@ class RouteForwarding(Settings, frozen=True, kw_only=True):
         TimeoutOverrides | None,
         Meta(
             extra={"needs_upstream": True},
-            description="In place of the upstream's, one by one.",
+            description="Override the upstream's time-outs, each separately.",
         ),
     ] = None
     preserve_host: Annotated[
         bool | None,
         Meta(
             extra={"needs_upstream": True},
-            description="In place of the upstream's `preserve_host`.",
+            description="Overrides the upstream's `preserve_host`.",
         ),
     ] = None
 
@@ -201,7 +209,7 @@ class RoutePlugins(Settings, frozen=True, kw_only=True):
 
 
 class ServerSide(Settings, frozen=True, kw_only=True):
-    """Listeners, processes, and what all of them share."""
+    """Listeners, processes, and the settings they share."""
 
     manual_order: ClassVar[int] = 0
 
@@ -211,8 +219,8 @@ class ServerSide(Settings, frozen=True, kw_only=True):
             min_length=1,
             extra={"one_or_many": True},
             description=(
-                "Where clients connect: an address, `{address, tls, …}`, or a list of these. Loopback by "
-                "default, so that a first try is not on the internet."
+                "Listening addresses: an address, `{address, tls, …}`, or a list of these. "
+                "Default: loopback, so that a first try is not exposed to the internet."
             ),
         ),
     ] = (ListenerConfig(address="127.0.0.1:8080"),)
@@ -223,8 +231,9 @@ class ServerSide(Settings, frozen=True, kw_only=True):
             le=1024,
             extra={"words": {"auto": 0}},
             description=(
-                "Worker processes. `auto` is one per CPU this process may run on, and no more than the CPU "
-                "quota of its control group (the `cpus` of a container), rounded up."
+                "Number of worker processes. `auto` is one per CPU this process may run on, "
+                "limited to the CPU quota of its control group (the `cpus` of a container), "
+                "rounded up."
             ),
         ),
     ] = 0
@@ -235,24 +244,28 @@ class ServerSide(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"one_or_many": True},
             description=(
-                "Addresses and ranges (CIDR) whose `X-Forwarded-*`, `Forwarded` and request id are "
-                "believed; `unix` is whoever connects to a Unix socket. From anyone else they are replaced. "
-                "`Forwarded` counts only where a proxy sends no `X-Forwarded-For`, `-Proto` or `-Host`. "
-                "Default: none."
+                "Addresses and ranges (CIDR) whose `X-Forwarded-*`, `Forwarded` and request id "
+                "fields are trusted; `unix` means every client on a Unix socket. Those of other "
+                "clients are replaced. `Forwarded` is used only if a proxy sends no "
+                "`X-Forwarded-For`, `-Proto` or `-Host`. Default: none."
             ),
         ),
     ] = ()
-    memory: Annotated[MemoryConfig, Meta(description="Sizes of what all processes of a host share.")] = (
-        MemoryConfig()
+    memory: Annotated[
+        MemoryConfig, Meta(description="Sizes of the memory shared by all processes of a host.")
+    ] = MemoryConfig()
+    store: Annotated[
+        StoreConfig, Meta(description="File for API keys, consumers and other run-time data.")
+    ] = StoreConfig()
+    access_log: Annotated[AccessLogConfig, Meta(description="Access log: one line per request.")] = (
+        AccessLogConfig()
     )
-    store: Annotated[StoreConfig, Meta(description="Where API keys and consumers are kept.")] = StoreConfig()
-    access_log: Annotated[AccessLogConfig, Meta(description="One line per request.")] = AccessLogConfig()
     watch_config: Annotated[
         bool,
         Meta(
             description=(
-                "Take up the config file by itself when it changes (looked at every second), as a reload "
-                "would. A bad file changes nothing and is reported."
+                "Reload automatically when the config file changes (checked every second). An "
+                "invalid file changes nothing and is reported."
             )
         ),
     ] = True
@@ -272,18 +285,18 @@ class RootPlugins(Settings, frozen=True, kw_only=True):
 
 
 class Credentials(Settings, frozen=True, kw_only=True):
-    """What upstreams are shown."""
+    """Credentials for upstreams."""
 
     manual_order: ClassVar[int] = 80
 
     credentials: Annotated[
         dict[str, CredentialConfig],
-        Meta(description="Credentials for upstreams by name, for several upstreams that show the same."),
+        Meta(description="Credentials for upstreams by name, to share one between several upstreams."),
     ] = msgspec.field(default_factory=dict)
 
 
 def _composed(name: str, doc: str, parts: Iterable[type[Settings]], **methods: Any) -> Any:
-    """The Struct with the keys of all parts, in the order of the manual. No two may have the same key."""
+    """The Struct with the keys of all parts, in the order of the manual. Each key must be unique."""
     fields: list[tuple[str, Any, Any]] = []
     elsewhere: dict[str, str] = {}
     for part in sorted(parts, key=lambda part: part.manual_order):
@@ -300,7 +313,7 @@ def _composed(name: str, doc: str, parts: Iterable[type[Settings]], **methods: A
 
 
 def _parts(scope: str) -> Iterator[type[Settings]]:
-    """What the features add to a route or to the root."""
+    """The keys that features add to a route or to the root."""
     return (keys for feature in FEATURES if (keys := getattr(feature, scope)) is not None)
 
 
@@ -312,7 +325,8 @@ if TYPE_CHECKING:
 else:
     RouteConfig = _composed(
         "RouteConfig",
-        "The requests it takes and what handles them. Exactly one of `upstream`, `redirect` and `respond`.",
+        "The requests that a route matches and their handling. Exactly one of `upstream`, "
+        "`redirect` and `respond`.",
         [RouteMatching, RouteForwarding, RoutePlugins, *_parts("route")],
     )
 
@@ -327,7 +341,7 @@ def _marked(mark: str) -> tuple[str, ...]:
 
 
 ACTIONS: Final = _marked("action")
-"""Keys that say who responds: a route has one of them."""
+"""Keys that determine who responds: a route has exactly one of them."""
 NEEDS_UPSTREAM: Final = _marked("needs_upstream")
 """Keys without effect on a route that has no upstream."""
 
@@ -339,14 +353,14 @@ class Services(Settings, frozen=True, kw_only=True):
 
     upstreams: Annotated[
         dict[str, UpstreamConfig],
-        Meta(description="Services by name. A URL given to a route directly is added here under itself."),
+        Meta(description="Upstreams by name. A URL used directly in a route is added here under the URL."),
     ] = msgspec.field(default_factory=dict)
     routes: Annotated[
         tuple[msgspec.Raw, ...],
         Meta(
             min_length=1,
             extra={"shape": RouteConfig},
-            description="What is served. The most specific match wins.",
+            description="Routes. The most specific match wins.",
         ),
     ]
 
@@ -363,7 +377,7 @@ if TYPE_CHECKING:
 else:
     Config = _composed(
         "Config",
-        "Everything in a config file.",
+        "All settings of a config file.",
         [ServerSide, RootPlugins, Credentials, Services, *_parts("root")],
         each_route=Services.each_route,
     )
@@ -374,12 +388,12 @@ ROUTE_DEFAULTS: Final = (
     "credentials",
     *(name for part in _parts("root") for name in part.__struct_fields__),
 )
-"""The root sections that what is built for a route may depend on."""
+"""The root sections that builders of route plugins may depend on."""
 
 
 _route_decoder = msgspec.msgpack.Decoder(RouteConfig)
 
 
 def decode_route(raw: Any) -> RouteConfig:
-    """A route of `Config.routes`, from its bytes."""
+    """A route of `Config.routes`, decoded."""
     return _route_decoder.decode(raw)

@@ -1,5 +1,5 @@
 """Readers of single values: text, file names, numbers, durations, sizes, words. Each takes a value of the
-file and its path, and returns what the Struct holds, or INVALID after it has reported why.
+file and its path, and returns the value of the Struct, or INVALID after reporting an error.
 """
 
 from __future__ import annotations
@@ -37,16 +37,15 @@ __all__ = [
     "unit",
 ]
 
-#: What a reader returns after it has reported why.
+#: Returned by a reader after it has reported an error.
 INVALID: Final[Any] = object()
 
 Reader = Callable[[Any, Path, Report], Any]
 
 
 def found_text(value: Any) -> str:
-    """A value as messages show it: short, in quotes when it is text, and never the content of an environment
-    variable.
-    """
+    """A value as messages show it: short, text in quotes, and never the content of an environment
+    variable."""
     if isinstance(value, Substituted):
         return json.dumps(value.template, ensure_ascii=False)
     if isinstance(value, str):
@@ -56,7 +55,7 @@ def found_text(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int) and value.bit_length() > 64:  # Python writes out at most 4 300 digits
+    if isinstance(value, int) and value.bit_length() > 64:  # Python converts at most 4 300 digits
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, int | float):
         return f"the number {value}"
@@ -183,7 +182,7 @@ def unit(info: inspect.IntType, kind_of_unit: str) -> Reader:
     least = 0 if info.ge is None else int(info.ge)
     most = highest if info.le is None else int(info.le)
     suffix = "s" if kind_of_unit == "duration" else "B"
-    known: dict[str, int] = {}  # the same few texts come back on every route
+    known: dict[str, int] = {}  # the same few texts recur on every route
 
     def read(value: Any, path: Path, report: Report) -> Any:
         if type(value) is str and value in known:

@@ -1,9 +1,8 @@
-"""The Structs turned round: a JSON Schema of the config file for editors, and the same facts as rows for the
-manual.
+"""A JSON Schema of the config file for editors, and the same facts as rows for the manual.
 
-Both come from the annotations that the reader goes by, so they cannot say something else than it does. The
-schema describes the file, not the Structs: durations are text, a shorthand stands for its mapping, and any
-single value may be `${NAME}`.
+Both are generated from the annotations that the reader uses, so they always agree with it. The schema
+describes the file rather than the Structs: durations are text, a shorthand is an alternative to its mapping,
+and any single value may be `${NAME}`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from fastgate.settings import duration_text, size_text
 __all__ = ["Key", "json_schema", "keys", "sections"]
 
 _KINDS: Final[dict[type, str]] = {int: "integer", bool: "boolean", str: "string"}
-#: As the reader takes them: spaces around, sizes in any case.
+#: Same rules as the reader: surrounding spaces are allowed, sizes are case-insensitive.
 _UNIT_PATTERNS: Final = {
     "duration": r"^\s*(0|([0-9]+(\.[0-9]+)?(us|µs|ms|s|m|h|d))+)\s*$",
     "size": r"^\s*(0|[0-9]+(\.[0-9]+)? ?([bB]|[kKmMgGtT][iI]?[bB]))\s*$",
@@ -30,7 +29,7 @@ _VARIABLE: Final = {"type": "string", "pattern": r"\$\{[A-Za-z_]", "description"
 
 
 class Key(NamedTuple):
-    """One key of one mapping, as the manual shows it."""
+    """One key of one mapping, for the manual."""
 
     name: str
     value: str
@@ -43,7 +42,7 @@ def json_schema(plugins: Mapping[str, type | None] | None = None) -> dict[str, A
     """The JSON Schema (draft 2020-12) of the config file.
 
     `plugins` are Config Structs by plugin name, so that editors know their settings too. Other plugins, by
-    dotted path or installed elsewhere, may be named with any settings.
+    dotted path or installed elsewhere, are accepted with any settings.
     """
     definitions: dict[str, Any] = {"Variable": _VARIABLE}
     definitions["PluginUse"] = _plugin_use(plugins or {}, definitions)
@@ -102,7 +101,7 @@ def keys(cls: type) -> Iterator[Key]:
 
 
 def _facts(info: inspect.Type) -> tuple[dict[str, Any], str]:
-    """What Meta says: `extra` of all levels, and the outermost description."""
+    """The contents of Meta: `extra` of all levels, and the outermost description."""
     extra: dict[str, Any] = {}
     description = ""
     while isinstance(info, inspect.Metadata):
@@ -144,7 +143,7 @@ def _structs(info: inspect.Type) -> Iterator[type]:
 
 
 def _value(info: inspect.Type, extra: dict[str, Any] | None = None) -> str:
-    """What a key takes, in words; a Struct by its class name in brackets."""
+    """The accepted values of a key in words; a Struct by its class name in brackets."""
     extra = {**_facts(info)[0], **(extra or {})}
     members = _members(info)
     if len(members) > 1:
@@ -262,7 +261,7 @@ def _schema(
     extra = {**_facts(info)[0], **(extra or {})}
     members = _members(info)
     if len(members) > 1 or members[0] is not info:
-        # What a union says of its values (a unit, words) holds for its only member, not for one of several.
+        # The `extra` of a union (a unit, words) applies to its only member, but not to one of several.
         below = extra if len(members) == 1 else None
         shapes = [_schema(member, definitions, below) for member in members]
         return {"anyOf": shapes + ([{"type": "null"}] if _optional(info) else [])}
@@ -318,7 +317,7 @@ def _scalar(bare: inspect.Type, extra: dict[str, Any]) -> Iterator[dict[str, Any
 def _reference(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
     name = cls.__name__
     if name not in definitions and cls is not PluginUse:
-        definitions[name] = {}  # taken, before the fields are visited: a Struct may contain itself
+        definitions[name] = {}  # placeholder set before the fields are visited: a Struct may contain itself
         definitions[name] = _object(cls, definitions)
     options: list[dict[str, Any]] = [{"$ref": f"#/$defs/{name}"}]
     shorthand = getattr(cls, "shorthand", None)
@@ -336,7 +335,7 @@ def _optional(info: inspect.Type) -> bool:
 
 
 def _numbers_of(words: Iterable[Any]) -> Iterator[float]:
-    """The numbers that YAML makes of words without quotes: `min_version: 1.2`."""
+    """The numbers that YAML reads from words without quotes: `min_version: 1.2`."""
     for word in words:
         if isinstance(word, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", word):
             yield float(word) if "." in word else int(word)

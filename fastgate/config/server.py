@@ -32,7 +32,7 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?", re.ASCII
 
 
 class CertificateConfig(Settings, frozen=True, kw_only=True):
-    """A certificate and its key. Changed files are taken up without a restart."""
+    """A certificate and its key. Changed files are loaded without a restart."""
 
     certificate: Annotated[FileName, Meta(description="File with the certificate chain, leaf first (PEM).")]
     key: Annotated[FileName, Meta(description="File with the private key (PEM, not encrypted).")]
@@ -47,33 +47,43 @@ class TlsConfig(Settings, frozen=True, kw_only=True):
             min_length=1,
             extra={"one_or_many": True},
             description=(
-                "One certificate or several: the client's server name (SNI) picks the one that covers it, "
-                "else the first."
+                "One certificate or several. The one that covers the client's server name (SNI) is "
+                "used, else the first."
             ),
         ),
     ]
     min_version: Annotated[
         Literal["1.2", "1.3"],
-        Meta(description="Oldest TLS version accepted. Older ones are broken (RFC 8996)."),
+        Meta(description="Minimum TLS version. Versions below 1.2 are insecure (RFC 8996)."),
     ] = "1.2"
     client_ca: Annotated[
         FileName | None,
-        Meta(description="File with the CA certificates (PEM) that client certificates must be signed by."),
+        Meta(
+            description="File with the CA certificates (PEM) that client certificates are verified against."
+        ),
     ] = None
     client_certificate: Annotated[
         Literal["ignored", "optional", "required"],
         Meta(
-            description="Whether clients must show a certificate (mutual TLS). The last two need `client_ca`."
+            description=(
+                "Whether clients must present a certificate (mutual TLS). `optional` and "
+                "`required` need `client_ca`."
+            )
         ),
     ] = "ignored"
     handshake_timeout_ns: Annotated[
         Duration,
-        Meta(description="A handshake that takes longer is cut, so that silent clients hold nothing."),
+        Meta(
+            description=(
+                "Maximum duration of a handshake; then the connection is closed, so that silent "
+                "clients hold no resources."
+            )
+        ),
     ] = 10 * SECOND
 
 
 class Address(NamedTuple):
-    """Where to listen: a host and port, or the path of a Unix socket. Host "" is every interface."""
+    """A listening address: a host and port, or the path of a Unix socket. Host "" is every interface."""
 
     host: str
     port: int
@@ -86,10 +96,11 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """The address in `host:port`, `[::1]:port`, `:port` or `unix:/path`. ValueError: what was expected."""
+    """The address in `host:port`, `[::1]:port`, `:port` or `unix:/path`. Raises ValueError with the text that
+    was expected."""
     if text.startswith("unix:"):
         path = text[5:]
-        # sun_path holds 108 bytes with its closing NUL (unix(7))
+        # sun_path holds 108 bytes including the terminating NUL (unix(7))
         if not path.startswith("/") or len(path.encode()) > 107 or "\0" in path:
             raise ValueError("unix:/path, absolute and of at most 107 bytes")
         return Address("", 0, path)
@@ -110,9 +121,8 @@ def parse_address(text: str) -> Address:
 
 
 class ListenerConfig(Settings, frozen=True, kw_only=True):
-    """Where clients connect. A bare string is short for `{address: …}`, a bare number is a port on every
-    interface: `8080` is `{address: ":8080"}`.
-    """
+    """A listener. A bare string is short for `{address: …}`, a bare number is a port on every interface:
+    `8080` is `{address: ":8080"}`."""
 
     shorthand: ClassVar[str] = "address"
     short: ClassVar[dict[type, Any]] = {int: lambda port: {"address": f":{port}"}}
@@ -121,18 +131,21 @@ class ListenerConfig(Settings, frozen=True, kw_only=True):
         str,
         Meta(
             description=(
-                "`host:port`, `[::1]:port`, `:port` (every interface) or `unix:/path`. Port 0 lets the "
-                "system choose."
+                "`host:port`, `[::1]:port`, `:port` (every interface) or `unix:/path`. Port 0: the "
+                "system assigns one."
             )
         ),
     ]
-    tls: Annotated[TlsConfig | None, Meta(description="Serve TLS here. Default: plain HTTP.")] = None
+    tls: Annotated[
+        TlsConfig | None, Meta(description="TLS settings of the listener. Default: plain HTTP.")
+    ] = None
     proxy_protocol: Annotated[
         bool,
         Meta(
             description=(
-                "Every connection must begin with a PROXY protocol header (v1 or v2), which gives the "
-                "client's address. Only for listeners that nothing but your load balancer can reach."
+                "Require a PROXY protocol header (v1 or v2), which contains the client's address, "
+                "on every connection. Only for listeners that nothing but your load balancer can "
+                "reach."
             )
         ),
     ] = False
@@ -143,27 +156,26 @@ class ListenerConfig(Settings, frozen=True, kw_only=True):
             le=65535,
             extra={"words": {"off": 0, "https": 443}},
             description=(
-                "`https` answers every request that the client sent over plain HTTP with 308 to the same "
-                "URL with https, without the port of the request; a number is the port to redirect to, when "
-                "it is not 443. What a trusted "
-                "proxy says in `X-Forwarded-Proto` counts, so that behind a load balancer that ends TLS "
-                "only plain requests are redirected. Decided before any route."
+                "`https` redirects every plain HTTP request with 308 to the same URL with https, "
+                "without the port of the request; a number is the port to redirect to, if it is "
+                "not 443. `X-Forwarded-Proto` from trusted proxies is taken into account, so "
+                "behind a load balancer that terminates TLS only plain requests are redirected. "
+                "Applied before routing."
             ),
         ),
     ] = 0
     backlog: Annotated[
-        int, Meta(ge=1, le=65535, description="Connections the kernel holds until a worker accepts them.")
+        int,
+        Meta(ge=1, le=65535, description="Connections that the kernel queues until a worker accepts them."),
     ] = 4096
 
     def endpoint(self) -> Address:
-        """The address, taken apart. The config check has made sure that it can be."""
+        """The parsed address. The config check has already validated it."""
         return parse_address(self.address)
 
 
 class ServerConfig(Settings, frozen=True, kw_only=True):
-    """Limits on the client side, for every listener. They are what stands between one bad client and the
-    rest.
-    """
+    """Limits of the client side, for every listener. They protect all clients from a misbehaving one."""
 
     max_header_bytes: Annotated[
         Size,
@@ -171,8 +183,8 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
             ge=1000,
             le=16_000_000,
             description=(
-                "The whole header section, names, values and separators; more is 431. nginx and HAProxy "
-                "allow 32 kB or less."
+                "Maximum size of the header section (names, values and separators); larger ones "
+                "are rejected with 431. nginx and HAProxy allow 32 kB or less."
             ),
         ),
     ] = 32_000
@@ -182,8 +194,8 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
             ge=8,
             le=256,
             description=(
-                "Number of header fields; more is 431. At most 256, which the table for one request holds. "
-                "Apache and HAProxy stop near 100."
+                "Maximum number of header fields; more are rejected with 431. At most 256, the "
+                "size of the table for one request. Apache and HAProxy allow about 100."
             ),
         ),
     ] = 128
@@ -192,16 +204,20 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         Meta(
             ge=100,
             le=1_000_000,
-            description="The request target (path and query); more is 414. nginx: 8 kB too.",
+            description=(
+                "Maximum length of the request target (path and query); longer ones are rejected "
+                "with 414. nginx also allows 8 kB."
+            ),
         ),
     ] = 8_000
     merge_slashes: Annotated[
         bool,
         Meta(
             description=(
-                "Take empty segments out of every path: `//admin` is `/admin`, for the routes and for the "
-                "upstream, as in nginx and Envoy. When off, a path whose empty segments lead to another "
-                "route than without them is refused (400 `ambiguous_path`)."
+                "Remove empty segments from every path, for routing and for the upstream: "
+                "`//admin` becomes `/admin`, as in nginx and Envoy. If false, a path that matches "
+                "another route with its empty segments than without them is rejected (400 "
+                "`ambiguous_path`)."
             )
         ),
     ] = True
@@ -210,8 +226,8 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         Meta(
             ge=1_000_000,
             description=(
-                "From the first byte of a request to the end of its header section; then 408. Ends "
-                "slow-header attacks."
+                "Maximum time from the first byte of a request to the end of its header section; "
+                "then 408. Protects against slow-header attacks."
             ),
         ),
     ] = 10 * SECOND
@@ -220,7 +236,8 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         Meta(
             ge=1_000_000,
             description=(
-                "The longest silence inside a request body; then 408. A steady upload may take any time."
+                "Maximum pause within a request body; then 408. The total time of a steady upload "
+                "is not limited."
             ),
         ),
     ] = 30 * SECOND
@@ -228,10 +245,11 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         Size,
         Meta(
             description=(
-                "Bytes per second that a client must send of a request body, on average and after the first "
-                "`rate_grace`; then 408 `body_too_slow`. Time in which the gateway does not read because the "
-                "upstream is slower does not count. 0 is no minimum. 500 is Apache's `MinRate`; a slow "
-                "mobile network sends a hundred times as much."
+                "Minimum rate of a request body in bytes per second, on average and after the "
+                "first `rate_grace`; below it, the request is rejected with 408 `body_too_slow`. "
+                "Time in which the gateway does not read because the upstream is slower does not "
+                "count. 0 disables the check. 500 is Apache's `MinRate`; a slow mobile network is "
+                "a hundred times as fast."
             ),
         ),
     ] = 500
@@ -239,9 +257,10 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         Size,
         Meta(
             description=(
-                "Bytes per second that a client must take of a response, on average and after the first "
-                "`rate_grace`, while the gateway waits for the client and not for the upstream; then the "
-                "connection is closed (`client_too_slow`). 0 is no minimum."
+                "Minimum rate at which a client must receive a response in bytes per second, on "
+                "average and after the first `rate_grace`, while the gateway waits for the client "
+                "and not for the upstream; below it, the connection is closed (`client_too_slow`). "
+                "0 disables the check."
             ),
         ),
     ] = 500
@@ -249,7 +268,7 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         Duration,
         Meta(
             ge=1_000_000,
-            description="How long a client may be slower than the minimum rates. Apache grants 20s too.",
+            description="How long a client may stay below the minimum rates. Apache also allows 20s.",
         ),
     ] = 20 * SECOND
     request_buffering_bytes: Annotated[
@@ -257,11 +276,12 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         Meta(
             le=16_777_216,
             description=(
-                "Collect a request body up to this size before the request takes a connection to the "
-                "upstream, so that a slow client does not hold one. A larger body streams once this much has "
-                "arrived. 0 streams every body as it arrives (nginx: `proxy_request_buffering off`), for "
-                "upstreams that respond while the client still sends. Requests with `Expect: 100-continue` "
-                "are never held back. For routes without their own `request_buffering`."
+                "Buffer a request body up to this size before taking an upstream connection, so "
+                "that a slow client does not occupy one. A larger body streams once this much has "
+                "arrived. 0 streams every body as it arrives (nginx: `proxy_request_buffering "
+                "off`), for upstreams that respond while the client still sends. Requests with "
+                "`Expect: 100-continue` are never buffered. Applies to routes without their own "
+                "`request_buffering`."
             ),
         ),
     ] = 65_536
@@ -270,8 +290,8 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         Meta(
             ge=1_000_000,
             description=(
-                "An idle keep-alive connection is closed after this long. 75s as nginx: above the 60s of "
-                "common load balancers, so that they close first."
+                "Idle keep-alive connections are closed after this time. 75s as in nginx: above "
+                "the 60s of common load balancers, so that they close first."
             ),
         ),
     ] = 75 * SECOND
@@ -280,18 +300,20 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=10_000_000,
-            description="Client connections open at once, per worker; more are answered 503 and closed.",
+            description=(
+                "Maximum number of client connections per worker; further ones get 503 and are closed."
+            ),
         ),
     ] = 65_536
     max_requests_per_connection: Annotated[
-        int, Meta(ge=0, description="Requests on one connection before it is closed. 0 is no limit.")
+        int, Meta(ge=0, description="Requests per connection before it is closed. 0 means unlimited.")
     ] = 0
     drain_timeout_ns: Annotated[
         Duration,
         Meta(
             description=(
-                "How long requests in flight may go on after a stop or a reload that starts new workers; "
-                "then they are cut. Kubernetes waits 30s too."
+                "How long requests in flight may continue after a stop, or after a reload that "
+                "starts new workers; then they are aborted. Kubernetes also waits 30s."
             )
         ),
     ] = 30 * SECOND
@@ -299,9 +321,9 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         Literal["abort", "allow"],
         Meta(
             description=(
-                "What a client's FIN during its request means: `abort` gives up and cancels the upstream, "
-                "as the client has most likely gone; `allow` still answers, for clients that shut down "
-                "their sending side on purpose."
+                "What to do if a client closes its sending side (FIN) during its request: `abort` "
+                "cancels the upstream request, as the client has most likely disconnected; `allow` "
+                "still responds, for clients that shut down their sending side deliberately."
             )
         ),
     ] = "abort"
@@ -309,8 +331,8 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
         Size,
         Meta(
             description=(
-                "Request body, for routes without their own `max_body`; more is 413. 0 is no limit: bodies "
-                "stream."
+                "Maximum size of a request body on routes without their own `max_body`; larger "
+                "ones are rejected with 413. 0 means unlimited: bodies stream."
             )
         ),
     ] = 0
@@ -318,8 +340,7 @@ class ServerConfig(Settings, frozen=True, kw_only=True):
 
 class AdminConfig(Settings, frozen=True, kw_only=True):
     """The controller's listener: health, metrics, status, reload. A bare string is short for `{listen: …}`, a
-    bare number is a port on the loopback address, `false` is `off`.
-    """
+    bare number is a port on the loopback address, `false` is `off`."""
 
     shorthand: ClassVar[str] = "listen"
     short: ClassVar[dict[type, Any]] = {
@@ -331,8 +352,8 @@ class AdminConfig(Settings, frozen=True, kw_only=True):
         str,
         Meta(
             description=(
-                "`host:port` or `unix:/path`; `off` serves none. Loopback by default: metrics and reload "
-                "are not for the public."
+                "`host:port` or `unix:/path`; `off` disables it. Default: loopback, because "
+                "metrics and reload must not be public."
             )
         ),
     ] = "127.0.0.1:9901"
@@ -340,23 +361,21 @@ class AdminConfig(Settings, frozen=True, kw_only=True):
         Annotated[str, Meta(min_length=8)] | None,
         Meta(
             description=(
-                "Requests that show or change anything but health must carry it as `Authorization: Bearer "
-                "…`. Needed when `listen` is not a loopback address or a Unix socket. Write "
+                "Bearer token that all requests except health checks must carry as `Authorization: "
+                "Bearer …`. Required if `listen` is not a loopback address or a Unix socket. Write "
                 "`${FASTGATE_ADMIN_TOKEN}` rather than the secret."
             ),
         ),
     ] = None
 
     def endpoint(self) -> Address | None:
-        """The address, taken apart; None when it is off."""
+        """The parsed address, or None if the listener is off."""
         return None if self.listen == "off" else parse_address(self.listen)
 
 
 class MemoryConfig(Settings, frozen=True, kw_only=True):
-    """Sizes of what all processes of a host share. Mapped when the gateway starts: a change needs a restart.
-    They are
-    bounds and not costs, as untouched pages take no memory.
-    """
+    """Sizes of the memory shared by all processes of a host. Mapped at start: a change needs a restart. The
+    sizes are upper bounds, since untouched pages take no memory."""
 
     limiter_keys: Annotated[
         int,
@@ -364,18 +383,27 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
             ge=1024,
             le=9_000_000,
             description=(
-                "Keys that limits can count at once, about 240 bytes each. An idle key makes room for a new "
-                "one. A rule can fill 7/8 of the table, and no network or consumer can take the room of the "
-                "others; see limits.md."
+                "Maximum number of keys that limits count, about 240 bytes each. A new key "
+                "replaces an idle one. A rule can use at most 7/8 of the table, and no network or "
+                "consumer can take the room of the others; see limits.md."
             ),
         ),
     ] = 1_000_000
     inflight_keys: Annotated[
         int,
-        Meta(ge=64, le=8_000_000, description="Keys that have requests in flight at once, for `concurrent`."),
+        Meta(
+            ge=64,
+            le=8_000_000,
+            description="Maximum number of keys with requests in flight, for `concurrent`.",
+        ),
     ] = 65_536
     directory_entries: Annotated[
-        int, Meta(ge=64, le=50_000_000, description="API keys, consumers and documents of the store.")
+        int,
+        Meta(
+            ge=64,
+            le=50_000_000,
+            description="Maximum number of API keys, consumers and other documents of the store.",
+        ),
     ] = 250_000
     nonces: Annotated[
         int,
@@ -383,14 +411,16 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
             ge=1024,
             le=9_000_000,
             description=(
-                "Nonces of signed requests (`hmac`, `signatures`) that are remembered at once, 64 bytes "
-                "each: signed requests per second times the seconds that a signature is valid. When none has "
-                "expired a signed request is answered 503 and counted."
+                "Maximum number of nonces of signed requests (`hmac`, `signatures`), 64 bytes "
+                "each: signed requests per second times the seconds that a signature is valid. If "
+                "the table is full of unexpired nonces, signed requests are rejected with 503 and "
+                "counted."
             ),
         ),
     ] = 1_000_000
     directory_bytes: Annotated[
-        Size, Meta(ge=100_000, le=1 << 30, description="Room for what the directory says of them.")
+        Size,
+        Meta(ge=100_000, le=1 << 30, description="Memory for the contents of the directory's documents."),
     ] = 128_000_000
     runtime_slots: Annotated[
         int,
@@ -406,9 +436,7 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
 
 
 class StoreConfig(Settings, frozen=True, kw_only=True):
-    """Where API keys, consumers and what else is made at run time are kept. A bare string is short for
-    `{path: …}`.
-    """
+    """Store of API keys, consumers and other run-time data. A bare string is short for `{path: …}`."""
 
     shorthand: ClassVar[str] = "path"
 
@@ -416,9 +444,10 @@ class StoreConfig(Settings, frozen=True, kw_only=True):
         FileName | None,
         Meta(
             description=(
-                "A SQLite file, made when something is stored first. `.lock` and, for secrets, `.key` lie "
-                "beside it. Default: `fastgate.db` in `$STATE_DIRECTORY` (systemd sets it), else in the "
-                "working directory. After a reload with another file its keys count."
+                "A SQLite file, created on the first write. `.lock` and, for secrets, `.key` are "
+                "next to it. Default: `fastgate.db` in `$STATE_DIRECTORY` (set by systemd), else "
+                "in the working directory. A reload with another file switches to the keys in that "
+                "file."
             )
         ),
     ] = None
@@ -428,8 +457,8 @@ class StoreConfig(Settings, frozen=True, kw_only=True):
             ge=100_000_000,
             le=HOUR,
             description=(
-                "How often the use of each key is written to the file. A machine that loses power loses "
-                "the counts since; a stop, a reload and a dead process lose none."
+                "Interval at which the usage of keys is written to the file. A power failure loses "
+                "the counts since the last write; a stop, a reload or a dead process loses none."
             ),
         ),
     ] = 10 * SECOND
@@ -442,7 +471,8 @@ class StoreConfig(Settings, frozen=True, kw_only=True):
 
 
 class AccessLogConfig(Settings, frozen=True, kw_only=True):
-    """One line per request. A bare string is short for `{output: …}`; `true` is `stdout`, `false` `off`."""
+    """Access log, one line per request. A bare string is short for `{output: …}`; `true` is `stdout`, `false`
+    `off`."""
 
     shorthand: ClassVar[str] = "output"
     short: ClassVar[dict[type, Any]] = {bool: lambda on: {"output": "stdout" if on else "off"}}
@@ -453,8 +483,8 @@ class AccessLogConfig(Settings, frozen=True, kw_only=True):
             min_length=1,
             extra={"file": ("stdout", "off")},
             description=(
-                "`stdout`, `off`, or a file's path. A file is reopened on SIGUSR1, so that logrotate "
-                "can move it away."
+                "`stdout`, `off`, or the path of a file. A file is reopened on SIGUSR1, so that "
+                "logrotate can rotate it."
             ),
         ),
     ] = "stdout"

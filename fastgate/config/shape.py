@@ -1,22 +1,24 @@
-"""Plain values into Structs, with every error and not only the first.
+"""Converts plain values into Structs, and reports every error instead of only the first.
 
 A reader is built once per Struct class from its type annotations, and reused: five thousand routes cost one
-walk each, no reflection. msgspec's own `convert` stops at the first error and knows no units, so it is used
-only for types without a reader here (dates, UUIDs), one field at a time. What a Struct can say about its file
-form, beyond its types:
+traversal each, without reflection. msgspec's `convert` stops at the first error and knows no units, so it is
+used only for types without a reader here (dates, UUIDs), one field at a time. Attributes with which a Struct
+describes its file form, beyond its types:
 
-* `shorthand: ClassVar[str]`            a bare value stands for the mapping with this one key
-* `short: ClassVar[dict[type, …]]`      a bare value of this type stands for what the function makes of it
-* `example: ClassVar[str]`              what the mapping may look like, told to who wrote something else
-* `elsewhere: ClassVar[dict[str, str]]` what to write in place of keys that one may look for here
+* `shorthand: ClassVar[str]`            a bare value is short for the mapping with this one key
+* `short: ClassVar[dict[type, …]]`      a bare value of this type is short for the result of the function
+* `example: ClassVar[str]`              an example of the mapping, for the message if the value is none
+* `elsewhere: ClassVar[dict[str, str]]` hints for keys that users may expect here
 * `Meta(extra={"unit": "duration"})`    `30s` in the file, ns in the Struct; `"size"`: `10MB`, bytes
-* `Meta(extra={"one_or_many": True})`   a single value stands for a list of one
-* `Meta(extra={"words": {"auto": 0}})`  words that stand for a number
+* `Meta(extra={"one_or_many": True})`   a single value is short for a list of one
+* `Meta(extra={"words": {"auto": 0}})`  words accepted instead of a number
 * `Meta(extra={"choices": (301, 302)})` the only numbers allowed
-* `Meta(extra={"shape": SomeStruct})`   on a Raw: what is in it, read as this Struct
-* `Meta(extra={"file": True})`          a file name, relative to the config; a tuple: words that are none
-* `Meta(extra={"places": True})`        text with `{name}` places: braces from the environment are none
-* `Meta(extra={"number": "a:{}"})`      on text: what one who wrote a bare number meant
+* `Meta(extra={"shape": SomeStruct})`   on a Raw: the Struct of its content
+* `Meta(extra={"file": True})`          a file name, relative to the config; a tuple: words that are not file
+  names
+* `Meta(extra={"places": True})`        text with `{name}` placeholders; braces from the environment are
+  literal
+* `Meta(extra={"number": "a:{}"})`      on text: the hint for a bare number
 """
 
 from __future__ import annotations
@@ -39,24 +41,23 @@ from fastgate.config.source import Substituted
 __all__ = ["INVALID", "Reader", "Shapes", "found_text"]
 
 
-CLASSES = 1024  # whose fields are remembered: three times those of the whole config
+CLASSES = 1024  # classes whose fields are cached: three times those of the whole config
 
 
 @lru_cache(CLASSES)
 def _fields(cls: type) -> list[tuple[msgspec.structs.FieldInfo, inspect.Type]]:
-    """The fields with what msgspec knows of their types, which takes as long as everything else here."""
+    """The fields with msgspec's type information. This call takes as long as everything else here."""
     found = msgspec.structs.fields(cls)
     return list(zip(found, inspect.multi_type_info([field.type for field in found]), strict=True))
 
 
 class _NoReader(Exception):
-    """This type is msgspec's business."""
+    """The type has no reader here; msgspec converts it."""
 
 
 class Shapes:
     """Readers by Struct class. `special` overrides the reader of a class; names of files are relative to
-    `folder`.
-    """
+    `folder`."""
 
     def __init__(self, special: dict[type, Reader] | None = None, folder: str = "") -> None:
         self._structs: dict[type, Reader] = dict(special or {})
@@ -285,9 +286,8 @@ class Shapes:
 
 
 def _from_short(value: Any, short: Mapping[type, Callable[[Any], dict[str, Any]]]) -> Any:
-    """The mapping that a bare value stands for; the value itself when it stands for none. A number or switch
-    may come from the environment, where everything is text.
-    """
+    """The mapping that a bare value is short for, or the value itself. A number or boolean may come from the
+    environment, where everything is text."""
     kind: type = type(value)
     if isinstance(value, str):
         kind = str
@@ -299,7 +299,7 @@ def _from_short(value: Any, short: Mapping[type, Callable[[Any], dict[str, Any]]
 
 
 def _with_hint(report: Report, hint: str) -> Report:
-    """Says what to write in place of a value that is of the wrong kind."""
+    """Adds a hint for a value of the wrong type."""
 
     def told(path: Path, found: str, expected: str, known: str) -> None:
         report(path, found, expected, known or hint)
@@ -308,7 +308,7 @@ def _with_hint(report: Report, hint: str) -> Report:
 
 
 def _without_quotes(report: Report, wanted: str) -> Report:
-    """For a value that stands for a whole mapping: quotes round a number would not make it the right one."""
+    """For a value that is short for a whole mapping: quotes around a number would not make it valid."""
 
     def told(path: Path, found: str, expected: str, hint: str) -> None:
         if expected == "text":
@@ -321,14 +321,14 @@ def _without_quotes(report: Report, wanted: str) -> Report:
 
 
 def _as_list(value: Any) -> str:
-    """How a mapping of named entries is written as a list."""
+    """A mapping of named entries, written as a list."""
     if type(value) is dict and value and all(isinstance(item, dict) for item in value.values()):
         return f"write a list: [{{name: {next(iter(value))}, …}}]"
     return ""
 
 
 def _as_mapping(value: Any) -> str:
-    """How a list of entries with names is written as a mapping."""
+    """A list of entries with names, written as a mapping."""
     if type(value) is list and value and isinstance(value[0], dict) and isinstance(value[0].get("name"), str):
         return f"the names are the keys: {value[0]['name']}: {{…}}"
     return ""
@@ -378,7 +378,7 @@ def _extra(info: inspect.Type) -> dict[str, Any]:
 
 
 def _expectation(info: inspect.Type) -> str:
-    """What a value of this type is called in messages."""
+    """The name of this type in messages."""
     extra, bare = _extra(info), _bare(info)
     if isinstance(bare, inspect.UnionType):
         return " or ".join(

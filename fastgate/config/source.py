@@ -1,10 +1,10 @@
-"""A config file's text as plain values, and the line each value stands on.
+"""Parses the text of a config file into plain values, and finds the line of each value.
 
-YAML, TOML and JSON become the same dicts and lists. YAML is read by the rules of YAML 1.2 (`off` and `no` are
-words, `1:30` is not a number), keys may not repeat, and aliases cannot blow a small file up into a large one.
+YAML, TOML and JSON yield the same dicts and lists. YAML follows the rules of YAML 1.2 (`off` and `no` are
+words, `1:30` is not a number), keys must be unique, and aliases cannot expand a small file into a large one.
 After parsing, never before, `${NAME}` and `${NAME:-default}` are replaced inside string values (so a value
-can not inject structure; `$${` is a literal `${`), and variables named `FASTGATE__SERVER__IDLE_TIMEOUT`
-replace single values. Lines are looked up only for errors: a good file pays nothing for them.
+cannot inject structure; `$${` is a literal `${`), and variables named `FASTGATE__SERVER__IDLE_TIMEOUT`
+replace single values. Lines are looked up only for errors, so a valid file does not pay for them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from fastgate.settings import ConfigError
 __all__ = ["FORMATS", "MAX_FILE_BYTES", "Document", "Substituted", "parse", "path_text"]
 
 FORMATS: Final = {".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json"}
-# 50 000 routes of 300 bytes. A larger file is a wrong file, and reading one must not take a gateway's memory.
+# 50 000 routes of 300 bytes. A larger file is a mistake, and reading it must not exhaust the memory.
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 MAX_DEPTH: Final = 64
-# Values after aliases are expanded; 5 000 routes have some 60 000.
+# Values after expansion of aliases; 5 000 routes have about 60 000.
 MAX_VALUES: Final = 1_000_000
 
 LEAST_NUMBER = -(1 << 63)
-MOST_NUMBER = (1 << 64) - 1  # MessagePack and JSON readers take 64 bits, with or without a sign
+MOST_NUMBER = (1 << 64) - 1  # MessagePack and JSON decoders accept 64 bits, signed or unsigned
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 # The core schema of YAML 1.2 (§10.3.2); YAML 1.1 would read `off` as false, `010` as 8 and `1:30` as 90.
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
@@ -54,11 +54,11 @@ _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\
 
 
 class Substituted(str):
-    """A value that came from the environment: text that may stand for a number or a boolean.
+    """A value from the environment: text that may represent a number or a boolean.
 
-    `template` is how it was written; messages show that and never the value, which may be a secret.
-    `literal` is the same for a setting with places such as `{client_ip}`: braces from the environment are
-    braces, and no places.
+    `template` is the text in the file; messages show that and never the value, which may be a secret.
+    `literal` is the value for a setting with placeholders such as `{client_ip}`: braces from the environment
+    are literal there.
     """
 
     template: str
@@ -72,7 +72,7 @@ class Substituted(str):
 
 
 class Document:
-    """Plain values, and where they stand."""
+    """Plain values and their positions."""
 
     def __init__(self, name: str, tree: Any, node: yaml.Node | None, json_text: str = "") -> None:
         self.name = name
@@ -80,12 +80,13 @@ class Document:
         self._node = node
         self._json_text = json_text
         self.overridden: dict[Path, str] = {}
-        self.unset: set[Path] = set()  # values without their variable: reported, and not to be judged again
+        self.unset: set[Path] = (
+            set()
+        )  # values with an unset variable: already reported, and not checked further
 
     def where(self, path: Path) -> str:
-        """`file:line` of the value at path, or of what is nearest above it; the variable's name for an
-        override.
-        """
+        """`file:line` of the value at path, or of the nearest position above it; the name of the variable for
+        an override."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.overridden:
                 return self.overridden[path[:length]]
@@ -112,10 +113,10 @@ def path_text(path: Path) -> str:
 def parse(
     text: str, form: str, environ: Mapping[str, str], name: str = "config"
 ) -> tuple[Document | None, list[ConfigError]]:
-    """The document in `text`, which is `yaml`, `toml` or `json`, with the environment put in.
+    """The document in `text` (`yaml`, `toml` or `json`), with values from the environment inserted.
 
-    The document is None when it does not parse at all; otherwise it may come together with errors (repeated
-    keys, variables that are not set), so that the rest can be checked too.
+    The document is None if it does not parse at all. Otherwise it may come with errors (repeated keys, unset
+    variables), so that the rest can be checked too.
     """
     if len(text) > MAX_FILE_BYTES:
         return None, [ConfigError("$", f"{len(text)} characters", f"at most {MAX_FILE_BYTES}", where=name)]
@@ -151,7 +152,7 @@ def _is_encodable(text: str) -> bool:
 
 
 def _check_escapes(value: Any, path: Path, document: Document, errors: list[ConfigError]) -> None:
-    """Half of a surrogate pair, which an escape can write, is no character and goes into no message."""
+    """Reports lone surrogates, which an escape can write: they are not characters and cannot be printed."""
     if isinstance(value, str) and not _is_encodable(value):
         errors.append(ConfigError(path_text(path), "half of a character", "text", where=document.where(path)))
         document.unset.add(path)
@@ -170,7 +171,7 @@ def _check_escapes(value: Any, path: Path, document: Document, errors: list[Conf
 
 
 def _check_numbers(value: Any, path: Path, document: Document, errors: list[ConfigError]) -> None:
-    """Whole numbers have 64 bits and no number is infinite: nothing that stores them takes others."""
+    """Reports integers of more than 64 bits and infinite numbers: no consumer of the values accepts them."""
     if type(value) is int and not LEAST_NUMBER <= value <= MOST_NUMBER:
         found = f"a number of {value.bit_length()} bits"
         expected = "a number of at most 64 bits"
@@ -229,7 +230,7 @@ def _parse_json(text: str, name: str, errors: list[ConfigError]) -> Document:
         problem = f"not valid JSON: {error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
         raise _Unreadable(name, error.lineno, problem) from None
     document = Document(name, tree, None, text)
-    if repeated:  # JSON is YAML, and that reader knows where
+    if repeated:  # JSON is a subset of YAML, and the YAML reader knows the line
         node = _compose_json(text)
         if node is None:
             errors.append(ConfigError("$", "repeated key in an object", where=name))
@@ -254,7 +255,7 @@ def _parse_yaml(text: str, name: str, errors: list[ConfigError]) -> Document:
         if begins in ("*", "@", "`", "%"):
             hint = f"quote a value that begins with {begins}"
         if "block collection" in problem or "block mapping" in problem:
-            hint = "check the indentation: what belongs together begins in the same column"
+            hint = "check the indentation: entries of one block must begin in the same column"
         if "flow" in problem:
             hint = 'inside { } and [ ], quote what contains braces or commas: "/orders/{id}"'
         line = mark.line + 1 if mark else None
@@ -270,15 +271,15 @@ _PARSERS: Final = {"yaml": _parse_yaml, "toml": _parse_toml, "json": _parse_json
 
 
 class _Composer(yaml.CSafeLoader):
-    """libyaml's parser, stopped at the node graph; types of scalars are our business."""
+    """libyaml's parser, stopped at the node graph; scalars are typed here."""
 
     depth = 0
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         return "plain" if implicit is not None and implicit is not True and implicit[0] else "text"
 
-    # Called around every node. The composer recurses in C, so without a bound a line of brackets ends the
-    # process.
+    # Called around every node. The composer recurses in C, so without a bound a line of brackets would crash
+    # the process.
     def descend_resolver(self, parent: yaml.Node | None, index: Any) -> None:
         self.depth += 1
         if self.depth > 3 * MAX_DEPTH:
@@ -299,12 +300,12 @@ def _compose(text: str) -> yaml.Node | None:
 def _compose_json(text: str) -> yaml.Node | None:
     try:
         return _compose(text)
-    except yaml.YAMLError:  # tabs, for instance: then there are no lines to show
+    except yaml.YAMLError:  # tabs, for example: then no lines are known
         return None
 
 
 class _Values:
-    """Node graph to plain values, counting what aliases expand to."""
+    """Converts the node graph to plain values, and counts the values that aliases expand to."""
 
     def __init__(self, name: str, errors: list[ConfigError]) -> None:
         self._name = name

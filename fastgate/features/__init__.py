@@ -1,1 +1,1 @@
-"""One file per feature: its config Struct, its build(), its plugin."""
+"""One folder per feature: its config Structs, its checks, and the builder of its plugin."""

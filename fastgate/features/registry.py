@@ -1,7 +1,7 @@
-"""The one list of features: what each is called, what is checked of it, and what is built from it.
+"""The list of features: the name, the checks and the builders of each.
 
-Only what stands above the features reads this list: `fastgate.config` runs the checks, `fastgate.plan`
-builds. Neither knows a feature by name.
+Only packages above the features read this list: `fastgate.config` runs the checks, `fastgate.plan` runs the
+builders. Neither knows a feature by name.
 """
 
 from __future__ import annotations
@@ -44,29 +44,30 @@ __all__ = ["FEATURES", "Feature", "runtime_names"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
-    """One feature. What it does not need is left out."""
+    """One feature. Fields that a feature does not need are omitted."""
 
     name: str
-    """Its name, and its key in a route where it has one: builders are given the value of that key."""
+    """Its name, which is also its key in a route if it has one: builders receive the value of that key."""
     route: type[Settings] | None = None
-    """The keys it adds to a route. Reader, schema and manual know them from here."""
+    """The keys it adds to a route, for the parser, the schema and the manual."""
     root: type[Settings] | None = None
     """The keys it adds to the root."""
     check_root: Callable[[Any, Report], None] | None = None
-    """Checks its sections of the root (config, report). Runs also when other sections cannot be read."""
+    """Checks its sections of the root (config, report). Runs even if other sections cannot be parsed."""
     check_route: Callable[[Any, RouteSite], None] | None = None
-    """Checks what one route says of it. Runs for each route that can be read, whatever the root is like."""
+    """Checks its sections of one route. Runs for each route that can be parsed, whatever the state of the
+    root."""
     check_together: Callable[[Any, Sequence[Any], Report], None] | None = None
-    """Checks what only root and routes together tell (config, routes, report). Runs when all can be read."""
+    """Checks that need the root and all routes (config, routes, report). Runs if everything can be parsed."""
     build: tuple[Callable[[Any, FeatureEnv], Plugin | None], ...] = ()
-    """Each makes a plugin from (the route's settings, FeatureEnv), or None where there is nothing to do. They
-    are called for every route, also for one that does not set the key, because many features have a default
+    """Each builds a plugin from (the route's settings, FeatureEnv), or returns None if there is nothing to
+    do. They are called for every route, including those without the key, because many features have a default
     in the root of the config."""
     runtime_names: Callable[[Any], Iterable[str]] | None = None
-    """The names of the values in the runtime table that its plugins read, from the config. They are assigned
-    before the plan is built; `env.around.memory.runtime.value(name, default)` finds them."""
+    """The names of the values in the runtime table that its plugins read, from the config. Slots are assigned
+    before the plan is built; `env.context.memory.runtime.value(name, default)` returns them."""
     scope: Literal["guard", "action"] = "guard"
-    """When its plugins decide: a guard before the plugins of the config, an action after them and in place of
+    """When its plugins decide: a guard before the plugins of the config, an action after them and instead of
     the upstream."""
 
 
@@ -127,7 +128,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
         check_route=ratelimit_check.check_route,
         build=(ratelimit.build, ratelimit.build_watched),
     ),
-    # Reads bodies: only of those who may come, and within their limits.
+    # Reads bodies, therefore after authentication, authorization and limits.
     Feature(
         name="validation",
         route=validation.RouteKeys,
@@ -154,7 +155,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
         check_route=caching_check.check_route,
     ),
 )
-"""In the order in which a request meets them; the plugins of the config come after them."""
+"""In the order in which a request passes them, followed by the plugins of the config."""
 
 
 def runtime_names(config: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Upstreams with their targets, and destinations: a route at an upstream, with the settings of both."""
+"""Builds upstreams with their targets, and destinations: a route at an upstream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastgate._core.pipeline.plan import Destination, RoutePlan
 from fastgate.caching import build as caching
 from fastgate.config import Config, RouteConfig, decode_route
 from fastgate.features.transform.build import edits_of
-from fastgate.plugin import Surroundings
+from fastgate.plugin import PlanContext
 from fastgate.upstream.pool import Target, Upstream
 from fastgate.upstream.settings import CredentialConfig, UpstreamConfig
 from fastgate.upstream.tls import upstream_context
@@ -29,23 +29,23 @@ class Env(NamedTuple):
     route: RouteConfig
     params: Sequence[str]
     config: Config
-    around: Surroundings
+    context: PlanContext
     service: Callable[[str, Any, Callable[[], Any]], Any]
 
 
-def make_keeper(upstream: str, settings: CredentialConfig | str, around: Surroundings) -> Any:
-    assert not isinstance(settings, str), "the config check puts the settings in place of their name"
-    from fastgate.upstream.credentials import Keeper  # with its HTTP client: only where it is asked for
+def make_keeper(upstream: str, settings: CredentialConfig | str, context: PlanContext) -> Any:
+    assert not isinstance(settings, str), "the config check replaces the name by the settings"
+    from fastgate.upstream.credentials import Keeper  # imports an HTTP client, so only if needed
 
-    return Keeper(upstream, settings, around)
+    return Keeper(upstream, settings, context)
 
 
-def make_upstream(name: str, config: UpstreamConfig, around: Surroundings) -> Upstream:
-    upstream = Upstream(name, config, around.loop, around.wheel, around.counters, around.slot)
+def make_upstream(name: str, config: UpstreamConfig, context: PlanContext) -> Upstream:
+    upstream = Upstream(name, config, context.loop, context.wheel, context.counters, context.slot)
     targets = [target for target in config.targets if target.weight > 0]
-    context = None
+    tls = None
     if any(target.url.startswith("https://") for target in targets):
-        context = upstream_context(config.tls)
+        tls = upstream_context(config.tls)
     built = []
     for target in targets:
         if target.url.startswith("unix:"):
@@ -66,7 +66,7 @@ def make_upstream(name: str, config: UpstreamConfig, around: Surroundings) -> Up
                 host,
                 port,
                 None,
-                context if secure else None,
+                tls if secure else None,
                 server_name,
                 authority.encode(),
             )
@@ -76,15 +76,15 @@ def make_upstream(name: str, config: UpstreamConfig, around: Surroundings) -> Up
 
 
 class Destinations:
-    """Makes the destination of a route at another upstream than its own, when a policy or a plugin sends a
-    request there.
+    """Builds the destination of a route at an upstream other than its own, for requests that a policy or a
+    plugin sends there.
     """
 
     def __init__(
-        self, config: Config, around: Surroundings, upstreams: Mapping[str, Upstream], service: Any
+        self, config: Config, context: PlanContext, upstreams: Mapping[str, Upstream], service: Any
     ) -> None:
         self._config = config
-        self._around = around
+        self._context = context
         self._upstreams = upstreams
         self._service = service
 
@@ -93,7 +93,7 @@ class Destinations:
         upstream = self._upstreams[name]
         upstream.tell_routes_apart()
         route = msgspec.structs.replace(decode_route(plan.source), upstream=name)
-        env = Env(route, params_of(route), self._config, self._around, self._service)
+        env = Env(route, params_of(route), self._config, self._context, self._service)
         return make_destination(upstream, env, plan.pipeline.plugins)
 
 

@@ -1,9 +1,8 @@
 """freeze: Config → Plan.
 
-Freezing happens on the worker's loop, in slices of a tenth of a millisecond with pauses in between, so that a
-reload of thousands of routes does not hold up the requests that are under way. What has not changed is taken
-over from the plan in force: upstreams with their warm connections, plugins with what they hold, and the
-routes themselves.
+Freezing runs on the worker's loop, in slices of a tenth of a millisecond with pauses in between, so that a
+reload of thousands of routes does not delay requests in flight. Unchanged parts of the active plan are
+reused: upstreams with their warm connections, plugins with their state, and routes.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ from fastgate.plan.destinations import (
     params_of,
 )
 from fastgate.plan.services import Plugins, Services
-from fastgate.plugin import Surroundings
+from fastgate.plugin import PlanContext
 from fastgate.upstream.pool import Upstream
 
 __all__ = ["freeze", "freeze_now"]
 
-SLICE_NS = 100_000  # work without a look at the loop: about what a request takes
-PAUSE_S = 0.001  # what the requests under way get in between
+SLICE_NS = 100_000  # work between two pauses: about the time of one request
+PAUSE_S = 0.001  # time for the requests in flight
 
 
-async def freeze(config: Config, around: Surroundings, previous: Plan | None = None) -> Plan:
-    """The plan of a checked config. Yields to the loop; ValueError, OSError or a plugin's own error if a part
-    of it cannot be built, and then nothing that the previous plan uses was touched."""
-    steps = _steps(config, around, previous)
+async def freeze(config: Config, context: PlanContext, previous: Plan | None = None) -> Plan:
+    """The plan of a checked config. Yields to the loop. Raises ValueError, OSError or a plugin's own error if
+    a part of it cannot be built; the previous plan is then unaffected."""
+    steps = _steps(config, context, previous)
     while True:
         until_ns = time.monotonic_ns() + SLICE_NS
         for plan in steps:
@@ -61,15 +60,15 @@ async def freeze(config: Config, around: Surroundings, previous: Plan | None = N
         await asyncio.sleep(PAUSE_S)
 
 
-def freeze_now(config: Config, around: Surroundings) -> Plan:
-    """The same without a loop."""
-    for plan in _steps(config, around, None):
+def freeze_now(config: Config, context: PlanContext) -> Plan:
+    """Like `freeze`, without a loop."""
+    for plan in _steps(config, context, None):
         if plan is not None:
             return plan
     raise AssertionError("the last step is the plan")
 
 
-def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Iterator[Plan | None]:
+def _steps(config: Config, context: PlanContext, previous: Plan | None) -> Iterator[Plan | None]:
     before: Mapping[str, str] = getattr(previous.config, "files", {}) if previous is not None else {}
     changes = Changes(before, getattr(config, "files", {}))
     services = Services(previous, changes)
@@ -83,12 +82,12 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
         ):
             upstreams[name] = known
         else:
-            upstreams[name] = make_upstream(name, settings, around)
+            upstreams[name] = make_upstream(name, settings, context)
         if settings.credentials is not None:
             keeper = services.get(
                 "credentials",
                 (name, settings.credentials),
-                partial(make_keeper, name, settings.credentials, around),
+                partial(make_keeper, name, settings.credentials, context),
             )
             upstreams[name].credential = keeper.credential
         yield None
@@ -105,7 +104,7 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
         plan = kept.get(bytes(raw))
         own = [plugins.get(route.name, index, use) for index, use in enumerate(route.plugins)]
         if plan is None or _upstream_of(plan) is not upstream:
-            env = Env(route, params_of(route), config, around, services.get)
+            env = Env(route, params_of(route), config, context, services.get)
             plan = _route(route, bytes(raw), config, upstream, [*shared, *own], env)
             services.note(plan)
         else:
@@ -128,26 +127,26 @@ def _steps(config: Config, around: Surroundings, previous: Plan | None) -> Itera
         [*services.used, *plugins.used],
         [*services.fresh, *plugins.fresh],
         trusted,
-        around.counters,
-        around.slot,
+        context.counters,
+        context.slot,
         {
-            listener.redirect: _https_redirect(listener.redirect, around)
+            listener.redirect: _https_redirect(listener.redirect, context)
             for listener in config.listen
             if listener.redirect
         },
         trusts_unix=TRUSTED_UNIX in config.trusted_proxies,
-        make_destination=Destinations(config, around, upstreams, services.get),
+        make_destination=Destinations(config, context, upstreams, services.get),
     )
 
 
-def _https_redirect(port: int, around: Surroundings) -> RoutePlan:
+def _https_redirect(port: int, context: PlanContext) -> RoutePlan:
     """The route of a listener that redirects to https."""
     location = Template("https://{hostname}" + (f":{port}" if port != 443 else "") + "{path}", [])
     return RoutePlan(
         "(https redirect)",
         pipeline=Pipeline([Redirect(location, 308, True, REASONS["ambiguous_path"])]),
-        counters=around.counters,
-        slot=around.slot,
+        counters=context.counters,
+        slot=context.slot,
     )
 
 
@@ -158,7 +157,7 @@ def _predicates(route: RouteConfig) -> int:
 def _kept_routes(
     previous: Plan | None, shared: list[Plugin], config: Config, changes: Changes
 ) -> dict[bytes, RoutePlan]:
-    """The routes of the plan in force that may be taken over if their own lines have not changed."""
+    """The routes of the active plan that may be reused if their own settings have not changed."""
     if previous is None or changes.concern(
         msgspec.msgpack.encode([getattr(config, name) for name in ROUTE_DEFAULTS])
     ):
@@ -183,13 +182,13 @@ def _route(
     plugins: list[Plugin],
     env: Env,
 ) -> RoutePlan:
-    around = env.around
+    context = env.context
     gates = [*_made(env, "guard"), *plugins, *_made(env, "action")]
     return RoutePlan(
         route.name,
         pipeline=Pipeline(gates),
-        counters=around.counters,
-        slot=around.slot,
+        counters=context.counters,
+        slot=context.slot,
         source=source,
         destination=None if upstream is None else make_destination(upstream, env, gates),
         max_body_bytes=config.server.max_body_bytes if route.max_body_bytes is None else route.max_body_bytes,
@@ -203,7 +202,7 @@ def _route(
         response_edits=edits_of(route.response_headers, env.params),
         methods=route.methods,
         allow_encoded_slashes=route.allow_encoded_slashes,
-        answers_preflight=any(getattr(gate, "answers_preflight", False) for gate in gates),
+        accepts_preflight=any(getattr(gate, "accepts_preflight", False) for gate in gates),
         header_tests=[
             (name.lower().encode("latin-1"), _test(value)) for name, value in route.headers.items()
         ],
@@ -212,7 +211,7 @@ def _route(
 
 
 def _made(env: Env, scope: str) -> Iterator[Plugin]:
-    """What the features of this scope make for the route, in their order."""
+    """The plugins that the features of this scope build for the route, in order."""
     place = 0
     for feature in FEATURES:
         for build in feature.build:

@@ -1,6 +1,6 @@
-"""What a plan keeps of the one before: plugins, and the services that features share.
+"""Plugins, and services shared by features, which a plan reuses from the previous one.
 
-Both are found again by their settings, and made anew only where those have changed.
+Both are identified by their settings, and rebuilt only if those have changed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fastgate.settings import ConfigError
 __all__ = ["Plugins", "Service", "Services"]
 
 PLACES = sum(len(feature.build) for feature in FEATURES)
-"""Plugins of a route that features make, at most: each has a place of its own."""
+"""Maximum number of plugins that features build for a route; each has a separate place."""
 
 
 class Plugins:
-    """The plugins of a plan: those of the plan in force where nothing about them changed, new ones else."""
+    """The plugins of a plan: those of the active plan if they are unchanged, else new ones."""
 
     def __init__(self, previous: Plan | None, changes: Changes) -> None:
         known = [
@@ -35,7 +35,7 @@ class Plugins:
         self._known: dict[tuple[Any, ...], Plugin] = {
             plugin.key: plugin for plugin in known if not changes.concern(plugin.key[3])
         }
-        # A plugin keeps its place while requests that know it are under way; a new one takes a free place.
+        # A plugin keeps its place while requests that use it are in flight; a new one takes a free place.
         self._taken = {plugin.place for plugin in known}
         self.used: list[Plugin] = []
         self.fresh: list[Plugin] = []
@@ -50,7 +50,7 @@ class Plugins:
             if not getattr(settings, "enforce", True):
                 plugin.enforce = False
             self.fresh.append(plugin)
-            first = PLACES  # the places before belong to the features, one each
+            first = PLACES  # lower places belong to the features, one each
             plugin.place = next(p for p in range(first, first + len(self._taken) + 1) if p not in self._taken)
             self._taken.add(plugin.place)
         self.used.append(plugin)
@@ -58,7 +58,7 @@ class Plugins:
 
 
 def _built(use: PluginUse, route: str | None, index: int) -> tuple[Plugin, Any]:
-    """A new plugin and its settings. ConfigError names the plugin and the route when its code fails."""
+    """A new plugin and its settings. ConfigError names the plugin and the route if its code fails."""
     try:
         found = PLUGINS.load(use.use)
         settings = None if found.Config is None else use.read(found.Config)
@@ -76,8 +76,8 @@ def _built(use: PluginUse, route: str | None, index: int) -> tuple[Plugin, Any]:
 
 
 class Services:
-    """What the features of several routes share: that of the plan in force where its settings are the
-    same.
+    """Objects shared by the features of several routes: those of the active plan if their settings are the
+    same, else new ones.
     """
 
     def __init__(self, previous: Plan | None, changes: Changes) -> None:
@@ -110,29 +110,29 @@ class Services:
         return service.made
 
     def seal(self) -> None:
-        """The plan is complete: from now on only what it has is found. A service of the previous plan, which
-        may be closed, is let go, and a new one would never be started.
+        """Called when the plan is complete: from now on `get` returns only existing services. A service of
+        the previous plan may be closed, and a new one would never be started.
         """
         self._is_sealed = True
         self._known.clear()
         self._noted.clear()
 
     def settle(self) -> None:
-        """What was asked for since the last call is no route's own."""
+        """The services requested since the last call belong to no route."""
         self._noted.clear()
 
     def note(self, plan: RoutePlan) -> None:
-        """The services asked for since the last call are those of this route."""
+        """The services requested since the last call belong to this route."""
         plan.services = tuple(self._noted)
         self._noted.clear()
 
     def keep(self, plan: RoutePlan) -> None:
-        """A route that is taken over brings its services along."""
+        """Keeps the services of a reused route."""
         self.used += [service for service in plan.services if service not in self.used]
 
 
 class Service:
-    """A shared part of features, with the life of a plugin."""
+    """An object shared by features, with the lifecycle of a plugin."""
 
     def __init__(self, key: tuple[str, bytes], made: Any) -> None:
         self.key = key

@@ -18,7 +18,7 @@ from fastgate.auth.passwords import hash_password, password_checker
 from fastgate.auth.scheme import LATER, REJECTED, Unavailable
 from fastgate.auth.settings import BasicConfig
 from tests.auth.requests import Counts, request, resolve
-from tests.surroundings import Surroundings, run
+from tests.plan_context import PlanContext, run
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ class Rig:
 
 
 def scenario(body: Callable[[Rig], Awaitable[None]], consumers: dict[str, str], **more: Any) -> None:
-    async def whole(around: Surroundings) -> None:
+    async def whole(context: PlanContext) -> None:
         rig = Rig(consumers, **more)
         await rig.scheme.start()
         try:

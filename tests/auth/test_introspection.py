@@ -21,7 +21,7 @@ from fastgate.auth.settings import IntrospectionConfig
 from fastgate.upstream.fetch import Fetcher
 from tests.auth.requests import Counts, request, resolve
 from tests.clock import Clock
-from tests.surroundings import Surroundings, run, until
+from tests.plan_context import PlanContext, run, until
 from tests.upstream import Peer, Upstream
 
 MS = 1_000_000
@@ -58,7 +58,7 @@ class Server(Upstream):
 
 
 class Rig:
-    def __init__(self, around: Surroundings, url: str, **more: Any) -> None:
+    def __init__(self, context: PlanContext, url: str, **more: Any) -> None:
         self.counts = Counts()
         config = IntrospectionConfig(
             **{
@@ -69,7 +69,7 @@ class Rig:
             }
             | more
         )
-        self.scheme = IntrospectionScheme(config, resolve, Fetcher(around), ("gold",), self.counts)
+        self.scheme = IntrospectionScheme(config, resolve, Fetcher(context), ("gold",), self.counts)
 
     async def ask(self, token: str) -> Any:
         ctx = request(("Authorization", f"Bearer {token}"))
@@ -78,8 +78,8 @@ class Rig:
 
 
 def scenario(server: Server, body: Callable[[Rig], Awaitable[None]], **more: Any) -> None:
-    async def whole(around: Surroundings) -> None:
-        rig = Rig(around, server.url, **more)
+    async def whole(context: PlanContext) -> None:
+        rig = Rig(context, server.url, **more)
         try:
             await body(rig)
         finally:

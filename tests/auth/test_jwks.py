@@ -21,7 +21,7 @@ from fastgate.upstream.fetch import Fetcher
 from tests.auth.issuer import Issuer, Key
 from tests.auth.requests import Counts, request, resolve
 from tests.clock import Clock
-from tests.surroundings import Surroundings, run, until
+from tests.plan_context import PlanContext, run, until
 
 MS = 1_000_000
 HOUR = 3_600_000 * MS
@@ -30,9 +30,9 @@ HOUR = 3_600_000 * MS
 class Rig:
     """A scheme that fetches its keys from an issuer."""
 
-    def __init__(self, around: Surroundings, *, issuer: str, **more: Any) -> None:
+    def __init__(self, context: PlanContext, *, issuer: str, **more: Any) -> None:
         self.counts = Counts()
-        self.fetcher = Fetcher(around)
+        self.fetcher = Fetcher(context)
         settings = JwksConfig(**{"timeout_ns": 60_000 * MS, **more.pop("jwks", {})})
         config = JwtConfig(issuers=(JwtIssuerConfig(issuer=issuer, jwks=settings, **more),))
         self.scheme = JwtScheme(config, resolve, fetcher=lambda: self.fetcher, counter=self.counts)
@@ -59,8 +59,8 @@ class Rig:
 
 
 def scenario(issuer: str, body: Callable[[Rig], Awaitable[None]], *, start: bool = True, **more: Any) -> None:
-    async def whole(around: Surroundings) -> None:
-        rig = Rig(around, issuer=issuer, **more)
+    async def whole(context: PlanContext) -> None:
+        rig = Rig(context, issuer=issuer, **more)
         if start:
             await rig.scheme.start()
         try:
@@ -338,7 +338,7 @@ def test_a_changed_file_is_taken_up_and_a_broken_one_is_not(
     async def body(rig: Rig) -> None:
         assert isinstance(await rig.ask(keys[0].sign(claims)), Identity)
         path.write_text("{")
-        await until(lambda: "the old ones stay in use" in caplog.text)
+        await until(lambda: "the previous ones stay in use" in caplog.text)
         assert isinstance(await rig.ask(keys[0].sign(claims)), Identity)
         path.write_text(json.dumps({"keys": [keys[1].jwk]}))
         while await rig.ask(keys[1].sign(claims)) is REJECTED:

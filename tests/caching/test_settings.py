@@ -79,4 +79,4 @@ def test_a_bad_section_is_refused_with_its_path(cache: dict[str, Any], error: st
 def test_a_route_without_upstream_has_nothing_to_cache() -> None:
     _, errors = read({}, upstream=None, respond={"status": 200})
 
-    assert errors[0].startswith("cache: a setting without effect beside respond")
+    assert errors[0].startswith("cache: a setting without effect with respond")

@@ -110,7 +110,7 @@ def test_the_config_of_the_directory_is_taken(clean_place: Path, name: str) -> N
 
     assert (result.exit_code, result.stdout) == (
         0,
-        f"{name}: good (2 routes, 1 upstream, listens on 127.0.0.1:0)\n",
+        f"{name}: valid (2 routes, 1 upstream, listens on 127.0.0.1:0)\n",
     )
 
 
@@ -118,7 +118,7 @@ def test_the_config_of_the_environment_is_taken(clean_place: Path, monkeypatch: 
     (clean_place / "mine.yaml").write_text(GOOD)
     monkeypatch.setenv("FASTGATE_CONFIG", "mine.yaml")
 
-    assert call("check").stdout.startswith("mine.yaml: good")
+    assert call("check").stdout.startswith("mine.yaml: valid")
 
 
 def test_check_prints_every_error_and_exits_with_1(clean_place: Path) -> None:

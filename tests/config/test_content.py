@@ -41,13 +41,13 @@ def test_good_cors_is_taken_on_a_route_and_at_the_root(tmp_path: Path, cors: Any
     [
         (
             {"origins": "*", "credentials": True},
-            ('$.routes[0].cors.origins: "*" beside credentials', "act as its"),
+            ('$.routes[0].cors.origins: "*" with credentials', "on behalf of its"),
         ),
         (["*", "https://a.test"], ("$.routes[0].cors.origins[0]",)),
         (["https://a.test/"], ('"https://a.test/"', "without a path")),
-        (["https://a.test", "https://b.test:443"], ("$.routes[0].cors.origins[1]", "own port")),
+        (["https://a.test", "https://b.test:443"], ("$.routes[0].cors.origins[1]", "default port")),
         (["~("], ("regular expression",)),
-        ("https://*.com", ("anybody",)),
+        ("https://*.com", ("every site",)),
         ({"origins": "https://a.test", "methods": ["get"]}, ("write GET",)),
         ({"origins": "https://a.test", "headers": ["a b"]}, ("$.routes[0].cors.headers[0]",)),
         ({"origins": "https://a.test", "expose": "*", "credentials": True}, ("Fetch",)),
@@ -65,7 +65,7 @@ def test_bad_cors_is_named_with_its_path(tmp_path: Path, cors: Any, found: tuple
 def test_cors_cannot_allow_methods_that_its_route_does_not_take(tmp_path: Path) -> None:
     text = errors(tmp_path, methods=["GET"], cors={"origins": "https://a.test", "methods": ["GET", "PUT"]})
 
-    assert "the route takes GET only" in text
+    assert "the route accepts only GET" in text
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_no_edit_makes_a_field_that_says_who_a_request_is_from(edits: str) -> No
     (error,) = wrong(SHORT + "    request_headers: {" + edits + "}")
 
     assert "$.routes[0].request_headers" in error
-    assert "X-Consumer-… says who a request is from" in error
+    assert "X-Consumer-… identifies the consumer" in error
     good(SHORT + "    response_headers: {" + edits + "}")
 
 

@@ -178,7 +178,7 @@ def test_a_key_of_another_gateway_says_what_to_write(text: str, said: str) -> No
         ("routes: [{path: '/api/**', respond: x}]", "(write /api/*)"),
         ("routes: [{path: '/users/:id/orders', respond: x}]", "(a parameter is written {id}, not :id)"),
         ("routes: [{path: '/users/{id:[0-9]+}', respond: x}]", "(write {id}, or a regular expression: ~"),
-        ("listen: 443 ssl http2", "(write address: ':443', and tls"),
+        ("listen: 443 ssl http2", "(write address: ':443', with tls"),
         ("listen: '80, 443'", "(write a list: [':80', ':443'])"),
     ],
 )
@@ -249,5 +249,5 @@ def test_cors_false_switches_the_roots_cors_off_for_a_route() -> None:
     )
     origin = [("Origin", "https://app.test")]
 
-    assert "Access-Control-Allow-Origin: *" in explain_request(config, "GET", "/a", origin).answer
-    assert "Access-Control" not in explain_request(config, "GET", "/b", origin).answer
+    assert "Access-Control-Allow-Origin: *" in explain_request(config, "GET", "/a", origin).response
+    assert "Access-Control" not in explain_request(config, "GET", "/b", origin).response

@@ -111,10 +111,10 @@ def test_explanations_count_no_requests(gateway: Gateway) -> None:
     ("url", "nearest", "difference"),
     [
         ("/opne", "/open", "does not match /open"),
-        ("/open/", "/open", "the slash at the end counts"),
+        ("/open/", "/open", "the trailing slash is significant"),
         ("/OPEN", "/open", "in case"),
-        ("/orders", "/orders/{id}", "ends before /orders/{id} does"),
-        ("/orders/7/items", "/orders/{id}", "goes on where /orders/{id} ends"),
+        ("/orders", "/orders/{id}", "is shorter than /orders/{id}"),
+        ("/orders/7/items", "/orders/{id}", "is longer than /orders/{id}"),
         ("http://other.example.com/api/x", "/api/*", "host other.example.com is not api.example.com"),
     ],
 )
@@ -165,5 +165,5 @@ def test_without_a_gateway_the_file_decides_and_says_so(gateway: Gateway, tmp_pa
     result = CliRunner().invoke(main, ["explain", "/a", "-c", str(file)])
 
     assert result.exit_code == 0
-    assert "explained by the config file alone" in result.stderr
+    assert "explained from the config file only" in result.stderr
     assert "route" in result.stdout

@@ -100,7 +100,7 @@ def test_violations_of_all_workers_are_listed(tmp_path: Path) -> None:
         (
             [{**DENY, "when": "request.pth == ''"}],
             "$.policies[0].when",
-            "character 8: there is no request.pth",
+            "character 8: unknown name request.pth",
         ),
         ([DENY, DENY], "$.policies[1].name", "a name of its own"),
         ([{**DENY, "routes": "nowhere"}], "$.policies[0].routes[0]", "the name of a route"),

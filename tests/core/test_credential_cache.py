@@ -9,7 +9,7 @@ from fastgate._core.gates.auth import AuthGate, CredentialCache, weight
 from fastgate._core.pipeline.context import CONTINUE
 from fastgate._core.pipeline.identity import Identity
 from fastgate._core.shm.metric import MetricTable
-from fastgate.auth.scheme import ANSWERED, LATER, REASON_OF, REJECTED, Scheme, Unavailable
+from fastgate.auth.scheme import LATER, REASON_OF, REJECTED, RESPONDED, Scheme, Unavailable
 from fastgate.errors import REASONS
 from tests.auth.requests import request
 
@@ -38,7 +38,7 @@ def gate(cache: CredentialCache, scheme: Scheme) -> AuthGate:
         forward=True,
         rejected=REJECTED,
         later=LATER,
-        answered=ANSWERED,
+        responded=RESPONDED,
         unavailable_error=Unavailable,
         reasons={outcome: REASONS[label] for outcome, label in REASON_OF.items()},
         unavailable=REASONS["auth_unavailable"],

@@ -119,7 +119,7 @@ def test_only_so_many_digests_are_watched() -> None:
     for i in range(256):
         directory.watch(digest(i))
 
-    with pytest.raises(DirectoryFull, match="all 256 watches are taken"):
+    with pytest.raises(DirectoryFull, match="all 256 watches are in use"):
         directory.watch(digest(256))
     assert directory.watch(digest(7)) == directory.watch(digest(7))
     with pytest.raises(IndexError, match="watch: expected 0 to 255, got 256"):

@@ -101,7 +101,7 @@ def test_help_says_what_every_argument_is_and_which_errors_there_are() -> None:
     for name, thing in PUBLIC.items():
         text = thing.__doc__ or ""
         if name in MADE_BY_OTHERS:
-            if not re.search(r"Made by [\w`]|Raised by \w|Make one of ", text):
+            if not re.search(r"(?:Made|Created) by [\w`]|Raised by \w|Make one of ", text):
                 missing.append(f"{name}: where it comes from")
             continue
         parameters = inspect.signature(thing).parameters.values()

@@ -153,7 +153,7 @@ def test_more_processes_than_places_is_an_error() -> None:
     memory = SharedMemory(LimiterTable.size(8, 5, 1))
     first = LimiterTable(8, 5, memory, 1)
 
-    with pytest.raises(RuntimeError, match="processes: all 1 places of the table are taken"):
+    with pytest.raises(RuntimeError, match="processes: all 1 places of the table are in use"):
         LimiterTable(8, 5, memory, 1)
 
     del first

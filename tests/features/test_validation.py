@@ -151,7 +151,7 @@ def test_a_key_that_is_there_twice_is_refused_with_its_path(gateway: Gateway) ->
 
     assert message.status == 400
     assert said(message) == {
-        "error": "Malformed JSON body", "detail": "a key is there twice", "path": "$.a[0].role"}  # fmt: skip
+        "error": "Malformed JSON body", "detail": "repeated key", "path": "$.a[0].role"}  # fmt: skip
     assert post(gateway, "/deep", b'{"a":1,"a":2}').status == 200
 
 

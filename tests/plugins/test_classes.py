@@ -49,7 +49,7 @@ def walking(self: Any, ctx: Any) -> Any:
         ({"start": lambda self: None}, "start must be `async def`"),
         ({"close": lambda self: None}, "close must be `async def`"),
         ({"decide": walking}, "decide must not `yield`"),
-        ({"decide": editing}, "decide must take (self, ctx), and not (self, ctx, head)"),
+        ({"decide": editing}, "decide must take (self, ctx), not (self, ctx, head)"),
         ({"response": sync}, "response must take (self, ctx, head)"),
         ({"response_chunk": editing}, "response_chunk must take (self, ctx, chunk, last)"),
         ({"decide": lambda self, *, ctx: 0}, "decide must take (self, ctx)"),
@@ -175,9 +175,9 @@ def test_a_class_is_told_all_that_is_wrong(tmp_path: Path, monkeypatch: pytest.M
 
     assert [str(error) for error in errors] == [
         "config:5: $.routes[0].plugins[0]: plugin many_wrongs:Wrong: decide must not be async: it is not "
-        "awaited; decide what needs no waiting in decide, and return SUSPEND to have `request` awaited",
+        "awaited; decide synchronously in decide, and return SUSPEND to have `request` awaited",
         "config:5: $.routes[0].plugins[0]: plugin many_wrongs:Wrong: response must take (self, ctx, head), "
-        "and not (self, ctx)",
+        "not (self, ctx)",
     ]
 
 

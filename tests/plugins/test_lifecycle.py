@@ -211,7 +211,7 @@ def test_settings_of_plugins_are_checked_with_their_path() -> None:
 
 
 def test_the_registry_says_what_is_wrong_with_a_name() -> None:
-    with pytest.raises(LookupError, match="no plugin is called 'nothing'"):
+    with pytest.raises(LookupError, match="there is no plugin named 'nothing'"):
         PLUGINS.load("nothing")
     with pytest.raises(LookupError, match="cannot import 'no_such_module'"):
         PLUGINS.load("no_such_module:Thing")

@@ -13,14 +13,14 @@ import pytest
 from fastgate.upstream.fetch import Fetched, Fetcher, FetchError, check_url
 from fastgate.upstream.settings import UpstreamTlsConfig
 from tests.authority import Authority
-from tests.surroundings import Surroundings, run, until
+from tests.plan_context import PlanContext, run, until
 from tests.upstream import OK, Peer, Upstream, answer
 from tests.upstreams.test_tls import server_context
 
 
 def fetch(url: str, *, tls: UpstreamTlsConfig | None = None, times: int = 1, **options: Any) -> list[Fetched]:
-    async def scenario(around: Surroundings) -> list[Fetched]:
-        fetcher = Fetcher(around, tls)
+    async def scenario(context: PlanContext) -> list[Fetched]:
+        fetcher = Fetcher(context, tls)
         method = options.pop("method", "GET")
         try:
             return [await fetcher.request(method, url, **options) for _ in range(times)]
@@ -224,8 +224,8 @@ def test_https_is_verified(tmp_path: Path) -> None:
 
 
 def test_many_at_once_share_few_connections() -> None:
-    async def scenario(around: Surroundings) -> list[Fetched]:
-        fetcher = Fetcher(around, max_connections=4)
+    async def scenario(context: PlanContext) -> list[Fetched]:
+        fetcher = Fetcher(context, max_connections=4)
         got = await asyncio.gather(*(fetcher.request("GET", url) for _ in range(100)))
         await fetcher.close()
         return got
@@ -237,8 +237,8 @@ def test_many_at_once_share_few_connections() -> None:
 
 
 def test_a_cancelled_request_leaves_nothing_behind() -> None:
-    async def scenario(around: Surroundings) -> None:
-        fetcher = Fetcher(around, max_connections=1)
+    async def scenario(context: PlanContext) -> None:
+        fetcher = Fetcher(context, max_connections=1)
         tasks = [asyncio.create_task(fetcher.request("GET", url)) for _ in range(3)]
         await until(lambda: upstream.requests)  # the first is out, the others wait
         for task in tasks:

@@ -1,1 +1,1 @@
-"""Choosing one of several targets: round robin, least requests, two choices, hashing, moving averages."""
+"""Load balancing: round robin, least requests, power of two choices, consistent hashing, moving averages."""

@@ -1,16 +1,17 @@
-"""Balancers that look at weights, requests in flight and latency. For balancing by key see consistent.pyx.
+"""Balancers by weight, requests in flight and latency. For balancing by key see consistent.pyx.
 
 WHAT
-    SmoothWeighted   of any sum(weights) picks in a row, target i gets exactly weights[i], spread evenly.
-    LeastRequests    the target with the fewest requests in flight per weight; among equals smooth weighted round robin.
-    P2C              two targets drawn at random by weight, the less loaded of the two. Load is requests in flight per weight, or
-                     with half_life_s: peak latency x (1 + requests in flight per weight), which also avoids slow targets.
-                     One stale look at all targets sends every worker to the same one; two random looks do not.
+    SmoothWeighted   of any sum(weights) picks in a row, target i gets exactly weights[i], evenly distributed.
+    LeastRequests    the target with the fewest requests in flight per weight; ties are broken by smooth weighted round robin.
+    P2C              two targets drawn at random by weight, and of these the less loaded one. Load is requests in flight per
+                     weight, or with half_life_s: peak latency x (1 + requests in flight per weight), which also avoids slow
+                     targets. Workers that compare all targets by stale data would all pick the same one; random pairs avoid
+                     that.
 
-STATE   per target: weight, current (the smooth round robin's account), requests in flight, peak latency; plain C arrays.
+STATE   per target: weight, current (the counter of smooth round robin), requests in flight, peak latency; plain C arrays.
 
 WHO WRITES
-    The owner, under the GIL: each worker balances what it sends itself, as nginx without a zone, Envoy and Finagle do. With N
+    The owner, under the GIL: each worker balances its own requests, like nginx without a zone, Envoy and Finagle. With N
     workers give SmoothWeighted a different `start` each.
 
 COST
@@ -47,12 +48,12 @@ cdef enum:
 
 cdef int64_t LATEST_NS = 1 << 62
 cdef double LN2 = 0.6931471805599453
-# A target that has requests in flight and never answered is tried last; Finagle's penalty, as in ewma.pyx.
+# A target with requests in flight that has never responded is tried last; Finagle's penalty, as in ewma.pyx.
 cdef double UNKNOWN = 1e150
 
 
 cdef int64_t* weights_of(object weights, Py_ssize_t* size) except NULL:
-    """The weights, checked and copied. ValueError or TypeError names the one that is wrong."""
+    """The validated weights, copied. ValueError or TypeError names the invalid one."""
     cdef list values = list(weights)
     cdef int64_t* out
     cdef Py_ssize_t index
@@ -132,14 +133,14 @@ cdef class SmoothWeighted:
         return self.pick_usable(NULL)
 
     def pick_among(self, usable):
-        """The same among the targets whose flag in usable is true; -1 if there is none with a weight above 0."""
+        """The same among the targets whose flag in usable is true; -1 if none of them has a weight above 0."""
         cdef unsigned char* flags = usable_of(usable, self.size)
         cdef Py_ssize_t index = self.pick_usable(flags)
         free(flags)
         return index
 
     cdef Py_ssize_t pick_usable(self, const unsigned char* usable) noexcept:
-        """The targets left out neither gain nor lose their turn."""
+        """Excluded targets neither gain nor lose their turn."""
         cdef Py_ssize_t index, best = -1
         cdef int64_t total = 0
         for index in range(self.size):
@@ -186,11 +187,11 @@ cdef class LeastRequests:
         return tuple([self._in_flight[index] for index in range(self.size)])
 
     def pick(self):
-        """The index of the target for one more request, which is in flight from now on."""
+        """The index of the target for a new request, which counts as in flight from then on."""
         return self.pick_usable(NULL)
 
     def pick_among(self, usable):
-        """The same among the targets whose flag in usable is true; -1 if there is none with a weight above 0."""
+        """The same among the targets whose flag in usable is true; -1 if none of them has a weight above 0."""
         cdef unsigned char* flags = usable_of(usable, self.size)
         cdef Py_ssize_t index = self.pick_usable(flags)
         free(flags)
@@ -276,11 +277,11 @@ cdef class P2C:
         return tuple([self._in_flight[index] for index in range(self.size)])
 
     def pick(self, *, now_ns=None):
-        """The index of the target for one more request, which is in flight from now on."""
+        """The index of the target for a new request, which counts as in flight from then on."""
         return self.pick_usable(NULL, now_of(self, now_ns))
 
     def pick_among(self, usable, *, now_ns=None):
-        """The same among the targets whose flag in usable is true; -1 if there is none with a weight above 0."""
+        """The same among the targets whose flag in usable is true; -1 if none of them has a weight above 0."""
         cdef int64_t now = now_of(self, now_ns)
         cdef unsigned char* flags = usable_of(usable, self.size)
         cdef Py_ssize_t index = self.pick_usable(flags, now)
@@ -288,7 +289,7 @@ cdef class P2C:
         return index
 
     def finished(self, index, latency_ns=None, *, now_ns=None):
-        """The request is over. latency_ns: how long it took; None if it told nothing about the target (cancelled)."""
+        """The request is over. latency_ns: its duration; None if it yielded no latency (cancelled)."""
         cdef int64_t latency = -1, now = now_of(self, now_ns)
         if latency_ns is not None:
             latency = int_argument(latency_ns, "latency_ns", 0, LATEST_NS)
@@ -334,7 +335,7 @@ cdef inline uint64_t next_random(P2C self) noexcept:
 
 
 cdef Py_ssize_t drawn(P2C self, const unsigned char* usable, int64_t at, Py_ssize_t without) noexcept:
-    """The target at this point of the line on which each (usable) target but `without` is as long as its weight."""
+    """The target at this point of a line on which each (usable) target except `without` is as long as its weight."""
     cdef Py_ssize_t low = 0, high = self.size - 1, middle
     if usable == NULL:
         if without >= 0 and at >= self._ends[without] - self._weights[without]:

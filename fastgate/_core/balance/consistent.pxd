@@ -1,7 +1,7 @@
 """C interface of the balancers by key. Public: other extensions may cimport it.
 
-key_hash() gives the point of a key. Picks return an index into the names, or -1 when no target may be picked; `usable` is NULL
-(all may be picked) or one byte per target, 0 = leave it out. finish() takes back what a pick with a load_factor added.
+key_hash() gives the point of a key. Picks return an index into the names, or -1 if no target may be picked; `usable` is NULL (all
+may be picked) or one byte per target, 0 = excluded. finish() undoes what a pick with a load_factor added.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint64_t

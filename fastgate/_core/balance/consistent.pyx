@@ -40,7 +40,7 @@ cdef enum:
 
 
 cdef tuple names_of(object names):
-    """The names, checked: str, not empty, no two the same."""
+    """The validated names: non-empty and unique str."""
     if isinstance(names, (str, bytes)):
         raise TypeError(f"names: expected a sequence of str, got {type(names).__name__}")
     cdef tuple values = tuple(names)
@@ -82,7 +82,7 @@ cdef inline int64_t usable_weight(const bounds_t* bounds, const unsigned char* u
 
 
 cdef inline bint has_room(const bounds_t* bounds, Py_ssize_t target, int64_t total_weight) noexcept:
-    """Whether one more request in flight stays within the target's share, counting that request."""
+    """Whether one more request in flight stays within the target's share, including that request."""
     cdef double share = bounds.load_factor * <double>(bounds.total_in_flight + 1) * <double>bounds.weights[target]
     return bounds.in_flight[target] < <int64_t>ceil(share / <double>total_weight)
 
@@ -115,7 +115,7 @@ cdef uint64_t hash_of(object key, const uint64_t* secret) except? 1:
 
 
 cdef uint64_t seeded(object text, uint64_t seed, uint64_t role) except? 1:
-    """SipHash of a name, under a key of its own for each role so that names and client keys never share a point."""
+    """SipHash of a name, with a separate key per role, so that names and client keys never share a point."""
     cdef uint64_t secret[2]
     secret[0] = seed
     secret[1] = role
@@ -183,7 +183,7 @@ cdef class HashRing:
         return self.pick_usable(hash_of(key, self._key), NULL)
 
     def pick_among(self, key, usable):
-        """The same among the targets whose flag in usable is true; -1 if there is none with a weight above 0."""
+        """The same among the targets whose flag in usable is true; -1 if none of them has a weight above 0."""
         cdef uint64_t hash = hash_of(key, self._key)
         cdef unsigned char* flags = usable_of(usable, self._bounds.size)
         cdef Py_ssize_t index = self.pick_usable(hash, flags)
@@ -273,7 +273,7 @@ cdef class Maglev:
         return self.pick_usable(hash_of(key, self._key), NULL)
 
     def pick_among(self, key, usable):
-        """The same among the targets whose flag in usable is true; -1 if there is none with a weight above 0."""
+        """The same among the targets whose flag in usable is true; -1 if none of them has a weight above 0."""
         cdef uint64_t hash = hash_of(key, self._key)
         cdef unsigned char* flags = usable_of(usable, self._bounds.size)
         cdef Py_ssize_t index = self.pick_usable(hash, flags)
@@ -307,7 +307,7 @@ cdef class Maglev:
             at += 1
             if at == self.table_size:
                 at = 0
-        return -1       # a target too light to own an entry was the only one usable
+        return -1       # the only usable target has too small a weight to own an entry
 
     cdef void finish(self, Py_ssize_t index) noexcept:
         bounds_finish(&self._bounds, index)
@@ -323,8 +323,8 @@ cdef bint is_prime(Py_ssize_t n) noexcept:
 
 
 cdef int fill_table(Maglev self) except -1:
-    """Each target in turn takes the next free entry of its own permutation; turns go by weight (Envoy's rule), and by name, so
-    that the order in which the targets were given does not matter."""
+    """Each target in turn takes the next free entry of its own permutation. Turns are ordered by weight (Envoy's rule) and by
+    name, so that the order of the arguments does not matter."""
     cdef Py_ssize_t size = self.table_size, index, place, filled = 0
     cdef list by_name = sorted(range(self._bounds.size), key=self.names.__getitem__)
     cdef int64_t heaviest = 0, turn = 0

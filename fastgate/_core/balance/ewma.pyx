@@ -1,9 +1,9 @@
-"""Averages that forget: Ewma, and PeakEwma for latency-aware balancing.
+"""Exponentially weighted averages: Ewma, and PeakEwma for latency-aware balancing.
 
 WHAT        Ewma: the mean of all values, each weighted by its age: half the weight per half-life. It is unbiased from the
             first value on, and values at the same instant count alike (a plain a*old + (1-a)*new does neither).
-            PeakEwma: follows a rise at once and falls slowly, so a target that has just become slow is avoided now and
-            tried again later; without news it decays towards 0.
+            PeakEwma: follows a rise at once and falls slowly, so a target that has just become slow is avoided at once and
+            tried again later; without new values it decays towards 0.
 STATE       ewma_t: sum, weight, time. peak_ewma_t: cost, time. All zero = empty. Time never moves backwards: an update with
             an earlier now_ns counts as if no time had passed.
 WHO WRITES  One writer at a time: the GIL, or the caller's own rule for the C functions. Not for shared memory.
@@ -26,7 +26,7 @@ cdef int64_t NOW_MAX = 1 << 62                  # 146 years
 
 
 cdef inline double decay(int64_t from_ns, int64_t now_ns, double tau_ns) noexcept nogil:
-    """What remains at now_ns of a weight of 1 at from_ns; 1 when the clock went backwards."""
+    """The remainder at now_ns of a weight of 1 at from_ns; 1 if the clock went backwards."""
     if now_ns <= from_ns:
         return 1.0
     return exp(-<double>(now_ns - from_ns) / tau_ns)
@@ -42,17 +42,17 @@ cdef void ewma_update(ewma_t* e, double value, int64_t now_ns, double tau_ns) no
 
 
 cdef double ewma_value(const ewma_t* e) noexcept nogil:
-    """The weighted mean; 0 when empty. It does not depend on now: every weight fades alike."""
+    """The weighted mean; 0 if empty. It does not depend on now: all weights decay at the same rate."""
     return e.sum / e.weight if e.weight > 0 else 0.0
 
 
 cdef double ewma_weight(const ewma_t* e, int64_t now_ns, double tau_ns) noexcept nogil:
-    """How many fresh values the mean is worth at now_ns."""
+    """The number of fresh values that the mean is equivalent to at now_ns."""
     return e.weight * decay(e.at_ns, now_ns, tau_ns)
 
 
 cdef void peak_ewma_update(peak_ewma_t* e, double value, int64_t now_ns, double tau_ns) noexcept nogil:
-    """Take value >= 0 seen at now_ns."""
+    """Records a value >= 0 at now_ns."""
     cdef double kept
     if value > e.cost:
         e.cost = value
@@ -90,15 +90,15 @@ cdef class Ewma:
 
     @property
     def value(self):
-        """The mean; 0.0 when nothing was seen."""
+        """The mean; 0.0 without values."""
         return ewma_value(&self.state)
 
     def weight(self, *, now_ns=None):
-        """How many fresh values the mean is worth: near 0 means it is old news."""
+        """The number of fresh values that the mean is equivalent to: near 0 means that it is outdated."""
         return ewma_weight(&self.state, now_argument(now_ns), self.tau_ns)
 
     def clear(self):
-        """Forget every value."""
+        """Clears the average."""
         self.state = ewma_t(0, 0, 0)
 
     def __repr__(self):
@@ -117,19 +117,19 @@ cdef class PeakEwma:
         self.tau_ns = self.half_life_s * 1e9 / LN2
 
     def update(self, value, *, now_ns=None):
-        """Take one value, 0 to 1e150, seen at now_ns (default: the monotonic clock)."""
+        """Record one value, 0 to 1e150, at now_ns (default: the monotonic clock)."""
         cdef double number = float_argument(value, "value", 0.0, VALUE_MAX)
         peak_ewma_update(&self.state, number, now_argument(now_ns), self.tau_ns)
 
     def value(self, *, now_ns=None):
-        """The cost at now_ns; 0.0 when nothing was seen."""
+        """The cost at now_ns; 0.0 without values."""
         return peak_ewma_value(&self.state, now_argument(now_ns), self.tau_ns)
 
     def load(self, pending, *, now_ns=None):
         """The cost of one more request on a target with `pending` in flight: value * (pending + 1).
 
-        A target of cost 0, one that never answered, with requests in flight costs 1e150 * (pending + 1):
-        it is tried last, not first.
+        A target of cost 0 (one that never responded) with requests in flight costs 1e150 * (pending + 1): it is tried last, not
+        first.
         """
         cdef int64_t n = int_argument(pending, "pending", 0, 1 << 31)
         cdef double cost = peak_ewma_value(&self.state, now_argument(now_ns), self.tau_ns)
@@ -138,7 +138,7 @@ cdef class PeakEwma:
         return cost * (n + 1)
 
     def clear(self):
-        """Forget every value."""
+        """Clears the average."""
         self.state = peak_ewma_t(0, 0)
 
     def __repr__(self):

@@ -1,1 +1,1 @@
-"""The compiled gates of the features: what a route asks of a request before it goes on."""
+"""The compiled gates of the features: the steps that a request passes before it goes upstream."""

@@ -13,7 +13,7 @@ ctypedef struct credential_t:
     uint64_t low
     uint64_t high
     int64_t until_ns                # CLOCK_MONOTONIC
-    int64_t size                    # of the identity, in bytes
+    int64_t size                    # memory of the identity, in bytes
 
 cdef class CredentialCache:
     cdef credential_t* rows
@@ -22,9 +22,9 @@ cdef class CredentialCache:
     cdef readonly Py_ssize_t used
     cdef readonly int64_t bytes
     cdef readonly int64_t max_bytes
-    cdef int64_t evictions          # not told yet
+    cdef int64_t evictions          # not yet added to the metrics
     cdef Py_ssize_t hand            # where room is made next
-    cdef Py_ssize_t swept           # up to where this round of the sweep has come
+    cdef Py_ssize_t swept           # position of the current round of the sweep
     cdef tuple told
     cdef object sweeper
     cdef uint64_t[2] secret
@@ -39,15 +39,15 @@ cdef class AuthGate(Plugin):
     cdef readonly tuple schemes
     cdef CredentialCache cache
     cdef Directory directory
-    cdef tuple claims               # (lower-case names of fields, scheme): who is asked about what nobody took
-    cdef tuple places               # lower-case names of the fields that are a scheme's credential by themselves
+    cdef tuple claims               # (lower-case names of fields, scheme): checked if no scheme accepted a credential
+    cdef tuple places               # lower-case names of the fields that are a scheme's credential on their own
     cdef int places_n
-    cdef bytes alone                # by place: 1 where its name has other spellings, which are dropped
+    cdef bytes alone                # by place: 1 if its name has other spellings, which are dropped
     cdef uint64_t sizes             # a bit for each length that such a name has (63: that, or more)
     cdef tuple hides                # by place: {scheme: hides it}
-    cdef list last_method           # by place: whose hiding was looked up last, and what it was
+    cdef list last_method           # by place: the last method looked up, and whether it hides the credential
     cdef list last_hides
-    cdef object answered
+    cdef object responded
     cdef tuple strips               # (lower-case name, whether that very spelling may be sent) of other fields to drop, or None
     cdef readonly tuple owned       # lower-case names that no trailer may have
     cdef uint64_t family
@@ -58,9 +58,9 @@ cdef class AuthGate(Plugin):
     cdef Reason invalid
     cdef Reason repeated
     cdef Reason unavailable
-    cdef bytes key_prefix           # how an Authorization field begins where it is a credential, or None: any is
-    cdef bytes query_name           # the parameter a key may stand in, or None
-    cdef tuple concealing           # schemes whose credentials the upstream or the log is not told
+    cdef bytes key_prefix           # prefix of an Authorization field that is a credential, or None: any
+    cdef bytes query_name           # the query parameter for a key, or None
+    cdef tuple concealing           # schemes whose credentials are hidden from the upstream or the log
     cdef bytes invalid_lines
     cdef object rejected
     cdef object later

@@ -44,7 +44,7 @@ class AuthGate(Plugin):
         forward: bool,
         rejected: object,
         later: object,
-        answered: object,
+        responded: object,
         unavailable_error: type[Exception],
         reasons: dict[str, Reason],
         unavailable: Reason,

@@ -1,15 +1,15 @@
 # cython: boundscheck=False
-"""The gate that finds out who a request is from.
+"""The gate that authenticates requests.
 
-WHAT     `AuthGate` walks a route's schemes (fastgate/auth/scheme.py) in order until one says who it is. A credential that was
-         verified before is found in the `CredentialCache` of the worker and costs a hash and a look: no scheme is asked.
-STATE    CredentialCache: verified credentials of a worker, four places for each hash, the oldest one gives way. Bounded in bytes
-         (what the identities weigh) and in entries; what has expired is swept every few seconds, and a table that has become empty
-         shrinks. Kept under a keyed 128-bit hash (SipHash under a random key of this process): the credential itself is nowhere,
-         and a look-up compares two words, so its time says nothing of the credential.
+WHAT     `AuthGate` calls a route's schemes (fastgate/auth/scheme.py) in order until one identifies the client. A credential that was
+         verified before is found in the `CredentialCache` of the worker and costs a hash and a lookup: no scheme is called.
+STATE    CredentialCache: verified credentials of a worker, four places for each hash, the oldest one is evicted. Bounded in bytes
+         (the memory of the identities) and in entries; expired ones are swept every few seconds, and a mostly empty table
+         shrinks. Kept under a keyed 128-bit hash (SipHash under a random key of this process): the credential itself is not
+         stored, and a lookup compares two words, so its time reveals nothing about the credential.
          An identity read from the Directory is dropped the moment its record changes there: revocation is one load.
 WHO      The worker's loop.
-COST     known credential: about 60 ns. Unknown: what its scheme costs.
+COST     known credential: about 60 ns. Unknown: the cost of its scheme.
 SOURCES  RFC 9110 §11 (401, WWW-Authenticate, one credential), RFC 6750 §3 (Bearer)
 """
 
@@ -35,13 +35,13 @@ __all__ = ["AuthGate", "CredentialCache"]
 
 cdef enum:
     FIRST_CREDENTIALS = 1024
-    MOST_CREDENTIALS = 524288                   # of 100 000 in use, one in a hundred then shares a set with more than fit
+    MOST_CREDENTIALS = 524288                   # with 100 000 in use, one in a hundred then shares a set with more than fit
     WAYS = 4                                    # places for one hash
-    SWEPT_AT_ONCE = 8192                        # places looked at in one go: 20 us
-    BASE_BYTES = 1536                           # an Identity with its texts, its place here, and the limits made for it
-    MOST_DEPTH = 32                             # of claims; deeper ones weigh what their text would
+    SWEPT_AT_ONCE = 8192                        # places checked at once: 20 us
+    BASE_BYTES = 1536                           # an Identity with its texts, its place here, and the limits built for it
+    MOST_DEPTH = 32                             # of claims; deeper ones count like their text
     NO_FIELD = -1
-    REPEATED_FIELD = -2                         # and below: of which place
+    REPEATED_FIELD = -2                         # and below: the repeated place
     LOADING_LIMIT_MS = 5000         # 100 000 keys take one second
 
 cdef int64_t NEVER_NS = 0x7FFFFFFFFFFFFFFF
@@ -51,7 +51,7 @@ SWEEP_S = 1.0
 
 
 def weight(object value, int depth=0):
-    """About how many bytes of memory a value of claims or metadata takes."""
+    """Approximate memory of a value of claims or metadata, in bytes."""
     cdef Py_ssize_t total = sys.getsizeof(value)
     if depth >= MOST_DEPTH:
         return total + len(repr(value))
@@ -65,7 +65,7 @@ def weight(object value, int depth=0):
 
 
 cdef class CredentialCache:
-    """The verified credentials of a worker. metrics, worker: where its size and its evictions are told."""
+    """The verified credentials of a worker. metrics, worker: for its size and its evictions."""
 
     def __init__(self, int64_t max_bytes=MOST_BYTES, metrics=None, str worker="0"):
         self.max_bytes = max_bytes
@@ -87,14 +87,14 @@ cdef class CredentialCache:
         free(self.rows)
 
     cdef void key_of(self, uint64_t family, const char* data, Py_ssize_t n, hash128_t* out) noexcept:
-        """The key of a credential among those of one family: gates that would judge it alike."""
+        """The key of a credential among those of one family: gates that verify it alike."""
         cdef uint64_t key[2]
         key[0] = self.secret[0] ^ family
         key[1] = self.secret[1]
         hash128(data, n, key, out)
 
     cdef Identity find(self, const hash128_t* key, int64_t now_ns):
-        """Who it is; None when it is not known (any more)."""
+        """The cached identity, or None."""
         cdef Py_ssize_t first = <Py_ssize_t>(key.low & <uint64_t>(self.capacity - WAYS))
         cdef Py_ssize_t i
         for i in range(first, first + WAYS):
@@ -107,13 +107,13 @@ cdef class CredentialCache:
         return None
 
     cdef int keep(self, const hash128_t* key, Identity identity, int64_t until_ns) except -1:
-        """Remember it until until_ns (CLOCK_MONOTONIC)."""
+        """Caches it until until_ns (CLOCK_MONOTONIC)."""
         cdef Py_ssize_t first = <Py_ssize_t>(key.low & <uint64_t>(self.capacity - WAYS))
         cdef Py_ssize_t i, place = -1
         cdef int64_t size = BASE_BYTES + <Py_ssize_t>weight(identity.claims) + <Py_ssize_t>weight(identity.metadata) \
             + <Py_ssize_t>weight(identity.scopes) + <Py_ssize_t>weight(identity.roles) + 2 * PyBytes_GET_SIZE(identity.upstream_lines)
         if size > self.max_bytes // 8:
-            self.evictions += 1                         # one that would push out an eighth of all others is verified each time
+            self.evictions += 1                         # one that would evict an eighth of all others is verified each time
             return 0
         for i in range(first, first + WAYS):
             if self.rows[i].low == key.low and self.rows[i].high == key.high:
@@ -125,7 +125,7 @@ cdef class CredentialCache:
                     place = i
                     break
         if place < 0:
-            # A full set happens early (birthdays); more room is made when an eighth is taken.
+            # A full set happens early (birthday problem); the table grows when an eighth is in use.
             if self.used * 8 > self.capacity and self.capacity < MOST_CREDENTIALS:
                 self.resize(2 * self.capacity)
                 return self.keep(key, identity, until_ns)
@@ -158,8 +158,8 @@ cdef class CredentialCache:
         self.identities[place] = None
 
     def resize(self, Py_ssize_t capacity):
-        """A table of this many places, a power of two. Growing splits a set in two, so all of it finds place; what does not fit when
-        it shrinks is forgotten."""
+        """Resizes the table to this many places, a power of two. Growing splits each set in two, so everything fits; entries that
+        do not fit after shrinking are dropped."""
         cdef Py_ssize_t old_capacity = self.capacity, i, j, end
         cdef credential_t* old = self.rows
         cdef credential_t* rows = <credential_t*>calloc(capacity, sizeof(credential_t))
@@ -189,7 +189,7 @@ cdef class CredentialCache:
         free(old)
 
     def sweep(self, int64_t now_ns):
-        """Forget what has expired in the next few thousand places. True when the whole table has been looked at."""
+        """Drops expired entries in the next few thousand places. True if the whole table has been checked."""
         cdef Py_ssize_t end = min(self.swept + SWEPT_AT_ONCE, self.capacity)
         while self.swept < end:
             if self.identities[self.swept] is not None and (self.rows[self.swept].until_ns <= now_ns):
@@ -203,7 +203,7 @@ cdef class CredentialCache:
         return True
 
     def tell(self):
-        """Put the size and the evictions into the metrics."""
+        """Adds the size and the evictions to the metrics."""
         if self.told is None:
             return
         self.told[0].set(self.bytes)
@@ -213,7 +213,7 @@ cdef class CredentialCache:
             self.evictions = 0
 
     async def start(self):
-        """Sweep from now on, behind the traffic."""
+        """Sweeps from now on, in the background."""
         self.sweeper = asyncio.get_running_loop().create_task(self._sweeping())
 
     async def close(self):
@@ -234,20 +234,20 @@ cdef class CredentialCache:
 
 
 cdef class AuthGate(Plugin):
-    """Who is it? The first scheme that knows says so; when none does the answer is 401 with every scheme's challenge.
+    """Authenticates a request with the first scheme that accepts it; otherwise the response is 401 with every scheme's challenge.
 
-    schemes: objects like fastgate.auth.scheme.Scheme. family: 64 bits that differ between gates that would judge a credential
-    differently. forward: whether the upstream is told (X-Consumer-*). rejected, later, answered, unavailable_error: what schemes
-    say and raise. reasons: the row of REASONS for each outcome that a scheme counts; `missing`, `invalid` and `repeated` are always
-    there. unavailable: the row for a server that cannot be asked. waits: a controller will load the directory; until then nobody
-    is refused.
+    schemes: objects like fastgate.auth.scheme.Scheme. family: 64 bits that differ between gates that verify a credential
+    differently. forward: whether the identity is sent upstream (X-Consumer-*). rejected, later, responded, unavailable_error:
+    results and exception of schemes. reasons: the row of REASONS for each outcome that a scheme counts; `missing`, `invalid` and
+    `repeated` are always there. unavailable: the row for an unreachable server. waits: a controller will load the directory;
+    until then no request is refused.
 
-    Two credentials of one kind are refused, before anybody looks at them: the upstream might go by the other one. So are two places
-    of a key, by its scheme.
+    Two credentials of one kind are rejected before they are verified: the upstream might use the other one. The scheme of keys
+    rejects a key in two places for the same reason.
     """
 
     def __cinit__(self, schemes, *, CredentialCache cache not None, Directory directory, uint64_t family, bint forward, rejected, later,
-                 answered, unavailable_error, dict reasons not None, Reason unavailable not None, bint waits=False):
+                 responded, unavailable_error, dict reasons not None, Reason unavailable not None, bint waits=False):
         self.compiled_decide = True
         self.name = "auth"
         self.schemes = tuple(schemes)
@@ -263,7 +263,7 @@ cdef class AuthGate(Plugin):
         self.invalid = reasons["invalid"]
         self.repeated = reasons["repeated"]
         self.unavailable = unavailable
-        self.answered = answered
+        self.responded = responded
         self.waits = waits and directory is not None
         places = {}
         for scheme in self.schemes:
@@ -282,19 +282,20 @@ cdef class AuthGate(Plugin):
         if len(queries) > 1:
             raise ValueError(f"schemes: expected one query parameter for credentials, got {queries}")
         self.query_name = queries.pop() if queries else None
-        # Where only keys are looked for in Authorization, any other one is the upstream's business and not a second credential.
+        # If Authorization can only contain keys, any other content belongs to the upstream and is not a second credential.
         takers = [scheme for scheme in self.schemes if "authorization" in [name.lower() for name in scheme.credential_headers]]
         self.key_prefix = b"bearer fg_" if takers and all(scheme.name == "api_key" for scheme in takers) else None
-        # A request that shows nothing is the usual one that is refused: it costs no call of a scheme.
+        # A request without any credential is the usual one to be refused: it costs no call of a scheme.
         self.claims = tuple([(tuple([name.lower().encode("latin-1") for name in scheme.claims]), scheme) for scheme in self.schemes])
         self.concealing = tuple(scheme for scheme in self.schemes if scheme.hide or scheme.credential_query is not None)
-        # What only a scheme may say, no client ever says, in whatever spelling; and a credential has one spelling only.
+        # Fields that only a scheme may set are dropped from client requests, in every spelling; and a credential has only one
+        # spelling.
         strips = {name.encode("latin-1"): False for scheme in self.schemes for name in scheme.strips}
         for name in places:
             strips.setdefault(name, True)
         self.owned = tuple(strips)
-        # A name without a separator has no other spelling. Those of places are dropped by `credential`, which looks at them anyway;
-        # but where one place is another spelling of the other, they are dropped before it looks.
+        # A name without a separator has no other spelling. Those of places are dropped by `credential`, which reads them anyway;
+        # but if one place is another spelling of the other, they are dropped before.
         folded = {re.sub(rb"[^a-z0-9]", b"-", name) for name in places}
         looked_at = [name for name in places if strips[name] and not name.isalnum()] if len(folded) == len(places) else []
         self.alone = bytes([1 if name in looked_at else 0 for name in places])
@@ -302,7 +303,7 @@ cdef class AuthGate(Plugin):
                              if not alone or (name not in looked_at and not name.isalnum())]) or None
         challenges = dict.fromkeys(scheme.challenge for scheme in self.schemes if scheme.challenge)
         self.challenge_lines = challenge_lines(challenges)
-        # RFC 6750 §3.1: what is wrong with the token that was shown; nothing where none was
+        # RFC 6750 §3.1: the error of the token that was sent; nothing if none was sent
         self.invalid_lines = challenge_lines(
             [f'{challenge}, error="invalid_token"' if challenge.startswith("Bearer ") else challenge for challenge in challenges])
         bounds = [getattr(scheme, "request_body_bytes", 0) for scheme in self.schemes]
@@ -330,15 +331,16 @@ cdef class AuthGate(Plugin):
         return self.walk(ctx, 0, None, False)
 
     cdef bint is_hidden(self, int place, str method) except -1:
-        """True if the upstream is not to see the credential in this place, by which a scheme knew who it is."""
+        """True if the credential in this place, which identified the client by this method, is hidden from the upstream."""
         if self.last_method[place] is not method:
             self.last_method[place] = method
             self.last_hides[place] = (<dict>self.hides[place]).get(method, False)
         return self.last_hides[place] is True
 
     cdef field_t* credential(self, RequestContext ctx, int* at) except? NULL:
-        """The one credential of the request, and its place; NULL when there is none or there are several, or the key may be in the query.
-        at is then NO_FIELD, or REPEATED_FIELD - n where the field of place n is there twice. Other spellings of the names are dropped."""
+        """The single credential of the request, and its place; NULL if there is none or several, or the key may be in the
+        query. at is then NO_FIELD, or REPEATED_FIELD - n if the field of place n is repeated. Other spellings of the names are
+        dropped."""
         cdef Headers headers = ctx.headers
         cdef field_t* found = NULL
         cdef field_t* field
@@ -360,7 +362,7 @@ cdef class AuthGate(Plugin):
                         break
                     continue
                 if repeated != NO_FIELD:
-                    continue                            # refused already: only other spellings are still looked for
+                    continue                            # already refused: only other spellings are still dropped
                 if self.key_prefix is not None and field.name_n == 13 and name_equal(field.name, b"authorization", 13) \
                         and not (field.value_n >= 10 and name_equal(field.value, PyBytes_AS_STRING(self.key_prefix), 10)) \
                         and self.count_of(headers, name) == 1:
@@ -390,13 +392,14 @@ cdef class AuthGate(Plugin):
         return n
 
     cdef bint current(self, Identity identity) noexcept:
-        """False when what the identity was made of has changed since, or it has expired by the clock as it is now: how long it may be
-        remembered was measured by the other clock, which a step leaves alone. One that is current is counted as used."""
+        """False if the source of the identity has changed since, or if it has expired by the current realtime clock: the cache
+        time is measured by the monotonic clock, which a step of the realtime clock does not affect. A current one is counted as
+        used."""
         if identity.expires_ns and realtime_ns() >= identity.expires_ns:
             return False
         if self.directory is None or identity.record == -1:
             return True
-        if identity.record < 0:         # a consumer that was not declared (-2 - watch): one that was published since may be it
+        if identity.record < 0:         # an undeclared consumer (-2 - watch): it may have been published since
             return self.directory.c_changes(<int>(-2 - identity.record)) == identity.version
         if not self.directory.c_current(identity.record, identity.version):
             return False
@@ -415,7 +418,7 @@ cdef class AuthGate(Plugin):
         return V_CONTINUE
 
     cdef int conceal(self, RequestContext ctx) except -1:
-        """Take the credentials that are not for the upstream, or for the log, out of the request, whichever scheme decided."""
+        """Removes the credentials that are hidden from the upstream or the log, whichever scheme decided."""
         for scheme in self.concealing:
             scheme.conceal(ctx)
         return 0
@@ -444,16 +447,16 @@ cdef class AuthGate(Plugin):
         return self.refuse(ctx, self.repeated)
 
     cdef Reason reason_of(self, scheme):
-        """The row for what a scheme has just found wrong."""
+        """The row for the last rejection by a scheme."""
         return <Reason?>self.reasons.get(scheme.outcome, self.invalid)
 
     cdef int walk(self, RequestContext ctx, int start, Reason wrong, bint unavailable) except -1:
-        """Ask the schemes from start on. wrong: what the first of those asked before found wrong with a credential, or None."""
+        """Calls the schemes from start on. wrong: the first rejection of a credential by an earlier one, or None."""
         cdef int i
         for i in range(start, len(self.schemes)):
             scheme = self.schemes[i]
             if wrong is not None and scheme.name == ANONYMOUS:
-                continue                                # a wrong credential is wrong, not absent
+                continue                                # an invalid credential is not a missing one
             scheme.outcome = ""
             try:
                 said = scheme.verify(ctx)
@@ -472,7 +475,7 @@ cdef class AuthGate(Plugin):
             elif said is self.later:
                 ctx.remember(self, (i, wrong, unavailable))
                 return V_SUSPEND
-            elif said is self.answered:
+            elif said is self.responded:
                 return self.relay(ctx)
             else:
                 return self.take(ctx, <Identity?>said, scheme)
@@ -481,7 +484,7 @@ cdef class AuthGate(Plugin):
         return self.refuse(ctx, self.unclaimed(ctx) if wrong is None else wrong)
 
     cdef Reason unclaimed(self, RequestContext ctx):
-        """The row for a request that no scheme found a credential in: `missing`, unless one of them reads the place where one stands."""
+        """The row for a request without an accepted credential: `missing`, unless a scheme reads the place of an existing one."""
         cdef bytes name
         for names, scheme in self.claims:
             for name in <tuple>names:
@@ -494,7 +497,7 @@ cdef class AuthGate(Plugin):
         return self.missing
 
     cdef int relay(self, RequestContext ctx) except -1:
-        """A scheme has put a response of its own on the request. In shadow mode that is a refusal like any other."""
+        """A scheme has set a response. In shadow mode it counts as a refusal."""
         if self.enforce:
             return V_RESPOND
         return self.refuse(ctx, self.invalid)
@@ -508,13 +511,13 @@ cdef class AuthGate(Plugin):
         return True
 
     cdef int take(self, RequestContext ctx, Identity identity, scheme) except -1:
-        """A scheme knows who it is: remember it where that may be, and go on."""
+        """A scheme has identified the client: caches the identity if possible, and continues."""
         cdef hash128_t key
         cdef field_t* field
         cdef int64_t until_ns = NEVER_NS
         cdef int place = NO_FIELD
         field = self.credential(ctx, &place)
-        # The one credential field need not be the one that the scheme went by: another one proves nothing, now or later.
+        # The one credential field need not be the one that the scheme used: another one proves nothing, now or later.
         if field != NULL and scheme.name in <dict>self.hides[place] \
                 and (<bytes>self.places[place]) == scheme.credential_field(ctx):
             if identity.expires_ns:
@@ -537,7 +540,7 @@ cdef class AuthGate(Plugin):
         cdef int verdict
         i, wrong, unavailable = ctx.recall(self)
         if i < 0:
-            # The gateway has just started, and the controller is still reading the store: a key that nobody knows yet may be good.
+            # The gateway has just started, and the controller is still reading the store: an unknown key may be valid.
             for i in range(LOADING_LIMIT_MS // 10):
                 if self.directory.c_loaded() != 0:
                     break
@@ -556,9 +559,9 @@ cdef class AuthGate(Plugin):
                 unavailable = True
                 said = None
             if said is self.rejected:
-                reason = self.reason_of(scheme)         # nothing has run since the scheme said so
+                reason = self.reason_of(scheme)         # nothing has run since the scheme counted it
                 wrong = reason if wrong is None else wrong
-            elif said is self.answered:
+            elif said is self.responded:
                 return self.relay(ctx)
             elif said is not None:
                 return self.take(ctx, <Identity?>said, scheme)
@@ -573,13 +576,13 @@ cdef bytes challenge_lines(challenges):
 
 
 cdef bint shows_bearer(Headers headers) noexcept:
-    """True if the request shows a Bearer token."""
+    """True if the request has a Bearer token."""
     cdef field_t* field = headers.find_field(b"authorization", 13)
     return field != NULL and field.value_n >= 6 and name_equal(field.value, b"bearer", 6) and (field.value_n == 6 or field.value[6] == c" ")
 
 
 cdef int unquoted(const char* p, Py_ssize_t n, Py_ssize_t* i) noexcept nogil:
-    """The next character of a form-encoded text, i moved behind it (WHATWG URL §5.1)."""
+    """The next character of a form-encoded text; i moves past it (WHATWG URL §5.1)."""
     cdef int high, low
     cdef int c = <unsigned char>p[i[0]]
     if c == c"%" and i[0] + 2 < n:

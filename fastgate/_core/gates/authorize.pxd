@@ -7,7 +7,7 @@ from fastgate._core.pipeline.identity cimport Identity
 from fastgate._core.pipeline.pipeline cimport Plugin
 
 cdef enum:
-    AUTHORIZED_PLACES = 256             # identities remembered per route, a power of two
+    AUTHORIZED_PLACES = 256             # identities cached per route, a power of two
 
 ctypedef struct allowed_t:
     uint64_t serial                     # of the Identity, 0: none

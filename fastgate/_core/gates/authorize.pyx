@@ -1,13 +1,13 @@
 # cython: boundscheck=False
-"""AuthorizeGate: may this identity use this route with this method? Worked out once, remembered.
+"""AuthorizeGate: whether an identity may use a route with a method. Decided once, then cached.
 
-WHAT     The gate behind `scopes`, `roles`, `permissions` and `rbac` of a route. What is allowed is decided by `judge` (Python,
-         fastgate/features/rbac/build.py); an Identity never changes, so its yes holds for as long as the object lives.
-STATE    256 places per route, by the identity's serial number: [serial] [a bit per method that was allowed]. A second identity that
-         falls into a place takes it over. A no is worked out again each time: refusals carry what is missing. No identity is kept
-         alive: what a token said is gone when its credential is.
+WHAT     The gate behind `scopes`, `roles`, `permissions` and `rbac` of a route. `judge` decides (Python,
+         fastgate/features/rbac/build.py); an Identity never changes, so a positive verdict is valid as long as the object lives.
+STATE    256 places per route, by the identity's serial number: [serial] [a bit per allowed method]. A second identity in the same
+         place replaces the first. Negative verdicts are not cached: refusals contain what is missing. No identity is kept
+         alive: claims of a token are dropped with its credential.
 WHO      The worker's loop.
-COST     A remembered yes 16 ns, whatever the number of scopes and roles. 4 KiB per route, from its first request on.
+COST     A cached verdict 16 ns, whatever the number of scopes and roles. 4 KiB per route, from its first request on.
 SOURCES  A direct-mapped cache.
 """
 
@@ -22,7 +22,7 @@ __all__ = ["AuthorizeGate"]
 
 
 cdef class AuthorizeGate(Plugin):
-    """judge(identity or None, method) is None when it is allowed, else (reason, detail, headers) of the refusal."""
+    """judge(identity or None, method) is None if it is allowed, else (reason, detail, headers) of the refusal."""
 
     def __cinit__(self, judge):
         self.compiled_decide = True
@@ -61,5 +61,5 @@ cdef class AuthorizeGate(Plugin):
         return V_CONTINUE
 
     def decide(self, RequestContext ctx not None):
-        """The same for Python."""
+        """The Python entry point."""
         return self.c_decide(ctx)

@@ -8,7 +8,7 @@ from fastgate._core.pipeline.pipeline import Plugin
 __all__ = ["CorsGate"]
 
 class CorsGate(Plugin):
-    answers_preflight: ClassVar[bool]
+    accepts_preflight: ClassVar[bool]
     def __init__(
         self,
         *args: Never,

@@ -1,15 +1,15 @@
 # cython: boundscheck=False
-"""The CORS gate: which origins' scripts may read what this route answers.
+"""The CORS gate: the origins whose scripts may read the responses of a route.
 
-WHAT     `CorsGate` adds the Access-Control-* lines to every answer of its route, refusals too, takes away those that the upstream
-         sent, and answers preflights by itself.
-STATE    The lines for an origin are made once: for the listed ones at freeze, for those a pattern decides on when they first come,
-         MOST_SEEN of them; then all of those are forgotten at once, as an attacker may send any number of origins.
+WHAT     `CorsGate` adds the Access-Control-* lines to every response of its route, including refusals, removes those that the
+         upstream sent, and responds to preflights itself.
+STATE    The lines of an origin are built once: for listed origins at freeze, for those decided by a pattern on first use, at most
+         MOST_SEEN of them; then all of those are dropped at once, as an attacker may send any number of origins.
 WHO      Built at freeze; the worker's loop.
-COST     no Origin: one look for the field. Known origin: that and a dict. A preflight that asks what another asked before: two
-         more looks and a dict, answered with bytes made at the first.
-SOURCES  Fetch standard §3.2 (CORS protocol), §3.2.5 (when "*" is no wildcard: with credentials); RFC 6454 §6.2 (what an origin
-         looks like); Private Network Access, WICG
+COST     no Origin: one field lookup. Known origin: that and a dict. A repeated preflight: two more lookups and a dict, with a
+         response built for the first.
+SOURCES  Fetch standard §3.2 (CORS protocol), §3.2.5 (when "*" is no wildcard: with credentials); RFC 6454 §6.2 (the
+         serialization of an origin); Private Network Access, WICG
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -24,27 +24,27 @@ cdef enum:
     MOST_SEEN = 1024
     MOST_ORIGIN_BYTES = 512         # a scheme, a name of at most 255 bytes, a port
     MOST_REFLECTED_BYTES = 4096
-    MOST_KEPT_BYTES = 1024          # of what an answer depends on: longer ones are made anew, and fill no memory
+    MOST_KEPT_BYTES = 1024          # inputs of a cached response; longer ones are rebuilt each time, and fill no memory
 
 cdef bytes VARY_ORIGIN = b"Vary: Origin\r\n"
 cdef bytes VARY_PREFLIGHT = b"Vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers\r\n"
 
 
 cdef class CorsGate(Plugin):
-    """What a route says to scripts of other origins.
+    """The CORS policy of a route.
 
-    exact: origins. suffixes: (scheme with "://", ".name", ":port" or "") for the names below a name. patterns: regular expressions
-    on bytes that the whole origin must match. any_origin: every one. methods, headers: for preflights; None says yes to what is
-    asked for. refused: the row of REASONS for what is refused.
+    exact: origins. suffixes: (scheme with "://", ".name", ":port" or "") for the subdomains of a name. patterns: regular
+    expressions on bytes that must match the whole origin. any_origin: every one. methods, headers: for preflights; None allows
+    whatever is requested. refused: the row of REASONS for refusals.
     """
 
-    answers_preflight = True  # a route with such a plugin takes preflights for its other methods
+    accepts_preflight = True  # a route with such a plugin accepts preflights for its other methods
 
     def __init__(self, *, exact=(), suffixes=(), patterns=(), bint any_origin=False, methods=None, headers=None, expose=(),
                  bint credentials=False, int max_age_s=0, bint private_network=False, bint refuse_others=False,
                  int preflight_status=204, Reason refused not None):
         if any_origin and credentials:
-            raise ValueError("any origin with credentials would let every site act as its visitors")
+            raise ValueError("any origin with credentials would let every site act on behalf of its visitors")
         self.name = "cors"
         self.compiled_decide = True
         self.compiled_begin = True
@@ -81,11 +81,11 @@ cdef class CorsGate(Plugin):
         return b"Access-Control-Allow-Origin: " + origin + b"\r\n" + self.line_tail + VARY_ORIGIN
 
     def allows(self, str origin):
-        """Whether scripts of this origin may read the answers."""
+        """Whether scripts of this origin may read the responses."""
         return self.any_origin or self.origin_lines(origin.encode("latin-1")) is not None
 
     cdef bytes origin_lines(self, bytes origin):
-        """The lines for an origin; None when it is not allowed."""
+        """The lines of an origin; None if it is not allowed."""
         found = self.exact.get(origin)
         if found is not None:
             return <bytes>found
@@ -100,7 +100,7 @@ cdef class CorsGate(Plugin):
         return None if found is False else <bytes>found
 
     cdef bint matches(self, bytes origin) except -1:
-        """True for an origin that one of the wildcards or patterns takes. `null` is never one of them: it has to be listed."""
+        """True for an origin that matches a wildcard or pattern. `null` never matches: it has to be listed."""
         cdef bytes scheme, name, port, label
         cdef Py_ssize_t n = PyBytes_GET_SIZE(origin)
         if n > MOST_ORIGIN_BYTES or origin == b"null":
@@ -145,7 +145,8 @@ cdef class CorsGate(Plugin):
         return V_CONTINUE
 
     cdef int preflight(self, RequestContext ctx, bytes origin, bytes method) except -1:
-        """Answer it. One from a foreign origin is refused: its browser would give up anyway, and here it is counted."""
+        """Responds to a preflight. One from a disallowed origin is refused: its browser would abort anyway, and here it is
+        counted."""
         cdef bytes lines, key, asked = None
         cdef bint private = self.private_network and ctx.headers.find(b"access-control-request-private-network", 38) == b"true"
         if not self.any_origin and self.origin_lines(origin) is None:
@@ -153,8 +154,8 @@ cdef class CorsGate(Plugin):
             return V_RESPOND
         lines = self.lines_any if self.any_origin else self.origin_lines(origin)
         if ctx.gate_lines is not None and ctx.gate_lines.startswith(lines):
-            ctx.gate_lines = ctx.gate_lines[PyBytes_GET_SIZE(lines):] or None     # the answer has its own, with another Vary
-        # What the answer depends on, with separators that stand in none of them
+            ctx.gate_lines = ctx.gate_lines[PyBytes_GET_SIZE(lines):] or None     # the response has its own, with another Vary
+        # The inputs of the response, with separators that none of them contains
         key = b"*" if self.any_origin else origin
         if self.reflect_methods:
             key = key + b"\n" + method
@@ -166,7 +167,7 @@ cdef class CorsGate(Plugin):
             key = key + b"\0"
         found = self.preflights.get(key)
         if found is None:
-            found = self.preflight_answer(origin, method, asked, private)
+            found = self.preflight_response(origin, method, asked, private)
             if len(self.preflights) >= MOST_SEEN:
                 self.preflights.clear()
             if PyBytes_GET_SIZE(key) <= MOST_KEPT_BYTES:
@@ -175,9 +176,9 @@ cdef class CorsGate(Plugin):
         ctx.reason = None
         return V_RESPOND
 
-    cdef Answer preflight_answer(self, bytes origin, bytes method, bytes asked, bint private):
-        """The answer to an allowed preflight."""
-        cdef Answer answer = Answer(self.preflight_status)
+    cdef Answer preflight_response(self, bytes origin, bytes method, bytes asked, bint private):
+        """The response to an allowed preflight."""
+        cdef Answer response = Answer(self.preflight_status)
         cdef bytes lines
         lines = b"Access-Control-Allow-Origin: " + (b"*" if self.any_origin else origin) + b"\r\n" + self.preflight_tail
         if self.reflect_methods and name_valid(PyBytes_AS_STRING(method), PyBytes_GET_SIZE(method)):
@@ -186,11 +187,11 @@ cdef class CorsGate(Plugin):
             lines += b"Access-Control-Allow-Headers: " + asked + b"\r\n"
         if private:
             lines += b"Access-Control-Allow-Private-Network: true\r\n"
-        answer.lines = lines + VARY_PREFLIGHT
-        return answer
+        response.lines = lines + VARY_PREFLIGHT
+        return response
 
     cdef int c_answer(self, RequestContext ctx, Headers fields) except -1:
-        """Drop what the upstream says of CORS: two values of Access-Control-Allow-Origin are none."""
+        """Removes the upstream's CORS fields: browsers reject two values of Access-Control-Allow-Origin."""
         cdef int i
         for i in range(fields.count):
             if fields.fields[i].name_n > 21 and name_equal(fields.fields[i].name, b"access-control-", 15):
@@ -199,7 +200,7 @@ cdef class CorsGate(Plugin):
 
 
 cdef bytes asked_headers(RequestContext ctx):
-    """Access-Control-Request-Headers, the values of several lines as one list (RFC 9110 §5.3); None when there is none."""
+    """Access-Control-Request-Headers, the values of several lines as one list (RFC 9110 §5.3); None if there is none."""
     cdef int i
     cdef bytes found = None
     for i in range(ctx.headers.count):
@@ -210,7 +211,7 @@ cdef bytes asked_headers(RequestContext ctx):
 
 
 cdef bytes the_origin(RequestContext ctx):
-    """The Origin; None when there is none, or more than one."""
+    """The Origin; None if there is none, or more than one."""
     cdef int i
     cdef bytes found = None
     for i in range(ctx.headers.count):
@@ -242,7 +243,7 @@ cdef bint is_host_part(bytes label) noexcept:
 
 
 cdef bint is_printable(bytes origin) noexcept:
-    """True if it can stand in a header line: a pattern may take more than its author thinks."""
+    """True if it is valid in a header line: a pattern may match more than intended."""
     cdef Py_ssize_t i
     cdef const char* c = PyBytes_AS_STRING(origin)
     for i in range(PyBytes_GET_SIZE(origin)):
@@ -252,7 +253,7 @@ cdef bint is_printable(bytes origin) noexcept:
 
 
 cdef bint is_name_list(bytes names) noexcept:
-    """True for field names with commas between them, as a browser writes them."""
+    """True for field names separated by commas, in the form sent by browsers."""
     cdef Py_ssize_t i, n = PyBytes_GET_SIZE(names)
     cdef const char* c = PyBytes_AS_STRING(names)
     if n > MOST_REFLECTED_BYTES:

@@ -1,10 +1,10 @@
 # cython: boundscheck=False
 """WatchingGate: a gate whose rules may change at run time, and which costs nothing while it has none.
 
-WHAT     The compiled part of the policy gate. It compares the number of changes of its document in the directory with the one it saw
-         last; when they differ it calls `refresh()`, and then, unless it is `idle`, `judge(ctx)`, both of which a Python subclass gives.
-STATE    The number of changes seen last; `idle`, which the subclass sets.
-WHO      The worker's loop. The changes are counted by the controller.
+WHAT     The compiled part of the policy gate. It compares the number of changes of its document in the directory with the last one;
+         if they differ it calls `refresh()`, and then, unless it is `idle`, `judge(ctx)`; a Python subclass implements both.
+STATE    The last number of changes; `idle`, which the subclass sets.
+WHO      The worker's loop. The controller counts the changes.
 COST     One load and one compare for a request of an idle gate.
 SOURCES  None.
 """
@@ -19,8 +19,8 @@ __all__ = ["WatchingGate"]
 
 
 cdef class WatchingGate(Plugin):
-    """Base of the policy gate. directory, document: where its rules are, and the digest of their document, whose changes it looks
-    for, and no other's; directory None: they never change."""
+    """Base of the policy gate. directory, document: the directory of its rules, and the digest of their document, the only one
+    whose changes it checks; directory None: they never change."""
 
     def __init__(self, Directory directory=None, document=None):
         self.compiled_decide = True
@@ -31,7 +31,7 @@ cdef class WatchingGate(Plugin):
             self.seen = directory.c_changes(self.watch)
 
     def refresh(self):
-        """The document has changed: take up what concerns this gate."""
+        """Called after a change of the document: loads the rules of this gate."""
 
     def judge(self, RequestContext ctx not None):
         """The verdict on this request."""
@@ -43,15 +43,15 @@ cdef class WatchingGate(Plugin):
         if self.directory is not None:
             changes = self.directory.c_changes(self.watch)
             if changes != self.seen:
-                self.refresh()                          # raising leaves `seen` as it was: the next request tries again
+                self.refresh()                          # an exception leaves `seen` as it was: the next request tries again
                 self.seen = changes
         if self.idle:
             return V_CONTINUE
         verdict = self.judge(ctx)
         if not V_CONTINUE <= verdict <= V_SUSPEND:
-            raise ValueError(f"judge returned {verdict}, which is no verdict")
+            raise ValueError(f"judge returned {verdict}, which is not a verdict")
         return verdict
 
     def decide(self, RequestContext ctx not None):
-        """The same for Python."""
+        """The Python entry point."""
         return self.c_decide(ctx)

@@ -1,11 +1,11 @@
 # cython: boundscheck=False
-"""The security headers gate: what browsers should be strict about.
+"""The security headers gate: response header fields enforced by browsers.
 
-WHAT     `SecurityHeadersGate` adds fixed header lines to every answer of its route. Those that replace the upstream's are bytes made
-         at freeze; those that give way to the upstream's are added to its fields where they are missing.
+WHAT     `SecurityHeadersGate` adds fixed header lines to every response of its route. Those that replace the upstream's are built
+         at freeze; those that yield to the upstream's are added to its fields if they are missing.
 STATE    Immutable.
 WHO      Built at freeze; the worker's loop.
-COST     one pointer per request, and one look per named field in an answer from upstream.
+COST     one pointer per request, and one lookup per named field in an upstream response.
 SOURCES  RFC 6797 §7.2 (no Strict-Transport-Security over plain HTTP); OWASP Secure Headers Project
 """
 
@@ -21,9 +21,9 @@ __all__ = ["SecurityHeadersGate"]
 cdef class SecurityHeadersGate(Plugin):
     """The header lines of a route.
 
-    replaced: (name, value) that stand in place of the upstream's. kept: those that the upstream's own take the place of. hsts: the
-    value of Strict-Transport-Security, for clients that came over https; the upstream's own never passes, as it says nothing of
-    the gateway's connections. removed: names taken from the upstream's answer.
+    replaced: (name, value) that replace the upstream's. kept: those that the upstream's own override. hsts: the value of
+    Strict-Transport-Security, for clients that use https; the upstream's own is always removed, as it does not describe the
+    gateway's connections. removed: names removed from the upstream's response.
     """
 
     def __init__(self, replaced=(), kept=(), str hsts=None, removed=()):
@@ -64,7 +64,7 @@ cdef class SecurityHeadersGate(Plugin):
 
 
 cdef bytes written(fields):
-    """The lines of these fields; None when there are none. ValueError for a malformed name or value."""
+    """The lines of these fields; None if there are none. ValueError for a malformed name or value."""
     cdef HeadWriter writer = HeadWriter()
     for name, value in fields:
         writer.field(name.encode("latin-1"), value.encode("latin-1"))

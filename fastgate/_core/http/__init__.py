@@ -1,1 +1,1 @@
-"""HTTP text: heads, paths, patterns, edits, event streams, addresses."""
+"""HTTP parsing and editing: heads, paths, patterns, edits, event streams, addresses."""

@@ -1,15 +1,15 @@
-"""Regular expressions in linear time, compiled once, and text functions that pay for what they do.
+"""Regular expressions in linear time, compiled once, and a cost budget for text functions.
 
 WHAT        `Automaton` decides whether a pattern of RE2's syntax is found in a text: a nondeterministic
-            automaton whose deterministic states are made when a text needs them. `Budget` is what one
-            evaluation may cost, in nanoseconds as they were measured; going beyond it raises Exhausted.
+            automaton whose deterministic states are created on demand. `Budget` is the permitted cost of one
+            evaluation, in measured nanoseconds; exceeding it raises Exhausted.
 STATE       The states of all automatons together are bounded: beyond MOST_STEPS transitions they are
-            forgotten and made again.
+            dropped and recreated.
 WHO WRITES  The worker's loop; nothing is shared.
 COST        about 60 ns per character of a text whose states are known; a new transition costs its nodes.
-            Making one takes 2 us per character of the pattern and 3 us per node, 15 ms at most.
-SOURCES     Thompson 1968; RE2 (lazy deterministic states, bounded memory). Patterns are read by CPython's
-            own parser, and what it reads in another way than RE2 does is not taken (Unsupported).
+            Creating one takes 2 us per character of the pattern and 3 us per node, 15 ms at most.
+SOURCES     Thompson 1968; RE2 (lazy deterministic states, bounded memory). Patterns are parsed by CPython's
+            own parser; constructs that it parses differently from RE2 are rejected (Unsupported).
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from typing import Any, Final
 __all__ = ["Automaton", "Budget", "Exhausted", "Patterns", "Unsupported"]
 
 MOST_NODES: Final = 4000
-# Parts of a pattern with every copy counted: repetitions of nothing, `((){1000}){1000}`, make no nodes.
+# Parts of a pattern including every copy: repetitions of nothing, `((){1000}){1000}`, create no nodes.
 MOST_ITEMS: Final = 4 * MOST_NODES
 MOST_STEPS: Final = 100_000
 MOST_PATTERNS: Final = 512
-# Of the patterns that requests bring along, and of those of the config: about 200 bytes a node.
+# Separate bounds for patterns from requests and from the config: about 200 bytes a node.
 MOST_PATTERN_NODES: Final = 50_000
 MOST_KEPT_NODES: Final = 1_000_000
 
 CHARACTER_NS: Final = 100
 NODE_NS: Final = 250
 CALL_NS: Final = 4_000
-# To make an automaton: reading a character of the pattern, and a part of it with every copy counted
+# Costs of creating an automaton: parsing a character of the pattern, and a part of it including every copy
 PARSE_NS: Final = 2_500
 ITEM_NS: Final = 5_000
 
-# Read in another way by CPython's parser than by RE2, or not at all by one of them.
+# Parsed differently by CPython's parser and by RE2, or supported by only one of them.
 _ELSEWISE: Final = re.compile(r"\[:|\{,|\\[0-9bBZQEpPCzx]|\(\?<|[*+?}]\+|&&|\|\||--|~~|\[\[")
 
 
 class Unsupported(Exception):
-    """A pattern that this engine does not take; RE2 may."""
+    """This engine does not support the pattern; RE2 may."""
 
 
 class Exhausted(ValueError):
-    """The evaluation would cost more than it may."""
+    """The evaluation would exceed its budget."""
 
 
 class Budget:
@@ -65,15 +65,15 @@ class Budget:
         self.is_exhausted = False
 
     def spend(self, cost_ns: int) -> None:
-        """Exhausted when there is not as much left; and then nothing is left."""
+        """Raises Exhausted, and empties the budget, if less than that is left."""
         self.left_ns -= cost_ns
         if self.left_ns < 0:
             self.is_exhausted = True
-            raise Exhausted("the condition costs more than a condition may")
+            raise Exhausted("the condition exceeds the budget of a request")
 
 
 class _State(dict[str, Any]):
-    """A deterministic state: the next one by character. at_end: whether the text may end here."""
+    """A deterministic state: the next state by character. at_end: whether the text may end here."""
 
     __slots__ = ("at_end", "nodes")
 
@@ -88,9 +88,8 @@ _CHARACTER, _SPLIT, _BEGIN, _END, _MATCH = range(5)
 
 
 class Automaton:
-    """One pattern. Unsupported when this engine does not take it; Exhausted when making it costs more than is
-    left of the budget.
-    """
+    """One pattern. Raises Unsupported if this engine does not support it, Exhausted if creating it exceeds
+    the remaining budget."""
 
     _steps = 0  # of all automatons
     _all: Final[weakref.WeakSet[Automaton]] = weakref.WeakSet()
@@ -175,7 +174,7 @@ class Automaton:
         return found
 
     def _reached(self, nodes: list[int], *, begins: bool, ends: bool = False) -> frozenset[int]:
-        """The nodes that wait for a character or the end, and the match, reached without a character."""
+        """The nodes reached without a character that wait for a character or the end, and the match."""
         found: set[int] = set()
         seen: set[int] = set()
         todo = list(nodes)
@@ -316,21 +315,20 @@ _CATEGORIES: Final = {  # RE2's, which are of ASCII
 
 
 class Patterns:
-    """Automatons by pattern: those of the config, which no request pushes out, and those that requests bring
-    along; of each, the ones used last.
-    """
+    """Automatons by pattern, least recently used first to be evicted. Those of the config and those of
+    requests have separate bounds, so requests cannot evict the former."""
 
     def __init__(self) -> None:
         self._kept = _Recent(MOST_KEPT_NODES, MOST_KEPT_NODES)
         self._known = _Recent(MOST_PATTERN_NODES, MOST_PATTERNS)
 
     def keep(self, pattern: str) -> None:
-        """Makes the automaton of a pattern of the config. It costs no request anything."""
+        """Creates the automaton of a pattern of the config. No request pays for it."""
         if pattern not in self._kept.automatons:
             self._kept.add(pattern, _made(pattern, None))
 
     def get(self, pattern: str, budget: Budget) -> Automaton | None:
-        """The automaton of this pattern; None when it is Unsupported. A new one is paid from the budget."""
+        """The automaton of this pattern; None if it is Unsupported. Creating one is charged to the budget."""
         for recent in (self._kept, self._known):
             if pattern in recent.automatons:
                 recent.automatons.move_to_end(pattern)
@@ -341,7 +339,7 @@ class Patterns:
 
 
 class _Recent:
-    """Automatons, as many as their nodes allow; the ones used last stay."""
+    """Automatons, bounded by their nodes; the least recently used are evicted."""
 
     def __init__(self, most_nodes: int, most: int) -> None:
         self.automatons: OrderedDict[str, Automaton | None] = OrderedDict()

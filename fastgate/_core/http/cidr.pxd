@@ -18,10 +18,10 @@ cdef class CidrSet:
 
     # n is 4 or 16; anything else is in no set.
     cdef bint contains_packed(self, const unsigned char* ip, int n) noexcept nogil
-    # 1, 0, or -1 when the text is no address. Need not be NUL-terminated.
+    # 1, 0, or -1 if the text is not an address. Need not be NUL-terminated.
     cdef int contains_text(self, const char* text, Py_ssize_t n) noexcept nogil
     cdef bint contains4(self, uint32_t ip) noexcept nogil
     cdef bint contains6(self, uint64_t ip_high, uint64_t ip_low) noexcept nogil
 
-# Bytes written to out (4 or 16), or -1 when the text is no address. A v4-mapped address gives 4.
+# Bytes written to out (4 or 16), or -1 if the text is not an address. A v4-mapped address gives 4.
 cdef int address_parse(const char* text, Py_ssize_t n, unsigned char* out) noexcept nogil

@@ -1,14 +1,14 @@
-"""Is an address in one of many networks?
+"""Membership of an address in many networks.
 
-WHAT        Membership of an IPv4 or IPv6 address in a set of CIDR blocks. It does not say which block.
+WHAT        Membership of an IPv4 or IPv6 address in a set of CIDR blocks. It does not tell which block.
 STATE       Two arrays of ranges (first, last), sorted, with overlapping and adjacent ranges joined; never changed after
             __init__, so any thread may look up without the GIL.
-            An IPv4-mapped IPv6 address (::ffff:a.b.c.d, RFC 4291 §2.5.5.2) is the IPv4 address it carries, in blocks and
-            in look-ups alike: a dual-stack socket shows the same client both ways, and a deny list must not be passed by
-            choosing the other one. So ::/0 does not contain it and 0.0.0.0/0 does.
-WHO WRITES  Nobody after __init__.
+            An IPv4-mapped IPv6 address (::ffff:a.b.c.d, RFC 4291 §2.5.5.2) equals the IPv4 address it contains, in blocks
+            and in lookups: a dual-stack socket may show the same client in both forms, and a client must not bypass a deny
+            list by choosing the other one. So ::/0 does not contain it and 0.0.0.0/0 does.
+WHO WRITES  Immutable after __init__.
 COST        Binary search: 15 steps for 30 000 ranges. Memory: 8 bytes per v4 range, 32 per v6 range.
-SOURCES     RFC 4632 (CIDR), RFC 4291; text forms as inet_pton(3) takes them: no leading zeros, no zone.
+SOURCES     RFC 4632 (CIDR), RFC 4291; text forms as in inet_pton(3): no leading zeros, no zone.
 """
 
 cimport cython
@@ -43,7 +43,7 @@ cdef inline uint64_t load64(const unsigned char* p) noexcept nogil:
 
 
 cdef int address_parse(const char* text, Py_ssize_t n, unsigned char* out) noexcept nogil:
-    """Write the packed address of `text` to out (room for 16) and return its length, or -1 when it is no address."""
+    """Writes the packed address of `text` to out (room for 16) and returns its length, or -1 if it is not an address."""
     cdef char copy[TEXT_MAX + 1]
     if n <= 0 or n > TEXT_MAX or memchr(text, 0, n) != NULL:
         return -1
@@ -117,7 +117,7 @@ cdef class CidrSet:
         return self.contains_packed(packed, length)
 
     cdef bint contains4(self, uint32_t ip) noexcept nogil:
-        # The last range that starts at or before ip is the only one that can hold it.
+        # Only the last range that starts at or before ip can contain it.
         cdef Py_ssize_t low = 0, high = self.v4_count, middle
         while low < high:
             middle = (low + high) >> 1
@@ -163,7 +163,7 @@ cdef class CidrSet:
         return self.contains_packed(<const unsigned char*><bytes>ip, <int>len(ip))
 
     def __len__(self):
-        """How many separate ranges remain after joining."""
+        """Number of separate ranges after joining."""
         return self.v4_count + self.v6_count
 
     def __repr__(self):
@@ -183,7 +183,7 @@ cdef tuple parse_network(object network, Py_ssize_t number):
     length = address_parse(<const char*><bytes>text, len(text), packed)
     if length < 0:
         raise ValueError(f"networks[{number}]: expected an address or address/prefix, got {network[:100]!r}")
-    # Text with a colon counts its prefix in 128 bits, also where the address is a v4-mapped one.
+    # The prefix of text with a colon counts in 128 bits, even for a v4-mapped address.
     bits = 128 if ":" in address else 32
     if slash:
         if not (prefix.isascii() and prefix.isdigit() and len(prefix) <= 3 and int(prefix) <= bits):

@@ -7,7 +7,7 @@ cdef class Template:
     cdef tuple parts
     cdef bytes fixed
     cdef bint in_path
-    cdef bint anchored                    # the host of a redirect to it, or that it is a path, does not depend on the request
+    cdef bint anchored                    # the request cannot choose the host of a redirect to it
     cdef bytes render(self, RequestContext ctx)
     cdef bytes render_location(self, RequestContext ctx)
     cdef list values(self, RequestContext ctx)

@@ -1,11 +1,11 @@
 # cython: boundscheck=False
-"""What a route changes on the way: paths, header fields, and the templates both use.
+"""The edits of a route: paths, header fields, and the templates of both.
 
-WHAT     `Template` is text with `{name}` places, `Rewrite` makes the path that goes upstream, `HeaderEdits` edits a header table.
+WHAT     `Template` is text with `{name}` placeholders, `Rewrite` creates the upstream path, `HeaderEdits` edits a header table.
 STATE    Immutable after construction.
 WHO      Built at freeze, used by the worker's loop.
-COST     A template without places is its bytes; a rewrite by prefix is one slice.
-SOURCES  RFC 3986 §3.3 (what a path segment may hold).
+COST     A template without placeholders is its bytes; a rewrite by prefix is one slice.
+SOURCES  RFC 3986 §3.3 (characters of a path segment).
 """
 
 import re
@@ -25,7 +25,7 @@ PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?:\.\.\.)?\}|\{\{\}")
 cdef object ANCHORED = re.compile(rb"https?://[^/?#\\]+[/?#]|/[^/\\]")
 cdef object LABELS = re.compile(rb"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 cdef object SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:")
-# What may stand in a path segment as it is, but for `;` (RFC 3986 §3.3)
+# Allowed in a path segment unescaped, except `;` (RFC 3986 §3.3)
 cdef str SEGMENT_BYTES = "!$&'()*+,=:@"
 
 cdef enum:
@@ -44,10 +44,11 @@ cdef dict SPECIAL = {"client_ip": P_CLIENT_IP, "host": P_HOST, "hostname": P_HOS
 
 
 cdef class Template:
-    """Text with places: `{name}` is a parameter of the route's path, or else one of client_ip, host, hostname, method, path,
-    query, request_id, route, scheme. `{{}` is a brace. ValueError names a place that is neither.
+    """Text with placeholders: `{name}` is a parameter of the route's path, or else one of client_ip, host, hostname, method,
+    path, query, request_id, route, scheme. `{{}` is a literal brace. ValueError names an unknown placeholder.
 
-    in_path: it makes a path, in which a value that is no path itself fills one segment at most."""
+    in_path: it creates a path, in which a value that is not itself a path fills at most one segment.
+    """
 
     def __init__(self, str text, param_names=(), bint in_path=False):
         cdef list parts = []
@@ -68,7 +69,7 @@ cdef class Template:
             end = found.end()
         if end < len(text):
             parts.append(text[end:].encode("latin-1"))
-        joined = []                                     # literals that lie side by side are one
+        joined = []                                     # adjacent literals are joined
         literal = b""
         for part in parts:
             if isinstance(part, bytes):
@@ -95,12 +96,12 @@ cdef class Template:
         return b"".join(self.values(ctx))
 
     cdef bytes render_location(self, RequestContext ctx):
-        """The template as the target of a redirect; None when what the request says would choose the host or the scheme.
+        """The template as the target of a redirect; None if the request would choose the host or the scheme.
 
-        `/{rest}` stays a path whatever rest is, and `https://example.com{rest}` stays at example.com.
+        `/{rest}` stays a path whatever the value of rest, and `https://example.com{rest}` stays at example.com.
         """
         cdef bytes text = b"", value, following
-        cdef bint within = False                        # the authority
+        cdef bint within = False                        # inside the authority
         cdef Py_ssize_t i
         cdef list values
         if self.anchored:
@@ -140,7 +141,7 @@ cdef class Template:
         return b"/" + text.lstrip(b"/\\") if text.startswith((b"/", b"\\")) else text
 
     cdef list values(self, RequestContext ctx):
-        """What each part is for this request."""
+        """The value of each part for this request."""
         cdef list out = []
         cdef int place, i
         cdef bytes value
@@ -149,7 +150,7 @@ cdef class Template:
                 out.append(part)
                 continue
             value = b""
-            if isinstance(part, tuple):                 # a parameter: where it stands depends on which pattern matched
+            if isinstance(part, tuple):                 # a parameter: its position depends on the pattern that matched
                 for i in range(ctx.params_n):
                     if ctx.param_names[i] == part[0]:
                         value = ctx.path_bytes[ctx.param_start[i]:ctx.param_start[i] + ctx.param_size[i]]
@@ -187,11 +188,11 @@ cdef enum:
 
 
 cdef class Rewrite:
-    """The path that goes upstream, made from the one that came. The query stays as it is."""
+    """The upstream path, derived from the received one. The query is unchanged."""
 
     @staticmethod
     def prefix_to(str prefix, str replacement):
-        """Whole segments of prefix taken away, replacement put in their place; a path without the prefix stays."""
+        """Replaces the whole segments of prefix with replacement; a path without the prefix is unchanged."""
         cdef Rewrite self = Rewrite()
         self.kind = R_PREFIX
         self.prefix = normalise(prefix.encode(), False).rstrip(b"/")
@@ -211,12 +212,12 @@ cdef class Rewrite:
         """The first match of pattern replaced by to (re.sub with count 1)."""
         cdef Rewrite self = Rewrite()
         self.kind = R_REGEX
-        self.regex = re.compile(normal_regex(pattern))   # in the form of the paths it is searched in
+        self.regex = re.compile(normal_regex(pattern))   # in the form of the paths that it searches
         self.replacement = to.encode("latin-1")
         return self
 
     cdef bint stays(self, RequestContext ctx) except -1:
-        """False if what the request fills in makes a dot segment: the upstream would resolve it to a path of the client's choice."""
+        """False if request data creates a dot segment: the upstream would resolve it to a path of the client's choice."""
         cdef bytes path
         if self.kind == R_PREFIX or b"." not in ctx.path_bytes:
             return True
@@ -236,17 +237,18 @@ cdef class Rewrite:
             path = self.regex.sub(self.replacement, path, count=1)
         if not path.startswith(b"/"):
             path = b"/" + path
-        # An empty parameter, or a replacement that ends in a slash before a tail that begins with one
+        # An empty parameter, or a replacement with a trailing slash before a tail with a leading one
         if self.kind != R_PREFIX and b"//" in path and b"//" not in ctx.path_bytes:
             path = normalise(path)
         return path
 
 
 cdef class HeaderEdits:
-    """Edits to a header table, in the order rename, remove, set, add. Values may be templates.
+    """Edits of a header table, in the order rename, remove, set, add. Values may be templates.
 
-    owns: the names that are removed or set belong to the gateway: what an upstream could take for them (`X_Tenant` for `X-Tenant`)
-    is removed too. For requests, whose senders are not trusted."""
+    owns: names that are removed or set belong to the gateway: fields that an upstream could take for them (`X_Tenant` for
+    `X-Tenant`) are removed too. For requests, whose senders are not trusted.
+    """
 
     def __init__(self, rename=None, remove=(), set=None, add=None, param_names=(), bint owns=False):
         self.owns = owns
@@ -267,7 +269,7 @@ cdef class HeaderEdits:
         for name, lower, template in self.sets:
             self._drop(headers, lower)
         if self.owns and ctx.method_id == M_TRACE:
-            return 0                                    # its response would show the client what is set here (RFC 9110 §9.3.8)
+            return 0                                    # its response would show the client the values set here (RFC 9110 §9.3.8)
         for name, lower, template in self.sets:
             self._add(headers, name, template.render(ctx))
         for name, template in self.adds:
@@ -276,7 +278,7 @@ cdef class HeaderEdits:
 
     @property
     def owned(self):
-        """The lower-case names that no client may say; empty where `owns` is not set."""
+        """The lower-case names that clients may not set; empty unless `owns` is set."""
         return (*self.removals, *(lower for _, lower, _ in self.sets)) if self.owns else ()
 
     cdef int _drop(self, Headers headers, bytes lower) except -1:
@@ -287,8 +289,8 @@ cdef class HeaderEdits:
         return 0
 
     cdef int _add(self, Headers headers, bytes name, bytes value) except -1:
-        # Neither can happen: the wire brings less than fits, and the places of a template hold what a parser has checked. An edit that
-        # vanished would be worse than a request that fails.
+        # Neither can happen: received fields are fewer than the table holds, and placeholder values have passed a parser. An edit
+        # that is silently lost would be worse than a request that fails.
         if not value_valid(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)):
             raise ValueError(f"edit of {name!r}: control characters are not allowed (RFC 9110 §5.5)")
         if not headers.append(name, value, header_id(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))):

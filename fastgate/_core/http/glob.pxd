@@ -1,7 +1,7 @@
-# WHAT           Does a text match a glob? On bytes, the whole text: `*` any run, `?` one byte, `[abc]` `[a-z]` `[!x]` one byte of
-#                a set (a `]` that comes first is a member), `\` takes the next byte literally. `/` is a byte like any other.
-# STATE          None. A pattern must have passed glob_check: glob_match trusts it.
-# WHO WRITES     Nobody.
+# WHAT           Whether a text matches a glob. On bytes, the whole text: `*` any run, `?` one byte, `[abc]` `[a-z]` `[!x]` one byte
+#                of a set (a leading `]` is a member), `\` makes the next byte literal. `/` is a byte like any other.
+# STATE          None. A pattern must have passed glob_check, which glob_match relies on.
+# WHO WRITES     No state.
 # COST           O(text) without a star, O(text * pattern) at worst: only the last star is ever retried.
 # SOURCES        POSIX fnmatch; Russ Cox, Glob Matching Can Be Simple And Fast Too (2017).
 
@@ -21,7 +21,7 @@ cdef inline Py_ssize_t glob_set_end(glob_text_t p, Py_ssize_t at, Py_ssize_t n) 
 
 
 cdef inline bint glob_check(glob_text_t p, Py_ssize_t n) noexcept nogil:
-    """False when a set is not closed or the pattern ends in a lone backslash."""
+    """False if a set is not closed or the pattern ends in a lone backslash."""
     cdef Py_ssize_t i = 0
     while i < n:
         if p[i] == c"\\":

@@ -2,10 +2,10 @@
 
 cdef enum:
     WIRE_FIELDS = 256         # of a message as it was received
-    MAX_FIELDS = 512          # what edits, gates and plugins add finds room behind those
+    MAX_FIELDS = 512          # room for fields added by edits, gates and plugins
 
-# Names the request path must recognise. Everything from H_FIRST_HOP_BY_HOP to H_LAST_HOP_BY_HOP concerns one connection only
-# (RFC 9110 §7.6.1) and never crosses the gateway.
+# Names known to the request path. Those from H_FIRST_HOP_BY_HOP to H_LAST_HOP_BY_HOP concern one connection only (RFC 9110
+# §7.6.1) and are never forwarded.
 cdef enum:
     H_OTHER = 0
     H_CONNECTION = 1
@@ -36,18 +36,19 @@ cdef enum:
     H_USER_AGENT = 25
     H_X_REAL_IP = 26
     H_REFERER = 27
-    # What only the gateway may say of a request: from here on, and never of a client's.
+    # From here on: fields that only the gateway may set in a request; those of clients are removed.
     H_FIRST_OWNED = 28
     H_CONSUMER = 28          # X-Consumer, X-Consumer-*, in any spelling
     H_ALIAS = 29             # another spelling of a name in this list
-    H_X_FORWARDED_OTHER = 30 # X-Forwarded-Prefix and the like: a trusted proxy may say it
+    H_X_FORWARDED_OTHER = 30 # X-Forwarded-Prefix and others: accepted from trusted proxies
 
 cdef unsigned char[256] TOKEN             # RFC 9110 §5.6.2 tchar
 cdef unsigned char[256] FIELD             # field-vchar, SP, HTAB (RFC 9110 §5.5): everything but the controls
 
 cdef int header_id(const char* name, Py_ssize_t n) noexcept nogil
 cdef inline bint trimmed_by_some(unsigned char c) noexcept nogil:
-    """True for NEL and NBSP, which parsers that read fields as Latin-1 text trim off a value as white space (Python's str.strip)."""
+    """True for NEL and NBSP, which parsers that read fields as Latin-1 text trim off a value as white space (Python's
+    str.strip)."""
     return c == 0x85 or c == 0xA0
 
 cdef bint name_equal(const char* a, const char* lower, Py_ssize_t n) noexcept nogil

@@ -1,11 +1,11 @@
 # cython: boundscheck=False
-"""What a JSON parser does not say: how deep a document is before it is parsed, and whether an object has a key twice.
+"""JSON properties that parsers do not report: the depth of a document before it is parsed, and repeated keys of an object.
 
-WHAT     `too_deep` finds the first bracket that is nested deeper than allowed, in one pass that makes no objects and recurses into
-         nothing, so that a bomb is refused before a parser sees it. `duplicate_key` finds the first key that its object already
-         has, in a document that was found to be well formed: two readers may take another one of the two each.
+WHAT     `too_deep` finds the first bracket that is nested deeper than allowed, in one pass without creating objects and without
+         recursion, so that a bomb is rejected before it is parsed. `duplicate_key` finds the first repeated key of an object
+         in a well-formed document: two parsers may use different ones of the two.
 STATE    None.
-WHO      Anybody; on the request path on the worker's loop.
+WHO      Any thread; on the request path the worker's loop.
 COST     too_deep about 1 ns a byte; duplicate_key about 60 ns a key.
 SOURCES  RFC 8259 §4 (names should be unique), §9 (a parser may limit the depth)
 """
@@ -18,8 +18,8 @@ __all__ = ["duplicate_key", "too_deep"]
 
 
 def too_deep(bytes data not None, int most):
-    """Where (byte offset) the first array or object begins that is nested deeper than `most`; -1 when none is. A document that is
-    not well formed has a depth too: that of its brackets outside of strings."""
+    """Position (byte offset) of the first array or object nested deeper than `most`; -1 if there is none. A malformed document
+    has a depth too: that of its brackets outside of strings."""
     return find_deeper(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), most)
 
 
@@ -42,7 +42,7 @@ cdef Py_ssize_t find_deeper(const char* text, Py_ssize_t n, int most) noexcept n
 
 
 cdef Py_ssize_t string_end(const char* text, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """Where the string whose first character is at i has its closing quote; n when it has none."""
+    """Position of the closing quote of the string whose first character is at i; n if it has none."""
     while i < n:
         if text[i] == c'"':
             return i
@@ -51,13 +51,13 @@ cdef Py_ssize_t string_end(const char* text, Py_ssize_t i, Py_ssize_t n) noexcep
 
 
 def duplicate_key(bytes data not None):
-    """Where the first key stands that its object has twice, as a path such as `$.items[2].id`; None when there is none. Only for
-    documents that are well formed."""
+    """Position of the first repeated key of an object, as a path such as `$.items[2].id`; None if there is none. Only for
+    well-formed documents."""
     cdef const char* text = PyBytes_AS_STRING(data)
     cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
     cdef Py_ssize_t i = 0, end
-    cdef list stack = []            # of what is open: a set of keys for an object, None for an array
-    cdef list steps = []            # the key or index at which each of them stands now
+    cdef list stack = []            # open containers: a set of keys for an object, None for an array
+    cdef list steps = []            # the current key or index of each of them
     cdef bint wants_key = False
     cdef Py_ssize_t last = -1       # of the stack
     cdef char c
@@ -103,7 +103,7 @@ def duplicate_key(bytes data not None):
 
 
 cdef str path_of(list steps):
-    """`$.items[2].id`; keys that are no plain words in brackets and quotes (RFC 9535 §2.3)."""
+    """`$.items[2].id`; keys other than plain words are in brackets and quotes (RFC 9535 §2.3)."""
     cdef list out = ["$"]
     for step in steps:
         if isinstance(step, int):

@@ -1,4 +1,4 @@
-"""Route patterns, read once when a route is added: text -> segments, parameters, tail; or where it is wrong.
+"""Parses route patterns into segments, parameters and tail, or reports the position of the error.
 
 WHAT        compile_pattern() and compile_host(), the syntax of fastgate._core.http.router.
             Plain Python: it never runs per request.
@@ -18,12 +18,12 @@ __all__ = ["Pattern", "compile_host", "compile_pattern", "normal_regex"]
 
 _PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLAIN = re.compile(r"[A-Za-z0-9\-._~!$&'()+,;=:@]*")
-_PLAIN_PATH = re.compile(r"(/[A-Za-z0-9\-_~!$&'()+,;=:@]*)+")  # no dots: dot segments need a closer look
+_PLAIN_PATH = re.compile(r"(/[A-Za-z0-9\-_~!$&'()+,;=:@]*)+")  # no dots: dot segments are checked separately
 _HOST = re.compile(r"[a-z0-9_\-]+(\.[a-z0-9_\-]+)*\.?|\[[0-9a-f:.]+\]")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PATH_BYTES = _UNRESERVED | frozenset(b"!$&'()*+,;=:@")
 _HEX_DIGITS = re.compile(r"[0-9a-fA-F]{2}")
-_WHOLE_SEGMENT = "a parameter must be a whole segment, '/{name}/'; use a '~regex' for parts of one"
+_WHOLE_SEGMENT = "a parameter must be a whole segment, '/{name}/'; use a '~regex' for part of a segment"
 
 
 class Pattern(NamedTuple):
@@ -31,7 +31,7 @@ class Pattern(NamedTuple):
 
     kind: str  # "literal", "params", "regex" or "prefix"
     segments: tuple[bytes | None, ...]  # None = a parameter; a literal is one item, the whole path
-    param_names: tuple[bytes, ...]  # in the order of the path; of a regex: its named groups
+    param_names: tuple[bytes, ...]  # in path order; of a regex: its named groups
     tail: int = -1  # the segment at which /* or {rest...} starts
     tail_named: bool = False
     regex: re.Pattern[bytes] | None = None
@@ -39,7 +39,7 @@ class Pattern(NamedTuple):
 
 
 def compile_pattern(pattern: str, max_params: int, max_segments: int) -> Pattern:
-    """The parsed pattern. ValueError names the pattern and the position (in characters) of the mistake."""
+    """The parsed pattern. ValueError has the pattern and the position (in characters) of the error."""
     if not pattern:
         raise _bad(pattern, 0, "expected '/...' or '~regex', got an empty string")
     if pattern[0] == "~":
@@ -83,7 +83,8 @@ def compile_pattern(pattern: str, max_params: int, max_segments: int) -> Pattern
 
 
 def compile_host(host: object) -> str | None:
-    """The host pattern in lower case; None stays None. TypeError or ValueError says what was expected."""
+    """The host pattern in lower case; None stays None. TypeError or ValueError has the text that was
+    expected."""
     if host is None:
         return None
     if not isinstance(host, str):
@@ -127,10 +128,9 @@ def _compile_regex(pattern: str, max_params: int) -> Pattern:
 
 
 def normal_regex(text: str) -> bytes:
-    """The expression in the form of the paths it is searched in: escapes in upper case or, where they are
-    needless, decoded; characters beyond ASCII as the escapes of their UTF-8. ValueError for one of those in
-    a set: its bytes are no alternatives.
-    """
+    """The expression in the normal form of paths: escapes in upper case or, if they are needless, decoded;
+    non-ASCII characters as the escapes of their UTF-8. ValueError for one of those in a set, because its
+    bytes are not alternatives."""
     pieces = []
     in_set = False
     at = 0
@@ -187,10 +187,10 @@ def _param_name(pattern: str, piece: str, position: int, names: list[bytes], max
 
 
 def _literal(pattern: str, piece: str, position: int) -> bytes:
-    """The segment as it stands in a normalised path (RFC 3986 section 6.2.2)."""
+    """The segment in the form of a normalized path (RFC 3986 section 6.2.2)."""
     text = piece.encode("ascii") if _PLAIN.fullmatch(piece) else _normalised(pattern, piece, position)
     if text in (b".", b".."):
-        raise _bad(pattern, position, "a dot segment never occurs in a normalised path")
+        raise _bad(pattern, position, "a dot segment never occurs in a normalized path")
     return text
 
 

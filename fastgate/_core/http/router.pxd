@@ -14,7 +14,7 @@ ctypedef struct span_t:
     int32_t length      # bytes
 
 ctypedef struct match_t:
-    int32_t count       # how many of params are set; their names are route.param_names, same order
+    int32_t count       # number of params set; their names are route.param_names, same order
     span_t params[ROUTER_MAX_PARAMS]
 
 ctypedef struct leaf_t:
@@ -36,9 +36,9 @@ ctypedef bint (*accept_t)(void* arg, Route route) noexcept
 
 
 cdef class Route:
-    cdef public object value            # whatever the caller hangs on the route
+    cdef public object value            # the caller's object
     cdef public object pattern          # the path pattern as given
-    cdef public int predicates          # how many further conditions accept() will check
+    cdef public int predicates          # number of further conditions that accept() checks
     cdef readonly object host           # as given, lower-cased; None = any
     cdef readonly tuple param_names     # bytes, in the order of match_t.params
     cdef readonly object kind           # "literal", "params", "regex" or "prefix"
@@ -61,7 +61,7 @@ cdef class Match:
 
 cdef class Router:
     cdef readonly bint frozen
-    cdef bint _sealed               # freezing() has begun: add() is refused
+    cdef bint _sealed               # freezing() has begun: add() raises
     cdef list _routes               # every Route, in the order added
     cdef list _order                # the same, grouped by leaf: keeps _leaf_routes alive
     cdef PyObject** _leaf_routes

@@ -3,16 +3,17 @@
 WHAT
     Patterns for the host: exact (`api.example.com`), wildcard (`*.example.com`: one or more labels), None (any).
     Patterns for the path: literal `/a/b`; parameters `/orders/{id}` (one whole, non-empty segment); tail `/api/{rest...}` and
-    prefix `/static/*` (everything after that slash, also nothing; `/static` itself is not matched); regex `~^/v\\d+/x$` (Python
-    re, searched; named groups are parameters).
-    The most specific candidate that accept() takes wins. The order, best first:
+    prefix `/static/*` (everything after that slash, including nothing; `/static` itself is not matched); regex `~^/v\\d+/x$`
+    (Python re, searched; named groups are parameters).
+    The most specific candidate that accept() accepts wins. The order, best first:
       1. host: exact > longest wildcard suffix > any;
       2. path: literal > parameters (segment by segment, left to right, literal before parameter) > regex (in the order in which
          each expression was first added) > tail and prefix (longest first, then literal before parameter);
       3. number of predicates, more first;   4. the order in which they were added.
-    When accept() refuses a candidate the next one is tried, across all of 1 to 4 (backtracking).
-    The path is matched as given: normalised by the caller, percent-encoded where it must be, without the query. Literal text in
-    a pattern is brought to the same form (UTF-8, percent-encoded where needed, upper-case hex, unreserved characters decoded).
+    If accept() rejects a candidate the next one is tried, across all of 1 to 4 (backtracking).
+    The path is matched as given: normalized by the caller, percent-encoded where required, without the query. Literal text in
+    a pattern is converted to the same form (UTF-8, percent-encoded where required, upper-case hex, unreserved characters
+    decoded).
 
 STATE  (built by freeze(), never changed afterwards)
     hosts    : text -> bucket                    buckets[b]: root node, regexes, has_literals
@@ -21,12 +22,12 @@ STATE  (built by freeze(), never changed afterwards)
     Three open-addressing tables (load <= 1/2, linear probing) share one text arena.
 
 WHO WRITES
-    Only freeze(). find() writes nothing but its own stack and *out, so any number of threads may share a router under the GIL.
+    Only freeze(). find() writes only its own stack and *out, so any number of threads may share a router under the GIL.
 
 COST
     One probe for the host, one for the whole path, then one per segment; only patterns that differ from segment to segment in both
     a literal and a parameter cause backtracking, and then at most once per node of the trie. A regex costs a Python `re` search
-    and is reached only when nothing more specific matched. 10 000 routes: about 150 bytes each. benchmarks/core/bench_router.py.
+    and is reached only if nothing more specific matched. 10 000 routes: about 150 bytes each. benchmarks/core/bench_router.py.
 
 SOURCES
     Go net/http.ServeMux patterns (1.22) for the syntax; httprouter and RFC 3986 sections 2.3, 3.3, 6.2.2 for the text.
@@ -87,10 +88,10 @@ cdef void release(Router self) noexcept:
 
 @cython.final
 cdef class Route:
-    """One pattern in a router, and the value the caller hung on it. Made by Router.add()."""
+    """One pattern in a router, and the caller's value. Created by Router.add()."""
 
     def __init__(self):
-        raise TypeError("a Route is made by Router.add()")
+        raise TypeError("a Route is created by Router.add()")
 
     def __repr__(self):
         return f"<Route {self.host or '*'} {self.pattern} predicates={self.predicates}>"
@@ -98,14 +99,14 @@ cdef class Route:
 
 @cython.final
 cdef class Match:
-    """The route that matched, and what its parameters matched. Made by Router.match()."""
+    """The route that matched, and the values of its parameters. Created by Router.match()."""
 
     def __init__(self):
-        raise TypeError("a Match is made by Router.match()")
+        raise TypeError("a Match is created by Router.match()")
 
     cdef Route matched(self):
         if self.route is None:
-            raise TypeError("a Match is made by Router.match()")
+            raise TypeError("a Match is created by Router.match()")
         return self.route
 
     @property
@@ -115,7 +116,7 @@ cdef class Match:
 
     @property
     def params(self):
-        """{name: text}, the text percent-encoded as it stood in the path. A regex group that took no part gives ''."""
+        """{name: text}, percent-encoded as in the path. A regex group that did not participate gives ''."""
         cdef Route route = self.matched()
         cdef bytes path = self._path if PyBytes_Check(self._path) else (<str?>self._path).encode("utf-8")
         cdef dict params = {}
@@ -182,9 +183,9 @@ cdef class Router:
     def add(self, pattern, value=None, *, host=None, predicates=0):
         """Adds a pattern and returns its Route.
 
-        predicates: how many further conditions (method, header, query) the caller's accept() will check, >= 0; among equal
+        predicates: number of further conditions (method, header, query) that the caller's accept() checks, >= 0; among equal
         patterns the one with more is tried first. Equal patterns are allowed.
-        ValueError names the pattern and the position of the mistake; RuntimeError after freeze(). Nothing is added then.
+        ValueError has the pattern and the position of the error; RuntimeError after freeze(). Nothing is added then.
         """
         cdef Route route
         cdef Py_ssize_t index
@@ -215,14 +216,14 @@ cdef class Router:
         return route
 
     def freeze(self):
-        """Builds the tables; add() is refused from now on. A second call does nothing."""
+        """Builds the tables; add() raises from now on. A second call does nothing."""
         for _ in self.freezing(len(self._routes) + 1):
             pass
 
     def freezing(self, every=64):
         """freeze() in steps: an iterator that yields after every `every` routes (64 take about 0.3 ms), for use in an event loop.
 
-        The router is frozen when the iterator ends; add() is refused from its first step. Given up half way, begin again.
+        The router is frozen when the iterator ends; add() raises from its first step. An abandoned iteration must be restarted.
         """
         if self.frozen:
             return
@@ -307,8 +308,8 @@ cdef class Router:
     def match(self, host, path, accept=None):
         """The Match for this host and path, or None.
 
-        host: lower case, without the port; None or "" when there is none. path: see the top of this module. str or bytes.
-        accept(route) -> bool: False means "try the next best". Its exception is passed on. RuntimeError before freeze().
+        host: lower case, without the port; None or "" if there is none. path: see the top of this module. str or bytes.
+        accept(route) -> bool: False means "try the next best". Its exception propagates. RuntimeError before freeze().
         """
         cdef const char* host_text = NULL
         cdef const char* path_text = NULL
@@ -338,7 +339,7 @@ cdef class Router:
         return match
 
     def candidates(self, host, path):
-        """Every Route that matches this host and path, best first: what match() would try."""
+        """Every Route that matches this host and path, best first: the order in which match() tries them."""
         cdef const char* host_text = NULL
         cdef const char* path_text = NULL
         cdef Py_ssize_t host_n = 0, path_n = 0
@@ -353,7 +354,7 @@ cdef class Router:
 
     cdef Route find(self, const char* host, Py_ssize_t host_n, const char* path, Py_ssize_t path_n,
                     accept_t accept, void* arg, match_t* out):
-        """The best Route that accept takes, or None; *out (may be NULL) gets the parameters. accept may be NULL."""
+        """The best accepted Route, or None; *out (may be NULL) gets the parameters. accept may be NULL."""
         cdef search_t search
         cdef uint64_t hashes[MAX_LABELS]
         cdef int32_t starts[MAX_LABELS]
@@ -439,7 +440,7 @@ cdef Route search_bucket(Router self, int32_t index, search_t* search, match_t* 
 
 
 cdef PyObject* try_leaf(Router self, int32_t leaf, search_t* search) noexcept:
-    """The first Route of the leaf that accept takes, borrowed, or NULL."""
+    """The first accepted Route of the leaf, borrowed, or NULL."""
     cdef int32_t at = self._leaves[leaf].first
     cdef int32_t end = at + self._leaves[leaf].count
     if search.accept == NULL:
@@ -452,7 +453,7 @@ cdef PyObject* try_leaf(Router self, int32_t leaf, search_t* search) noexcept:
 
 
 cdef PyObject* walk(Router self, int32_t node, int32_t depth, search_t* search) noexcept:
-    """Depth first, literal before parameter, to the patterns that end with the path; notes the tails it passes."""
+    """Depth first, literal before parameter, to the patterns that end with the path; records the tails on the way."""
     cdef node_t* here = &self._nodes[node]
     cdef PyObject* found
     if depth == search.count:
@@ -470,7 +471,7 @@ cdef PyObject* walk(Router self, int32_t node, int32_t depth, search_t* search) 
 
 
 cdef PyObject* walk_to(Router self, int32_t node, int32_t depth, int32_t target, search_t* search) noexcept:
-    """The same walk to the tails that start at segment target."""
+    """The same traversal to the tails that start at segment target."""
     cdef node_t* here = &self._nodes[node]
     cdef PyObject* found
     if depth == target:
@@ -590,7 +591,7 @@ cdef void split(search_t* search) noexcept nogil:
 
 
 cdef void fill(Route route, search_t* search, match_t* out) noexcept:
-    """Writes where the route's parameters lie in the path."""
+    """Writes the positions of the route's parameters in the path."""
     cdef int32_t index, segment
     for index in range(route._param_count):
         segment = route._param_segments[index]

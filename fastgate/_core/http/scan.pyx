@@ -1,12 +1,12 @@
 # cython: boundscheck=False
-"""A scanner for message heads that are whole, plain and strictly correct: the usual ones.
+"""A scanner for complete, strictly correct message heads: the usual ones.
 
-WHAT     One pass over the bytes fills a header table that points into them. It takes a head only if it lies whole in the buffer, says
-         HTTP/1.1, and follows the grammar to the letter; of everything else it says 0, and the caller hands those bytes to
-         httptools, which alone decides what is malformed and why. It never accepts what llhttp would refuse, nor reads it
+WHAT     One pass over the bytes fills a header table that points into them. It accepts a head only if it is complete in the buffer,
+         is HTTP/1.1, and follows the grammar strictly; otherwise it returns 0, and the caller passes the bytes to httptools,
+         which alone decides what is malformed and why. It never accepts what llhttp would reject, nor interprets it
          differently: tests/core/test_scan.py compares the two on generated and mutated heads.
 STATE    None.
-COST     About 1.2 ns a byte and nothing per field; httptools makes two bytes objects and a call of each.
+COST     About 1.2 ns a byte and nothing per field; httptools creates two bytes objects and makes a call for each.
          Measured in benchmarks/core/bench_scan.py.
 SOURCES  RFC 9112 §2.2 to §5.1; RFC 9110 §5.6.2 (token), §5.5 (field-content).
 """
@@ -20,7 +20,8 @@ __all__ = ["scan_request", "scan_response"]
 
 
 cdef inline Py_ssize_t scan_fields(const char* p, Py_ssize_t i, Py_ssize_t n, Headers out, int most_fields) except -2:
-    """Read field lines from i to the empty line. The offset behind it; -1 when the head is not whole or not plain."""
+    """Parses field lines from i to the empty line. Returns the offset after it; -1 if the head is incomplete or not strictly
+    correct."""
     cdef Py_ssize_t name, name_end, value, end
     cdef field_t* field
     while True:
@@ -42,13 +43,13 @@ cdef inline Py_ssize_t scan_fields(const char* p, Py_ssize_t i, Py_ssize_t n, He
         i += plain_run(p + i, n - i)
         while i < n and FIELD[<unsigned char>p[i]]:
             i += 1
-        if i + 2 >= n or p[i] != c"\r" or p[i + 1] != c"\n":    # a line more must follow, were it the empty one
+        if i + 2 >= n or p[i] != c"\r" or p[i + 1] != c"\n":    # another line must follow, even if empty
             return -1
         end = i
         while end > value and (p[end - 1] == c" " or p[end - 1] == c"\t"):
             end -= 1
         if end > value and (trimmed_by_some(<unsigned char>p[value]) or trimmed_by_some(<unsigned char>p[end - 1])):
-            return -1                                           # the caller decides, not we
+            return -1                                           # the caller decides
         if out.count >= most_fields or out.count >= MAX_FIELDS:
             return -1
         if out.count == out.room:
@@ -81,7 +82,7 @@ cdef inline Py_ssize_t usual_method(const char* p, Py_ssize_t n) noexcept nogil:
 
 
 cdef Py_ssize_t scan_request_head(const char* p, Py_ssize_t n, request_line_t* line, Headers out, int most_fields) except -1:
-    """The length of the request head at p, with its line and fields read; 0 when this scanner does not take it."""
+    """The length of the request head at p, with its line and fields parsed; 0 if this scanner does not accept it."""
     cdef Py_ssize_t i = 0
     i = usual_method(p, n)
     if i == 0:
@@ -95,13 +96,13 @@ cdef Py_ssize_t scan_request_head(const char* p, Py_ssize_t n, request_line_t* l
     if line.target_n == 0 or i + 11 > n or memcmp(p + i, b" HTTP/1.1\r\n", 11) != 0:
         return 0
     if p[line.target_start] != c"/":
-        return 0                                # absolute-form and the like: llhttp has its own grammar for those
+        return 0                                # absolute-form and others: llhttp has its own grammar for those
     i = scan_fields(p, i + 11, n, out, most_fields)
     return 0 if i < 0 else i
 
 
 cdef Py_ssize_t scan_response_head(const char* p, Py_ssize_t n, status_line_t* line, Headers out) except -1:
-    """The length of the response head at p, with its line and fields read; 0 when this scanner does not take it."""
+    """The length of the response head at p, with its line and fields parsed; 0 if this scanner does not accept it."""
     cdef Py_ssize_t i
     if n < 15 or memcmp(p, b"HTTP/1.1 ", 9) != 0:
         return 0

@@ -16,7 +16,7 @@ cdef class SseParser:
     cdef bytes id_pending                       # last event ID buffer of the standard
     cdef bytes event_last                       # name of the event before, reused when equal
     cdef object retry_pending
-    cdef run_t line                             # start of a line whose end has not come
+    cdef run_t line                             # start of an incomplete line
     cdef run_t data                             # data lines of the event so far, unless they are in the chunk
     cdef run_t name                             # event name of the event so far
     cdef const char* data_at                    # one data line, still in the chunk
@@ -27,7 +27,7 @@ cdef class SseParser:
     cdef bint failed
     cdef bint busy
 
-    # The events that end in this piece of the stream.
+    # The events that end in this chunk of the stream.
     cdef list feed_bytes(self, const char* chunk, Py_ssize_t n)
     cdef int parse(self, const char* chunk, Py_ssize_t n, list events) except -1
     cdef int take_line(self, const char* at, Py_ssize_t n, list events) except -1

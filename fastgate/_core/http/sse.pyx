@@ -1,11 +1,11 @@
-"""Server-sent events, cut anywhere.
+"""A parser of server-sent events that accepts chunks of any size.
 
-WHAT        Turns the pieces of a text/event-stream into events. Bytes in, bytes out: nothing is decoded, so invalid UTF-8
+WHAT        Turns the chunks of a text/event-stream into events. Bytes in, bytes out: nothing is decoded, so invalid UTF-8
             passes through. It does not reconnect and does not write.
 STATE       `line`: the start of an unfinished line. `data`, `name`, `id_pending`, `retry_pending`: the fields of the
-            unfinished event. A single data line that is whole inside the chunk is never copied before it becomes the event.
-            line ──CR, LF, CRLF──► field ──empty line──► event (if it has data), fields forgotten, last event id kept
-WHO WRITES  One caller at a time; feeding from inside feed() (a destructor run by the collector) is a RuntimeError.
+            unfinished event. A single data line that is complete in the chunk is not copied before it becomes the event.
+            line ──CR, LF, CRLF──► field ──empty line──► event (if it has data), fields cleared, last event id kept
+WHO WRITES  One caller at a time; calling feed() from inside feed() (a destructor run by the collector) is a RuntimeError.
 COST        Two memchr passes over the bytes and one bytes object per event. Memory: at most twice max_event_bytes.
 SOURCES     WHATWG HTML §9.2.5, §9.2.6 (parsing and interpreting an event stream).
 """
@@ -23,8 +23,8 @@ from fastgate._core.debug cimport debug_assert, debug_live_add, debug_live_count
 __all__ = ["SseEvent", "SseEventTooLarge", "SseParser"]
 
 cdef enum:
-    KEPT_BYTES = 65536                          # a buffer that one large event has grown is not kept past it
-    RETRY_DIGITS = 18                           # more than that many milliseconds is no time
+    KEPT_BYTES = 65536                          # a larger buffer is released after the event
+    RETRY_DIGITS = 18                           # more digits of milliseconds are not a valid time
 
 cdef const char* BOM = b"\xef\xbb\xbf"
 cdef bytes MESSAGE = b"message"
@@ -33,7 +33,7 @@ cdef bytes MESSAGE = b"message"
 class SseEventTooLarge(ValueError):
     """An event is larger than max_event_bytes. `events`: those that ended before it in the same chunk.
 
-    message: which bound it is. Raised by SseParser.feed(). The parser takes no more bytes until reset().
+    message: the bound that was exceeded. Raised by SseParser.feed(). The parser accepts no more bytes until reset().
     """
 
     def __init__(self, message, events):
@@ -45,12 +45,11 @@ class SseEventTooLarge(ValueError):
 @cython.freelist(64)
 @cython.no_gc
 cdef class SseEvent:
-    """One event, immutable. Made by SseParser.feed().
+    """One event, immutable. Created by SseParser.feed().
 
-    event   its type; b"message" when the stream names none
-    data    the data lines joined by LF, without the last one's line end
-    id      the last event id seen in the stream so far; b"" when there was none
-    retry   the reconnection time in milliseconds that came with this event, or None
+    event   its type; b"message" if the stream does not name one data    the data lines joined by LF, without the last one's line
+    end id      the last event id of the stream so far; b"" without one retry   the reconnection time in milliseconds sent with
+    this event, or None
     """
 
     def __repr__(self):
@@ -96,7 +95,7 @@ cdef class SseParser:
             PyBuffer_Release(&view)
 
     def reset(self):
-        """Start over with a new stream. last_event_id and retry are kept, as a reconnection needs them."""
+        """Starts a new stream. last_event_id and retry are kept, as a reconnection needs them."""
         if self.busy:
             raise RuntimeError("reset() inside feed()")
         self.forget_event()
@@ -108,7 +107,7 @@ cdef class SseParser:
 
     @property
     def pending(self):
-        """True when part of an event is held."""
+        """True if part of an event is held."""
         return self.line.n > 0 or self.has_data or self.name.n > 0 or 0 < self.bom < 3
 
     def __repr__(self):
@@ -124,7 +123,7 @@ cdef class SseParser:
         self.busy = True
         try:
             self.parse(chunk, n, events)
-            # The chunk goes; what points into it must be copied.
+            # The chunk is released; data that points into it must be copied.
             self.keep_data()
         except BaseException as error:
             self.forget_event()
@@ -139,14 +138,14 @@ cdef class SseParser:
 
     cdef int parse(self, const char* at, Py_ssize_t n, list events) except -1:
         cdef const char* end = at + n
-        cdef const char* lf = NULL              # the next LF at or after `at`; end when there is none
+        cdef const char* lf = NULL              # the next LF at or after `at`; end if there is none
         cdef const char* cr
         cdef const char* stop
         while self.bom < 3:
             if at == end:
                 return 0
             if at[0] != BOM[self.bom]:
-                if self.bom:                    # it only looked like one: those bytes are text
+                if self.bom:                    # not a byte order mark: those bytes are text
                     self.append(&self.line, BOM, self.bom)
                 self.bom = 3
                 break
@@ -240,7 +239,7 @@ cdef class SseParser:
         return self.append(&self.data, at, n)
 
     cdef int keep_data(self) except -1:
-        """Copy a data line that is still in the chunk."""
+        """Copies a data line that is still in the chunk."""
         if self.data_at != NULL:
             debug_assert(self.data.n == 0)
             self.append(&self.data, self.data_at, self.data_n)

@@ -1,27 +1,27 @@
 """Public C interface of fastgate._core.http.urlpath."""
 
 cdef enum:
-    # What a byte of a request target is
+    # Classes of the bytes of a request target
     B_PLAIN = 0
-    B_BAD = 1                 # never in a target: controls, space, bytes above 126, `#`
+    B_BAD = 1                 # invalid in a target: controls, space, bytes above 126, `#`
     B_QUESTION = 2
     B_SLASH = 3
     B_DOT = 4
-    B_LOOK = 5                # the path must be brought to its normal form: `%`, and what may only stand there escaped
+    B_LOOK = 5                # the path must be normalized: `%`, and characters that must be escaped
     B_SEMICOLON = 6
 
 cdef unsigned char[256] TARGET_BYTE
 
 cdef enum:
-    # Why another reader may see another path than the normal form
-    SECOND_ESCAPE = 1         # an escape of what could also stand there as it is
-    SECOND_PARAMETER = 2      # `;`, after which some readers ignore the rest of a segment
-    SECOND_BACKSLASH = 4      # which some take for a slash
+    # Reasons why another parser may read a path other than the normal form
+    SECOND_ESCAPE = 1         # an escape of a character that need not be escaped
+    SECOND_PARAMETER = 2      # `;`, after which some parsers ignore the rest of a segment
+    SECOND_BACKSLASH = 4      # a backslash, which some parsers treat as a slash
     SECOND_DOUBLE = 8         # an escaped percent sign: there is more to decode
-    SECOND_EMPTY = 16         # an empty segment, which most readers skip
+    SECOND_EMPTY = 16         # an empty segment, which most parsers skip
 
 cdef enum:
-    MOST_DECODING = 3         # rounds of decoding that are looked at
+    MOST_DECODING = 3         # rounds of decoding that are examined
 
 cdef bytes host_of(bytes authority)
 cdef bytes normal_authority(bytes received, bytes host, bint secure)

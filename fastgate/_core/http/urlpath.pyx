@@ -1,13 +1,13 @@
 # cython: boundscheck=False
-"""The one form of a URL path and of its authority, and the other ways in which somebody else may read it.
+"""The normal form of a URL path and its authority, and the other readings of a path by upstreams.
 
-WHAT     `normal_path` is what is matched, judged, keyed and sent upstream. `read_as` says what path an upstream would see that decodes
-         more than the normal form does, takes `\\` for a slash, ignores path parameters, or skips empty segments. A path that would
-         lead such an upstream past the route that let it through is refused (plan/freeze.pyx).
+WHAT     `normal_path` is what is matched, checked, cached by and sent upstream. `read_as` returns the path seen by an upstream that
+         decodes more than the normal form does, treats `\\` as a slash, ignores path parameters, or skips empty segments. A path
+         that such an upstream would read as one of another route is rejected (_core/pipeline/plan.pyx).
 STATE    None.
-COST     A target without `%`, `//`, `/.`, `;` or `\\` never comes here. Others: about 10 ns a byte, and a reading as much again.
+COST     A target without `%`, `//`, `/.`, `;` or `\\` is not processed here. Others: about 10 ns a byte, and as much per reading.
 
-             normal form    unreserved characters decoded, all other escapes kept with upper-case digits, what may not stand in a path
+             normal form    unreserved characters decoded, all other escapes kept with upper-case digits, invalid path characters
                             escaped, dot segments removed, empty segments merged
              /a/%2e%2e/%7euser//x%2fy|z  →  /~user/x%2Fy%7Cz
 
@@ -21,7 +21,7 @@ from libc.string cimport memcpy
 
 __all__ = ["normal_escapes", "normalise", "read_url", "readings"]
 
-# May stand in a path as it is (RFC 3986 §3.3 pchar, and the slash)
+# Allowed in a path unescaped (RFC 3986 §3.3 pchar, and the slash)
 cdef unsigned char[256] PATH_BYTE
 cdef unsigned char[256] UNRESERVED
 
@@ -66,8 +66,8 @@ cdef inline Py_ssize_t put_escape(char* out, Py_ssize_t w, unsigned char c) noex
 
 
 cdef Py_ssize_t remove_dots(char* out, const char* p, Py_ssize_t n, bint merge) noexcept nogil:
-    """Write the path at p, which starts with a slash, without dot segments, and with merge without empty ones. Its length; out has
-    room for n + 1 bytes and is not p."""
+    """Writes the path at p, which starts with a slash, without dot segments, and with merge without empty ones. Returns its
+    length; out has room for n + 1 bytes and is not p."""
     cdef Py_ssize_t start = 1, end, size, w = 0
     cdef bint last
     while start <= n:
@@ -100,14 +100,14 @@ cdef Py_ssize_t remove_dots(char* out, const char* p, Py_ssize_t n, bint merge) 
 
 
 cdef bytes normal_path(const char* path, Py_ssize_t n, bint merge, int* second):
-    """The path in normal form, and in second the SECOND_* bits of it; None when an escape is malformed or hides a NUL."""
+    """The path in normal form, and in second its SECOND_* bits; None if an escape is malformed or encodes a NUL."""
     cdef Py_ssize_t i = 0, w = 0
     cdef unsigned char c
     cdef int high, low, bits = 0
     cdef char* decoded
     cdef char* out
     cdef bytes result
-    decoded = <char*>malloc(6 * n + 2)              # every byte may become an escape; the same again for what is made of it
+    decoded = <char*>malloc(6 * n + 2)              # every byte may become an escape; the same again for the result
     if decoded == NULL:
         raise MemoryError()
     out = decoded + 3 * n + 1
@@ -157,9 +157,9 @@ cdef bytes normal_path(const char* path, Py_ssize_t n, bint merge, int* second):
 
 
 cdef bint next_reading(reading_t* how, int second) noexcept nogil:
-    """Go on to the next way of reading a path with these SECOND_* bits; False when there is none. Begin with how all zero: the
+    """Advances to the next reading of a path with these SECOND_* bits; False if there is none. Start with how all zero: the
     normal form as it is, with its empty segments."""
-    how.merge = not how.merge                           # decoding and cutting off make empty segments too
+    how.merge = not how.merge                           # decoding and removal of parameters create empty segments too
     if how.merge:
         return True
     if second & SECOND_PARAMETER:
@@ -178,7 +178,7 @@ cdef bint next_reading(reading_t* how, int second) noexcept nogil:
 
 
 cdef Py_ssize_t strip_parameters(char* p, Py_ssize_t n) noexcept nogil:
-    """Cut `;…` off every segment, in place."""
+    """Removes `;…` from every segment, in place."""
     cdef Py_ssize_t i, w = 0
     cdef bint inside = False
     for i in range(n):
@@ -193,13 +193,14 @@ cdef Py_ssize_t strip_parameters(char* p, Py_ssize_t n) noexcept nogil:
 
 
 cdef enum:
-    # Stand for an encoded slash and backslash that are data while the rest is decoded; no decoded byte that matters
+    # Placeholders for an encoded slash and backslash that are data while the rest is decoded; relevant decoded bytes differ from
+    # them
     KEPT_SLASH = 1
     KEPT_BACKSLASH = 2
 
 
 cdef Py_ssize_t decode(char* p, Py_ssize_t n, bint keep_slashes) noexcept nogil:
-    """One round of percent-decoding in place. What is no escape stays, as lenient readers do it; an overlong form of an ASCII
+    """One round of percent-decoding in place. Malformed escapes stay, as in lenient parsers; an overlong form of an ASCII
     character (RFC 3629 §10) is that character."""
     cdef Py_ssize_t i = 0, w = 0
     cdef int high, low
@@ -228,10 +229,10 @@ cdef Py_ssize_t decode(char* p, Py_ssize_t n, bint keep_slashes) noexcept nogil:
 
 
 cdef bytes read_as(bytes path, const reading_t* how, bint keep_slashes):
-    """The path, which is in normal form, as somebody reads it who decodes like this; in normal form again, so that it can be matched.
-    None when that hides a NUL, at which some readers stop.
+    """The path, which is in normal form, as read by a parser that decodes like this; in normal form again, so that it can be
+    matched. None if that contains a NUL, at which some parsers stop.
 
-    keep_slashes: an encoded slash or backslash is data to that reader and stays one, however often it decodes.
+    keep_slashes: an encoded slash or backslash is data to that parser and stays one, however often it decodes.
     """
     cdef Py_ssize_t n = PyBytes_GET_SIZE(path), i, w = 0
     cdef char* text = <char*>malloc(5 * n + 8)
@@ -256,7 +257,7 @@ cdef bytes read_as(bytes path, const reading_t* how, bint keep_slashes):
     if how.strips_last:
         n = strip_parameters(text, n)
     n = remove_dots(out, text, n, how.merge)
-    # `out` moves to the front, and is escaped behind itself
+    # `out` moves to the front, and is escaped into the space after it
     memcpy(text, out, n)
     out = text + n
     for i in range(n):
@@ -277,7 +278,7 @@ cdef bytes read_as(bytes path, const reading_t* how, bint keep_slashes):
 
 
 cdef bytes host_of(bytes authority):
-    """The host of an authority, lower case and without port and final dot; None when it is malformed (RFC 3986 §3.2.2)."""
+    """The host of an authority, lower case and without port and final dot; None if it is malformed (RFC 3986 §3.2.2)."""
     cdef Py_ssize_t i, n = PyBytes_GET_SIZE(authority), end
     cdef const char* a = PyBytes_AS_STRING(authority)
     cdef unsigned char c
@@ -322,8 +323,8 @@ cdef bytes host_of(bytes authority):
 
 
 cdef bytes normal_authority(bytes received, bytes host, bint secure):
-    """An authority in normal form (RFC 3986 §6.2.3): the host as host_of gives it, and the port unless it is what the scheme implies.
-    received was checked by host_of."""
+    """An authority in normal form (RFC 3986 §6.2.3): the host as returned by host_of, and the port unless it is the scheme's
+    default. host_of has validated received."""
     cdef Py_ssize_t colon = received.find(b":", received.find(b"]") + 1)
     cdef int port
     if colon < 0 or colon + 1 == PyBytes_GET_SIZE(received):
@@ -333,13 +334,13 @@ cdef bytes normal_authority(bytes received, bytes host, bint secure):
 
 
 def normalise(bytes path not None, bint merge=True):
-    """The path in normal form; ValueError when it has no leading slash, or an escape that is malformed or hides a NUL.
+    """The path in normal form; ValueError if it has no leading slash, or an escape that is malformed or encodes a NUL.
 
-    merge: empty segments are taken out (`server.merge_slashes`).
+    merge: empty segments are removed (`server.merge_slashes`).
     """
     cdef int second = 0
     if not path.startswith(b"/"):
-        raise ValueError(f"path {path!r}: expected a slash at its start")
+        raise ValueError(f"path {path!r}: expected a leading slash")
     out = normal_path(PyBytes_AS_STRING(path), PyBytes_GET_SIZE(path), merge, &second)
     if out is None:
         raise ValueError(f"path {path!r}: malformed percent-encoding")
@@ -347,7 +348,7 @@ def normalise(bytes path not None, bint merge=True):
 
 
 def readings(bytes path not None, bint merge=True, bint keep_slashes=False):
-    """For tests: every path that some reader sees in this one, its normal form first; None among them for one with a NUL."""
+    """For tests: every reading of this path, its normal form first; None among them for one with a NUL."""
     cdef int second = 0
     cdef reading_t how
     cdef bytes normal = normal_path(PyBytes_AS_STRING(path), PyBytes_GET_SIZE(path), merge, &second)
@@ -362,8 +363,8 @@ def readings(bytes path not None, bint merge=True, bint keep_slashes=False):
 
 
 cdef tuple normal_url(bytes url, bint merge):
-    """(secure, authority, path, query or None) of an http URL, in the form in which requests are keyed; ValueError for what no request
-    can ask for. User name and fragment, which no request has, are left out."""
+    """(secure, authority, path, query or None) of an http URL, in the form used for cache keys; ValueError if no request can have
+    it. User name and fragment, which no request has, are left out."""
     cdef bytes scheme, rest, authority, path, query, host
     cdef bint secure
     scheme, colon, rest = url.partition(b"://")
@@ -376,7 +377,7 @@ cdef tuple normal_url(bytes url, bint merge):
     authority = authority.rpartition(b"@")[2]
     host = host_of(authority)
     if host is None:
-        raise ValueError(f"URL {url[:80]!r}: expected host[:port] behind its scheme")
+        raise ValueError(f"URL {url[:80]!r}: expected host[:port] after its scheme")
     return secure, normal_authority(authority, host, secure), normalise(b"/" + path, merge), query if mark else None
 
 

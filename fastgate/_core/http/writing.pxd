@@ -1,4 +1,4 @@
-"""Put short texts and digits into a HeadWriter or a buffer: inlined, so that the copy is a few stores and no call."""
+"""Puts short texts and digits into a HeadWriter or a buffer: inlined, so that the copy is a few stores and no call."""
 
 cimport cython
 from libc.stdint cimport uint32_t

@@ -8,7 +8,7 @@ from fastgate._core.pipeline.identity cimport Identity
 cdef enum:
     MAX_PARAMS = 16
 
-# Bit numbers of the methods, for one test against a route's mask. M_OTHER stands for the registered but rare ones.
+# Bit numbers of the methods, for one test against a route's mask. M_OTHER covers the registered but rare ones.
 cdef enum:
     M_GET = 0
     M_HEAD = 1
@@ -33,7 +33,7 @@ cdef class Reason:
     cdef readonly int source
     cdef readonly bint retryable
     cdef bytes label_bytes
-    cdef readonly str code    # what the client is told: the label, unless that says too much
+    cdef readonly str code    # shown to the client: the label, or a generic one if the label reveals too much
     cdef bytes body_start     # of an error body: {"error": …, "code": …, without its end
 
 cdef class Answer:
@@ -48,8 +48,8 @@ cdef class RequestContext:
     cdef int method_id
     cdef bytes target
     cdef bytes path_bytes             # in normal form (urlpath.pyx), without query
-    cdef int second                   # SECOND_*: why somebody else may read another path than this
-    cdef bint ambiguous               # … and it would have led them past the route
+    cdef int second                   # SECOND_*: why an upstream may read another path than this
+    cdef bint ambiguous               # … and that path would bypass the route
     cdef bytes query_bytes            # without the question mark; None when there was none
     cdef bytes host_received          # the Host, or the authority of an absolute-form target, as received and checked
     cdef bytes authority              # the same in normal form: lower case, no final dot, no default port of `scheme`
@@ -66,7 +66,7 @@ cdef class RequestContext:
     cdef bytes peer
     cdef bytes client
     cdef readonly bytes client_certificate   # DER, as the listener's handshake verified it; None without one
-    cdef bint trusted                 # the peer is one of trusted_proxies, by the plan this request is carried out with
+    cdef bint trusted                 # the peer is one of trusted_proxies, by the plan of this request
     cdef bint claims                  # the head has fields that only a trusted proxy may send
     cdef bytes request_id_bytes
     cdef bytes forwarding             # ready forwarding fields for the upstream
@@ -80,21 +80,21 @@ cdef class RequestContext:
     cdef readonly Reason reason
     cdef readonly dict detail
     cdef Answer answer
-    cdef readonly Identity identity   # who it is; None until a scheme has said so
-    cdef public list tags             # what policies call it; None when there are none
-    cdef bytes cache_word             # what the cache did, for the log
+    cdef readonly Identity identity   # the authenticated client; None before a scheme has identified it
+    cdef public list tags             # set by policies; None without any
+    cdef bytes cache_word             # the result of the cache, for the log
     cdef bytes upstream_lines         # ready header lines that gates add to the request upstream
-    cdef public str upstream_override # name of the upstream a policy sends it to, in place of the route's
-    cdef bytes gate_lines             # ready header lines that a gate adds to whatever answer goes out
-    cdef bytes local_lines            # the same for answers made here: those from upstream have it among their fields
-    cdef bytes lines_before           # what gate_lines were before a gate refused: shadow mode puts them back
-    cdef bytes ready_body             # of a refusal: its body, where the gate has it ready
-    cdef void* limits_hold            # what the limits gate (gate_limits.pyx) took and gives back at the end
-    cdef list extra_response          # (name, value) pairs a hook asked to add to whatever answer goes out
-    cdef int extra_before             # how many of them were there before `refuse` added its own
-    cdef list locals                  # one place per plugin that wants one
+    cdef public str upstream_override # name of the upstream selected by a policy, instead of the route's
+    cdef bytes gate_lines             # ready header lines that gates add to every response
+    cdef bytes local_lines            # the same for local responses: upstream responses have them among their fields
+    cdef bytes lines_before           # gate_lines before a gate refused: restored in shadow mode
+    cdef bytes ready_body             # of a refusal: its body, if the gate has built it
+    cdef void* limits_hold            # taken by the limits gate (gates/limits.pyx) and returned at the end
+    cdef list extra_response          # (name, value) pairs that hooks add to every response
+    cdef int extra_before             # number of them before `refuse` added its own
+    cdef list locals                  # one place per plugin that has requested one
     cdef bint body_replaced
-    cdef readonly bytes body          # whole body, only on routes whose plugins asked for it
+    cdef readonly bytes body          # whole body, only on routes whose plugins request it
     # Times (ns, CLOCK_MONOTONIC) and sizes, for metrics and logs
     cdef readonly int64_t now_ns
     cdef readonly int64_t started_ns

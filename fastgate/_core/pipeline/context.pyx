@@ -1,12 +1,12 @@
 # cython: boundscheck=False
-"""The one object a request is: fixed typed slots, filled by the connection, read and edited by plugins.
+"""The object of one request: fixed typed slots, filled by the connection, read and edited by plugins.
 
-WHAT     `RequestContext` carries what is known of a request from its first byte to its log line. `Reason` is a row of the
-         REASONS table (fastgate/errors.py), `Answer` a local answer whose bytes are ready.
-STATE    Typed C slots; no dict per request and no string-keyed bag. A plugin that must remember something between phases
-         owns one numbered place in `locals` (see `remember` and `recall`).
+WHAT     `RequestContext` has all data of a request from its first byte to its log line. `Reason` is a row of the REASONS table
+         (fastgate/errors.py), `Answer` a local response whose bytes are ready.
+STATE    Typed C slots; no dict per request and no string-keyed bag. A plugin that must keep data between phases owns one
+         numbered place in `locals` (see `remember` and `recall`).
 WHO      One request, one thread: the worker's loop.
-COST     About 100 ns to make, from a freelist.
+COST     About 100 ns to create, from a freelist.
 SOURCES  RFC 9110 §9 (methods), RFC 9112 §3 (request line); pingora's typed CTX.
 """
 
@@ -22,12 +22,12 @@ from fastgate._core.http.field_names import RESPONSE_FIELDS
 
 __all__ = ["CLIENT", "CONTINUE", "GATEWAY", "RESPOND", "SUSPEND", "UPSTREAM", "Answer", "Reason", "RequestContext"]
 
-# Whose fault a refusal is (pingora-error's esource)
+# The party responsible for a refusal (pingora-error's esource)
 CLIENT = 1
 GATEWAY = 2
 UPSTREAM = 3
 
-# What a decide hook returns
+# Results of a decide hook
 CONTINUE = 0
 RESPOND = 1
 SUSPEND = 2
@@ -47,7 +47,7 @@ cdef const char** OTHER_METHODS = [
 
 cdef int method_number(const char* m, Py_ssize_t n) noexcept nogil:
     """The M_* of a method (RFC 9110 §9, RFC 5789). The others in the IANA registry, most of them of WebDAV, and those of UPnP and
-    caches share M_OTHER; everything else is M_UNKNOWN."""
+    caches share M_OTHER; all others are M_UNKNOWN."""
     cdef int i
     if n == 3:
         if memcmp(m, b"GET", 3) == 0:
@@ -79,7 +79,7 @@ cdef int method_number(const char* m, Py_ssize_t n) noexcept nogil:
 
 
 cdef bint method_idempotent(int number) noexcept nogil:
-    """True for the methods that may be sent twice (RFC 9110 §9.2.2). M_OTHER may not: LOCK or MKACTIVITY are among them."""
+    """True for idempotent methods, which may be sent twice (RFC 9110 §9.2.2). Not M_OTHER: it includes LOCK and MKACTIVITY."""
     return number in (M_GET, M_HEAD, M_PUT, M_DELETE, M_OPTIONS, M_TRACE)
 
 
@@ -91,10 +91,10 @@ cdef bytes json_string(str text):
 
 
 cdef class Reason:
-    """Why a request ended other than by the upstream's own answer: one row of fastgate.errors.REASONS."""
+    """The reason why a request ended other than with the upstream's response: one row of fastgate.errors.REASONS."""
 
     def __init__(self, int index, str label, int status, str text, int source, bint retryable, str code=None):
-        """code: what the client is told in place of the label, where the label says more than is wise."""
+        """code: shown to the client instead of the label, if the label reveals too much."""
         self.index = index
         self.label = label
         self.status = status
@@ -110,7 +110,7 @@ cdef class Reason:
 
 
 cdef class Answer:
-    """A local answer: status, ready header lines, body. Immutable, so one object may answer any number of requests."""
+    """A local response: status, ready header lines, body. Immutable, so one object may serve any number of requests."""
 
     def __init__(self, int status, bytes body=b"", fields=()):
         cdef HeadWriter writer = HeadWriter()
@@ -145,13 +145,13 @@ cdef class RequestContext:
 
     @property
     def path(self):
-        """The path that is matched and goes upstream, without the query: percent-encoded unreserved characters decoded, other
+        """The path that is matched and sent upstream, without the query: percent-encoded unreserved characters decoded, other
         escapes in upper case, dot segments removed, empty segments merged (RFC 3986 §6.2.2)."""
         return self.path_bytes.decode("latin-1")
 
     def other_paths(self, bint keep_slashes=False):
-        """What other paths an upstream could read in this one, because it decodes more than once, takes `\\` or an encoded slash for a
-        slash, or ignores path parameters. Empty for almost every request. keep_slashes: its encoded slashes are data."""
+        """The other paths that an upstream could read in this one, because it decodes more than once, treats `\\` or an encoded
+        slash as a slash, or ignores path parameters. Empty for almost every request. keep_slashes: encoded slashes are data."""
         cdef reading_t how
         cdef bytes once, other
         cdef list out = []
@@ -159,7 +159,7 @@ cdef class RequestContext:
         how.backslash = how.strips_first = how.strips_last = how.merge = False
         if self.second == 0:
             return ()
-        once = read_as(self.path_bytes, &how, True)     # escapes of data decoded: another spelling, and the same path
+        once = read_as(self.path_bytes, &how, True)     # once decoded, escapes of data are another spelling of the same path
         how.decoding = 0
         while next_reading(&how, self.second):
             other = read_as(self.path_bytes, &how, keep_slashes)
@@ -175,7 +175,7 @@ cdef class RequestContext:
         return "" if self.query_bytes is None else self.query_bytes.decode("latin-1")
 
     def replace_query(self, query, shown):
-        """Sends this query (str, None for none) upstream, and lets logs show `shown` in its place: for secrets in URLs."""
+        """Sends this query (str, None for none) upstream, and shows `shown` in logs instead: for secrets in URLs."""
         if self.target is not None:
             place = self.target.find(b"?")
             path = self.target if place < 0 else self.target[:place]
@@ -189,7 +189,7 @@ cdef class RequestContext:
 
     @property
     def client_scheme(self):
-        """http or https, as the client used it: the connection's, or what a trusted proxy says of its own."""
+        """http or https, as used by the client: from the connection, or from a trusted proxy."""
         return self.scheme
 
     cdef bint c_secure(self) noexcept:
@@ -208,22 +208,22 @@ cdef class RequestContext:
 
     @property
     def authority_text(self):
-        """The host asked for with its port, in normal form: lower case, no final dot, no port that its scheme implies."""
+        """The requested host with its port, in normal form: lower case, no final dot, no default port of the scheme."""
         return "" if self.authority is None else self.authority.decode("latin-1")
 
     @property
     def client_ip(self):
-        """The client's address: the peer's, or what trusted proxies say it is."""
+        """The client's address: the peer's, or the one reported by trusted proxies."""
         return self.client.decode("latin-1")
 
     @property
     def peer_ip(self):
-        """The address of the TCP peer (or of the PROXY header, where the listener takes one)."""
+        """The address of the TCP peer (or of the PROXY header, if the listener accepts one)."""
         return self.peer.decode("latin-1")
 
     @property
     def request_id(self):
-        """The id that the logs, the upstream and the client see."""
+        """The request id in logs, in the upstream request and in the response."""
         return self.request_id_bytes.decode("latin-1")
 
     @property
@@ -236,11 +236,11 @@ cdef class RequestContext:
         return out
 
     def identify(self, Identity identity):
-        """Say who the request is from; None takes it back. What runs later (limits, policies, cache, log) goes by it."""
+        """Sets the identity of the request; None clears it. Later steps (limits, policies, cache, log) use it."""
         self.identity = identity
 
     def respond(self, int status, body=b"", headers=()):
-        """Answer here and now; the request does not go upstream. Returns RESPOND, so that a hook can `return ctx.respond(…)`.
+        """Responds locally; the request does not go upstream. Returns RESPOND, so that a hook can `return ctx.respond(…)`.
 
         body is bytes, or text sent as UTF-8. ValueError for a status outside 200..599 or a malformed header.
         """
@@ -249,13 +249,13 @@ cdef class RequestContext:
         return RESPOND
 
     def reply(self, Answer answer not None):
-        """Answer with an Answer made beforehand. Returns RESPOND."""
+        """Responds with a prebuilt `Answer`. Returns RESPOND."""
         self.answer = answer
         self.reason = None
         return RESPOND
 
     def refuse(self, Reason reason not None, dict detail=None, headers=()):
-        """Refuse with a row of REASONS; detail is merged into the JSON body. Returns RESPOND."""
+        """Refuses the request with a row of REASONS; detail is merged into the JSON body. Returns RESPOND."""
         self.reason = reason
         self.detail = detail
         self.ready_body = None
@@ -267,7 +267,7 @@ cdef class RequestContext:
         return RESPOND
 
     def add_response_header(self, name, value):
-        """Add a header field to whatever answer goes out. ValueError for a malformed name or value."""
+        """Adds a header field to the response, whatever its source. ValueError for a malformed name or value."""
         cdef Headers checked = Headers()
         checked.add(name, value)
         if self.extra_response is None:
@@ -275,14 +275,14 @@ cdef class RequestContext:
         self.extra_response.append((checked.name_at(0), checked.value_at(0)))
 
     def replace_body(self, bytes body not None):
-        """Send this body upstream in place of the one received, which must have been asked for whole (request_body_bytes)."""
+        """Sends this body upstream instead of the received one, which must have been buffered (request_body_bytes)."""
         if self.body is None:
             raise RuntimeError("replace_body: the body was not buffered; set request_body_bytes")
         self.body = body
         self.body_replaced = True
 
     def remember(self, plugin, value):
-        """Keep value for this plugin until the request is over."""
+        """Keeps value for this plugin until the request is over."""
         cdef int place = plugin.place
         if self.locals is None:
             self.locals = []
@@ -291,7 +291,7 @@ cdef class RequestContext:
         self.locals[place] = value
 
     def recall(self, plugin, default=None):
-        """What this plugin remembered, or default."""
+        """The value kept for this plugin, or default."""
         cdef int place = plugin.place
         if self.locals is None or place >= len(self.locals) or self.locals[place] is None:
             return default

@@ -1,10 +1,10 @@
 # cython: boundscheck=False
-"""Identity: who a request is from, as an authentication scheme found out.
+"""Identity: the client of a request, as determined by an authentication scheme.
 
-WHAT     One object per credential, not per request: a scheme makes it once, the gate keeps it, any number of requests share it.
-STATE    Immutable. `metadata` and `claims` are shared by all those requests: read them, never change them.
-WHO      Made by a scheme (fastgate/auth), read by gates, plugins, the cache and the log.
-COST     300 bytes; about 400 ns to make.
+WHAT     One object per credential, not per request: a scheme creates it once, the gate keeps it, any number of requests share it.
+STATE    Immutable. `metadata` and `claims` are shared by all those requests and must not be changed.
+WHO      Created by a scheme (fastgate/auth), read by gates, plugins, the cache and the log.
+COST     300 bytes; about 400 ns to create.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -21,13 +21,13 @@ cdef str VISIBLE = " !#$&'()*+,/:;=?@[]|^`{}<>\"\\~"
 
 
 cdef class Identity:
-    """A consumer, and the credential that showed who it is.
+    """A consumer, and the credential that identified it.
 
-    consumer: its name, never empty. method: the scheme's name. key_id: which of the consumer's credentials. limits: what takes the
-    place of its tier's limits. expires_ns: CLOCK_REALTIME ns, 0 = never. record, version: the entry of the Directory it was read
-    from, -1 when from none; a later version means it is out of date. -2: the Directory
-    had none when its generation was `version`. shared: it stands for many people that only the upstream can tell apart
-    (`anonymous`, forward-auth that names nobody): what is private to it is private to none of them.
+    consumer: its name, never empty. method: the scheme's name. key_id: which of the consumer's credentials. limits: replace those
+    of its tier. expires_ns: CLOCK_REALTIME ns, 0 = never. record, version: the entry of the Directory it was read from, -1 if it
+    has none; a later version means that it is outdated. -2: the Directory had none when its generation was `version`. shared: it
+    represents many persons that only the upstream can distinguish (`anonymous`, or forward-auth without a name): private data
+    must not be shared under it.
     """
 
     def __init__(self, str consumer not None, *, str tier="", str method="", str key_id=None, scopes=(), roles=(), metadata=None,
@@ -55,16 +55,18 @@ cdef class Identity:
         self.version = version
         lines = [("Id", consumer), ("Tier", tier), ("Key-Id", key_id), ("Scopes", " ".join(sorted(self.scopes))),
                  ("Roles", " ".join(sorted(self.roles))), ("Method", method)]
-        # Percent-encoded where a name holds what a header field must not: an issuer chooses the names of its subjects.
+        # Percent-encoded if a name contains characters that are invalid in a header field: issuers choose the names of their
+        # subjects.
         self.upstream_lines = "".join(f"X-Consumer-{name}: {quote(value, safe=VISIBLE)}\r\n" for name, value in lines if value).encode()
 
     cdef bytes cache_key(self):
-        """What tells answers to this identity from those to others: all that the upstream is told of it. Made once, of one length."""
+        """Distinguishes responses to this identity from those to others: everything that is sent upstream about it. Computed
+        once, of constant length."""
         cdef bytes part
         if self.cache_key_made is None:
             made = hashlib.blake2b(digest_size=16)
             for text in (self.consumer, self.tier, self.key_id or "", self.method, *sorted(self.scopes), None, *sorted(self.roles)):
-                # With the length before each, so that no name can look like two.
+                # Each part is preceded by its length, so that no two lists of parts look alike.
                 part = b"" if text is None else text.encode("utf-8", "surrogatepass")
                 made.update(b"-" if text is None else b"%d:" % len(part) + part)
             self.cache_key_made = made.hexdigest().encode()

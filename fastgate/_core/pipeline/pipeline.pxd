@@ -38,7 +38,7 @@ cdef class Plugin:
     cdef public str name
     cdef public bint enforce
     cdef public int place
-    cdef public object key                     # what it was built from: equal keys mean it may be kept
+    cdef public object key                     # its settings: equal keys mean that it may be kept
     cdef dict __dict__
     cdef public int64_t request_body_bytes
     cdef public int64_t response_body_bytes
@@ -62,9 +62,9 @@ cdef class Pipeline:
     cdef readonly tuple request_chunk
     cdef readonly tuple response_chunk
     cdef readonly tuple log
-    cdef readonly tuple begin                   # compiled gates that add to whatever answer goes out
-    cdef readonly tuple answer                  # compiled gates that look at the head that came from upstream
-    cdef readonly tuple finish                  # compiled gates that give something back at the end
+    cdef readonly tuple begin                   # compiled gates that add header lines to every response
+    cdef readonly tuple answer                  # compiled gates that edit the head of an upstream response
+    cdef readonly tuple finish                  # compiled gates that release resources at the end
     cdef readonly int64_t request_body_bytes
     cdef readonly int64_t response_body_bytes
     cdef bytes challenge_lines                  # of the last plugin that has some

@@ -1,13 +1,13 @@
 # cython: boundscheck=False
-"""The extension interface: what a plugin is, and how a route's plugins are walked.
+"""The extension interface: the Plugin class, and the pipeline of a route's plugins.
 
 WHAT     `Plugin` is the one extension class; every phase is optional. A Python plugin overrides methods; a compiled gate
-         overrides the C entry `c_decide` and sets `compiled_decide`. `Pipeline` binds, once, only what is overridden, and
-         keeps both kinds in one list in the order the config gives.
-STATE    None per request here; a request's position in the walk lives in its exchange.
+         overrides the C entry `c_decide` and sets `compiled_decide`. `Pipeline` binds the overridden phases once, and
+         keeps both kinds in one list in config order.
+STATE    None per request here; the current step of a request is in its exchange.
 WHO      Built at freeze, immutable afterwards, read by the worker's loop.
-COST     Per request: empty walk 2 ns, compiled gate 5 to 50 ns, Python hook 100 ns and what it does, await 7 to 11 us (a task).
-         Measured in benchmarks/gateway.
+COST     Per request: empty pipeline 2 ns, compiled gate 5 to 50 ns, Python hook 100 ns plus its own time, await 7 to 11 us (a
+         task). Measured in benchmarks/gateway.
 SOURCES  pingora's ProxyHttp (every phase has a default); httptools' _init (bind only the callbacks the object has).
 """
 
@@ -30,8 +30,8 @@ log = logging.getLogger("fastgate")
 
 
 cdef class RequestHead:
-    """The request as it is about to go upstream; `upstream_request` hooks may edit it. `body` is the whole body on routes that
-    buffer it, else None (it streams)."""
+    """The request about to go upstream; `upstream_request` hooks may edit it. `body` is the whole body on routes that buffer it,
+    else None (it streams)."""
 
     def __init__(self, method, target, Headers headers not None, body=None):
         self.method = method
@@ -41,7 +41,7 @@ cdef class RequestHead:
 
 
 cdef class ResponseHead:
-    """An answer on its way to the client. `body` is the whole body on routes that buffer it, else None (it streams)."""
+    """A response on its way to the client. `body` is the whole body on routes that buffer it, else None (it streams)."""
 
     def __init__(self, int status, Headers headers not None, body=None):
         self.status = status
@@ -52,10 +52,10 @@ cdef class ResponseHead:
 cdef class Plugin:
     """Base of every plugin. Subclass it, set `Config` to a msgspec Struct, override the phases you need.
 
-    Attributes a subclass may set in build():
-      enforce              False = shadow mode: refusals are counted and logged, the request goes on
-      request_body_bytes   > 0: `request` sees the whole body in ctx.body; a larger one is refused with 413
-      response_body_bytes  > 0: `upstream_response` and `response` see head.body; a larger one passes unread, counted
+    Attributes that a subclass may set in build():
+      enforce              False = shadow mode: refusals are counted and logged, the request continues
+      request_body_bytes   > 0: `request` sees the whole body in ctx.body; a larger one is rejected with 413
+      response_body_bytes  > 0: `upstream_response` and `response` see head.body; a larger one passes unread and is counted
     """
 
     Config = None
@@ -74,22 +74,23 @@ cdef class Plugin:
         return verdict
 
     cdef int c_begin(self, RequestContext ctx) except -1:
-        """For compiled gates that set `compiled_begin`: called once the route is known, before anything can refuse the request.
-        What it puts into `gate_lines` goes out with every answer, what it puts into `local_lines` with those made here."""
+        """For compiled gates that set `compiled_begin`: called when the route is known, before any step can refuse the request.
+        `gate_lines` are added to every response, `local_lines` to local responses."""
         return 0
 
     cdef int c_answer(self, RequestContext ctx, Headers fields) except -1:
-        """For compiled gates that set `compiled_answer`: may edit the fields that came from upstream, before hooks, edits and cache."""
+        """For compiled gates that set `compiled_answer`: may edit the fields of the upstream response, before hooks, edits and
+        cache."""
         return 0
 
     cdef int c_finish(self, RequestContext ctx) except -1:
-        """For compiled gates that set `compiled_finish`: called exactly once at the end of every request of their route, also of
-        one that was refused before it came to them. What they hold of it lies in typed slots of ctx."""
+        """For compiled gates that set `compiled_finish`: called exactly once at the end of every request of their route,
+        including one that was refused before it reached them. What they hold for it is in typed slots of ctx."""
         return 0
 
     @classmethod
     def build(cls, config, env):
-        """Make the plugin from its checked Config; env offers `loop`-independent services (name, route). No I/O here."""
+        """Creates the plugin from its checked Config; env has `loop`-independent services (name, route). No I/O here."""
         plugin = cls()
         plugin.config = config
         return plugin
@@ -98,47 +99,47 @@ cdef class Plugin:
         """Called once before the first request; may do I/O. An exception fails the start or the reload."""
 
     async def close(self):
-        """Called once when no request can reach the plugin any more; works after a half start too."""
+        """Called once when no request can reach the plugin any longer; must work after a partial start."""
 
     def decide(self, RequestContext ctx not None):
-        """Sync, no I/O. Return None or CONTINUE, ctx.refuse(…), ctx.respond(…), or SUSPEND to have `request` awaited."""
+        """Synchronous, no I/O. Returns None, CONTINUE, ctx.refuse(…), ctx.respond(…), or SUSPEND to have `request` awaited."""
         return V_CONTINUE
 
     async def request(self, RequestContext ctx):
-        """Awaited in listed order. Return None or CONTINUE, ctx.refuse(…) or ctx.respond(…)."""
+        """Awaited in config order. Returns None or CONTINUE, ctx.refuse(…) or ctx.respond(…)."""
         return V_CONTINUE
 
     def upstream_request(self, RequestContext ctx, RequestHead head):
-        """Sync, once per attempt: edit what goes upstream."""
+        """Synchronous, once per attempt: edits the upstream request."""
 
     def cache_key(self, RequestContext ctx):
-        """Sync, for a plugin with `upstream_request` or `request_chunk` on a route that caches: what its edits depend on, as str or
-        bytes, which becomes part of the key; "" when they are the same for every request, or do not matter to the response. None: the
-        request does not touch the cache, as when this is not overridden."""
+        """Synchronous, for a plugin with `upstream_request` or `request_chunk` on a route that caches: the data that its edits
+        depend on, as str or bytes, which becomes part of the key; "" if they are the same for every request, or do not affect the
+        response. None: the request bypasses the cache, which is also the case if this is not overridden."""
         return None
 
     def upstream_response(self, RequestContext ctx not None, ResponseHead head not None):
-        """Sync: edit what came from upstream."""
+        """Synchronous: edits the upstream response."""
 
     def response(self, RequestContext ctx not None, ResponseHead head not None):
-        """Sync, for every answer, local ones too: edit what goes to the client."""
+        """Synchronous, for every response, including local ones: edits what is sent to the client."""
 
     def request_chunk(self, RequestContext ctx, bytes chunk, bint last):
-        """Replace a piece of the request body; last is True exactly once, with the final (maybe empty) piece."""
+        """Replaces a chunk of the request body; last is True exactly once, with the final (maybe empty) chunk."""
         return chunk
 
     def response_chunk(self, RequestContext ctx, bytes chunk, bint last):
-        """Replace a piece of the response body; last is True exactly once, with the final (maybe empty) piece."""
+        """Replaces a chunk of the response body; last is True exactly once, with the final (maybe empty) chunk."""
         return chunk
 
     def log(self, RequestContext ctx not None):
-        """Sync, last, exactly once for every request."""
+        """Synchronous, last, exactly once for every request."""
 
 
 cdef int verdict_of(object returned, RequestContext ctx, str phase) except -1:
-    """The verdict in what a hook returned; TypeError for everything else, so that a mistake never lets a request pass: False and True
-    are numbers to Python, and False would be CONTINUE. A refusal refuses whatever is returned after it: a forgotten `return`, or a
-    CONTINUE at the end of the method, must not undo it."""
+    """The verdict returned by a hook. TypeError for every other value, so that a mistake never lets a request pass: False and
+    True are numbers in Python, and False would be CONTINUE. A refusal remains in effect whatever is returned after it: a
+    forgotten `return`, or a CONTINUE at the end of the method, must not undo it."""
     cdef int verdict
     if returned is None:
         verdict = V_CONTINUE
@@ -154,8 +155,8 @@ cdef int verdict_of(object returned, RequestContext ctx, str phase) except -1:
 
 
 cdef int hook_done(Plugin plugin, RequestContext ctx, int64_t began_ns, str phase) except -1:
-    """A synchronous hook has returned. Its time is read, so that no deadline of the upstream's is measured from before it; one that
-    blocked the worker is named."""
+    """Called after a synchronous hook. Updates the clock, so that no upstream deadline starts before the hook returned; logs a
+    hook that blocked the worker."""
     ctx.now_ns = monotonic_ns()
     if ctx.now_ns - began_ns < BLOCKED_NS:
         return 0
@@ -167,7 +168,7 @@ cdef int hook_done(Plugin plugin, RequestContext ctx, int64_t began_ns, str phas
 
 
 cdef str shown(object returned):
-    """A value as an error shows it: short, and never the content of what may be the client's data."""
+    """A value for an error message: short, and never the contents of client data."""
     return str(returned) if returned is True or returned is False or PyLong_CheckExact(returned) else f"a {type(returned).__name__}"
 
 
@@ -200,7 +201,7 @@ cdef class Pipeline:
         for plugin in self.plugins:
             if plugin.challenge_lines:
                 self.challenge_lines = plugin.challenge_lines
-        # The tightest bound counts: a body that one plugin cannot take is a body the route cannot take.
+        # The smallest bound applies: a body that one plugin cannot accept is one that the route cannot accept.
         bounds = [p.request_body_bytes for p in self.plugins if p.request_body_bytes > 0]
         self.request_body_bytes = min(bounds) if bounds else 0
         bounds = [p.response_body_bytes for p in self.plugins if p.response_body_bytes > 0]
@@ -221,7 +222,7 @@ cdef class Pipeline:
             self.log = bound
 
     cdef int decide(self, RequestContext ctx, int start, int* stopped_at) except -1:
-        """Walk the steps from start. stopped_at is the step that gave the verdict, also when it raised."""
+        """Runs the steps from start. stopped_at is the step with the verdict, also if it raised."""
         cdef int i, verdict
         cdef Plugin plugin
         for i in range(start, self.steps_n):

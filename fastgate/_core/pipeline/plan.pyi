@@ -61,11 +61,11 @@ class RoutePlan:
         methods: Iterable[str] = (),
         header_tests: Iterable[_Test] = (),
         query_tests: Iterable[_Test] = (),
-        answers_preflight: bool = False,
+        accepts_preflight: bool = False,
         allow_encoded_slashes: bool = False,
     ) -> None: ...
     @property
-    def answers_preflight(self) -> bool: ...
+    def accepts_preflight(self) -> bool: ...
     @property
     def allow_encoded_slashes(self) -> bool: ...
     @property

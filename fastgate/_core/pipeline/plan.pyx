@@ -1,13 +1,13 @@
 # cython: boundscheck=False
-"""The frozen plan: what the request path reads instead of the config.
+"""The frozen plan: the form of the config that the request path reads.
 
-WHAT     `RoutePlan` is everything one route needs at run time, `Destination` what depends on the upstream it sends to, `Plan` the router
-         over all routes. `FixedResponse` and `Redirect`
-         are the compiled gates behind `respond:` and `redirect:`.
-STATE    Immutable after freeze (fastgate/plan/freeze.py); replaced as a whole by one pointer swap. Counts live in shared memory.
+WHAT     `RoutePlan` has everything that one route needs at run time, `Destination` what depends on the upstream of its requests,
+         `Plan` the router over all routes. `FixedResponse` and `Redirect` are the compiled gates behind `respond:` and
+         `redirect:`.
+STATE    Immutable after freeze (fastgate/plan/freeze.py); replaced as a whole by one pointer swap. Counts are in shared memory.
 WHO      Built at freeze, read by the worker's loop.
-COST     A match is one router walk plus one mask test per candidate; header and query tests only where a route has them.
-SOURCES  RFC 9110 §15.5.6 (405 names what is allowed).
+COST     A match is one router lookup plus one mask test per candidate; header and query tests only on routes that have them.
+SOURCES  RFC 9110 §15.5.6 (405 lists the allowed methods).
 """
 
 import json
@@ -28,15 +28,16 @@ from urllib.parse import unquote_to_bytes
 __all__ = ["Destination", "FixedResponse", "Plan", "PluginFailed", "Redirect", "RoutePlan", "plugin_title"]
 
 
-# A route that names no methods takes what HTTP knows. TRACE it must name: its response shows what the gateway adds to a request.
+# A route without a list of methods accepts all HTTP methods except TRACE, whose response shows what the gateway adds to a
+# request.
 cdef unsigned int ANY_METHOD = (1 << (M_OTHER + 1)) - 1 - (1 << M_TRACE) - (1 << M_CONNECT)
 cdef tuple ANY_METHOD_NAMES = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
 cdef class Destination:
-    """A route's requests at one upstream, frozen: whatever is said of either and depends on both.
+    """The requests of a route at one upstream, frozen: the settings that depend on both.
 
-    owned: names of fields that no client may say on the route; that of the deadline header is added here.
+    owned: names of fields that clients may not set on the route; that of the deadline header is added here.
     """
 
     def __init__(self, upstream, timeouts, *, bint preserve_host=False, cache=None, owned=()):
@@ -63,7 +64,7 @@ cdef class RoutePlan:
 
     def __init__(self, str name, *, Pipeline pipeline not None, Counters counters, int slot, source=None,
                  Destination destination=None, max_body_bytes=0, request_buffering_bytes=0, rewrite=None, request_edits=None,
-                 response_edits=None, methods=(), header_tests=(), query_tests=(), answers_preflight=False,
+                 response_edits=None, methods=(), header_tests=(), query_tests=(), accepts_preflight=False,
                  bint allow_encoded_slashes=False):
         self.name = name
         self.name_bytes = name.encode()
@@ -80,13 +81,13 @@ cdef class RoutePlan:
         self.response_edits = response_edits
         self.header_tests = tuple(header_tests)     # (lower-case name, predicate on bytes)
         self.query_tests = tuple(query_tests)
-        self.answers_preflight = answers_preflight
+        self.accepts_preflight = accepts_preflight
         rare = []
         names = list(methods)
         for method in methods:
             raw = method.encode()
             number = method_number(raw, len(raw))
-            if number >= M_OTHER:                       # also those that HTTP does not know, as they are named
+            if number >= M_OTHER:                       # including methods unknown to HTTP, by their names
                 rare.append(raw)
                 self.methods |= 1 << M_UNKNOWN
                 self.methods |= 1 << M_OTHER
@@ -111,7 +112,7 @@ cdef class RoutePlan:
         return ctx.method_id < M_OTHER or self.any_method or ctx.method_bytes in self.rare_methods
 
     cdef bint takes_rest(self, RequestContext ctx) except -1:
-        """True if the header and query tests pass: one of several fields or parameters of a name is enough."""
+        """True if the header and query tests pass: one of several fields or parameters of a name is sufficient."""
         cdef bytes name
         cdef field_t* field
         cdef int i
@@ -135,8 +136,8 @@ cdef class RoutePlan:
 
 
 cdef list query_pairs(bytes query):
-    """The parameters of a query, decoded as forms are (WHATWG URL §5.1). All of them: `server.max_target_bytes` bounds their number,
-    and one that is not looked at could choose another route than the upstream sees."""
+    """The parameters of a query, decoded like forms (WHATWG URL §5.1). All of them: `server.max_target_bytes` bounds their
+    number, and an ignored one could make the gateway match another route than the upstream sees."""
     cdef list out = []
     if query is None:
         return out
@@ -147,11 +148,11 @@ cdef list query_pairs(bytes query):
 
 
 class PluginFailed(Exception):
-    """A plugin's code raised outside of a request; the text names the plugin and its route."""
+    """A plugin raised an exception outside of a request; the text names the plugin and its route."""
 
 
 def plugin_title(plugin):
-    """What messages call a plugin of the config, with its route; a shared service by its name."""
+    """The name of a plugin in messages, with its route; a shared service by its name."""
     if not isinstance(plugin, Plugin) or plugin.key is None:
         return f"service {plugin.name}"
     return f"plugin {plugin.name} of " + ("every route" if plugin.key[0] is None else f"route {plugin.key[0]}")
@@ -159,7 +160,7 @@ def plugin_title(plugin):
 
 cdef struct match_state_t:
     void* ctx
-    bint failed           # an accept raised: no candidate is taken
+    bint failed           # an accept raised: no candidate is accepted
 
 cdef bint accept(void* arg, Route route) noexcept:
     cdef match_state_t* state = <match_state_t*>arg
@@ -183,12 +184,12 @@ cdef bint collect(void* arg, Route route) noexcept:
         if not plan.takes_method(ctx) and plan.takes_rest(ctx):
             (<set>state.names).update(plan.method_names or ANY_METHOD_NAMES)
     except Exception:
-        pass              # a predicate that fails allows nothing
+        pass              # a failing predicate allows nothing
     return False
 
 
 cdef bytes rewritten(RequestContext ctx, RoutePlan plan, bytes path, Route route, match_t* found):
-    """What the route's rewrite makes of another path, with the parameters found in that."""
+    """The route's rewrite of another path, with the parameters found in it."""
     cdef bytes own_path = ctx.path_bytes
     cdef tuple own_names = ctx.param_names
     cdef int own_n = ctx.params_n, i
@@ -232,20 +233,20 @@ cdef class Plan:
         self.made_destinations = {}
         self.merge_slashes = config is None or config.server.merge_slashes
         self.named_methods = frozenset(name.encode() for route in self.routes for name in (<RoutePlan>route).method_names)
-        self.has_preflights = any((<RoutePlan>route).answers_preflight for route in self.routes)
+        self.has_preflights = any((<RoutePlan>route).accepts_preflight for route in self.routes)
         if counters is not None:
             self._counters = counters
             self.unmatched = counters.route(slot, 0)
 
     cdef int tell_unused(self) except -1:
-        """The last request of a plan that is not in force any more is over."""
+        """The last request of an inactive plan is over."""
         if not self.unused.done():
             self.unused.set_result(None)
         return 0
 
     cdef Destination destination(self, RoutePlan route, str upstream):
-        """Where a request of the route goes that is sent to this upstream in place of the route's own; None if there is no such
-        upstream. As many as there are routes and upstreams, made when they are first needed."""
+        """The destination of the route's requests at this upstream, instead of the route's own; None if there is no such
+        upstream. One per route and upstream, created on first use."""
         cdef tuple key
         if upstream not in self.upstreams or self.make_destination is None:
             return None
@@ -258,7 +259,7 @@ cdef class Plan:
         return <Destination?>found
 
     cdef RoutePlan match(self, RequestContext ctx):
-        """The route of a request, with its parameters set in ctx; None when there is none."""
+        """The route of a request, with its parameters set in ctx; None if no route matches."""
         cdef match_t found
         cdef match_state_t state
         cdef Route route
@@ -274,7 +275,7 @@ cdef class Plan:
         route = self.router.find(PyBytes_AS_STRING(ctx.host_bytes), PyBytes_GET_SIZE(ctx.host_bytes),
                                  PyBytes_AS_STRING(ctx.path_bytes), PyBytes_GET_SIZE(ctx.path_bytes),
                                  accept, <void*>&state, &found)
-        if state.failed:                                # a route passed over by mistake could let another one answer
+        if state.failed:                                # skipping a route by mistake could let another one respond
             raise RuntimeError(f"a condition of a route failed on {ctx!r}")
         if route is None:
             return None
@@ -293,8 +294,8 @@ cdef class Plan:
         return plan
 
     cdef bint is_ambiguous(self, RequestContext ctx, Route route) except -1:
-        """True if an upstream that reads the path in another way would be asked for something that another route answers for, or
-        for something else than this route asks of it."""
+        """True if an upstream that decodes the path differently would serve a path that belongs to another route, or a different
+        path of this route."""
         cdef RoutePlan plan = <RoutePlan>route.value
         cdef Route other_route
         cdef match_t found
@@ -305,7 +306,7 @@ cdef class Plan:
         cdef str pattern = route.pattern
         cdef bint keep = plan.allow_encoded_slashes
         cdef list seen = [path]
-        if ";" in pattern:                              # the pattern says what it means by it; the same goes for an encoded slash
+        if ";" in pattern:                              # the pattern contains it explicitly; the same applies to an encoded slash
             second &= ~SECOND_PARAMETER
         if not keep and "%" in pattern:
             keep = "%2F" in pattern.upper() or "%5C" in pattern.upper()
@@ -330,31 +331,31 @@ cdef class Plan:
             if other_route is None or other_route.value is not plan:
                 return True
             if upstream is not None:
-                # What it would make of the path it is sent must be what it would be sent for the path it makes of ours.
+                # The upstream's reading of the rewritten path must equal the rewrite of its reading of the original path.
                 plain.merge = how.merge
                 if read_as(upstream, &how, keep) != read_as(rewritten(ctx, plan, other, other_route, &found), &plain, keep):
                     return True
         return False
 
     cdef RoutePlan match_redirect(self, RequestContext ctx, int port):
-        """The route of a request on a listener that redirects to https: that of its path when the client came over https to a
-        trusted proxy, else the redirect."""
+        """The route of a request on a listener that redirects to https: that of its path if the client used https to a trusted
+        proxy, else the redirect."""
         cdef RoutePlan redirect
         ctx.ambiguous = False
         if ctx.c_secure():
             return self.match(ctx)
-        if PyBytes_GET_SIZE(ctx.host_bytes) == 0:       # HTTP/1.0 without Host: there is nowhere to redirect to
+        if PyBytes_GET_SIZE(ctx.host_bytes) == 0:       # HTTP/1.0 without Host: there is no redirect target
             return None
         redirect = self.redirects.get(port)
-        if redirect is None:                            # never: a change of listeners starts new workers
+        if redirect is None:                            # impossible: a change of listeners starts new workers
             raise RuntimeError(f"no redirect to port {port}")
         ctx.params_n = 0
         ctx.route = redirect
         return redirect
 
     cdef RoutePlan match_preflight(self, RequestContext ctx):
-        """The route that a browser asks for with a CORS preflight: the one that would take the method it wants to use, if that
-        route answers preflights. None for what is no preflight, and then OPTIONS is a method as any other."""
+        """The route of a CORS preflight: the one that matches the method announced by the browser, if that route accepts
+        preflights. None if the request is not a preflight; OPTIONS is then a method like any other."""
         cdef bytes wanted = ctx.headers.find(b"access-control-request-method", 29)
         cdef bytes method = ctx.method_bytes
         cdef RoutePlan found = None
@@ -363,19 +364,19 @@ cdef class Plan:
         ctx.method_bytes = wanted
         ctx.method_id = method_number(PyBytes_AS_STRING(wanted), PyBytes_GET_SIZE(wanted))
         try:
-            if ctx.method_id != M_OPTIONS:              # it would come back here
+            if ctx.method_id != M_OPTIONS:              # the route lookup would recurse
                 found = self.match(ctx)
         finally:
             ctx.method_bytes = method
             ctx.method_id = M_OPTIONS
-        if found is not None and found.answers_preflight:
+        if found is not None and found.accepts_preflight:
             return found
         ctx.route = None
         ctx.params_n = 0
         return None
 
     cdef bytes allowed(self, RequestContext ctx):
-        """The value of Allow: the methods that would have matched; None when nothing matches with any method."""
+        """The value of Allow: the methods that would have matched; None if no method matches."""
         cdef match_t found
         cdef allow_state_t state
         cdef set names = set()
@@ -388,7 +389,7 @@ cdef class Plan:
         return ", ".join(sorted(names)).encode()
 
     async def start(self):
-        """Start the plugins that are new with this plan. When one fails its error is raised; `close` then ends them all."""
+        """Starts the plugins that are new with this plan. If one fails, its error is raised; `close` then closes them all."""
         for plugin in self.fresh:
             try:
                 await plugin.start()
@@ -398,12 +399,12 @@ cdef class Plan:
                 raise PluginFailed(f"{plugin_title(plugin)} failed in start: {type(error).__name__}: {error}") from error
 
     async def close(self):
-        """Close the plugins: all of a plan that was in force, and of one that never was only those that are new with it."""
+        """Closes the plugins: all of a plan that was active, or only the new ones of a plan that never was."""
         failures = []
         for plugin in self.plugins if self.installed else self.fresh:
             try:
                 await plugin.close()
-            except BaseException as error:              # sys.exit() in a plugin does not end the worker
+            except BaseException as error:              # sys.exit() in a plugin must not end the worker
                 failures.append(error if isinstance(error, Exception) else RuntimeError(f"plugin {plugin.name}: {error!r}"))
         if failures:
             raise ExceptionGroup("plugins failed in close", failures)
@@ -438,7 +439,7 @@ cdef class Redirect(Plugin):
 
     cdef int c_decide(self, RequestContext ctx) except -1:
         cdef bytes location = self.location.render_location(ctx)
-        if location is None:                            # the request would choose where it leads
+        if location is None:                            # the request would choose the target
             ctx.refuse(self.refusal)
             return V_RESPOND
         if self.keep_query and ctx.query_bytes and b"?" not in location:

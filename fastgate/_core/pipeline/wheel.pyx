@@ -1,12 +1,12 @@
 # cython: boundscheck=False
-"""Deadlines for very many connections, at the price of a store.
+"""Deadlines for very many connections; moving one costs a store.
 
 WHAT     A hashed timer wheel of objects that derive from `Timed`. Moving a deadline later, which every request does several
-         times, only stores a number: the wheel finds out when it looks at the object at the old time, and puts it on.
+         times, only stores a number: the wheel notices it at the old time, and re-inserts the object.
 STATE    1 024 slots, each a doubly linked ring through a sentinel; an object is on at most one. Slot = (deadline / tick + 1) mod 1 024:
-         deadlines further away than one turn are looked at once a turn and left where they are.
+         deadlines more than one turn away are checked once per turn and stay in their slot.
 WHO      One thread; `turn` is called by the owner's timer.
-COST     arm: 2 ns when later, 20 ns when earlier; turn: one step per slot passed plus one per object due. Fires up to one tick late.
+COST     arm: 2 ns if later, 20 ns if earlier; turn: one step per slot passed plus one per object due. Fires up to one tick late.
 SOURCES  Varghese & Lauck, "Hashed and hierarchical timing wheels", SOSP 1987, scheme 6; the lazy move is Linux's mod_timer_pending.
 """
 
@@ -26,7 +26,7 @@ cdef class Timed:
 
 
 cdef class _Noted(Timed):
-    """A Timed for Python: calls back with the time."""
+    """A Timed for Python: calls a function with the time."""
 
     cdef object callback
 
@@ -55,7 +55,7 @@ cdef class TimerWheel:
             self.slots.append(sentinel)
 
     cdef int arm(self, Timed timed, int64_t deadline_ns) except -1:
-        """Set the one deadline of timed."""
+        """Sets the one deadline of timed."""
         cdef Timed sentinel
         cdef int64_t tick
         timed.deadline_ns = deadline_ns
@@ -76,7 +76,7 @@ cdef class TimerWheel:
         return 0
 
     cdef int cancel(self, Timed timed) except -1:
-        """Take timed off the wheel; needed before it is dropped, for the wheel holds a reference."""
+        """Removes timed from the wheel; required before it is dropped, because the wheel holds a reference."""
         timed.deadline_ns = 0
         if timed.looked_at_ns != 0:
             self._unlink(timed)
@@ -91,14 +91,14 @@ cdef class TimerWheel:
         return 0
 
     cpdef int turn(self, int64_t now_ns) except -1:
-        """Fire what is due at now_ns. Returns how many fired. A clock that went back fires nothing. When some raise, all are fired
-        and then the first exception is raised."""
+        """Fires everything due at now_ns and returns the number. A clock that went back fires nothing. If some raise, all are
+        fired and then the first exception is raised."""
         cdef int64_t last = now_ns // self.tick_ns
         cdef Timed sentinel, timed, following
         cdef list due = []
         cdef int fired = 0
         cdef object failure = None
-        if last - self.turned_to > SLOTS:           # a long pause: once round is enough
+        if last - self.turned_to > SLOTS:           # after a long pause, one full turn is sufficient
             self.turned_to = last - SLOTS
         while self.turned_to < last:
             self.turned_to += 1
@@ -115,11 +115,11 @@ cdef class TimerWheel:
                     self._unlink(timed)
                     self.arm(timed, timed.deadline_ns)
                 else:
-                    timed.looked_at_ns = timed.deadline_ns      # whole turns away: stays in this slot
+                    timed.looked_at_ns = timed.deadline_ns      # several turns away: stays in this slot
                 timed = following
         for timed in due:
             if timed.deadline_ns == 0 or timed.deadline_ns > now_ns:
-                continue                                # one that fired before it cancelled it, or moved it later
+                continue                                # cancelled or moved later by one that fired before
             timed.deadline_ns = 0
             fired += 1
             try:
@@ -131,11 +131,11 @@ cdef class TimerWheel:
         return fired
 
     def call_at(self, int64_t deadline_ns, callback):
-        """Call callback(now_ns) once at the first turn after deadline_ns. Returns a handle for `cancel_call`."""
+        """Calls callback(now_ns) once at the first turn after deadline_ns. Returns a handle for `cancel_call`."""
         timed = _Noted(callback)
         self.arm(timed, deadline_ns)
         return timed
 
     def cancel_call(self, Timed timed not None):
-        """Forget a call_at."""
+        """Cancels a call_at."""
         self.cancel(timed)

@@ -1,1 +1,1 @@
-"""Shared memory of all processes of one machine, and the tables in it."""
+"""Memory shared by all processes of one machine, and the tables in it."""

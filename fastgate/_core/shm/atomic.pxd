@@ -1,14 +1,14 @@
-# Atomic reads and writes of one 64-bit word, the only way _core changes memory that others can see.
+# Atomic reads and writes of one 64-bit word, the only way in which _core changes shared memory.
 #
 # WHAT      inline wrappers over the GCC/Clang __atomic builtins; nothing here allocates, blocks or can fail.
-# STATE     none: the word belongs to the caller, is 8-byte aligned and may lie in shared memory.
+# STATE     none: the word belongs to the caller, is 8-byte aligned and may be in shared memory.
 # WHO WRITES  any thread of any process. A 64-bit CAS is lock-free on every supported machine (asserted at compile time), so
 #           a writer killed at any instruction leaves the word either old or new.
 # COST      uncontended: a load or store is a plain move on x86-64, a fetch_add or CAS about 5 ns.
 # SOURCES   https://gcc.gnu.org/onlinedocs/gcc/_005f_005fatomic-Builtins.html; C11 §7.17 (memory order)
 #
-# The plain names are sequentially consistent for read-modify-write, acquire for loads and release for stores: right
-# everywhere. *_relaxed is for counters that order nothing else. The _u64 twins are the same on unsigned words.
+# The plain names are sequentially consistent for read-modify-write, acquire for loads and release for stores: correct everywhere.
+# *_relaxed is for counters that order nothing else. The _u64 variants do the same on unsigned words.
 
 from libc.stdint cimport int64_t, uint64_t
 

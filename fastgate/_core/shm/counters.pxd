@@ -8,9 +8,9 @@ from fastgate._core.shm.shm cimport SharedMemory
 cdef enum:
     MAX_REASONS = 128
 
-# One route as one worker slot saw it. All counts only grow.
+# One route in one worker slot. All counts only grow.
 ctypedef struct route_counts_t:
-    uint64_t responses[6]              # by status class; [0] = ended without an answer
+    uint64_t responses[6]              # by status class; [0] = ended without a response
     uint64_t bytes_received
     uint64_t bytes_sent
     uint64_t attempts
@@ -18,7 +18,7 @@ ctypedef struct route_counts_t:
     uint64_t reasons[MAX_REASONS]      # by REASONS index
     uint64_t shadow                    # refusals a plugin in shadow mode would have made
     histogram_t duration               # ns, whole request
-    histogram_t upstream               # ns, from sending the head to the first byte of the answer
+    histogram_t upstream               # ns, from sending the head to the first byte of the response
 
 # Gauges and counters of one worker slot.
 ctypedef struct worker_counts_t:
@@ -35,7 +35,7 @@ ctypedef struct worker_counts_t:
     uint64_t loop_ticks
     uint64_t loop_stalls
     uint64_t upstream_limited_total    # requests that waited for a connection because a pool was at its limit
-    uint64_t bodies_collecting         # requests whose body is collected before they go upstream
+    uint64_t bodies_collecting         # requests whose body is being buffered before they go upstream
     uint64_t spare[2]
 
 cdef class Counters:

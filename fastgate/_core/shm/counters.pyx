@@ -1,15 +1,15 @@
 # cython: boundscheck=False
-"""Traffic counts in shared memory: one answer for all workers, kept when a worker dies.
+"""Traffic counts in shared memory, summed over all workers and kept when a worker dies.
 
 WHAT     Per worker slot and route: responses by class, refusals by reason, bytes, attempts, two latency histograms; per worker
-         slot: open connections and the like. The controller sums the slots when it is asked for metrics.
+         slot: open connections and other gauges. The controller sums the slots when metrics are requested.
 STATE    [keys: capacity × 16 bytes][worker_counts_t × slots][route_counts_t × slots × capacity]
          A route's place is found by the SipHash-128 of its name in an open-addressed table of keys, claimed by CAS; places are
-         never moved, so a reload changes no layout and counts survive it. Place 0 is for what matched no route, and for the
+         never moved, so a reload changes no layout and counts survive it. Place 0 is for requests without a route, and for
          routes that found the table full (counted by `overflow`). Untouched pages of the mapping cost nothing.
-WHO      keys: any worker, CAS from zero, never changed again. counts: the worker(s) of that slot (two for the time in which an
-         old generation drains), relaxed atomic adds. The controller only reads.
-COST     One relaxed atomic add, about 5 ns, on a cache line no other worker writes.
+WHO      keys: any worker, CAS from zero, never changed again. counts: the worker(s) of that slot (two while an old generation
+         drains), relaxed atomic adds. The controller only reads.
+COST     One relaxed atomic add, about 5 ns, on a cache line that no other worker writes.
 SOURCES  Envoy's shared-memory stats of hot restart; Open addressing: Knuth, TAOCP 3, §6.4.
 """
 
@@ -29,7 +29,7 @@ cdef extern from "<sys/mman.h>" nogil:
 __all__ = ["OCTAVES_NS", "Counters", "RouteCounts"]
 
 cdef enum:
-    OCTAVE_FIRST = 17                              # 131 us: what a fixed answer takes is below
+    OCTAVE_FIRST = 17                              # 131 us: above the time of a fixed response
     OCTAVE_LAST = 36                               # 69 s: above any sensible time-out
 
 OCTAVES_NS = tuple(2**k for k in range(OCTAVE_FIRST, OCTAVE_LAST + 1))
@@ -42,7 +42,7 @@ WORKER_FIELDS = ("connections_open", "connections_total", "connections_refused",
 
 
 cdef class RouteCounts:
-    """The counts of one route, summed over the worker slots, at the moment of the call."""
+    """The counts of one route, summed over the worker slots, at the time of the call."""
 
     cdef route_counts_t total
     cdef readonly str name
@@ -56,7 +56,7 @@ cdef class RouteCounts:
 
     @property
     def responses(self):
-        """Answers by status class: index 1 to 5; index 0 counts requests that ended without an answer."""
+        """Responses by status class: index 1 to 5; index 0 counts requests that ended without a response."""
         return tuple(self.total.responses[i] for i in range(6))
 
     @property
@@ -100,7 +100,7 @@ cdef class RouteCounts:
         histogram_merge(&self.total.upstream, &other.total.upstream)
 
     def cumulative(self, which):
-        """(count, sum in ns, how many took less than 2**k ns for k from OCTAVE_FIRST to OCTAVE_LAST) of a histogram. Octaves are
+        """(count, sum in ns, number of values below 2**k ns for k from OCTAVE_FIRST to OCTAVE_LAST) of a histogram. Octaves are
         exact: their bounds are bucket bounds."""
         cdef histogram_t* h = &self.total.duration if which == "duration" else &self.total.upstream
         cdef uint64_t below = 0
@@ -119,7 +119,7 @@ cdef class RouteCounts:
         return below, h.sum, out
 
     def quantile_ns(self, which, double q):
-        """The value that a share of q of the requests did not exceed, in ns; 0 when there was none."""
+        """The value in ns that a share q of the requests did not exceed; 0 without requests."""
         cdef histogram_t* h = &self.total.duration if which == "duration" else &self.total.upstream
         return histogram_quantile(h, q) if h.count else 0.0
 
@@ -153,7 +153,7 @@ cdef class Counters:
 
     @staticmethod
     def size(int slots, int capacity):
-        """Bytes of memory that so many slots and routes need."""
+        """Bytes of memory for this many slots and routes."""
         return <int64_t>capacity * 16 + <int64_t>slots * sizeof(worker_counts_t) \
             + <int64_t>slots * (capacity + 1) * sizeof(route_counts_t)
 
@@ -165,7 +165,7 @@ cdef class Counters:
             + <int64_t>slot * (self.capacity + 1) + series
 
     cpdef int series(self, bytes name, bint add=False) except -1:
-        """The place of a route's counts, 1 to capacity; 0 when it has none (and none is free, with add)."""
+        """The place of a route's counts, 1 to capacity; 0 if it has none (and none is free, with add)."""
         cdef hash128_t h
         cdef uint64_t* key
         cdef uint64_t low, high, expected
@@ -183,8 +183,8 @@ cdef class Counters:
                 if atomic_cas_u64(key, &expected, low):
                     atomic_store_u64(key + 1, high)
                     return i + 1
-            # The second word may lag behind the first for an instant after a claim: the same name claimed by two workers at
-            # once is told apart by its 63 bits in the first word alone, which is enough for names of one config.
+            # The second word may lag behind the first for an instant after a claim: the same name claimed by two workers at once
+            # is identified by its 63 bits in the first word alone, which suffice for the names of one config.
             if expected == low:
                 return i + 1
             i += 1
@@ -193,7 +193,7 @@ cdef class Counters:
         return 0
 
     def read(self, name):
-        """RouteCounts of a route (bytes or str name; None for what matched no route), or None when it was never seen."""
+        """RouteCounts of a route (bytes or str name; None for requests without a route), or None if it was never counted."""
         cdef RouteCounts out = RouteCounts.__new__(RouteCounts)
         cdef int slot
         cdef int place = 0
@@ -208,7 +208,7 @@ cdef class Counters:
         return out
 
     def read_touched(self, names):
-        """RouteCounts of those of these routes (str) that have counted anything, without looking at the memory of the others:
+        """RouteCounts of those of these routes (str) that have counted anything, without reading the memory of the others:
         reading a hole in shared memory fills it, and 10 000 idle routes would cost 40 MB per worker."""
         cdef list found = []
         cdef list used = []
@@ -219,7 +219,7 @@ cdef class Counters:
         cdef bytearray resident = bytearray((size + page - 1) // page)
         cdef unsigned char* pages = resident
         for slot in range(self.slots):
-            # Every worker counts its ticks, so a slot without has never had one.
+            # Every worker counts its ticks, so a slot without ticks never had a worker.
             if atomic_load_relaxed_u64(&self.worker(slot).loop_ticks) and _mark_resident(self, slot, pages, page) == 0:
                 used.append(slot)
         for name in names:
@@ -239,7 +239,7 @@ cdef class Counters:
         return found
 
     def worker_counts(self, int slot):
-        """The gauges and counters of one worker slot, by name. IndexError for a slot that is not there."""
+        """The gauges and counters of one worker slot, by name. IndexError for an invalid slot."""
         cdef uint64_t* words
         if not 0 <= slot < self.slots:
             raise IndexError(f"slot: expected 0 to {self.slots - 1}, got {slot}")
@@ -247,7 +247,7 @@ cdef class Counters:
         return {name: atomic_load_relaxed_u64(&words[i]) for i, name in enumerate(WORKER_FIELDS)}
 
     def reset_gauges(self, int slot):
-        """Zero the gauges of a slot: its worker is gone, and with it what it held open."""
+        """Resets the gauges of a slot whose worker is gone."""
         cdef worker_counts_t* w
         if not 0 <= slot < self.slots:
             raise IndexError(f"slot: expected 0 to {self.slots - 1}, got {slot}")
@@ -278,15 +278,15 @@ cdef void _add(Counters self, RouteCounts out, int slot, int place) noexcept:
 
 
 cdef int _mark_resident(Counters self, int slot, unsigned char* pages, size_t page) except -1:
-    """Asks the kernel which pages of this slot's counts exist (mincore(2))."""
+    """Asks the kernel which pages of this slot's counts are resident (mincore(2))."""
     cdef size_t first = <size_t>(<char*>self.route(slot, 0) - self.base) // page
     cdef size_t last = (<size_t>(<char*>self.route(slot, self.capacity + 1) - self.base) - 1) // page
     if mincore(self.base + first * page, (last - first + 1) * page, pages + first) != 0:
-        memset(pages + first, 1, last - first + 1)     # cannot be known: read them all
+        memset(pages + first, 1, last - first + 1)     # unknown: read them all
     return 0
 
 
 cdef bint _is_resident(Counters self, int slot, int place, unsigned char* pages, size_t page) noexcept:
-    """True if the page with the first words of these counts exists; every finished request counts there."""
+    """True if the page with the first words of these counts is resident; every finished request counts there."""
     cdef size_t begin = <size_t>(<char*>self.route(slot, place) - self.base)
     return (pages[begin // page] | pages[(begin + 47) // page]) & 1

@@ -1,31 +1,31 @@
-"""Directory: who is who, in shared memory: one process writes, all read without waiting.
+"""Directory: a map in shared memory that one process writes and all read without waiting.
 
-WHAT        A map from a 32-byte digest to a blob, with a count of uses and the time of the last one. It knows nothing of keys or
-            consumers: the controller decides what the blobs mean, and puts into it what the store holds.
+WHAT        A map from a 32-byte digest to a blob, with a use count and the time of the last use. It does not interpret the blobs:
+            the controller defines them, and stores the contents of the store in it (keys, consumers and other documents).
 STATE       header 16 words | watches 2 words each | buckets 1 word each, the first record of a chain | records 64 bytes each
             | arena, units of 16 bytes
 
               record.head   changes 22 | place in the arena 26 | length in units 16        0 units = dead
               arena         blobs, each after its length in 4 bytes; the last `scratch` units are for compaction only
 
-            `head` is the record and its version in one word: one store replaces a blob or revokes a record, and whoever holds
-            the old head knows with one load that it is past (c_current). Equal heads of one record mean the same blob unless
-            4 million changes later it lies at the same place again.
-            A watch is the first word of a digest and the number of changes of what has that digest, whether or not it is there now:
-            whoever read a document learns with one load that it is another, and a change of anything else does not disturb it.
-            A chain changes by one store. Before a record that was removed is used for another digest, `generation` moves on:
-            a reader that may have strayed into another chain sees that and looks again. So a miss is never false.
-WHO WRITES  One process (`writer`, taken over when it is dead): all but the uses, which any process counts with an atomic add, and the
-            digest of a watch, which whoever is first to watch sets with one CAS. A watch is for good: there are as many as there
-            are kinds of documents in the program. The writer counts a change after it is in force; the next writer counts one for
-            every watch, because the one before may have been killed between the two. What
-            is free, in records and in the arena, is known to the writer alone, and found anew from what can be reached; so a
-            writer that is killed at any instruction leaves each record as it was before or after, and nothing locked or lost.
-            Blobs are written behind the last one; a full arena is compacted by moving each blob down, over the scratch where
-            the two places overlap, with the head changed after each copy. A reader that copied from a place that was
-            given up sees that the head is another, and reads again.
-COST        find: 2 cache misses, 25 ns warm; current, changes: one load; used: one atomic add. put: 0.4 µs. 72 bytes per record of capacity,
-            16 to 31 per blob. Compaction: once per filled arena, about 1 ms per 3 MB of live blobs.
+            `head` is the record and its version in one word: one store replaces a blob or revokes a record, and a holder of
+            the old head detects with one load that it is outdated (c_current). Equal heads of one record mean the same blob,
+            unless 4 million changes later it is at the same place again.
+            A watch is the first word of a digest and the number of changes under that digest, whether or not it has an entry:
+            a reader of a document detects its change with one load, and changes of other documents do not affect it.
+            A chain changes by one store. Before a removed record is reused for another digest, `generation` advances:
+            a reader that may have followed a pointer into another chain detects that and retries. So a miss is never false.
+WHO WRITES  One process (`writer`, taken over if it is dead): everything except the uses, which any process counts with an atomic
+            add, and the digest of a watch, which the first watcher sets with one CAS. Watches are never removed: there is one per
+            kind of document in the program. The writer counts a change after it is in effect; a new writer counts one for
+            every watch, because the previous one may have been killed between the two. Only the writer knows the free
+            records and arena units, and rebuilds that from the reachable ones; so a writer that is killed at any
+            instruction leaves each record as it was before or after, and nothing locked or lost.
+            Blobs are appended; a full arena is compacted by moving each blob down, through the scratch area if the two
+            places overlap, with the head changed after each copy. A reader that copied from an abandoned place sees that the
+            head has changed, and reads again.
+COST        find: 2 cache misses, 25 ns warm; current, changes: one load; used: one atomic add. put: 0.4 µs. 72 bytes per record
+            of capacity, 16 to 31 per blob. Compaction: once per filled arena, about 1 ms per 3 MB of live blobs.
 SOURCES     Lameter, Effective synchronization on Linux (seqlock reads); Harris 2001 (chains read while they change).
 """
 
@@ -59,27 +59,27 @@ cdef extern from *:
 cdef enum:
     LAYOUT = 2
     HEADER_WORDS = 16
-    WATCHES = 256                   # a power of two; documents are some ten
-    UNIT = 16                       # bytes; blobs are some 150 long, so half a unit is lost on each
+    WATCHES = 256                   # a power of two; there are about ten kinds of documents
+    UNIT = 16                       # bytes; blobs have about 150, so half a unit is lost on each
     LENGTH_BYTES = 4
     UNITS_BITS = 16
     PLACE_BITS = 26
     MAX_UNITS = (1 << UNITS_BITS) - 1
     LARGEST_CAPACITY = 1 << 27
     # words of the header
-    AT_STATE = 0                    # 0 new, DIRECTORY_MAGIC ready, else the owner that is laying it out
+    AT_STATE = 0                    # 0 new, DIRECTORY_MAGIC ready, else the owner that is initializing it
     AT_LAYOUT = 1
     AT_CAPACITY = 2
     AT_UNITS = 3
     AT_SCRATCH = 4
     AT_WRITER = 5
-    AT_NAME = 6                     # random: which directory this is
+    AT_NAME = 6                     # random id of this directory
     AT_ENTRIES = 7
     AT_COMPACTIONS = 9
     AT_TAKEOVERS = 10
     AT_LIVE = 11
     AT_LOADED = 12
-    AT_HIGH = 13                    # records that were ever in use: those behind are untouched memory
+    AT_HIGH = 13                    # number of records ever in use; those after it are untouched memory
     AT_GENERATION = 8               # on the second line
 
 LARGEST_BLOB = MAX_UNITS * UNIT - LENGTH_BYTES
@@ -112,7 +112,7 @@ cdef inline uint64_t place_of(uint64_t head) noexcept nogil:
 
 
 cdef inline uint64_t next_head(uint64_t head, uint64_t place, uint64_t units) noexcept nogil:
-    """What follows this head: one change more, and the blob there."""
+    """The head after this one: one change more, and the blob at this place."""
     return (((head >> (UNITS_BITS + PLACE_BITS)) + 1) << (UNITS_BITS + PLACE_BITS)) | (place << UNITS_BITS) | units
 
 
@@ -132,9 +132,9 @@ cdef class Directory:
     """Directory(capacity, arena_bytes, shared=None)\n--\n
     A map from digests to blobs that all processes of this host read, and one writes.
 
-    capacity: entries it holds (1 to 2**27). arena_bytes: for the blobs (4 KiB to 1 GiB). shared: memory of `Directory.size(...)`
-    bytes or more, inherited over fork; without it the directory is made in memory of its own.
-    ValueError: out of range, memory too small, or it already holds a directory of another shape.
+    capacity: number of entries (1 to 2**27). arena_bytes: for the blobs (4 KiB to 1 GiB). shared: memory of at least
+    `Directory.size(...)` bytes, inherited over fork; without it the directory has private memory.
+    ValueError: out of range, memory too small, or it already contains a directory of another shape.
     """
 
     def __cinit__(self, capacity, arena_bytes, SharedMemory shared=None):
@@ -165,7 +165,7 @@ cdef class Directory:
 
     @staticmethod
     def size(capacity, arena_bytes):
-        """Bytes of shared memory that a directory of that shape needs; pages that are never used cost nothing."""
+        """Bytes of shared memory for a directory of that shape; unused pages cost nothing."""
         return size_of(int_argument(capacity, "capacity", 1, LARGEST_CAPACITY),
                        int_argument(arena_bytes, "arena_bytes", 4096, LARGEST_ARENA))
 
@@ -189,7 +189,7 @@ cdef class Directory:
                     | (atomic_load_relaxed_u64(&record.digest[2]) ^ wanted[2]) \
                     | (atomic_load_relaxed_u64(&record.digest[3]) ^ wanted[3])
                 if difference == 0 and units_of(head) != 0:
-                    # The digest is only this record's while the head stays: a record is dead before it gets another one.
+                    # The digest belongs to this record only while the head is unchanged: a record is dead before it is reused.
                     directory_read_fence()
                     if atomic_load_u64(&record.head) == head:
                         version[0] = head
@@ -220,7 +220,7 @@ cdef class Directory:
                 # Pairs with the add in count_change(): either this process sees the change, or the writer sees the watch.
                 atomic_fence()
                 return <int>((wanted + <uint64_t>i) & (WATCHES - 1))
-        raise DirectoryFull(f"all {WATCHES} watches are taken")
+        raise DirectoryFull(f"all {WATCHES} watches are in use")
 
     cdef void c_used(self, int64_t index, int64_t realtime_ns) noexcept nogil:
         cdef record_t* record = &self.d.records[index]
@@ -238,7 +238,7 @@ cdef class Directory:
         cdef bytes out
         memcpy(&length, blob, LENGTH_BYTES)
         directory_read_fence()
-        # The length is only to be trusted while the head stands; what is read after that may still change under us.
+        # The length is valid only while the head is unchanged; the data read after that may still change concurrently.
         if not self.c_current(index, version) or length > units_of(version) * UNIT - LENGTH_BYTES:
             return None
         out = PyBytes_FromStringAndSize(blob + LENGTH_BYTES, length)
@@ -259,17 +259,17 @@ cdef class Directory:
                 return index, version, blob
 
     def is_current(self, int64_t index, uint64_t version):
-        """True while the record is the one that `get` told."""
+        """True while the record has the version that `get` returned."""
         if not 0 <= index < self.capacity:
             raise IndexError(f"index: expected 0 to {self.capacity - 1}, got {index}")
         return self.c_current(index, version)
 
     def watch(self, digest):
-        """The number of the watch on this digest, for `changes`; the same in every process. DirectoryFull: 256 are watched."""
+        """The number of the watch on this digest, for `changes`; the same in every process. DirectoryFull: 256 digests are watched."""
         return self.c_watch(digest_argument(digest))
 
     def changes(self, int watch):
-        """How often what is watched was changed: a number to compare. Read it before the blob, so that a change in between shows."""
+        """The number of changes of the watched digest. Read it before the blob, so that a change in between is detected."""
         if not 0 <= watch < WATCHES:
             raise IndexError(f"watch: expected 0 to {WATCHES - 1}, got {watch}")
         return self.c_changes(watch)
@@ -281,7 +281,7 @@ cdef class Directory:
         self.c_used(index, realtime_ns)
 
     def usage(self, digest):
-        """(uses, time of the last one in realtime ns, 0 = never) of a digest; (0, 0) when it is not there."""
+        """(uses, time of the last one in realtime ns, 0 = never) of a digest; (0, 0) if it is absent."""
         cdef uint64_t version
         cdef int64_t index = self.c_find(digest_argument(digest), &version)
         if index < 0:
@@ -307,7 +307,7 @@ cdef class Directory:
         return found
 
     def digests(self):
-        """Every digest that is there, in no order; walks all records. For the writer: others may see one twice or miss one."""
+        """Every digest, in no order; reads all records. For the writer: other processes may see one twice or miss one."""
         cdef directory_t* d = &self.d
         cdef uint64_t i, version
         cdef bytes digest
@@ -316,19 +316,19 @@ cdef class Directory:
             if units_of(atomic_load_u64(&d.records[i].head)) == 0:
                 continue
             digest = PyBytes_FromStringAndSize(<const char*>d.records[i].digest, 32)
-            # A record that a killed writer had filled is not there before it is in its chain.
+            # A record that a killed writer had filled is absent until it is in its chain.
             if self.c_find(<const unsigned char*>PyBytes_AS_STRING(digest), &version) == <int64_t>i:
                 found.append(digest)
         return found
 
     @property
     def generation(self):
-        """A number that is another one after every change."""
+        """A number that changes with every change."""
         return atomic_load_u64(&self.d.header[AT_GENERATION])
 
     @property
     def loaded(self):
-        """0: what should be in it is not yet; 1: it is, or was once; 2: it cannot be had. Set by the writer."""
+        """0: not loaded yet; 1: loaded now or before; 2: cannot be loaded. Set by the writer."""
         return self.c_loaded()
 
     @loaded.setter
@@ -337,15 +337,15 @@ cdef class Directory:
 
     @property
     def name(self):
-        """A random number that stands for this directory: another one when the memory is new."""
+        """A random id of this directory: it differs if the memory is new."""
         return self.d.header[AT_NAME]
 
     def entries(self):
-        """How many digests there are."""
+        """Number of digests."""
         return atomic_load_u64(&self.d.header[AT_ENTRIES])
 
     def statistics(self):
-        """Entries and capacity, bytes of live blobs and of the arena, compactions, and how often another writer took over."""
+        """Entries and capacity, bytes of live blobs and of the arena, compactions, and the number of writer takeovers."""
         cdef uint64_t* header = self.d.header
         return {
             "entries": header[AT_ENTRIES],
@@ -360,10 +360,10 @@ cdef class Directory:
     # --- the writer
 
     def put(self, digest, blob, used=0, last_used_ns=0):
-        """Adds an entry or replaces its blob; False when it already holds this very blob, and then nothing changes.
+        """Adds an entry or replaces its blob; False, without a change, if it already has this blob.
 
-        used, last_used_ns: what a new entry begins with; an entry that is there keeps its own.
-        ValueError: the blob is too large. DirectoryFull: no place. RuntimeError: another living process writes.
+        used, last_used_ns: initial values of a new entry; an existing entry keeps its own.
+        ValueError: the blob is too large. DirectoryFull: no space. RuntimeError: another living process writes.
         """
         cdef const unsigned char* wanted = digest_argument(digest)
         cdef directory_t* d = &self.d
@@ -385,7 +385,7 @@ cdef class Directory:
         if is_new:
             if d.free_count == 0:
                 if d.header[AT_HIGH] == d.capacity:
-                    raise DirectoryFull(f"all {d.capacity} entries are taken")
+                    raise DirectoryFull(f"all {d.capacity} entries are in use")
                 d.free[0] = <uint32_t>d.header[AT_HIGH]
                 d.free_count = 1
                 atomic_store_u64(&d.header[AT_HIGH], d.header[AT_HIGH] + 1)
@@ -394,7 +394,7 @@ cdef class Directory:
             return False
         record = &d.records[index]
         if is_new:
-            # Whoever still stands on this record from its former chain must look again.
+            # Readers that are still on this record from its former chain must retry.
             atomic_add_u64(&d.header[AT_GENERATION], 1)
             bucket = (<const uint64_t*>wanted)[0] & d.mask
             for i in range(4):
@@ -414,7 +414,7 @@ cdef class Directory:
         return True
 
     def remove(self, digest):
-        """True if the entry was there; from the return on no process finds it, and none that holds it takes it for current."""
+        """True if the entry existed. On return no process finds it, and no holder considers it current."""
         cdef const unsigned char* wanted = digest_argument(digest)
         cdef directory_t* d = &self.d
         cdef uint64_t version
@@ -426,7 +426,7 @@ cdef class Directory:
         if index < 0:
             return False
         record = &d.records[index]
-        atomic_store_u64(&record.head, next_head(version, 0, 0))       # from here on it is gone
+        atomic_store_u64(&record.head, next_head(version, 0, 0))       # removed as of this store
         link = &d.buckets[(<const uint64_t*>wanted)[0] & d.mask]
         while link[0] != <uint64_t>index + 1:
             link = &d.records[link[0] - 1].next
@@ -441,14 +441,14 @@ cdef class Directory:
         return True
 
     def announce(self, digest):
-        """Counts a change of this digest for those who watch it, whether or not it is an entry: it may stand for a group of them."""
+        """Counts a change of this digest for its watchers, whether or not it has an entry: it may represent a group of entries."""
         cdef const unsigned char* wanted = digest_argument(digest)
         self.become_writer()
         atomic_fence()
         self.count_change(wanted)
 
     cdef void count_change(self, const unsigned char* digest) noexcept nogil:
-        """Tells those who watch it. A fence or an atomic add stands between the change and this."""
+        """Notifies the watchers. A fence or an atomic add must precede this call and follow the change."""
         cdef directory_t* d = &self.d
         cdef uint64_t wanted, found
         cdef int i
@@ -462,7 +462,7 @@ cdef class Directory:
                 return
 
     cdef int store_blob(self, record_t* record, bytes blob) except -1:
-        """Writes the blob behind the others and gives it to the record with one store."""
+        """Appends the blob and assigns it to the record with one store."""
         cdef directory_t* d = &self.d
         cdef uint64_t units = units_for(PyBytes_GET_SIZE(blob))
         cdef uint64_t head
@@ -484,14 +484,14 @@ cdef class Directory:
         return 0
 
     cdef int become_writer(self) except -1:
-        """Takes the pen when nobody living holds it, and finds out what is free when somebody else wrote since."""
+        """Takes the writer role if no living process has it, and rebuilds the free lists if another process has written since."""
         cdef directory_t* d = &self.d
         cdef int64_t* writer = <int64_t*>&d.header[AT_WRITER]
         cdef int64_t me = owner_self()
         cdef int64_t found = atomic_load(writer)
         while found != me:
             if found != 0 and owner_alive(found):
-                raise RuntimeError(f"process {found & 0x3fffff} writes this directory; there can be one writer only")
+                raise RuntimeError(f"process {found & 0x3fffff} writes this directory; there can be only one writer")
             if atomic_cas(writer, &found, me):
                 if found != 0:
                     atomic_add_u64(&d.header[AT_TAKEOVERS], 1)
@@ -503,7 +503,7 @@ cdef class Directory:
         return 0
 
     cdef int rebuild(self) except -1:
-        """Finds the free records and the live blobs, and finishes what a killed writer left half done."""
+        """Finds the free records and the live blobs, and completes what a killed writer left half done."""
         cdef directory_t* d = &self.d
         cdef unsigned char* is_linked = <unsigned char*>calloc(d.capacity, 1)
         cdef uint64_t i, at, head
@@ -519,14 +519,14 @@ cdef class Directory:
         d.live = 0
         d.top = 0
         d.free_count = 0
-        # Chain by chain, as the records tell: the buckets that none of them names are untouched memory.
+        # Chain by chain, by following the records: buckets that no record refers to are untouched memory.
         for i in range(d.header[AT_HIGH]):
             link = &d.buckets[d.records[i].digest[0] & d.mask]
             while link[0] != 0:
                 at = link[0] - 1
                 head = d.records[at].head
                 if units_of(head) == 0:
-                    atomic_store_u64(link, d.records[at].next)      # removed, but not yet taken out of its chain
+                    atomic_store_u64(link, d.records[at].next)      # removed, but not yet unlinked from its chain
                     continue
                 if not is_linked[at]:
                     is_linked[at] = 1
@@ -537,7 +537,7 @@ cdef class Directory:
                     else:
                         d.top = max(d.top, place_of(head) + units_of(head))
                 link = &d.records[at].next
-        # From the back, so that the first records are used first.
+        # From the end, so that the first records are used first.
         for i in range(d.header[AT_HIGH]):
             at = d.header[AT_HIGH] - 1 - i
             if not is_linked[at]:
@@ -550,16 +550,16 @@ cdef class Directory:
         atomic_store_u64(&d.header[AT_ENTRIES], count)
         if strayed:
             self.compact()
-        # What the writer before did last may be in force without having been told.
+        # The last change of the previous writer may be in effect without having been announced.
         atomic_add_u64(&d.header[AT_GENERATION], 1)
         for watch in range(WATCHES):
             atomic_add_u64(&d.watches[2 * watch + 1], 1)
         return 0
 
     cdef int compact(self) except -1:
-        """Moves the blobs to the beginning of the arena, each with one change of its head; safe to be killed at any instruction.
+        """Moves the blobs to the beginning of the arena, each with one change of its head; may be killed at any instruction.
 
-        Lets readers read on: a place is written over only after the head that named it was changed.
+        Readers continue meanwhile: a place is overwritten only after the head that referred to it was changed.
         """
         cdef directory_t* d = &self.d
         cdef uint64_t count = 0
@@ -576,7 +576,7 @@ cdef class Directory:
                 count += 1
         qsort(blobs, count, sizeof(blob_t), by_place)
         if count != 0 and blobs[count - 1].place >= d.units:
-            # A compaction before this one was killed with a blob in the scratch. The gap it came from is still there.
+            # A previous compaction was killed with a blob in the scratch area. Its original gap still exists.
             units = units_of(d.records[blobs[count - 1].record].head)
             top = 0
             for i in range(count - 1):
@@ -592,7 +592,7 @@ cdef class Directory:
             units = units_of(d.records[blobs[i].record].head)
             if place != top:
                 if place - top < units:
-                    move(d, blobs[i].record, d.units)               # it would be written over while it is read
+                    move(d, blobs[i].record, d.units)               # it would be overwritten while it is being read
                 move(d, blobs[i].record, top)
             top += units
         free(blobs)
@@ -604,7 +604,7 @@ cdef class Directory:
 
 
 cdef void move(directory_t* d, uint64_t index, uint64_t place) noexcept nogil:
-    """Copies the blob of a record to another place, where nobody's is, and changes the head."""
+    """Copies the blob of a record to another, unused place, and changes the head."""
     cdef record_t* record = &d.records[index]
     cdef uint64_t head = record.head
     memcpy(d.arena + place * UNIT, d.arena + place_of(head) * UNIT, units_of(head) * UNIT)
@@ -623,7 +623,7 @@ cdef size_t size_of(uint64_t capacity, uint64_t arena_bytes) noexcept nogil:
 
 
 cdef int lay_out(directory_t* d) except -1:
-    """Writes the header of new memory, or checks that of a directory another process made."""
+    """Writes the header of new memory, or checks that of an existing directory."""
     cdef int64_t* state = <int64_t*>&d.header[AT_STATE]
     cdef int64_t found
     cdef bytes drawn
@@ -642,7 +642,7 @@ cdef int lay_out(directory_t* d) except -1:
             d.header[AT_SCRATCH] = d.scratch
             atomic_store(state, DIRECTORY_MAGIC)
             return 0
-        time.sleep(0.0005)              # another process is laying it out right now
+        time.sleep(0.0005)              # another process is initializing it
     if d.header[AT_LAYOUT] != LAYOUT or d.header[AT_CAPACITY] != d.capacity or d.header[AT_UNITS] != d.units \
             or d.header[AT_SCRATCH] != d.scratch:
         raise ValueError(

@@ -7,24 +7,24 @@ from fastgate._core.hashing cimport hash128_t
 from fastgate._core.shm.shm cimport SharedMemory
 
 cdef enum:
-    # What a purge record says; text is empty for PURGE_ALL.
+    # Kinds of purge records; text is empty for PURGE_ALL.
     PURGE_ALL = 1
     PURGE_KEY = 2
     PURGE_TAG = 3
     PURGE_PREFIX = 4
     PURGE_PATTERN = 5
-    # What fill_lead and fill_state answer; 0 and above: a fill that this process now leads; hand it to c_done.
-    FILL_NONE = -1          # state only: nobody makes this key
-    FILL_BUSY = -2          # somebody makes it: wait, look into the cache, ask again
-    FILL_ALONE = -3         # do not wait: it turned out not to be for sharing, or there was no place
+    # Results of fill_lead and fill_state; 0 and above: a fill that this process now leads; pass it to c_done.
+    FILL_NONE = -1          # state only: no process fetches this key
+    FILL_BUSY = -2          # a process fetches it: wait, look into the cache, ask again
+    FILL_ALONE = -3         # do not wait: the response was not shareable, or the table was full
 
 
 cdef class Epochs:
     cdef int64_t* header
     cdef uint64_t* fill_words
     cdef char* ring
-    cdef int64_t generation         # fork_generation() when the seat was taken
-    cdef int64_t seat
+    cdef int64_t generation         # fork_generation() when the slot was taken
+    cdef int64_t slot
     cdef uint64_t secret[2]
     cdef readonly Py_ssize_t purges
     cdef readonly Py_ssize_t fills
@@ -33,13 +33,13 @@ cdef class Epochs:
 
     # The number of the last purge; a worker that has seen it has nothing to do. One load.
     cdef int64_t c_sequence(self) noexcept nogil
-    # The number up to which the store on disk has carried out the purges.
+    # The number up to which the disk store has applied the purges.
     cdef int64_t c_applied(self) noexcept nogil
-    # Whether a purge after `since` concerns the key or a tag of it. tags: a tuple of bytes or str, or None.
+    # Whether a purge after `since` matches the key or one of its tags. tags: a tuple of bytes or str, or None.
     cdef bint c_concerns(self, const char* key, Py_ssize_t n, tuple tags, int64_t since) except -1
-    # Brings a worker's cache up to date; the number to remember and compare with c_sequence.
+    # Brings a worker's cache up to date; returns the number to remember and compare with c_sequence.
     cdef int64_t c_apply(self, Cache cache, int64_t seen) except -1
-    # Fills: see FILL_* above. max_age_ns: when a leader that says nothing is given up.
+    # Fills: see FILL_* above. max_age_ns: time after which a leader without a result is replaced.
     cdef void c_hash(self, const void* key, size_t n, hash128_t* out) noexcept nogil
     cdef int64_t c_lead(self, const hash128_t* key, int64_t max_age_ns, int64_t now_ns) noexcept nogil
     cdef int64_t c_state(self, const hash128_t* key, int64_t max_age_ns, int64_t now_ns) noexcept nogil

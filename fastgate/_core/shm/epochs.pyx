@@ -1,26 +1,26 @@
-"""Epochs: which cached answers are no longer good, and which are being made, for all processes of a host.
+"""Epochs: the purges and the fetches in progress of all processes of a host.
 
-WHAT        The purge log: numbered records (everything, one key, one tag, a prefix, a pattern) that every process carries out
-            on its own cache before its next lookup. A purge is in force on the whole host when its call returns.
+WHAT        The purge log: numbered records (everything, one key, one tag, a prefix, a pattern) that every process applies to its
+            own cache before its next lookup. A purge is in effect on the whole host when its call returns.
             The fills: which process is fetching a key, so that the others wait instead of fetching it too.
-            The roles: things that one process of a host does for all (reading the purge bus), with a few words each.
-            It holds no answers; cache.pyx and the store on disk do.
-STATE       header 32 words | roles 8 × 8 words | seats 1024 words | ring of records | fills, 8 words to a bucket
+            The roles: tasks that one process of a host does for all (reading the purge bus), with a few words each.
+            It holds no responses; cache.pyx and the disk store do.
+STATE       header 32 words | roles 8 × 8 words | slots 1024 words | ring of records | fills, 8 words to a bucket
 
               record   sequence | kind 8, far 8, length 48 | time, ns | text up to 1 024 bytes
-              fill     fingerprint 36 | mark 2 | seat 10 | time in 2**23 ns 16         0 = free
+              fill     fingerprint 36 | mark 2 | slot 10 | time in 2**23 ns 16         0 = free
 
-            A sequence begins at the wall clock's nanoseconds, so that numbers stored on disk by an earlier run are older
-            than all of this one. Readers that fall behind by more than the ring holds take it for a purge of everything.
-            A record is written before `head` names it, and under its own sequence word (a seqlock), so that a reader of an
-            overwritten record notices.
-            Fill: 36 bits of fingerprint and the bucket stand for the key. Two keys that meet by chance (1 in 10**13) share
-            a wait, never an answer. A new word is put in place marked pending, then the bucket is searched for a rival: a
+            A sequence starts at the wall clock's nanoseconds, so that numbers stored on disk by an earlier run are older
+            than all of this one. Readers that fall behind by more than the ring holds treat that as a purge of everything.
+            A record is written before `head` refers to it, and under its own sequence word (a seqlock), so that a reader of an
+            overwritten record detects it.
+            Fill: 36 bits of fingerprint and the bucket represent the key. Two keys that collide (1 in 10**13) share
+            a wait, never a response. A new word is inserted marked pending, then the bucket is searched for a rival: a
             pending one is removed, a live one wins. So one leads.
-WHO WRITES  records and `head`: whoever holds the lock word. The lock carries its owner's name; the lock of a dead process is
-            taken over, and what it had half written was not yet named by `head`. Fill words: CAS only. A process killed at
-            any instruction leaves at most a fill that ends by its age, by the death of its owner, or when its seat is taken.
-COST        nothing new: one load. c_lead, c_done: one cache line, two CAS, about 30 ns. An append about 100 ns.
+WHO WRITES  records and `head`: the holder of the lock word. The lock contains its owner's name; the lock of a dead process is
+            taken over, and its incomplete record was not yet referred to by `head`. Fill words: CAS only. A process killed at
+            any instruction leaves at most a fill that ends by its age, by the death of its owner, or when its slot is reused.
+COST        no new purge: one load. c_lead, c_done: one cache line, two CAS, about 30 ns. An append about 100 ns.
             Memory: 1 048 bytes a purge, 8 bytes a fill.
 SOURCES     Varnish bans and its busy objects; Lameter, Effective synchronization on Linux (seqlock); robust futexes.
 """
@@ -65,7 +65,7 @@ cdef enum:
     # words of the header
     AT_LAYOUT = 0           # layout << 48 | purges << 24 | fills / 8; 0 = new
     AT_START = 1            # the sequence before the first purge of this run
-    AT_HEAD = 8             # the sequence of the last purge; alone on its line with what readers compare it with
+    AT_HEAD = 8             # the sequence of the last purge; on its own line with the words that readers compare it with
     AT_APPLIED = 9
     AT_LOCK = 16
     AT_SECRET = 17          # 2 words
@@ -75,7 +75,7 @@ cdef enum:
     ROLES = 8
     ROLE_WORDS = 8          # the owner, and NOTES words
     NOTES = 7
-    SEATS = 1024
+    SLOTS = 1024
     TEXT_MAX = 1024         # as in cache.pyx
     RECORD_BYTES = 1048
     RECORD_TEXT = 24
@@ -84,9 +84,9 @@ cdef enum:
     # the fill word
     FILL_LEADING = 0
     FILL_PENDING = 1
-    FILL_SPENT = 2          # made, and not for sharing
-    TICK_SHIFT = 23         # 8.4 ms; 16 bits of it go round in 9 minutes
-    LOCK_ROUNDS = 5000      # about 0.3 s: a holder needs 100 ns, so it was stopped by somebody
+    FILL_SPENT = 2          # fetched, and not shareable
+    TICK_SHIFT = 23         # 8.4 ms; its 16 bits wrap in 9 minutes
+    LOCK_ROUNDS = 5000      # about 0.3 s: a holder needs 100 ns, so it has been stopped
 
 cdef int64_t SPENT_NS = 1_000_000_000
 cdef int64_t MAX_AGE_NS = 300_000_000_000
@@ -95,22 +95,22 @@ Purge = namedtuple("Purge", "sequence kind text is_far realtime_ns")
 KINDS = (None, "all", "key", "tag", "prefix", "pattern")
 
 
-cdef inline uint64_t fill_word(const hash128_t* key, uint64_t mark, int64_t seat, int64_t now_ns) noexcept nogil:
+cdef inline uint64_t fill_word(const hash128_t* key, uint64_t mark, int64_t slot, int64_t now_ns) noexcept nogil:
     cdef uint64_t print_ = key.high >> 28
-    return (print_ << 28) | (mark << 26) | (<uint64_t>seat << 16) | ((<uint64_t>now_ns >> TICK_SHIFT) & 0xffff)
+    return (print_ << 28) | (mark << 26) | (<uint64_t>slot << 16) | ((<uint64_t>now_ns >> TICK_SHIFT) & 0xffff)
 
 
 cdef inline uint64_t fill_mark(uint64_t word) noexcept nogil:
     return (word >> 26) & 3
 
 
-cdef inline int64_t fill_seat(uint64_t word) noexcept nogil:
+cdef inline int64_t fill_slot(uint64_t word) noexcept nogil:
     return <int64_t>((word >> 16) & 0x3ff)
 
 
 cdef inline int64_t fill_age_ns(uint64_t word, int64_t now_ns) noexcept nogil:
     cdef uint64_t ticks = ((<uint64_t>now_ns >> TICK_SHIFT) - word) & 0xffff
-    # Another process may have read its clock after we read ours: up to 2 s from the future is now.
+    # Another process may have read its clock after this one: up to 2 s from the future counts as now.
     return <int64_t>(ticks << TICK_SHIFT) if ticks < 0xff00 else 0
 
 
@@ -120,14 +120,15 @@ cdef inline bint fill_is(uint64_t word, const hash128_t* key) noexcept nogil:
 
 cdef class Epochs:
     """Epochs(purges=1024, fills=65536, shared=None)\n--\n
-    The purge log, the fills under way and the roles of one host.
+    The purge log, the fetches in progress and the roles of one host.
 
-    purges: records the ring holds, 16 to 65 536. fills: keys being made at once, 64 to 1 000 000. shared: SharedMemory of
-    Epochs.size(purges, fills) bytes, whose users must see the same pids; without it the memory is this process's and its forks'.
-    ValueError: out of range, too little memory, or memory laid out for other numbers.
+    purges: records in the ring, 16 to 65 536. fills: keys fetched concurrently, 64 to 1 000 000. shared: SharedMemory of
+    Epochs.size(purges, fills) bytes, whose users must see the same pids; without it the memory belongs to this process and its
+    forks.
+    ValueError: out of range, too little memory, or memory initialized for other numbers.
 
     Keys, prefixes and patterns are those of the cache: bytes, or str as UTF-8. Texts of 1 024 bytes at most; a longer key is
-    purged as a prefix, which hits more than asked and never less.
+    purged as a prefix, which matches more than requested and never less.
     """
 
     def __cinit__(self, purges=1024, fills=65_536, SharedMemory shared=None):
@@ -141,7 +142,7 @@ cdef class Epochs:
         self.shared = shared
         self.keep = shared if shared is not None else SharedMemory(needed)
         self.header = <int64_t*>(<SharedMemory>self.keep).address
-        self.ring = <char*>(self.header + HEADER_WORDS + ROLES * ROLE_WORDS + SEATS)
+        self.ring = <char*>(self.header + HEADER_WORDS + ROLES * ROLE_WORDS + SLOTS)
         self.fill_words = <uint64_t*>(self.ring + ((records * RECORD_BYTES + 63) // 64) * 64)
         self.purges = records
         self.fills = words
@@ -154,7 +155,7 @@ cdef class Epochs:
             found = <int64_t>(self.secret[0] | 1)
         self.secret[0] = <uint64_t>found
         self.secret[1] = <uint64_t>found ^ 0x9e3779b97f4a7c15
-        # Who is first sets the start; `head` counts from it, so that zero bytes are a valid empty log.
+        # The first process sets the start; `head` counts from it, so that zero bytes are a valid empty log.
         found = 0
         atomic_cas(&self.header[AT_START], &found, realtime_ns())
 
@@ -167,7 +168,7 @@ cdef class Epochs:
         return atomic_load(&self.header[AT_START]) + atomic_load(&self.header[AT_APPLIED])
 
     cdef int64_t oldest(self, int64_t head) noexcept nogil:
-        """The oldest count the ring still holds; records are told apart by their counts 1, 2, …"""
+        """The oldest count that the ring still holds; records are identified by their counts 1, 2, …"""
         return head - self.purges + 1 if head > self.purges else 1
 
     cdef bint lock(self) noexcept nogil:
@@ -187,7 +188,7 @@ cdef class Epochs:
         atomic_store(&self.header[AT_LOCK], 0)
 
     cdef int64_t append(self, int kind, bint far, const char* text, Py_ssize_t n) noexcept nogil:
-        """The sequence of the new record; -1 when the lock is held by a process that does not go on."""
+        """The sequence of the new record; -1 if the lock is held by a stopped process."""
         cdef int64_t count
         cdef char* record
         if not self.lock():
@@ -208,7 +209,7 @@ cdef class Epochs:
 
     cdef int copy_record(self, int64_t count, int* kind, bint* far, char* text, Py_ssize_t* n,
                          int64_t* at_ns) noexcept nogil:
-        """1 and the record of that count, or 0: it is overwritten."""
+        """1 and the record of that count, or 0: it was overwritten."""
         cdef char* record = self.ring + (count % self.purges) * RECORD_BYTES
         cdef int64_t shape
         if atomic_load(<int64_t*>record) != count:
@@ -241,28 +242,29 @@ cdef class Epochs:
         return sequence
 
     def purge_all(self, *, far=False):
-        """Purges everything; the sequence of the purge, which is in force on the whole host. far: another host told us."""
+        """Purges everything; returns the sequence of the purge, which is in effect on the whole host. far: received from another
+        host."""
         return self.purge(PURGE_ALL, None, "", far)
 
     def purge_key(self, key, *, far=False):
-        """Purges one key; its sequence."""
+        """Purges one key; returns the sequence."""
         return self.purge(PURGE_KEY, key, "key", far)
 
     def purge_tag(self, tag, *, far=False):
-        """Purges all that carries the tag; its sequence."""
+        """Purges everything with the tag; returns the sequence."""
         return self.purge(PURGE_TAG, tag, "tag", far)
 
     def purge_prefix(self, prefix, *, far=False):
-        """Purges the keys that begin so; its sequence."""
+        """Purges the keys with this prefix; returns the sequence."""
         return self.purge(PURGE_PREFIX, prefix, "prefix", far)
 
     def purge_pattern(self, pattern, *, far=False):
-        """Purges the keys that a glob matches whole (`*`, `?`, `[a-z]`, `\\`); its sequence."""
+        """Purges the keys that a glob matches as a whole (`*`, `?`, `[a-z]`, `\\`); returns the sequence."""
         return self.purge(PURGE_PATTERN, pattern, "pattern", far)
 
     @property
     def sequence(self):
-        """The number of the last purge. A fill notes it before it asks the origin."""
+        """The number of the last purge. A fill reads it before it sends the request to the origin."""
         return self.c_sequence()
 
     @property
@@ -272,16 +274,17 @@ cdef class Epochs:
 
     @property
     def applied(self):
-        """Up to which purge the store on disk is clean."""
+        """The number up to which the disk store has applied the purges."""
         return self.c_applied()
 
     def set_applied(self, int64_t sequence):
-        """Says that the store on disk has carried out every purge up to this one. Never goes back."""
+        """Records that the disk store has applied every purge up to this one. Never goes back."""
         atomic_max(&self.header[AT_APPLIED], min(sequence - atomic_load(&self.header[AT_START]),
                                                  atomic_load(&self.header[AT_HEAD])))
 
     def since(self, int64_t sequence):
-        """The purges after that number as a list, oldest first; None when some of them are forgotten (then purge everything)."""
+        """The purges after that number as a list, oldest first; None if some of them are no longer known (then purge
+        everything)."""
         cdef int64_t start = atomic_load(&self.header[AT_START])
         cdef int64_t head = atomic_load(&self.header[AT_HEAD])
         cdef int64_t count = sequence - start, at_ns
@@ -313,7 +316,7 @@ cdef class Epochs:
         if count == head:
             return False
         if count < 0 or count > head:
-            count = 0               # of an earlier run, or of a clock that was set back: every purge of this run is later
+            count = 0               # from an earlier run, or from a clock that was set back: every purge of this run is later
         if count + 1 < self.oldest(head):
             return True
         while count < head:
@@ -342,7 +345,7 @@ cdef class Epochs:
         return False
 
     def concerns(self, key, tags=(), int64_t since=0):
-        """Whether a purge after `since` hits the key, or one of its tags. True also when that is no longer known."""
+        """Whether a purge after `since` matches the key or one of its tags. Also True if that is no longer known."""
         cdef const char* at
         cdef Py_ssize_t n
         text_argument(key, "key", INT64_MAX, &at, &n)
@@ -379,57 +382,57 @@ cdef class Epochs:
         return start + head
 
     def apply(self, Cache cache not None, int64_t seen):
-        """Carries out on a cache what it has not seen; the sequence to pass the next time.
+        """Applies unseen purges to a cache; returns the sequence to pass the next time.
 
-        A cache that was just made has seen `sequence`.
+        A new cache has seen `sequence`.
         """
         return self.c_apply(cache, seen)
 
     # ── the fills
 
     cdef bint ready(self) noexcept nogil:
-        """True when this process has a seat. A dead process's seat is taken after its fills have been ended."""
-        cdef int64_t* seats = self.header + HEADER_WORDS + ROLES * ROLE_WORDS
+        """True if this process has a slot. A dead process's slot is reused after its fills have been ended."""
+        cdef int64_t* slots = self.header + HEADER_WORDS + ROLES * ROLE_WORDS
         cdef int64_t me = owner_self()
         cdef int64_t holder, i
         cdef uint64_t word
         cdef int attempt
         cdef Py_ssize_t at
         if self.generation == fork_generation():
-            return self.seat > 0
+            return self.slot > 0
         self.generation = fork_generation()
-        self.seat = 0
+        self.slot = 0
         for attempt in range(2):
-            for i in range(1, SEATS):
-                holder = atomic_load(&seats[i])
+            for i in range(1, SLOTS):
+                holder = atomic_load(&slots[i])
                 if holder == me:
-                    self.seat = i       # another object of this process over the same memory
+                    self.slot = i       # another object of this process over the same memory
                     return True
                 if holder != 0 and (attempt == 0 or owner_alive(holder)):
                     continue
-                if not atomic_cas(&seats[i], &holder, me):
+                if not atomic_cas(&slots[i], &holder, me):
                     continue
                 if holder != 0:
                     for at in range(self.fills):
                         word = atomic_load_u64(&self.fill_words[at])
-                        if word != 0 and fill_seat(word) == i:
+                        if word != 0 and fill_slot(word) == i:
                             atomic_cas_u64(&self.fill_words[at], &word, 0)
-                self.seat = i
+                self.slot = i
                 return True
         return False
 
     cdef bint is_over(self, uint64_t word, int64_t max_age_ns, int64_t now_ns) noexcept nogil:
-        """Whether the fill of that word will not end by itself, or has ended."""
+        """Whether the fill of that word is abandoned or has ended."""
         cdef int64_t age_ns = fill_age_ns(word, now_ns)
         cdef int64_t holder
         if fill_mark(word) == FILL_SPENT:
             return age_ns >= SPENT_NS
         if age_ns >= max_age_ns:
             return True
-        # A look at /proc takes 10 µs; a fill that is over before that never pays for it.
+        # Reading /proc takes 10 µs; a fill that ends before that never pays for it.
         if age_ns < (<int64_t>2 << TICK_SHIFT):
             return False
-        holder = atomic_load(&self.header[HEADER_WORDS + ROLES * ROLE_WORDS + fill_seat(word)])
+        holder = atomic_load(&self.header[HEADER_WORDS + ROLES * ROLE_WORDS + fill_slot(word)])
         return not owner_alive(holder)
 
     cdef void c_hash(self, const void* key, size_t n, hash128_t* out) noexcept nogil:
@@ -446,14 +449,14 @@ cdef class Epochs:
         if not self.ready():
             return FILL_ALONE
         for attempt in range(TRIES):
-            # Is somebody at it?
+            # Is it already being fetched?
             place = -1
             old = 0
             for i in range(BUCKET):
                 word = atomic_load_u64(&words[i])
                 if fill_is(word, key):
                     if fill_mark(word) == FILL_PENDING and not self.is_over(word, max_age_ns, now_ns):
-                        continue        # not yet decided: the search below decides it
+                        continue        # pending: decided by the search below
                     if not self.is_over(word, max_age_ns, now_ns):
                         return FILL_ALONE if fill_mark(word) == FILL_SPENT else FILL_BUSY
                     if fill_mark(word) != FILL_SPENT:
@@ -468,14 +471,14 @@ cdef class Epochs:
             if place < 0:
                 atomic_add_relaxed(&self.header[AT_CROWDED], 1)
                 return FILL_ALONE
-            mine = fill_word(key, FILL_PENDING, self.seat, now_ns)
+            mine = fill_word(key, FILL_PENDING, self.slot, now_ns)
             if not atomic_cas_u64(&words[place], &old, mine):
                 continue
-            # Rivals that came at the same time: whoever looks second sees the first.
+            # Rivals that were inserted at the same time: the one that searches second sees the first.
             beaten = False
             for i in range(BUCKET):
                 word = atomic_load_u64(&words[i])
-                # A rival that cannot be removed any more has just become live: then it has won.
+                # A rival that cannot be removed any longer has just become live: then it has won.
                 while i != place and fill_is(word, key) and fill_mark(word) == FILL_PENDING:
                     if atomic_cas_u64(&words[i], &word, 0):
                         word = 0
@@ -485,10 +488,10 @@ cdef class Epochs:
             if beaten:
                 atomic_cas_u64(&words[place], &old, 0)
                 continue
-            word = fill_word(key, FILL_LEADING, self.seat, now_ns)
+            word = fill_word(key, FILL_LEADING, self.slot, now_ns)
             if atomic_cas_u64(&words[place], &old, word):
                 atomic_add_relaxed(&self.header[AT_LED], 1)
-                # With its time, so that who was given up cannot end the fill of a successor in this same process.
+                # With its time, so that a replaced leader cannot end the fill of a successor in this same process.
                 return (<int64_t>first + place) | <int64_t>((word & 0xffff) << 32)
             epochs_pause(0)
         return FILL_ALONE
@@ -504,17 +507,17 @@ cdef class Epochs:
         return FILL_NONE
 
     cdef bint c_done(self, const hash128_t* key, int64_t place, bint alone, int64_t now_ns) noexcept nogil:
-        """True if the fill was still ours: nobody had given us up."""
-        cdef uint64_t new = fill_word(key, FILL_SPENT, self.seat, now_ns) if alone else 0
-        cdef uint64_t word = fill_word(key, FILL_LEADING, self.seat, 0) | <uint64_t>(place >> 32)
+        """True if the fill still belonged to this process: it had not been replaced."""
+        cdef uint64_t new = fill_word(key, FILL_SPENT, self.slot, now_ns) if alone else 0
+        cdef uint64_t word = fill_word(key, FILL_LEADING, self.slot, 0) | <uint64_t>(place >> 32)
         cdef int64_t at = <int64_t>(<uint32_t>place)
         if place < 0 or at >= self.fills or self.generation != fork_generation():
             return False
         return atomic_cas_u64(&self.fill_words[at], &word, new)
 
     def lead(self, key, *, max_age_s=30.0, now_ns=None):
-        """A Fill: this process is to make the key; or None: somebody makes it, wait; or False: make it, without a Fill,
-        since it was found not to be for sharing a moment ago, or there is no place."""
+        """A Fill: this process is to fetch the key; or None: another one fetches it, wait; or False: fetch it without a Fill,
+        since its response was just found not to be shareable, or the table is full."""
         cdef const char* at
         cdef Py_ssize_t n
         cdef Fill fill = Fill.__new__(Fill)
@@ -528,7 +531,7 @@ cdef class Epochs:
         return None if fill.place == FILL_BUSY else False
 
     def busy(self, key, *, max_age_s=30.0, now_ns=None):
-        """True while a process makes the key."""
+        """True while a process fetches the key."""
         cdef const char* at
         cdef Py_ssize_t n
         cdef hash128_t hashed
@@ -540,7 +543,7 @@ cdef class Epochs:
     # ── the roles
 
     def claim(self, role):
-        """True when this process has the role (0 to 7) now: it was free, or its holder is dead. Ask again from time to time."""
+        """True if this process now has the role (0 to 7): it was free, or its holder is dead. Call it periodically."""
         cdef int64_t* words = self.header + HEADER_WORDS + int_argument(role, "role", 0, ROLES - 1) * ROLE_WORDS
         cdef int64_t me = owner_self()
         cdef int64_t holder = atomic_load(words)
@@ -551,33 +554,33 @@ cdef class Epochs:
         return atomic_cas(words, &holder, me)
 
     def leave(self, role):
-        """True if the role was this process's, and is free now."""
+        """True if this process had the role, which is free now."""
         cdef int64_t* words = self.header + HEADER_WORDS + int_argument(role, "role", 0, ROLES - 1) * ROLE_WORDS
         cdef int64_t me = owner_self()
         return atomic_cas(words, &me, 0)
 
     def note(self, role, index):
-        """One of the 7 numbers that belong to a role; they outlive its holders. 0 at first."""
+        """One of the 7 numbers of a role; they outlive its holders. Initially 0."""
         return atomic_load(self.header + HEADER_WORDS + int_argument(role, "role", 0, ROLES - 1) * ROLE_WORDS
                            + 1 + int_argument(index, "index", 0, NOTES - 1))
 
     def set_note(self, role, index, value):
-        """Changes one of them; only the role's holder should."""
+        """Sets one of them; only the role's holder should."""
         atomic_store(self.header + HEADER_WORDS + int_argument(role, "role", 0, ROLES - 1) * ROLE_WORDS
                      + 1 + int_argument(index, "index", 0, NOTES - 1),
                      int_argument(value, "value", -INT64_MAX, INT64_MAX))
 
     def change_note(self, role, index, expected, value):
-        """True if one of them was `expected` and is `value` now, in one step: of several processes one changes it."""
+        """True if one of them was `expected` and is `value` now, atomically: of several processes one changes it."""
         cdef int64_t was = int_argument(expected, "expected", -INT64_MAX, INT64_MAX)
         return atomic_cas(self.header + HEADER_WORDS + int_argument(role, "role", 0, ROLES - 1) * ROLE_WORDS
                           + 1 + int_argument(index, "index", 0, NOTES - 1),
                           &was, int_argument(value, "value", -INT64_MAX, INT64_MAX))
 
-    # ── looking at it
+    # ── statistics
 
     def statistics(self):
-        """Counts since the start: purges; fills led, taken over from who gave no sign, crowded out; and fills under way."""
+        """Counts since the start: purges; fills led, taken over from unresponsive leaders, evicted; and fills in progress."""
         cdef Py_ssize_t i
         cdef int64_t under_way = 0
         for i in range(self.fills):
@@ -594,21 +597,22 @@ cdef class Epochs:
         """Bytes of shared memory for so many purge records and fills."""
         records = int_argument(purges, "purges", 16, 65_536)
         words = (int_argument(fills, "fills", 64, 1_000_000) + BUCKET - 1) // BUCKET * BUCKET
-        return (HEADER_WORDS + ROLES * ROLE_WORDS + SEATS) * 8 + (records * RECORD_BYTES + 63) // 64 * 64 + words * 8
+        return (HEADER_WORDS + ROLES * ROLE_WORDS + SLOTS) * 8 + (records * RECORD_BYTES + 63) // 64 * 64 + words * 8
 
     def __repr__(self):
         return f"Epochs(purges={self.purges}, fills={self.fills}: sequence={self.c_sequence()})"
 
 
 cdef class Fill:
-    """The promise to make one key. done() ends it; so does dropping it, dying, or taking too long."""
+    """The task of fetching one key. done() ends it; so does dropping it, dying, or taking too long."""
 
     cdef Epochs owner
     cdef hash128_t key
     cdef int64_t place
 
     def done(self, *, alone=False):
-        """True if it was still ours. alone: the answer is not for sharing, others should not wait for this key just now."""
+        """True if it still belonged to this process. alone: the response is not shareable, and others should not wait for this
+        key."""
         cdef Epochs owner = self.owner
         self.owner = None
         return owner is not None and owner.c_done(&self.key, self.place, alone, monotonic_ns())

@@ -35,7 +35,7 @@ ctypedef struct table_t:
 
 
 cdef inline bint table_init(table_t* t) noexcept nogil:
-    """False when there is no memory."""
+    """False if there is no memory."""
     t.directory = <bucket_t**>malloc(8 * sizeof(void*))
     if t.directory == NULL:
         return False
@@ -74,7 +74,7 @@ cdef inline bucket_t* table_bucket(table_t* t, uint64_t hash) noexcept nogil:
 
 
 cdef inline void table_grow(table_t* t) noexcept nogil:
-    """Make room for one more node: split one bucket when the table is three quarters full.
+    """Makes room for one more node: splits one bucket if the table is three quarters full.
 
     Without memory the chains get longer instead.
     """
@@ -117,9 +117,9 @@ cdef inline void table_grow(table_t* t) noexcept nogil:
 
 
 cdef inline void table_shrink(table_t* t) noexcept nogil:
-    """Merge the last bucket into its parent while the table is less than a quarter full.
+    """Merges the last bucket into its parent while the table is less than a quarter full.
 
-    Four merges a call at most: with one node gone per call, that is enough to keep the quarter.
+    At most four merges per call: with one node removed per call, that is enough to keep the quarter.
     """
     cdef bucket_t* last
     cdef node_t** link
@@ -136,14 +136,14 @@ cdef inline void table_shrink(table_t* t) noexcept nogil:
             link = &link[0].chain
         link[0] = last.head
         last.head = NULL
-        # One spare segment stays, so that a table at the border does not allocate and free for ever.
+        # One spare segment stays, so that a table at the border does not allocate and free repeatedly.
         if t.segments > (t.buckets >> SEGMENT_BITS) + 2:
             t.segments -= 1
             free(t.directory[t.segments])
 
 
 cdef inline void table_link(table_t* t, node_t* node) noexcept nogil:
-    """Insert; table_grow comes before."""
+    """Inserts a node; call table_grow first."""
     cdef bucket_t* bucket = table_bucket(t, node.hash)
     node.chain = bucket.head
     bucket.head = node

@@ -7,7 +7,7 @@ from fastgate._core.shm.shm cimport SharedMemory
 cdef enum:
     NAME_BYTES = 176
 
-# One series. `state` is 0 (free), 1 (its name is being written), 2 (there); `kind` 0 a counter, 1 a gauge.
+# One series. `state` is 0 (free), 1 (its name is being written), 2 (ready); `kind` 0 a counter, 1 a gauge.
 ctypedef struct metric_t:
     int64_t state
     int64_t value
@@ -17,7 +17,7 @@ ctypedef struct metric_t:
 
 cdef class Metric:
     cdef int64_t* value_at
-    cdef int64_t own                # where it counts until MetricTable gives it a place
+    cdef int64_t own                # its value until MetricTable assigns it a place
     cdef readonly str series
     cdef object _memory
 

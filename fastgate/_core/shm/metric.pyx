@@ -1,14 +1,14 @@
 # cython: boundscheck=False
-"""Counters and gauges by name, in shared memory: what features count, one series for all processes.
+"""Counters and gauges by name, in shared memory: the metrics of features, one series for all processes.
 
-WHAT     `MetricTable.counter(name, **labels)` gives the same series to whoever asks in any process; `read()` lists them all. For
-         what is counted per route and per request see counters.pyx, which is faster and fixed.
-STATE    an open-addressed table of rows, each a name and one 64-bit word. Rows are never freed: series are made from the config
-         and from fixed label values, never from what clients send.
-WHO      A row is claimed with one CAS; its word is added to by any process. A process that dies while it writes a name leaves a
-         row that nobody uses.
-LIMIT    `capacity` series. What does not fit shares the first row, `fastgate_metrics_overflow_total`.
-COST     an add is one atomic add, about 5 ns. Looking a series up is for build time: about 2 us.
+WHAT     `MetricTable.counter(name, **labels)` returns the same series in every process; `read()` lists them all. For counts per
+         route and per request see counters.pyx, which is faster and has a fixed layout.
+STATE    an open-addressed table of rows, each a name and one 64-bit word. Rows are never freed: series are created from the
+         config and from fixed label values, never from client data.
+WHO      A row is claimed with one CAS; any process adds to its word. A process that dies while it writes a name leaves an
+         unused row.
+LIMIT    `capacity` series. Further ones share the first row, `fastgate_metrics_overflow_total`.
+COST     an add is one atomic add, about 5 ns. Looking up a series is for build time: about 2 us.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -20,7 +20,7 @@ from fastgate._core.shm.shm cimport SharedMemory
 
 __all__ = ["Metric", "MetricTable"]
 
-cdef uint64_t[2] HASH_KEY = [0, 0]          # names come from the config: nobody to defend against
+cdef uint64_t[2] HASH_KEY = [0, 0]          # names come from the config, so no client can choose colliding ones
 cdef bytes OVERFLOW = b"fastgate_metrics_overflow_total"
 
 
@@ -29,22 +29,22 @@ cdef void metric_add(Metric metric, int64_t n) noexcept:
 
 
 cdef class Metric:
-    """One series. Made by MetricTable; one made by hand counts for itself."""
+    """One series. Created by MetricTable; one created directly counts privately."""
 
     def __cinit__(self):
         self.value_at = &self.own
 
     def add(self, int64_t n=1):
-        """Count n."""
+        """Adds n."""
         atomic_add_relaxed(self.value_at, n)
 
     def set(self, int64_t value):
-        """Set a gauge."""
+        """Sets a gauge."""
         atomic_store(self.value_at, value)
 
     @property
     def value(self):
-        """What it is at."""
+        """The current value."""
         return atomic_load_relaxed(self.value_at)
 
     def __repr__(self):
@@ -71,7 +71,7 @@ cdef class MetricTable:
 
     @staticmethod
     def size(int capacity):
-        """Bytes of memory for so many series."""
+        """Bytes of memory for this many series."""
         return capacity * sizeof(metric_t)
 
     def counter(self, str name not None, **labels):
@@ -128,7 +128,8 @@ cdef class MetricTable:
 
 
 cdef bint wait_for_name(metric_t* row) noexcept nogil:
-    """True when the row's name is there. Writing one takes nanoseconds, so a row that stays without one belongs to the dead."""
+    """True if the row's name is complete. Writing one takes nanoseconds, so a row that stays without one belongs to a dead
+    process."""
     cdef int i
     for i in range(100000):
         if atomic_load(&row.state) == 2:

@@ -1,10 +1,10 @@
-"""Who holds something in shared memory, and whether that process still lives.
+"""Owners of shared-memory resources, and whether their process is still alive.
 
 WHAT        owner_self: one 64-bit name for this process that no later process can have. owner_alive: whether the process of
             such a name still runs. fork_generation: a number that differs between a process and its fork, so that an object
-            can notice that it was copied into a child.
-STATE       owner = start time in clock ticks since boot << 22 | pid. A pid alone comes back after 32 768 forks; with the start
-            time it cannot. 22 bits hold the largest pid_max (4 194 304), 42 bits of ticks hold 1 400 years. Never 0.
+            can detect that it was copied into a child.
+STATE       owner = start time in clock ticks since boot << 22 | pid. A pid alone is reused after 32 768 forks; with the start
+            time it is not. 22 bits hold the largest pid_max (4 194 304), 42 bits of ticks hold 1 400 years. Never 0.
 WHO WRITES  the generation and the cached name: only this process, in its fork handler and on first use.
 COST        owner_self 1 ns after the first call; owner_alive one read of /proc/<pid>/stat, about 10 µs.
             Processes that share memory must see the same pids: one PID namespace, /proc mounted. Without /proc only the pid
@@ -94,7 +94,7 @@ cdef bint owner_alive(int64_t owner) noexcept nogil:
 
 
 cdef int64_t fork_generation() noexcept nogil:
-    """How often this process image was forked; a copy in a child sees a larger number than it stored."""
+    """Number of forks of this process image; a copy in a child sees a larger number than it stored."""
     return fastgate_fork_generation
 
 

@@ -28,7 +28,7 @@ cdef inline uint64_t purge_text_bytes(uint64_t n) noexcept nogil:
 
 
 cdef inline void purges_forget(purges_t* p, const char* text, uint32_t n, bint is_pattern) noexcept nogil:
-    """Remove an earlier purge of the same text: the later one includes it."""
+    """Removes an earlier purge of the same text: the later one includes it."""
     cdef uint32_t i
     for i in range(p.count):
         if p.list[i].is_pattern == is_pattern and p.list[i].n == n and memcmp(p.list[i].text, text, n) == 0:
@@ -40,7 +40,7 @@ cdef inline void purges_forget(purges_t* p, const char* text, uint32_t n, bint i
 
 
 cdef inline bint purges_add(purges_t* p, uint64_t seq, const char* text, uint32_t n, bint is_pattern) noexcept nogil:
-    """False, and nothing changed, when there is no memory."""
+    """False, without a change, if there is no memory."""
     cdef purge_t* grown
     cdef unsigned char* copy
     if p.count == p.room:
@@ -61,7 +61,7 @@ cdef inline bint purges_add(purges_t* p, uint64_t seq, const char* text, uint32_
 
 
 cdef inline void purges_retire(purges_t* p, uint64_t seq) noexcept nogil:
-    """Forget the purges up to seq."""
+    """Drops the purges up to seq."""
     cdef uint32_t n = 0
     while n < p.count and p.list[n].seq <= seq:
         p.bytes -= purge_text_bytes(p.list[n].n)
@@ -73,7 +73,7 @@ cdef inline void purges_retire(purges_t* p, uint64_t seq) noexcept nogil:
 
 
 cdef inline bint purges_hit(const purges_t* p, uint64_t checked_seq, const char* key, uint32_t n) noexcept nogil:
-    """True when a purge later than checked_seq hits the key."""
+    """True if a purge later than checked_seq matches the key."""
     cdef uint32_t i = p.count
     cdef purge_t* purge
     while i > 0:

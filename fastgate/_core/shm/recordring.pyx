@@ -1,12 +1,12 @@
-"""RecordRing: the last n small records of all processes, in memory that they share.
+"""RecordRing: the last n small records of all processes, in shared memory.
 
-WHAT        append(record) puts a few hundred bytes over the oldest record; recent(n) gives the newest ones back. For things that
-            many workers note and one process shows: policy violations, bans. What a record means is its writer's business.
+WHAT        append(record) overwrites the oldest record with a few hundred bytes; recent(n) returns the newest ones. For events
+            that many workers record and one process shows: policy violations, bans. Records are opaque to the ring.
 STATE       word 0: records ever appended | 7 words unused | capacity places of: number | length | checksum | record_bytes bytes
-            A place is empty while its number is 0; the record with number k lies in place (k - 1) % capacity.
-WHO WRITES  any process: a number is taken by one fetch_add, and then its place is the writer's. Two writers meet in one place only
-            when one of them stood still for a whole round; what is torn then (or by a kill in the middle) does not match its
-            checksum and is passed over. Nobody waits for anybody, and a dead writer leaves nothing locked.
+            A place is empty while its number is 0; the record with number k is in place (k - 1) % capacity.
+WHO WRITES  any process: a number is taken by one fetch_add, and then its place belongs to the writer. Two writers collide in one
+            place only if one of them was stopped for a whole round; a record torn by that (or by a kill) does not match its
+            checksum and is skipped. No process waits for another, and a dead writer leaves nothing locked.
 COST        append about 150 ns, one copy and one SipHash; recent one copy and one SipHash for each record.
             Memory: 24 + record_bytes for each place.
 SOURCES     Linux kfifo (numbers that only grow); the checksum in place of a seqlock, as in log-structured stores
@@ -61,17 +61,17 @@ cdef class RecordRing:
 
     @staticmethod
     def size(capacity, record_bytes=488) -> int:
-        """The bytes of shared memory that such a ring needs."""
+        """Bytes of shared memory for such a ring."""
         return HEADER_BYTES + int_argument(capacity, "capacity", 1, MOST_RECORDS) * stride_of(
             int_argument(record_bytes, "record_bytes", 8, MOST_BYTES))
 
     @property
     def appended(self) -> int:
-        """How many records were ever appended; only the newest `capacity` of them are kept."""
+        """Number of records ever appended; only the newest `capacity` of them are kept."""
         return atomic_load(self.head)
 
     def append(self, bytes record not None) -> int:
-        """Keep this record in place of the oldest; its number, counted from 1. ValueError when it is too long."""
+        """Stores this record in place of the oldest; returns its number, counted from 1. ValueError if it is too long."""
         cdef Py_ssize_t n = PyBytes_GET_SIZE(record)
         cdef int64_t number
         cdef char* place
@@ -89,7 +89,7 @@ cdef class RecordRing:
         return number
 
     def recent(self, most=100) -> list[tuple[int, bytes]]:
-        """The newest records with their numbers, newest first, at most `most`. What is being overwritten just now is left out."""
+        """The newest records with their numbers, newest first, at most `most`. Records being overwritten are left out."""
         cdef int64_t wanted = int_argument(most, "most", 0, MOST_RECORDS)
         cdef int64_t newest = atomic_load(self.head)
         cdef int64_t number, n, checksum

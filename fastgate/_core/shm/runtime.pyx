@@ -2,7 +2,7 @@
 """RuntimeTable: numbers that an operator changes while requests read them, one 64-bit slot for each name.
 
 WHAT        A slot has a name ("target/orders/http://10.0.0.7:80/drain", "flag/x/share") and a value. A plan looks its slots up when it
-            is built and keeps their addresses; a request reads a value with one load. An unset slot stands for the value of the
+            is built and keeps their addresses; a request reads a value with one load. An unset slot represents the value of the
             plan (of the config), so a plan that is being built, or is refused, changes nothing for the one that serves.
 STATE       header 8 words | index, 1 word per bucket: 0 empty, 1 deleted, else row + 2 | rows 40 bytes each
 
@@ -42,7 +42,7 @@ cdef enum:
     HEADER_WORDS = 8
     LARGEST_CAPACITY = 1 << 24
     # words of the header
-    AT_LOCK = 0                     # the owner that may change values or free rows now; 0 nobody
+    AT_LOCK = 0                     # the owner that may change values or free rows now; 0 no process
     AT_USED = 1                     # rows with a name
     AT_FAILURES = 2                 # plans that did not fit
     AT_HIGH = 3                     # rows that were ever in use: those behind are untouched memory

@@ -1,18 +1,18 @@
 # cython: freethreading_compatible=True
-"""SharedMemory: zero-filled memory that several processes see at once.
+"""SharedMemory: zero-filled memory shared by several processes.
 
 WHAT        one mmap(MAP_SHARED). Without a path it is anonymous: it has no name, is inherited over fork and vanishes with the
             last process, so nothing is left to clean up. With a path it is a file (put it on /dev/shm) that unrelated
-            processes open with the same size; the file stays until someone removes it. What lies in the memory, and which
-            atomics guard it, is the business of the primitive that is given it.
-STATE       address, size, path; all fixed from __init__ to the end. The mapping lives as long as the object, and every
+            processes open with the same size; the file stays until it is removed. The layout and the atomics in the memory
+            belong to the primitive that uses it.
+STATE       address, size, path; constant after __init__. The mapping lives as long as the object, and every
             primitive and every memoryview over it keeps the object alive. There is no close(): unmapping under a reader
             would be a crash.
-            isolate() is the exception: a forked child takes a private copy in its place.
+            isolate() is the exception: a forked child replaces it with a private copy.
 WHO WRITES  the kernel only: creation zero-fills, and two processes that create the same path agree because both only ever
             extend it to the same size.
-COST        one mmap; pages are taken at the first touch. A file's blocks are reserved up front, so that a full /dev/shm is an
-            OSError here and not a SIGBUS later.
+COST        one mmap; pages are allocated at the first touch. A file's blocks are reserved up front, so that a full /dev/shm is
+            an OSError here and not a SIGBUS later.
 SOURCES     mmap(2), posix_fallocate(3), open(2)
 """
 
@@ -38,15 +38,15 @@ cdef extern from "<sys/mman.h>" nogil:
 
 __all__ = ["SharedMemory"]
 
-cdef object LARGEST_BYTES = 1 << 46     # half of what x86-64 can address: anything above is a mistake, not a wish
+cdef object LARGEST_BYTES = 1 << 46     # half of the x86-64 address space: anything above is a mistake
 
 
 cdef class SharedMemory:
     """SharedMemory(size, path=None)\n--\n
-    Memory of `size` bytes that all holders share, zero-filled when new.
+    Memory of `size` bytes shared by all holders, zero-filled when new.
 
-    size: bytes, 1 to 2**46. path: a file to share with unrelated processes; created with mode 0600 when absent, and it must
-    have exactly `size` bytes when present. Supports the buffer protocol (`memoryview(shared)`), writable.
+    size: bytes, 1 to 2**46. path: a file to share with unrelated processes; created with mode 0600 if absent, and it must have
+    exactly `size` bytes if present. Supports the buffer protocol (`memoryview(shared)`), writable.
     ValueError: size out of range, or the file at path has another size. OSError: no memory, no space, or no access.
     """
 
@@ -93,9 +93,9 @@ cdef class SharedMemory:
             munmap(self.address, self.size)
 
     def isolate(self) -> None:
-        """Replaces this process's view by a private copy at the same address: what is written from now on stays in this process,
-        and what others write is no longer seen. For a forked child that works out what would happen. Every object over the memory
-        stays good. Costs a copy of the pages that were touched. OSError: no memory; the memory is then shared as before."""
+        """Replaces this process's view by a private copy at the same address: later writes stay in this process, and later writes
+        of others are not visible. For a forked child that evaluates a request without side effects. Every object over the memory
+        stays valid. Costs a copy of the touched pages. OSError: no memory; the memory is then shared as before."""
         cdef unsigned char[1024] resident
         cdef size_t page = sysconf(_SC_PAGESIZE)
         cdef size_t done = 0, span, i, pages, bytes_n

@@ -7,15 +7,15 @@ from fastgate._core.shm.shm cimport SharedMemory
 
 cdef enum:
     STATE_WORDS = 29        # the widest record is 32 words: 3 of its own and 29 of state
-    # what table_store answers
+    # results of table_store
     TABLE_STORED = 0
-    TABLE_RETRY = 1         # somebody was faster: find again, decide again
-    TABLE_FULL = 2          # no place for a new key; cursor.idle_at_ns says when there may be one
+    TABLE_RETRY = 1         # another process was faster: find again, decide again
+    TABLE_FULL = 2          # no place for a new key; cursor.idle_at_ns is when there may be one
     # what a new key may take, see table.pyx
     TABLE_KEEP = 0
     TABLE_FAIR = 1
     TABLE_EVICT = 2
-    # a mark: whose key it is (0: no shares), and who brought it
+    # a mark: the rule of the key (0: no shares), and its source
     RULE_MASK = 0xffc000
     SOURCE_MASK = 0xfffff0
 

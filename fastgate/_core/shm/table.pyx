@@ -23,24 +23,24 @@ STATE       header 32 words | owners 8 words each | index 1 word per slot, 8 slo
             With 1.75 slots per key of capacity, two choices and 8 per bucket it does not happen below capacity (none in
             a million keys, simulated and tested).
 
-            Shares. Many rules live in one table, and whoever can invent keys of one of them must not take the room of the
-            others. Nobody counts a rule's entries; every insertion looks at the 16 slots its key may have instead:
+            Shares. Many rules use one table, and clients that can invent keys of one rule must not take the room of the
+            others. The entries of a rule are not counted; instead, every insertion reads the 16 slots that its key may have:
             * The last RESERVE of them are for rules that have fewer than FEW entries there. So one rule fills at most 7/8 of the
               table (3 in 100 000 keys of a rule that has a table at capacity to itself are refused for it).
-            * FAIR: a rule with fewer than FEW there that finds none free displaces an entry of a rule with more than FEW; where
-              many rules are there, one with fewer than CROWDED_FEW from the largest with more than CROWDED_MANY, and one with none from the largest
-              with more than two. Within a rule the first two hold for sources, too (the network or the consumer that brought
-              the key). Chosen is the entry with the largest
-              crowd / uses: the crowd is how many there have its rule and source, so a flood is a large crowd of entries used
-              once. Each displacing evens the numbers out, so it ends until entries become idle: it cannot be repeated to make
-              one key forget again and again. (Only the last step, with five rules flooded at once, goes on for one in
-              thirty new keys.)
-            * KEEP: nothing that is not idle is ever given away (nonces). EVICT: as FAIR, and otherwise an entry of the own rule.
-            Rule 0 takes no part: a table with one user.
+            * FAIR: a rule with fewer than FEW there that finds none free displaces an entry of a rule with more than FEW. If
+              many rules are there, one with fewer than CROWDED_FEW displaces from the largest with more than CROWDED_MANY,
+              and one with none from the largest with more than two. Within a rule the first two apply to sources, too (the
+              network or the consumer that sent the key). The entry with the largest crowd / uses is chosen: the crowd is the
+              number of entries there with its rule and source, so a flood is a large crowd of entries used once. Each
+              displacement evens out the numbers, so it ends until entries become idle: it cannot be repeated to make
+              one key lose its count again and again. (Only the last step, with five rules flooded at once, continues for one
+              in thirty new keys.)
+            * KEEP: only idle entries are displaced (nonces). EVICT: as FAIR, and otherwise an entry of the same rule.
+            Rule 0 does not participate: a table with one user.
 WHO WRITES  index words: CAS only. A record: its owner only, before the swing. An owner line: its process only. The spare of a
-            process that died is found again by whoever takes its place: if it died between swing and bookkeeping, the
-            head it meant to write tells (table_recover).
-            One handle is one writer: Python calls are serialised by the GIL; C callers use one handle per thread.
+            process that died is recovered by the process that takes its place: if it died between swing and bookkeeping, the
+            head it was about to write determines the spare (table_recover).
+            One handle is one writer: Python calls are serialized by the GIL; C callers use one handle per thread.
 COST        find and store one key: two cache misses, two CAS (own line and index), about 40 ns warm.
             Memory: 1.75 × (8 + record) bytes per key: 126 for up to 5 words of state, 238 for up to 13.
 SOURCES     Mitzenmacher, The power of two choices (2001); Kung & Lehman 1980 and Michael 2004 (copy, swing, reuse);
@@ -106,20 +106,20 @@ cdef enum:
     BUCKET = 8              # slots: one cache line of index words
     CHOICES = 2 * BUCKET    # slots that a key may have
     RESERVE = 2             # of them for rules with few entries there
-    FEW = 6                 # entries of a rule there that are nobody else's: three eighths
-    CROWDED_FEW = 2         # where many rules are: one with fewer may displace ...
+    FEW = 6                 # entries of a rule there that it cannot lose: three eighths
+    CROWDED_FEW = 2         # with many rules: one with fewer may displace ...
     CROWDED_MANY = 4        # ... from one with more
     MOST_USES = 15
     LARGEST_OWNERS = 1000   # the record names its owner in 10 bits
     LARGEST_CAPACITY = 9_000_000        # 1.75 slots each, counted in 24 bits
     # words of the header
-    AT_STATE = 0            # 0 new, TABLE_MAGIC ready, else the owner that is laying it out
+    AT_STATE = 0            # 0 new, TABLE_MAGIC ready, else the owner that is initializing it
     AT_LAYOUT = 1
     AT_SLOTS = 2
     AT_WORDS = 3
     AT_OWNERS = 4
     AT_SECRET = 5           # 2 words
-    AT_BOOT = 7             # a clock that began again makes every stored time a lie
+    AT_BOOT = 7             # stored times are invalid after a reboot
     AT_INSERTED = 8         # counters, on their own line
     AT_REUSED = 9
     AT_EVICTED = 10
@@ -155,7 +155,7 @@ cdef inline int64_t* record_at(table_t* t, uint64_t record) noexcept nogil:
 
 
 cdef bint swing(table_t* t, uint64_t slot, uint64_t old, uint64_t new) noexcept nogil:
-    """True if the slot's word went from old to new, and the record of old is now our spare; else False, nothing changed."""
+    """True if the slot's word went from old to new, and the record of old is now the spare; else False, without a change."""
     cdef owner_t* own = &t.owners[t.owner]
     cdef uint64_t expected = old
     cdef bint done
@@ -224,7 +224,7 @@ cdef bint table_find(table_t* t, cursor_t* c) noexcept nogil:
                     c.state[i] = atomic_load_relaxed(record + RECORD_WORDS + i)
                 table_read_fence()
                 if atomic_load_u64(&t.index[slot]) != head:
-                    continue            # rewritten while we read: read this slot again
+                    continue            # rewritten during the read: read this slot again
                 c.slot = slot
                 c.head = head
                 c.mark = high & TABLE_MARK
@@ -238,11 +238,11 @@ cdef bint table_find(table_t* t, cursor_t* c) noexcept nogil:
 
 
 cdef int table_store(table_t* t, cursor_t* c, int64_t idle_at_ns, int64_t now_ns, int how) noexcept nogil:
-    """TABLE_STORED if c.state is now the entry's, in one step; TABLE_RETRY or TABLE_FULL and nothing changed.
+    """TABLE_STORED if c.state is now the entry's, in one step; TABLE_RETRY or TABLE_FULL without a change.
 
-    idle_at_ns: from when on the entry says no more than an absent one; LATEST_NS: it is never given away. how: what a new key may
-    take when it finds no room: TABLE_KEEP nothing, TABLE_FAIR from a rule or source with many entries there, TABLE_EVICT
-    from its own rule, too. After a TABLE_FULL c.idle_at_ns is the earliest time at which there may be room.
+    idle_at_ns: time from which the entry equals an absent one; LATEST_NS: it is never displaced. how: what a new key may take if
+    it finds no room: TABLE_KEEP nothing, TABLE_FAIR from a rule or source with many entries there, TABLE_EVICT from its own rule,
+    too. After a TABLE_FULL c.idle_at_ns is the earliest time at which there may be room.
     """
     cdef uint64_t new
     if c.head == 0:
@@ -252,7 +252,7 @@ cdef int table_store(table_t* t, cursor_t* c, int64_t idle_at_ns, int64_t now_ns
     return TABLE_STORED if swing(t, c.slot, c.head, new) else TABLE_RETRY
 
 
-# What an insertion sees of the slots that its key may have.
+# The slots that a key may have, as seen by an insertion.
 ctypedef struct survey_t:
     uint64_t slots[16]
     uint64_t heads[16]
@@ -260,12 +260,12 @@ ctypedef struct survey_t:
     int64_t idle_at[16]     # as in the record
     int rule_n[16]          # of busy entries: how many have the same rule; filled in by count_crowds
     int source_n[16]        # and the same source
-    int busy                # entries before this index are busy; the slots behind are empty or idle
+    int busy                # entries before this index are busy; the slots after it are empty or idle
     int n
 
 
 cdef inline int crowd(const survey_t* s, uint64_t mark, uint64_t mask) noexcept nogil:
-    """How many busy entries have the same rule (RULE_MASK), or the same rule and source (SOURCE_MASK)."""
+    """The number of busy entries with the same rule (RULE_MASK), or the same rule and source (SOURCE_MASK)."""
     cdef int i
     cdef int found = 0
     for i in range(s.busy):
@@ -359,8 +359,8 @@ cdef int insert(table_t* t, cursor_t* c, int64_t idle_at_ns, int64_t now_ns, int
     cdef bint is_small, found = False
     both_buckets(t, c, first)
 
-    # Where: an empty slot, in the first bucket while it has a few, so that most finds read one bucket; else an idle entry; else
-    # what `how` allows. Only where room is short are the records looked at.
+    # Choice of a slot: an empty one, in the first bucket while it has a few, so that most finds read one bucket; else an idle
+    # entry; else what `how` allows. The records are read only if room is short.
     empty[0] = empty[1] = 0
     for side in range(2):
         for slot in range(first[side], first[side] + BUCKET):
@@ -419,13 +419,13 @@ cdef int insert(table_t* t, cursor_t* c, int64_t idle_at_ns, int64_t now_ns, int
         place = seen.slots[chosen]
         old = seen.heads[chosen]
 
-    # Put it there, not yet valid.
+    # Insert it, not yet valid.
     write_spare(t, c, idle_at_ns)
     mine = next_version(old) | TABLE_PENDING | tag | t.owners[t.owner].spare
     if not swing(t, place, old, mine):
         return TABLE_RETRY
 
-    # Is the key somewhere else, put there since we looked? Whoever looks second sees the first (both CAS come before both looks).
+    # Was the key inserted elsewhere meanwhile? The one that searches second sees the first (both CAS precede both searches).
     for side in range(2):
         slot = first[side]
         while slot < first[side] + BUCKET:
@@ -464,11 +464,11 @@ cdef bint table_forget(table_t* t, cursor_t* c) noexcept nogil:
 # --- owners
 
 cdef void table_recover(table_t* t, uint64_t place) noexcept nogil:
-    """Makes owners[place].spare right again after its process died; may itself be killed and repeated.
+    """Restores owners[place].spare after its process died; may itself be killed and repeated.
 
     Only a death between the CAS of a swing and the store of `spare` leaves a doubt: did the CAS happen? It did if the slot holds
-    `new`; or somebody swings away from `new`; or somebody idle has its record as spare; or the record was
-    written by somebody else since. It did not otherwise. Looked at in this order, because the record can only move that way.
+    `new`; or another process swings away from `new`; or an idle process has its record as spare; or the record was written by
+    another process since. It did not otherwise. Checked in this order, because the record can only move that way.
     """
     cdef owner_t* dead = &t.owners[place]
     cdef owner_t* other
@@ -494,7 +494,7 @@ cdef void table_recover(table_t* t, uint64_t place) noexcept nogil:
             other_old = atomic_load_u64(&other.old)
             other_spare = atomic_load_u64(&other.spare)
             if atomic_load_u64(&other.flight) != other_flight or atomic_load_u64(&other.old) != other_old:
-                continue                # it lives and moves: look again
+                continue                # it lives and moves: check again
             if other_flight != 0:
                 done = other_flight == flight and other_old == new
             else:
@@ -509,7 +509,8 @@ cdef void table_recover(table_t* t, uint64_t place) noexcept nogil:
 
 
 cdef bint join(table_t* t) noexcept nogil:
-    """True if this handle has a place among the owners, a free one or a dead process's; False if all are taken and alive."""
+    """True if this handle has a place among the owners, a free one or a dead process's; False if all are in use by living
+    processes."""
     cdef int64_t me = owner_self()
     cdef int64_t ident
     cdef int attempt
@@ -530,7 +531,7 @@ cdef bint join(table_t* t) noexcept nogil:
 
 
 cdef bint table_ready(table_t* t) noexcept nogil:
-    """True if this process may use the handle; a fork's first call takes a place of its own. False: all places are taken."""
+    """True if this process may use the handle; the first call after a fork takes its own place. False: all places are in use."""
     if not t.is_shared or t.generation == fork_generation():
         return True
     return join(t)
@@ -539,7 +540,7 @@ cdef bint table_ready(table_t* t) noexcept nogil:
 # --- the object
 
 cdef int key_argument(object key, const uint64_t* secret, hash128_t* out) except -1:
-    """Hashes a key as it comes from Python: bytes, or str as UTF-8."""
+    """Hashes a key from Python: bytes, or str as UTF-8."""
     cdef Py_ssize_t n
     cdef const char* text
     if PyBytes_CheckExact(key):
@@ -566,7 +567,7 @@ cdef int how_argument(object when_full) except -1:
 
 
 cdef uint64_t boot_name() except? 0:
-    """A number that stands for this boot of the host; 1 if it cannot be told."""
+    """A number that identifies this boot of the host; 1 if it is unknown."""
     cdef bytes text
     cdef uint64_t key[2]
     key[0] = key[1] = 0
@@ -578,16 +579,16 @@ cdef uint64_t boot_name() except? 0:
     return siphash(<const char*>text, len(text), key) | 1
 
 
-# The collector would let go of the memory that __dealloc__ still writes to.
+# The collector would release the memory that __dealloc__ still writes to.
 @cython.no_gc_clear
 cdef class LimiterTable:
     """LimiterTable(capacity, state_words=5, shared=None, processes=256)\n--\n
-    The memory of KeyedLimiter and PenaltyBox: bounded, private or shared, one for one limiter or for many.
+    The memory of KeyedLimiter and PenaltyBox: bounded, private or shared, for one limiter or for many.
 
-    capacity: keys it holds at least (1 to 9 000 000). state_words: of the widest entry (1 to 29); TokenBucket takes 1, FixedWindow and
-    SlidingWindow 2, PenaltyBox 4. Up to 5 words an entry is one cache line, up to 13 two. shared: memory of
-    `LimiterTable.size(...)` bytes or more, else the table is private. processes: handles that may use it at once.
-    ValueError: out of range, memory too small, or it already holds a table of another shape. RuntimeError: all places taken.
+    capacity: minimum number of keys (1 to 9 000 000). state_words: of the widest entry (1 to 29); TokenBucket takes 1,
+    FixedWindow and SlidingWindow 2, PenaltyBox 4. Up to 5 words an entry is one cache line, up to 13 two. shared: memory of at
+    least `LimiterTable.size(...)` bytes, else the table is private. processes: maximum number of concurrent handles.
+    ValueError: out of range, memory too small, or it already contains a table of another shape. RuntimeError: all places in use.
     """
 
     def __cinit__(self, capacity, state_words=5, SharedMemory shared=None, processes=256):
@@ -618,7 +619,7 @@ cdef class LimiterTable:
                 raise ValueError(f"shared: expected at least {needed} bytes for {keys} keys, got {shared.size}")
             memory = <uint64_t*>shared.address
         if needed >= 8 << 20:
-            # A random key touches a page each in index and records; 2 MB pages save the walk. Refused is fine.
+            # A random key touches a page each in index and records; 2 MB pages avoid the page walks. A refusal is harmless.
             madvise(memory, needed & ~<size_t>4095, MADV_HUGEPAGE)
         t.header = memory
         t.owners = <owner_t*>(memory + HEADER_WORDS)
@@ -628,10 +629,10 @@ cdef class LimiterTable:
         self.secret[0] = t.header[AT_SECRET]
         self.secret[1] = t.header[AT_SECRET + 1]
         if not join(t):
-            raise RuntimeError(f"processes: all {owners} places of the table are taken")
+            raise RuntimeError(f"processes: all {owners} places of the table are in use")
 
     cdef int lay_out(self) except -1:
-        """Writes the header of new memory, or checks that of a table another process made."""
+        """Writes the header of new memory, or checks that of an existing table."""
         cdef table_t* t = &self.handle
         cdef int64_t* state = <int64_t*>&t.header[AT_STATE]
         cdef int64_t me = owner_self()
@@ -645,7 +646,7 @@ cdef class LimiterTable:
                 if not atomic_cas(state, &found, me):
                     continue
                 memset(t.header + 1, 0, (HEADER_WORDS - 1) * 8)
-                if found != 0:          # the host restarted: the file's times mean nothing now
+                if found != 0:          # the host restarted: the times in the file are invalid
                     memset(t.owners, 0, <size_t>(<char*>(t.records + (t.slots + t.owner_count + 1) * t.words) - <char*>t.owners))
                 t.header[AT_LAYOUT] = LAYOUT
                 t.header[AT_SLOTS] = t.slots
@@ -655,7 +656,7 @@ cdef class LimiterTable:
                 t.header[AT_BOOT] = boot
                 atomic_store(state, TABLE_MAGIC)
                 return 0
-            time.sleep(0.0005)          # another process is laying it out right now
+            time.sleep(0.0005)          # another process is initializing it
         if t.header[AT_LAYOUT] != LAYOUT or t.header[AT_SLOTS] != t.slots or t.header[AT_WORDS] != t.words \
                 or t.header[AT_OWNERS] != t.owner_count:
             raise ValueError(
@@ -674,12 +675,12 @@ cdef class LimiterTable:
 
     cdef int ready(self) except -1:
         if not table_ready(&self.handle):
-            raise RuntimeError(f"processes: all {self.handle.owner_count} places of the table are taken")
+            raise RuntimeError(f"processes: all {self.handle.owner_count} places of the table are in use")
         return 0
 
     @staticmethod
     def size(capacity, state_words=5, processes=256):
-        """Bytes of shared memory a table of that shape needs."""
+        """Bytes of shared memory for a table of that shape."""
         cdef table_t t
         cdef int64_t keys = int_argument(capacity, "capacity", 1, LARGEST_CAPACITY)
         t.words = (RECORD_WORDS + int_argument(state_words, "state_words", 1, STATE_WORDS) + 7) // 8 * 8
@@ -688,9 +689,8 @@ cdef class LimiterTable:
         return table_bytes(&t)
 
     def counts(self):
-        """Counts since the table was made: inserted, reused, evicted, displaced (for a rule or source with few entries), refused (no
-        place), over_share (of those refused: there was room, kept for other rules), recovered.
-        """
+        """Counts since the table was created: inserted, reused, evicted, displaced (for a rule or source with few entries),
+        refused (no place), over_share (of those refused: there was room reserved for other rules), recovered."""
         cdef table_t* t = &self.handle
         return {
             "inserted": t.header[AT_INSERTED],
@@ -703,7 +703,7 @@ cdef class LimiterTable:
         }
 
     def statistics(self):
-        """counts(), and `entries`: how many there are now, idle ones included. Walks the whole index (1 ms per million slots)."""
+        """counts(), and `entries`: the current number, including idle ones. Reads the whole index (1 ms per million slots)."""
         cdef table_t* t = &self.handle
         cdef uint64_t slot
         cdef uint64_t entries = 0
@@ -713,9 +713,9 @@ cdef class LimiterTable:
         return {"entries": entries, **self.counts()}
 
     def audit(self):
-        """What is wrong with the table, as a list of sentences; empty if all is well. Only while nobody else uses it.
+        """The errors of the table, as a list of sentences; empty if there are none. Only while no other process uses it.
 
-        Checks that every record belongs to exactly one slot or owner and that no key is live twice. Walks everything.
+        Checks that every record belongs to exactly one slot or owner and that no key is live twice. Reads everything.
         """
         cdef table_t* t = &self.handle
         cdef uint64_t slot, record, i

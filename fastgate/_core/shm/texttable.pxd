@@ -2,9 +2,9 @@
 #
 # WHAT      a declaration file with inline functions only: the router's hosts, literals and edges.
 # STATE     slots[mask + 1]: {hash, owner, target, offset and length of the text in the user's arena}; hash 0 = empty; load <= 1/2.
-# WHO WRITES  the builder, before anyone reads. Readers of any thread need no lock.
+# WHO WRITES  the builder, before any reader. Readers of any thread need no lock.
 # COST      one hash over the text (8 bytes per step) and on average 1.5 probes; 24 bytes per slot.
-# SOURCES   linear probing, Knuth TAOCP 6.4; the multiply-xor mixer is MurmurHash3's finaliser; FNV-1a for suffixes.
+# SOURCES   linear probing, Knuth TAOCP 6.4; the multiply-xor mixer is MurmurHash3's finalizer; FNV-1a for suffixes.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, uint32_t, uint64_t

@@ -1,5 +1,5 @@
-# histogram_t is what the gateway keeps in shared memory: nanoseconds from 1 024 to 2**37 - 1 (137 s), 8 sub-buckets per
-# octave, all words 64 bits wide, zero = empty. Everything else about it is in histogram.pyx.
+# histogram_t is the gateway's layout in shared memory: nanoseconds from 1 024 to 2**37 - 1 (137 s), 8 sub-buckets per octave, all
+# words 64 bits wide, zero = empty. For the rest see histogram.pyx.
 
 from libc.stdint cimport int64_t, uint64_t
 
@@ -17,7 +17,7 @@ ctypedef struct histogram_t:
 ctypedef struct histogram_layout_t:
     int sub_bits                                # 2 ** sub_bits sub-buckets per octave
     int64_t first                               # number of the bucket that holds the lowest value
-    int64_t buckets                             # how many there are, with the two outer ones
+    int64_t buckets                             # their number, including the two outer ones
 
 cdef void histogram_record(histogram_t* h, int64_t value) noexcept nogil
 cdef double histogram_quantile(const histogram_t* h, double q) noexcept nogil

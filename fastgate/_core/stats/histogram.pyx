@@ -128,7 +128,7 @@ cdef void histogram_record(histogram_t* h, int64_t value) noexcept nogil:
 
 
 cdef double histogram_quantile(const histogram_t* h, double q) noexcept nogil:
-    """The q-quantile (0 <= q <= 1) within 6.25 %; 0 when empty; 1 024 for anything below, 2**37 - 1 for anything above."""
+    """The q-quantile (0 <= q <= 1) within 6.25 %; 0 if empty; 1 024 for anything below, 2**37 - 1 for anything above."""
     return words_quantile(<const uint64_t*>h, HISTOGRAM_SUB_BITS, FIXED_FIRST, HISTOGRAM_BUCKETS, q)
 
 
@@ -233,7 +233,7 @@ cdef class Histogram:
         self.take(number, int_argument(count, "count", 0, INT64_MAX))
 
     def quantile(self, q):
-        """The q-quantile, 0 <= q <= 1, within `error_ratio`; 0.0 when nothing was recorded."""
+        """The q-quantile, 0 <= q <= 1, within `error_ratio`; 0.0 without values."""
         return self.quantile_value(float_argument(q, "q", 0.0, 1.0))
 
     def quantiles(self, qs):
@@ -250,7 +250,7 @@ cdef class Histogram:
         words_merge(self.words, other.words, HEADER_WORDS + self.layout.buckets)
 
     def clear(self):
-        """Forget every value. Values recorded by others at the same time may or may not be kept."""
+        """Clears the histogram. Values recorded concurrently may or may not be kept."""
         cdef int64_t i
         for i in range(HEADER_WORDS + self.layout.buckets):
             self.words[i] = 0
@@ -275,7 +275,7 @@ cdef class Histogram:
 
     @property
     def count(self):
-        """How many values were recorded."""
+        """Number of recorded values."""
         return relaxed_load(&self.words[0])
 
     @property
@@ -285,18 +285,18 @@ cdef class Histogram:
 
     @property
     def mean(self):
-        """The exact mean; 0.0 when empty."""
+        """The exact mean; 0.0 if empty."""
         cdef uint64_t count = relaxed_load(&self.words[0])
         return self.sum / count if count else 0.0
 
     @property
     def below(self):
-        """How many values were below the bucket of `lowest`."""
+        """Number of values below the bucket of `lowest`."""
         return relaxed_load(&self.words[HEADER_WORDS])
 
     @property
     def above(self):
-        """How many values were above the bucket of `highest`."""
+        """Number of values above the bucket of `highest`."""
         return relaxed_load(&self.words[HEADER_WORDS + self.layout.buckets - 1])
 
     def __len__(self):

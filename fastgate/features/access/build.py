@@ -1,8 +1,8 @@
-"""Allow and deny lists by the client's address, for a route and for the whole gateway.
+"""Allow and deny lists by client address, for a route and for the whole gateway.
 
-The address is the one that limits and logs go by: the peer's, or what trusted proxies say it is. The gate is
-compiled (`_core/gate_limits.AccessGate`): two binary searches. The root and the route have a gate each, so
-that shadow mode of one does not weaken the other.
+The address is the one that limits and logs use: that of the TCP peer, or the one reported by a trusted proxy.
+The gate is compiled (`_core/gates/limits.AccessGate`): two binary searches. The root and the route have
+separate gates, so shadow mode of one does not weaken the other.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ __all__ = ["AccessConfig", "RootKeys", "RouteKeys", "build", "build_root"]
 
 
 class AccessConfig(Settings, frozen=True, kw_only=True):
-    """Who may come, by address. A route's lists hold beside the root's: both must let a client pass."""
+    """Access lists by client address. A client must pass both the root's lists and the route's."""
 
     allow: Annotated[
         tuple[str, ...],
         Meta(
             extra={"one_or_many": True},
             description=(
-                "Addresses and networks (CIDR) that may come; any other is refused with 403. Default: all."
+                "Addresses and networks (CIDR) that are allowed; all others are rejected with 403. "
+                "Default: all."
             ),
         ),
     ] = ()
@@ -36,40 +37,47 @@ class AccessConfig(Settings, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(
             extra={"one_or_many": True},
-            description="Addresses and networks (CIDR) that are refused, also where `allow` names them.",
+            description="Addresses and networks (CIDR) that are rejected, even if `allow` contains them.",
         ),
     ] = ()
     enforce: Annotated[
         bool,
-        Meta(description="False only counts and logs who would be refused, and lets them pass."),
+        Meta(
+            description=(
+                "`false` (shadow mode): count and log the requests that would be rejected, and let them pass."
+            )
+        ),
     ] = True
 
 
 class RouteKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in a route."""
+    """The keys of this feature in a route."""
 
     manual_order: ClassVar[int] = 40
 
     access: Annotated[
-        AccessConfig | None, Meta(description="Who may use this route, by address, beside the root's lists.")
+        AccessConfig | None,
+        Meta(description="Access lists of this route by client address, in addition to the root's."),
     ] = None
 
 
 class RootKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in the root."""
+    """The keys of this feature in the root."""
 
     manual_order: ClassVar[int] = 70
 
-    access: Annotated[AccessConfig | None, Meta(description="Who may come at all, by address.")] = None
+    access: Annotated[
+        AccessConfig | None, Meta(description="Access lists of the gateway by client address.")
+    ] = None
 
 
 def build_root(_settings: AccessConfig | None, env: FeatureEnv) -> AccessGate | None:
-    """The gate of the root's lists, which a route's `enforce: false` does not touch."""
+    """The gate of the root's lists. A route's `enforce: false` does not affect it."""
     return _gate(env.config.access, env)
 
 
 def build(settings: AccessConfig | None, env: FeatureEnv) -> AccessGate | None:
-    """The gate of a route's own lists, or None where it has none."""
+    """The gate of a route's own lists, or None if it has none."""
     return _gate(settings, env)
 
 
@@ -80,7 +88,7 @@ def _gate(lists: AccessConfig | None, env: FeatureEnv) -> AccessGate | None:
         CidrSet(lists.deny) if lists.deny else None,
         CidrSet(lists.allow) if lists.allow else None,
         REASONS["address_denied"],
-        env.around.memory.metrics,
+        env.context.memory.metrics,
     )
     gate.enforce = lists.enforce
     return gate

@@ -1,4 +1,4 @@
-"""What is wrong with allow and deny lists."""
+"""Checks of allow and deny lists."""
 
 from __future__ import annotations
 

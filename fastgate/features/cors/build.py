@@ -1,8 +1,8 @@
-"""CORS: which other sites' scripts may call a route from a browser, and read what it answers.
+"""CORS: the origins whose scripts may call a route from a browser and read its responses.
 
-Settings, their reading, and the gate's building; what happens to a request is in `_core/gates/cors.pyx`. The
-gateway answers preflights by itself and is the only one to speak of CORS: what the upstream says of it is
-taken away, because a browser that is told two things believes neither.
+This module has the settings, their parsing and the builder of the gate; `_core/gates/cors.pyx` handles the
+requests. The gateway responds to preflights itself. It removes the upstream's CORS fields from responses,
+because browsers reject a response with two conflicting ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ __all__ = ["CorsConfig", "RootKeys", "RouteKeys", "Wildcard", "build", "read_ori
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
-# What a browser writes (RFC 6454 §6.2): lower case, no path, no slash at the end, no default port.
+# The serialization that browsers send (RFC 6454 §6.2): lower case, no path, no trailing slash, no default
+# port.
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<wild>\*\.)?(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)"
     r"(?P<port>:[1-9][0-9]{0,4})?",
@@ -30,24 +31,22 @@ _ORIGIN = re.compile(
 
 
 class CorsConfig(Settings, frozen=True, kw_only=True):
-    """Which other origins' scripts may use a route. A list of origins is short for `{origins: […]}`,
-    `true` for every origin; `false` switches it off."""
+    """The origins whose scripts may use a route. A list of origins is short for `{origins: […]}`, `true`
+    allows every origin, `false` turns CORS off."""
 
     shorthand: ClassVar[str] = "origins"
     short: ClassVar[dict[type, Any]] = {bool: lambda on: {"origins": "*", "enabled": on}}
 
-    enabled: Annotated[bool, Meta(description="`false` switches the root's `cors` off for this route.")] = (
-        True
-    )
+    enabled: Annotated[bool, Meta(description="`false` turns the root's `cors` off for this route.")] = True
     origins: Annotated[
         tuple[str, ...],
         Meta(
             min_length=1,
             extra={"one_or_many": True},
             description=(
-                "`https://app.example.com` exactly, `https://*.example.com` for every name below, "
-                "`~regex` for "
-                "a regular expression that the whole origin must match, `null`, or `*` for every origin."
+                "`https://app.example.com` exactly, `https://*.example.com` for every subdomain, "
+                "`~regex` for a regular expression that must match the whole origin, `null`, or "
+                "`*` for every origin."
             ),
         ),
     ]
@@ -56,8 +55,8 @@ class CorsConfig(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"one_or_many": True},
             description=(
-                "What preflights are told to be allowed; `*` says yes to what is asked for. Default: the "
-                "route's `methods`, else GET, HEAD, POST, PUT, PATCH and DELETE."
+                "Methods that preflight responses allow; `*` allows whatever the browser requests. "
+                "Default: the route's `methods`, else GET, HEAD, POST, PUT, PATCH and DELETE."
             ),
         ),
     ] = None
@@ -65,22 +64,26 @@ class CorsConfig(Settings, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(
             extra={"one_or_many": True},
-            description="Request fields that scripts may set; `*` says yes to those that are asked for.",
+            description=(
+                "Request header fields that scripts may set; `*` allows whatever the browser requests."
+            ),
         ),
     ] = ("*",)
     expose: Annotated[
         tuple[str, ...],
         Meta(
             extra={"one_or_many": True},
-            description="Fields of the answer that scripts may read, beside the few that they always may.",
+            description=(
+                "Response header fields that scripts may read, in addition to the CORS-safelisted ones."
+            ),
         ),
     ] = ()
     credentials: Annotated[
         bool,
         Meta(
             description=(
-                "Whether scripts may send cookies and client certificates. Not beside `*`: every site could "
-                "act as its visitor."
+                "Whether scripts may send cookies and client certificates. Cannot be combined with "
+                "`*`, which would let every site act on behalf of its visitors."
             )
         ),
     ] = False
@@ -88,7 +91,7 @@ class CorsConfig(Settings, frozen=True, kw_only=True):
         Duration,
         Meta(
             le=86_400 * SECOND,
-            description="How long a browser may remember a preflight. Chrome keeps none for longer than 2h.",
+            description="How long a browser may cache a preflight response. Chrome caps it at 2h.",
         ),
     ] = 10 * MINUTE
     private_network: Annotated[
@@ -98,40 +101,42 @@ class CorsConfig(Settings, frozen=True, kw_only=True):
         bool,
         Meta(
             description=(
-                "Refuse requests from other origins with 403 `cors_refused` too. By default they are "
-                "answered "
-                "and the browser keeps the answer from the script. Preflights are refused in any case."
+                "Also reject actual requests from other origins, with 403 `cors_refused`. Default: "
+                "they are served, and the browser withholds the response from the script. "
+                "Preflights from other origins are always rejected."
             )
         ),
     ] = False
     enforce: Annotated[
-        bool, Meta(description="False only counts and logs what would be refused, and lets it pass.")
+        bool,
+        Meta(description="`false` (shadow mode): count and log what would be rejected, and let it pass."),
     ] = True
 
 
 class RouteKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in a route."""
+    """The keys of this feature in a route."""
 
     manual_order: ClassVar[int] = 60
 
     cors: Annotated[
         CorsConfig | None,
-        Meta(description="Which other origins' scripts may use this route. Default: the root's `cors`."),
+        Meta(description="The origins whose scripts may use this route. Default: the root's `cors`."),
     ] = None
 
 
 class RootKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in the root."""
+    """The keys of this feature in the root."""
 
     manual_order: ClassVar[int] = 90
 
     cors: Annotated[
-        CorsConfig | None, Meta(description="For every route that has no `cors` of its own. Default: none.")
+        CorsConfig | None,
+        Meta(description="CORS settings of every route without its own `cors`. Default: none."),
     ] = None
 
 
 class Wildcard(NamedTuple):
-    """`https://*.example.com:8443`, taken apart."""
+    """The parts of `https://*.example.com:8443`."""
 
     scheme: str  # with "://"
     suffix: str  # ".example.com"
@@ -139,7 +144,7 @@ class Wildcard(NamedTuple):
 
 
 def read_origin(text: str) -> str | Wildcard | re.Pattern[bytes]:
-    """An entry of `origins` other than `*`. ValueError says what was expected."""
+    """An entry of `origins` other than `*`, parsed. Raises ValueError with the text that was expected."""
     if text == "null":
         return text
     if text.startswith("~"):
@@ -151,16 +156,16 @@ def read_origin(text: str) -> str | Wildcard | re.Pattern[bytes]:
     if match is None:
         raise ValueError("scheme://host or scheme://host:port in lower case, without a path")
     if (match["scheme"], match["port"]) in (("https://", ":443"), ("http://", ":80")):
-        raise ValueError("an origin without the scheme's own port, which browsers leave out")
+        raise ValueError("an origin without the scheme's default port, which browsers omit")
     if not match["wild"]:
         return text
     if "." not in match["host"]:
-        raise ValueError("a wildcard below a name with a dot, as *.com would be anybody")
+        raise ValueError("a wildcard below a name with a dot; *.com would match every site")
     return Wildcard(match["scheme"], "." + match["host"], match["port"] or "")
 
 
 def build(settings: CorsConfig | None, env: FeatureEnv) -> CorsGate | None:
-    """The gate of a route; None where the config says nothing of CORS."""
+    """The gate of a route, or None if the config has no CORS settings for it."""
     settings = settings if settings is not None else env.config.cors
     if settings is None or not settings.enabled:
         return None

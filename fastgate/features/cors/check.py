@@ -1,4 +1,4 @@
-"""What is wrong with `cors`."""
+"""Checks of `cors`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["check_root", "check_route"]
 
 
 def check_root(config: Any, report: Report) -> None:
-    """What routes go by that say nothing of it."""
+    """The root's section, the default of routes."""
     if config.cors is not None:
         _check_cors(config.cors, (), ("cors",), report)
 
@@ -24,7 +24,7 @@ def check_route(route: Any, site: RouteSite) -> None:
 
 
 def _check_cors(config: CorsConfig, methods: Collection[str], path: Path, report: Report) -> None:
-    """methods: those of the route; empty for any."""
+    """Reports errors of one section. `methods` are those of the route; empty means any."""
     many = len(config.origins) > 1
     for index, origin in enumerate(config.origins):
         where = (*path, "origins", index) if many else (*path, "origins")
@@ -32,12 +32,12 @@ def _check_cors(config: CorsConfig, methods: Collection[str], path: Path, report
             if config.credentials:
                 report(
                     where,
-                    '"*" beside credentials: true',
+                    '"*" with credentials: true',
                     "",
-                    "every site could act as its visitors; list the origins that may",
+                    "every site could act on behalf of its visitors; list the allowed origins",
                 )
             if many:
-                report(where, '"*" among others', "", "the others say nothing beside it")
+                report(where, '"*" among others', "", '"*" already allows the others')
             continue
         try:
             read_origin(origin)
@@ -52,11 +52,14 @@ def _check_cors(config: CorsConfig, methods: Collection[str], path: Path, report
             where = (*path, section, index)
             if name == "*" and section == "expose" and config.credentials:
                 report(
-                    where, '"*" beside credentials: true', "", "it means a field called * then (Fetch §3.2.5)"
+                    where,
+                    '"*" with credentials: true',
+                    "",
+                    "with credentials it means a field named * (Fetch §3.2.5)",
                 )
             elif name != "*" and not TOKEN.fullmatch(name):
                 report(where, f'"{name}"', "a method" if section == "methods" else "a field name", "")
             elif section == "methods" and name != "*" and methods and name not in (*methods, "HEAD"):
-                report(where, f'"{name}"', "", f"the route takes {', '.join(methods)} only")
+                report(where, f'"{name}"', "", f"the route accepts only {', '.join(methods)}")
             elif section == "methods" and name != name.upper():
                 report(where, f'"{name}"', "", f"methods are case-sensitive: write {name.upper()}")

@@ -1,1 +1,1 @@
-"""Feature `policies`: rules in CEL over a request."""
+"""Feature `policies`: rules with a condition in CEL over the request."""

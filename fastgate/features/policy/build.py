@@ -1,4 +1,4 @@
-"""From the policies of a route to its gate: rules with a condition in CEL, asked on every request."""
+"""Builds the policy gate of a route: rules with a condition in CEL, evaluated on every request."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def runtime_names(config: Any) -> Iterator[str]:
 
 
 def build(own: Sequence[str | PolicyConfig], env: FeatureEnv) -> PolicyGate | None:
-    """The gate of a route; None when nothing can ever concern it."""
-    memory = env.around.memory
+    """The gate of a route, or None if no policy can ever apply to it."""
+    memory = env.context.memory
     directory = memory.directory if env.config.admin.listen != "off" else None
     root: tuple[PolicyConfig, ...] = env.config.policies
     if not own and not root and directory is None:
@@ -40,7 +40,7 @@ def build(own: Sequence[str | PolicyConfig], env: FeatureEnv) -> PolicyGate | No
             violations=memory.violations,
             directory=directory,
             waits=directory is not None and not directory.loaded and _has_store(env.config),
-            worker=env.around.slot,
+            worker=env.context.slot,
             runtime=memory.runtime,
         ),
     )

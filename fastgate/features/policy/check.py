@@ -1,4 +1,4 @@
-"""What is wrong with policies, those of the root and those of routes."""
+"""Checks of policies, in the root and in routes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check_policy", "check_together"]
 
 
 def check_together(config: Any, routes: Sequence[Any], report: Report) -> None:
-    """Every policy of the config. `routes` are all of the config, in order, each with its name."""
+    """Checks every policy of the config. `routes` are all routes in config order, each with its name."""
     inline = [
         (("routes", index, "policies", at), item)
         for index, route in enumerate(routes)
@@ -35,7 +35,12 @@ def check_together(config: Any, routes: Sequence[Any], report: Report) -> None:
         if isinstance(item, PolicyConfig):
             _check_one(item, path, config, known, names, report)
             if item.routes:
-                report((*path, "routes"), "a setting without effect", "", "this policy is this route's own")
+                report(
+                    (*path, "routes"),
+                    "a setting without effect",
+                    "",
+                    "a policy defined in a route applies to that route only",
+                )
         elif item not in shared:
             report(path, f'"{item}"', "the name of a policy in $.policies", nearest(item, shared))
 
@@ -51,7 +56,7 @@ def _check_one(
     place = "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     first = names.setdefault(policy.name, place)
     if first != place:
-        report((*path, "name"), f'"{policy.name}"', "a name of its own", f"{first} has it already")
+        report((*path, "name"), f'"{policy.name}"', "a unique name", f"{first} already has it")
     check_policy(policy, partial(_below, report, path), config.upstreams, known)
 
 
@@ -65,11 +70,10 @@ def check_policy(
     upstreams: Iterable[str],
     language: Language | None,
 ) -> None:
-    """Reports (key, found, expected, hint) for everything that is wrong with one policy. `language` is None
-    when the extra is not installed.
-    """
+    """Reports (key, found, expected, hint) for every error of one policy. `language` is None if the extra is
+    not installed."""
     if language is None:
-        report("when", "a condition in CEL", "", f"the policy engine is an extra: {INSTALL}")
+        report("when", "a condition in CEL", "", f"the policy engine is an optional extra: {INSTALL}")
     else:
         try:
             language.compile(policy.when)
@@ -79,13 +83,13 @@ def check_policy(
     for action, key in needs.items():
         given = bool(getattr(policy, key))
         if policy.action == action and not given:
-            report(key, "missing key", f"what a policy with action {action} needs", "")
+            report(key, "missing key", f"required by a policy with action {action}", "")
         elif policy.action != action and given:
-            report(key, "a setting without effect", "", f"it is for policies with action {action}")
+            report(key, "a setting without effect", "", f"only for policies with action {action}")
     if policy.action != "deny":
         for key, unset in (("status", 403), ("message", "")):
             if getattr(policy, key) != unset:
-                report(key, "a setting without effect", "", "it is for policies with action deny")
+                report(key, "a setting without effect", "", "only for policies with action deny")
     if any(ord(letter) < 32 for letter in policy.message):
         report("message", "a control character", "one line of text", "")
     if policy.upstream is not None and policy.upstream not in upstreams:

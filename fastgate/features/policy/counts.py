@@ -1,4 +1,4 @@
-"""How often something happened: what conditions read, and what the action `limit` counts by."""
+"""Request counts: the variables that conditions read, and the windows of the action `limit`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fastgate._core.shm.table import LimiterTable
 __all__ = ["Counts", "key_of", "keyed"]
 
 LIMIT_KEYS: Final = 10_000
-"""Keys of a `limit` action where there is no table of the host's: `fastgate explain`, tests."""
+"""Keys of a `limit` action without a host table: in `fastgate explain` and in tests."""
 
 COUNTED: Final = 1_000_000_000
-"""The bound of a window that only counts: more requests in an hour than any gateway sees."""
+"""Limit of a window that only counts; far above the requests per hour of any gateway."""
 
 
 class Counts:
-    """Requests of a consumer, a client address or a route in the last minute or hour, over all workers."""
+    """Requests per consumer, client address or route in the last minute or hour, over all workers."""
 
     def __init__(self, table: LimiterTable | None) -> None:
         self._table = table
         self._windows: dict[tuple[str, int], KeyedLimiter] = {}
 
     def count(self, kind: str, window: int, ctx: RequestContext, now_ns: int) -> int:
-        """Counts this request and says how many there are."""
+        """Counts this request and returns the count, including it."""
         limiter = self._windows.get((kind, window))
         if limiter is None:
             limiter = self._windows[kind, window] = keyed(
@@ -37,7 +37,7 @@ class Counts:
 
 
 def keyed(limit: SlidingWindow, scope: str, table: LimiterTable | None) -> KeyedLimiter:
-    """A limiter in the host's table, or in one of its own where there is none."""
+    """A limiter in the host's table, or in a private one if there is none."""
     if table is None:
         return KeyedLimiter(limit, capacity=LIMIT_KEYS, scope=scope, when_full="evict")
     return KeyedLimiter(limit, table=table, scope=scope, when_full="evict")

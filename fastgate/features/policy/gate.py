@@ -1,6 +1,6 @@
-"""The policies of a worker, and the gate that asks those of one route.
+"""The policies of a worker, and the gate that evaluates those of one route.
 
-`Policies` is what the rules of all routes of one worker share: compiled sets, counters, the ring of
+`Policies` holds what the rules of all routes of one worker share: compiled sets, counters, the ring of
 violations, the rules set at run time.
 """
 
@@ -36,10 +36,12 @@ __all__ = ["Policies", "PolicyGate", "switch_name"]
 log = logging.getLogger("fastgate")
 
 LOAD_S, LOAD_POLL_S = 5.0, 0.005
-"""How long the first requests of a gateway wait for the policies of the store, which takes a blink."""
+"""How long the first requests of a gateway wait for the policies in the store, which normally takes
+milliseconds.
+"""
 
 MOST_PROGRAMS: Final = 512
-"""Compiled conditions that are kept beside those in use, some 50 kB each."""
+"""Compiled conditions kept in addition to those in use, about 50 kB each."""
 
 
 def switch_name(policy: str) -> str:
@@ -48,8 +50,8 @@ def switch_name(policy: str) -> str:
 
 
 class Policies:
-    """What the policy gates of one worker share: the language, the root's and the run time's policies,
-    compiled."""
+    """State shared by the policy gates of one worker: the language, and the compiled policies of the root and
+    of run time."""
 
     DOCUMENT: ClassVar[bytes] = document_digest("policies")
 
@@ -65,7 +67,7 @@ class Policies:
         worker: int = 0,
         runtime: RuntimeTable | None = None,
     ) -> None:
-        """`waits`: there is a store whose policies the controller has yet to publish."""
+        """`waits`: the store has policies that the controller has not published yet."""
         self._waits = waits
         self._root = tuple(root)
         self._counter, self._table = counter, table
@@ -83,7 +85,7 @@ class Policies:
                 policy.name: runtime.value(switch_name(policy.name), 1) for policy in self._root
             }
         self._sets: dict[tuple[PolicyConfig, ...], RuleSet] = {}
-        self._document: tuple[int, int] | None = None  # index and version of the document read last
+        self._document: tuple[int, int] | None = None  # index and version of the last document read
         self._runtime: tuple[PolicyConfig, ...] = ()
         self.take_up()
 
@@ -94,7 +96,7 @@ class Policies:
         return not self._waits
 
     def take_up(self) -> None:
-        """Reads the policies set at run time, if they are other ones than before."""
+        """Loads the policies set at run time, if they have changed."""
         if self.directory is None:
             return
         if self._reads is not None:
@@ -107,13 +109,15 @@ class Policies:
         if found is not None:
             try:
                 policies = msgspec.msgpack.decode(found[2], type=tuple[PolicyConfig, ...])
-            except msgspec.DecodeError as error:  # of another version of fastgate: the root's stay in force
+            except (
+                msgspec.DecodeError
+            ) as error:  # written by another version of fastgate: the root's policies stay in effect
                 log.error("the policies set at run time cannot be read: %s", error)
         self._document, self._runtime = place, policies
         self._sets.clear()
 
     def of_route(self, name: str, own: Sequence[str | PolicyConfig]) -> RuleSet:
-        """The rules of this route. Those set at run time take the place of the root's of the same name."""
+        """The rules of this route. A policy set at run time replaces the root's policy of the same name."""
         replaced = {policy.name for policy in self._runtime}
         shared = [policy for policy in self._root if policy.name not in replaced] + list(self._runtime)
         named = {item for item in own if isinstance(item, str)}
@@ -141,7 +145,7 @@ class Policies:
         program = self._programs.get(policy.when)
         if program is None:
             program = self._programs[policy.when] = self._language.compile(policy.when)
-            if len(self._programs) > MOST_PROGRAMS:  # of policies set at run time, again and again
+            if len(self._programs) > MOST_PROGRAMS:  # from repeated changes of policies at run time
                 self._programs.popitem(last=False)
         else:
             self._programs.move_to_end(policy.when)
@@ -155,7 +159,7 @@ class Policies:
 
 
 class PolicyGate(WatchingGate):
-    """Asks the rules of one route."""
+    """Evaluates the rules of one route."""
 
     def __init__(self, policies: Policies, route: str, own: Sequence[str | PolicyConfig]) -> None:
         super().__init__(policies.directory, policies.DOCUMENT)
@@ -182,7 +186,7 @@ class PolicyGate(WatchingGate):
         if not rules:
             return CONTINUE
         if rules.judges_path and ctx.other_paths(ctx.route.allow_encoded_slashes):
-            # The condition would be asked about one reading of the path, and the upstream about another.
+            # The condition would see one reading of the path, the upstream another.
             return ctx.refuse(REASONS["ambiguous_path"])
         moment = Moment(ctx.now_ns, self._policies.counts)
         activation = rules.activation(ctx, moment)
@@ -222,7 +226,8 @@ class PolicyGate(WatchingGate):
         return CONTINUE
 
     async def request(self, ctx: RequestContext) -> int:
-        """Waits, in the first moments of a gateway, for the store: what it holds may refuse this request."""
+        """Waits for the policies of the store while the gateway starts: one of them may refuse this
+        request."""
         until = time.monotonic() + LOAD_S
         while not self._policies.is_loaded():
             if time.monotonic() > until:
@@ -247,7 +252,7 @@ class PolicyGate(WatchingGate):
         )
 
     def _refuses(self, rule: Rule, ctx: RequestContext, action: str, detail: str) -> bool:
-        """Notes the violation; True when the rule is enforced."""
+        """Records the violation. True if the rule is enforced."""
         if self._policies.violations is not None:
             identity = ctx.identity
             self._policies.violations.note(

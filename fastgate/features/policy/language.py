@@ -1,12 +1,12 @@
-"""The language of conditions, CEL: how an expression is compiled, what bounds it, where an error of it is.
+"""CEL, the language of conditions: compilation, resource bounds, and error positions.
 
-The library is cel-expr-python, Google's C++ evaluator. Every variable is declared with its type and its
-full dotted name (`request.path`), so that a misspelt name or a wrong type is an error of the config and not
-of a request, and so that only what an expression names is ever built. It bounds itself in steps of loops
-(10 000), levels (32) and characters (100 000), but not in time: it compiles the pattern of `matches` at every
-call, and its other text functions copy what they are given as often as they are asked. So those functions are
-the gateway's own (`_TEXT_FUNCTIONS`, and in loops `_LOOPED_FUNCTIONS`): patterns are compiled once, and each
-call is paid from the budget of its request. Why this library: docs/dependencies.md.
+The library is cel-expr-python, Google's C++ evaluator. Every variable is declared with its type and its full
+dotted name (`request.path`), so a misspelt name or a wrong type is a config error instead of a request error,
+and only the variables that an expression names are built. The library bounds evaluation in loop steps (10
+000), nesting (32) and characters (100 000), but not in time: `matches` compiles its pattern at every call,
+and the other text functions copy their input at every call. The gateway therefore replaces those functions
+(`_TEXT_FUNCTIONS`, and in loops `_LOOPED_FUNCTIONS`): patterns are compiled once, and each call is charged to
+the budget of its request. Choice of the library: docs/dependencies.md.
 """
 
 from __future__ import annotations
@@ -35,26 +35,25 @@ __all__ = [
 INSTALL: Final = "pip install 'fastgate[policy]'"
 
 BUDGET_NS: Final = 20_000_000
-"""What the conditions of one request may cost in functions that work on texts: usually microseconds."""
+"""Time that text functions may take in the conditions of one request; usually they take microseconds."""
 
 MOST_PARTS: Final = 1024
 MOST_COPIED: Final = 256
-"""Elements of a list. `map` and `filter` copy the list at every step: their time goes with the square."""
+"""Elements of a list. `map` and `filter` copy the list at every step, so their time is quadratic."""
 
 MOST_TEXT: Final = 1 << 20
-"""Bytes that `replace` may make."""
+"""Bytes that `replace` may produce."""
 
 MOST_PATTERN: Final = 1000
 """Characters of a pattern that is compiled once."""
 
 FOREIGN_PATTERN_NS: Final = 500_000
-"""A pattern that only RE2 takes, which compiles it at every call."""
+"""Cost of a pattern that only RE2 accepts, which is compiled at every call."""
 
 
 class ExpressionError(ValueError):
-    """An expression that does not compile: what is wrong, and where (line and column from 1, 0 when
-    unknown).
-    """
+    """An expression that does not compile: the error and its position (line and column from 1, 0 if
+    unknown)."""
 
     def __init__(self, problem: str, line: int = 0, column: int = 0) -> None:
         place = (
@@ -66,7 +65,7 @@ class ExpressionError(ValueError):
 
 FUNCTIONS: Final = {
     "in_cidr(address, range)": (
-        'true when the address lies in the range: `in_cidr(request.client_ip, "10.0.0.0/8")`'
+        'true if the address is in the range: `in_cidr(request.client_ip, "10.0.0.0/8")`'
     ),
 }
 
@@ -76,7 +75,7 @@ _AT: Final = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): ([^\n]*)")
 
 
 def is_available() -> bool:
-    """True when the library of the `policy` extra can be imported."""
+    """True if the library of the `policy` extra can be imported."""
     try:
         _load()
     except ImportError:
@@ -85,7 +84,7 @@ def is_available() -> bool:
 
 
 def _load() -> tuple[Any, Any]:
-    from cel_expr_python import cel  # heavy: only where there are policies
+    from cel_expr_python import cel  # slow to import: only if there are policies
     from cel_expr_python.ext import ext_strings
 
     return cel, ext_strings
@@ -98,7 +97,7 @@ def _range(text: str) -> CidrSet:
 
 def _in_cidr(address: str, text: str) -> bool:
     if len(text) > 64:
-        raise ValueError("in_cidr: no range has more than 64 characters")
+        raise ValueError("in_cidr: a range has at most 64 characters")
     try:
         return address in _range(text)
     except ValueError as error:
@@ -112,21 +111,22 @@ _TOKEN: Final = re.compile(
 )
 
 _TEXT_FUNCTIONS: Final = ("matches", "replace", "split", "indexOf", "lastIndexOf", "reverse")
-"""The functions of the language whose time or space is not bounded by the loop steps; `_Texts` has them."""
+"""Functions of the language whose time or space is not bounded by the loop steps. `_Texts` replaces them."""
 
 
 _LOOPED_FUNCTIONS: Final = (
     *("contains", "startsWith", "endsWith", "lowerAscii", "upperAscii", "trim", "charAt", "substring"),
     "join",
 )
-"""The functions that read a text once. A call is cheap, and the library's own is the quickest; thousands of
-calls in nested loops are not."""
+"""Functions that read a text once. One call is cheap and the library's own is the fastest; thousands of calls
+in nested loops are not.
+"""
 
 _LOOPS: Final = frozenset(("all", "exists", "exists_one", "map", "filter"))
 
 
 def bounded(text: str) -> str:
-    """The expression with the gateway's own text functions in place of the library's."""
+    """The expression with the gateway's text functions in place of the library's."""
     loops = any(found["name"] in _LOOPS for found in _TOKEN.finditer(text))
     names = (*_TEXT_FUNCTIONS, *_LOOPED_FUNCTIONS) if loops else _TEXT_FUNCTIONS
 
@@ -147,7 +147,7 @@ _SPACE: Final = (
 
 
 class _Texts:
-    """Text functions that are paid for. The results are those of CEL's `strings` extension."""
+    """Text functions that charge their cost to a budget. Results equal those of CEL's `strings` extension."""
 
     def __init__(self, budget: Budget) -> None:
         self._spend = budget.spend
@@ -155,7 +155,7 @@ class _Texts:
         self.patterns = Patterns()
         self.most_parts = MOST_PARTS
         self.foreign: Any = None
-        """Compiled `s.matches(p)`, for patterns that only RE2 takes."""
+        """Compiled `s.matches(p)`, for patterns that only RE2 accepts."""
 
     def matches(self, text: str, pattern: str) -> bool:
         self._spend(CALL_NS)
@@ -216,7 +216,7 @@ class _Texts:
         return part in text
 
     def starts_with(self, text: str, part: str) -> bool:
-        self._spend(CALL_NS + len(text))  # the texts are copied for the call
+        self._spend(CALL_NS + len(text))  # the call copies the texts
         return text.startswith(part)
 
     def ends_with(self, text: str, part: str) -> bool:
@@ -261,7 +261,7 @@ _REPEAT: Final = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 
 def repeats_of(pattern: str) -> int:
-    """About how many copies of parts of it a pattern is made of."""
+    """Upper bound on the copies of its parts that the repetitions of a pattern expand to."""
     copies = 1
     for low, high in _REPEAT.findall(pattern):
         copies *= max(int(low[:4]), int((high or "0")[:4]), 1)
@@ -269,7 +269,7 @@ def repeats_of(pattern: str) -> int:
 
 
 class Language:
-    """Compiles expressions. One per process is enough; of a request it holds the budget."""
+    """Compiles expressions. One instance per process suffices; its only per-request state is the budget."""
 
     def __init__(self) -> None:
         cel, ext_strings = _load()
@@ -345,8 +345,8 @@ class Language:
         )
 
     def compile(self, text: str) -> Any:
-        """The compiled condition. ExpressionError: syntax, an unknown name, or something that is not a
-        condition."""
+        """The compiled condition. Raises ExpressionError: a syntax error, an unknown name, or a result other
+        than bool."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -357,12 +357,12 @@ class Language:
             raise _expression_error(str(error)) from None
         kind = compiled.return_type()
         if kind not in (self._bool, self._dyn):
-            raise ExpressionError(f"a condition is true or false, and this is {kind.name().lower()}")
+            raise ExpressionError(f"a condition must be a bool, this one is {kind.name().lower()}")
         self._check_patterns(text)
         return self.env.compile(bounded(text))
 
     def _check_patterns(self, text: str) -> None:
-        """A regular expression is compiled when it is used: one that cannot be is better found now."""
+        """Rejects invalid regular expressions at config time; CEL compiles them only when they are used."""
         for found in re.finditer(
             rf"\bmatches\s*\(\s*(?:[\w.]+\s*,\s*)?({_LITERAL.pattern})\s*\)", text, re.DOTALL
         ):
@@ -381,7 +381,7 @@ class Language:
             self._check_cost(pattern, text, found.start(1))
 
     def _check_cost(self, pattern: str, text: str, at: int) -> None:
-        """A pattern that costs more than all conditions of a request may could never be used."""
+        """Rejects a pattern that costs more than the budget of a request: it could never be evaluated."""
         cost_ns = FOREIGN_PATTERN_NS + repeats_of(pattern) * 50_000
         if cost_ns > BUDGET_NS // 2:
             try:
@@ -395,9 +395,8 @@ class Language:
 
     @staticmethod
     def names(text: str) -> frozenset[str]:
-        """The variables that an expression names. One in a string or a comment counts too: building it for
-        nothing costs little, and not building one that is asked for would be an error.
-        """
+        """The variables that an expression names. Names in strings and comments are included: building an
+        unused variable is cheap, while a missing one would be an error."""
         found = {*_NAMES.findall(text), *_NAMES.findall(re.sub(r"//[^\n]*", "", text))}
         return frozenset(f"{a}.{b}" for a, b in found) & VARIABLES.keys()
 
@@ -410,7 +409,7 @@ def _expression_error(message: str) -> ExpressionError:
     unknown = re.fullmatch(r"undeclared reference to '(.*)'", problem)
     if unknown is not None:
         hint = _nearest(unknown[1])
-        problem = f"there is no {unknown[1]}" + (f"; did you mean {hint}?" if hint else "")
+        problem = f"unknown name {unknown[1]}" + (f"; did you mean {hint}?" if hint else "")
     return ExpressionError(problem, max(int(found[1]), 0), max(int(found[2]), 0))
 
 
@@ -424,5 +423,5 @@ def _nearest(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def language() -> Language | None:
-    """The language for checks of the config; None when the extra is not installed."""
+    """The language for config checks, or None if the extra is not installed."""
     return Language() if is_available() else None

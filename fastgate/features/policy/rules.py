@@ -1,11 +1,11 @@
-"""Compiled policies: a `Rule` is one, a `RuleSet` those of one route in the order they are asked.
+"""Compiled policies: a `Rule` is one policy, a `RuleSet` the policies of one route in evaluation order.
 
-A condition that cannot be decided fails closed, whatever its `on_error` says: when a bound was reached, and
-when a value that it reads is there more than once, for the upstream might go by another one.
+An undecidable condition fails closed, whatever its `on_error`: if a bound was reached, or if a value that it
+reads occurs more than once, because the upstream might use another occurrence.
 
-The conditions of a set are compiled twice: one by one, and all of them joined by `||`. Most requests match
-nothing, and then the joined one says so in a single call; an error in it, or a match, leads to the single
-ones.
+The conditions of a set are compiled twice: individually, and all joined by `||`. Most requests match no
+condition, which a single call of the joined expression proves. On a match or an error, the individual
+conditions are evaluated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ __all__ = ["Failure", "Rule", "RuleSet"]
 
 
 class Failure(str):
-    """Why a condition gave no answer. is_closed: a client can cause it, so `on_error` does not matter."""
+    """The cause of an undecided condition. is_closed: a client can provoke it, so `on_error` does not
+    apply."""
 
     is_closed: bool
 
@@ -47,9 +48,8 @@ _COPIES: Final = re.compile(r"\.\s*(?:map|filter)\s*\(")
 
 
 def reads_of(text: str) -> dict[str, frozenset[str] | None]:
-    """The keys that a condition reads of headers, query_params and cookies; None for a map: any of them.
-    Asking whether a key is there (`in`) reads none.
-    """
+    """The keys of headers, query_params and cookies that a condition reads; None for a map: any key. Testing
+    for presence (`in`) is not a read."""
     found: dict[str, set[str] | None] = {}
     for place in _MAPS.finditer(text):
         kind = place[1]
@@ -121,11 +121,11 @@ class Rule:
         return self.switch is not None and not self.switch.get()
 
     def undecidable(self, moment: Moment) -> str:
-        """Why the condition cannot be decided on this request; "" when it can."""
+        """The cause if the condition cannot be decided for this request, else ""."""
         for kind, name in moment.repeated or ():
             read = self.reads.get(kind, frozenset())
             if read is None or name in read:
-                return f"{kind}: {name[:60]!r} is there more than once"
+                return f"{kind}: {name[:60]!r} occurs more than once"
         if self.copies and moment.longest > MOST_COPIED:
             return f"a list or map with more than {MOST_COPIED} elements"
         return ""
@@ -140,7 +140,7 @@ class Rule:
 
 
 class RuleSet:
-    """The rules of one route in the order they are asked."""
+    """The rules of one route in evaluation order."""
 
     def __init__(self, language: Language | None, rules: Sequence[Rule]) -> None:
         # sorted() is stable: equal priorities keep the order of the file
@@ -161,7 +161,7 @@ class RuleSet:
             whole = " || ".join(f"(\n{rule.config.when}\n)" for rule in self.rules)
             try:
                 joined = language.env.compile(bounded(whole))
-            except RuntimeError:  # together they are beyond a bound of the library, one by one they are not
+            except RuntimeError:  # joined they exceed a bound of the library, individually they do not
                 joined = None
             self._joined = joined
 
@@ -174,7 +174,7 @@ class RuleSet:
         return self._activation({name: source(ctx, moment) for name, source in self._sources})
 
     def matches_none(self, activation: Any, moment: Moment) -> bool:
-        """True when certainly no condition holds and none fails."""
+        """True if definitely no condition holds and none fails."""
         assert self._language is not None
         self._left_ns[True] = self._left_ns[False] = BUDGET_NS
         if self._joined is None or moment.repeated is not None or moment.longest > MOST_COPIED:
@@ -187,9 +187,8 @@ class RuleSet:
             return False
 
     def evaluate(self, rule: Rule, activation: Any, moment: Moment) -> bool | Failure:
-        """What the condition says, or why it says nothing. Rules in shadow mode have a budget of their own:
-        what they spend is not missing to those that are enforced.
-        """
+        """The result of the condition, or the cause of its failure. Rules in shadow mode have a separate
+        budget, so their cost does not reduce that of enforced rules."""
         assert self._language is not None
         why = rule.undecidable(moment)
         if why:
@@ -208,4 +207,4 @@ class RuleSet:
             return bool(value)
         if found.type() == self._error:
             return Failure(str(value), budget.is_exhausted)
-        return Failure(f"a condition is true or false, and this one gave {type(value).__name__}")
+        return Failure(f"a condition must be a bool, this one returned {type(value).__name__}")

@@ -12,7 +12,7 @@ __all__ = ["PolicyConfig", "PolicyLimit", "RootKeys", "RouteKeys"]
 
 
 class PolicyLimit(Settings, frozen=True, kw_only=True):
-    """How many requests the `limit` action lets through, over a sliding window, for all workers together."""
+    """The rate that the `limit` action allows, over a sliding window shared by all workers."""
 
     requests: Annotated[int, Meta(ge=1, le=1_000_000_000, description="Requests in any window of `per`.")]
     per_ns: Annotated[Duration, Meta(ge=1_000_000_000, description="Length of the window.")] = MINUTE
@@ -20,22 +20,21 @@ class PolicyLimit(Settings, frozen=True, kw_only=True):
         Literal["consumer", "client_ip", "route", "all"],
         Meta(
             description=(
-                "What has a count of its own. A request without a consumer counts for its address; "
-                "`all` is one "
-                "count for the policy."
+                "Key of the counts. A request without a consumer is counted by its address; `all` "
+                "is one count for the whole policy."
             )
         ),
     ] = "consumer"
 
 
 class PolicyConfig(Settings, frozen=True, kw_only=True):
-    """One rule: when its condition holds, its action is taken."""
+    """One rule: if its condition holds, its action is taken."""
 
     name: Annotated[
         str,
         Meta(
             pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?$(?!\n)",
-            description="Name in metrics, in the list of violations and on routes; unique.",
+            description="Name in metrics, in the list of violations and in routes; unique.",
         ),
     ]
     when: Annotated[
@@ -44,8 +43,9 @@ class PolicyConfig(Settings, frozen=True, kw_only=True):
             min_length=1,
             max_length=10_000,
             description=(
-                'The condition in CEL, such as `request.method == "DELETE" && consumer.tier != "internal"`. '
-                "It is compiled when the config is read; docs/policies.md has the variables."
+                'The condition in CEL, for example `request.method == "DELETE" && consumer.tier != '
+                '"internal"`. It is compiled when the config is read; docs/policies.md lists the '
+                "variables."
             ),
         ),
     ]
@@ -53,9 +53,9 @@ class PolicyConfig(Settings, frozen=True, kw_only=True):
         Literal["allow", "deny", "tag", "route", "limit"],
         Meta(
             description=(
-                "`deny` refuses; `allow` ends the walk, so that rules of lower priority are not asked; `tag` "
-                "notes `tags` on the request; `route` sends it to `upstream`; `limit` refuses what "
-                "is above `limit`."
+                "`deny` rejects the request; `allow` skips the rules of lower priority; `tag` adds "
+                "`tags` to the request; `route` sends it to `upstream`; `limit` rejects requests "
+                "above `limit`."
             )
         ),
     ] = "deny"
@@ -64,28 +64,35 @@ class PolicyConfig(Settings, frozen=True, kw_only=True):
         Meta(
             ge=-1_000_000,
             le=1_000_000,
-            description="Higher is asked first. Equal ones: in the order of the file, the route's own last.",
+            description=(
+                "Rules of higher priority are evaluated first. Equal priorities keep the order of "
+                "the file, with the route's own rules last."
+            ),
         ),
     ] = 0
-    status: Annotated[int, Meta(ge=400, le=599, description="Status of a `deny`.")] = 403
+    status: Annotated[int, Meta(ge=400, le=599, description="Response status of `deny`.")] = 403
     message: Annotated[
         str,
-        Meta(max_length=200, description="What the client of a `deny` reads. Default: Forbidden."),
+        Meta(max_length=200, description="Response message of `deny`. Default: Forbidden."),
     ] = ""
     tags: Annotated[
         tuple[Text, ...],
-        Meta(extra={"one_or_many": True}, description="What a `tag` notes, for logs and plugins."),
+        Meta(
+            extra={"one_or_many": True},
+            description="Tags that `tag` adds to the request, for logs and plugins.",
+        ),
     ] = ()
     upstream: Annotated[
-        Text | None, Meta(description="The entry of `upstreams` that a `route` sends to.")
+        Text | None, Meta(description="The entry of `upstreams` that `route` sends the request to.")
     ] = None
-    limit: Annotated[PolicyLimit | None, Meta(description="What a `limit` lets through.")] = None
+    limit: Annotated[PolicyLimit | None, Meta(description="The rate that `limit` allows.")] = None
     on_error: Annotated[
         Literal["deny", "skip"],
         Meta(
             description=(
-                "What an error in the condition does, such as a header that is asked for and not there: "
-                "refuse, or go on to the next rule. Both are counted."
+                "What to do if the condition cannot be evaluated, for example because a header "
+                "that it reads is missing: reject the request, or continue with the next rule. "
+                "Both are counted."
             )
         ),
     ] = "deny"
@@ -94,19 +101,19 @@ class PolicyConfig(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"one_or_many": True},
             description=(
-                "Of a policy in the root: names of routes it belongs to, with `*` for any text, besides the "
-                'routes that name it. `"*"` is every route.'
+                "For policies in the root: names of the routes to which it applies, in addition to "
+                'the routes that name it; `*` matches any text. `"*"` is every route.'
             ),
         ),
     ] = ()
     enforce: Annotated[
         bool,
-        Meta(description="false: what it would refuse is counted and listed, and goes on."),
+        Meta(description="`false` (shadow mode): count and list what would be rejected, and let it pass."),
     ] = True
 
 
 class RouteKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in a route."""
+    """The keys of this feature in a route."""
 
     manual_order: ClassVar[int] = 120
 
@@ -115,13 +122,13 @@ class RouteKeys(Settings, frozen=True, kw_only=True):
         Meta(
             max_length=200,
             extra={"one_or_many": True},
-            description="Policies of this route: names of those in the root, or policies in place.",
+            description="Policies of this route: names of root policies, or inline policies.",
         ),
     ] = ()
 
 
 class RootKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in the root."""
+    """The keys of this feature in the root."""
 
     manual_order: ClassVar[int] = 20
 
@@ -129,7 +136,9 @@ class RootKeys(Settings, frozen=True, kw_only=True):
         tuple[PolicyConfig, ...],
         Meta(
             max_length=1000,
-            description="Policies: rules with a condition in CEL. They are in force on the routes "
-            "that name them, and on those they name.",
+            description=(
+                "Policies: rules with a condition in CEL. A policy applies to the routes that name "
+                "it, and to those that it names in `routes`."
+            ),
         ),
     ] = ()

@@ -1,4 +1,4 @@
-"""What conditions can read of a request: the variables of the language and where each comes from."""
+"""The variables that conditions can read, and how each is derived from a request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Source = Callable[[RequestContext, "Moment"], Any]
 
 
 class Moment:
-    """What the variables of one request are read from besides the request: the clock and the counts."""
+    """Sources of the variables of one request other than the request itself: the clock and the counts."""
 
     __slots__ = ("counts", "longest", "now_ns", "repeated", "utc")
 
@@ -25,9 +25,9 @@ class Moment:
         self.now_ns = now_ns
         self.counts = counts
         self.repeated: set[tuple[str, str]] | None = None
-        """(map, key) of what the request has more than once."""
+        """(map, key) of each key that the request has more than once."""
         self.longest = 0
-        """Elements of the longest list or map."""
+        """Number of elements of the longest list or map."""
         self.utc = time.gmtime()
 
     def note_repeated(self, kind: str, name: str) -> None:
@@ -51,7 +51,9 @@ LISTS: Final = frozenset(
         *("want-content-digest", "want-repr-digest", "x-forwarded-for"),
     )
 )
-"""Fields whose lines make one list (RFC 9110 §5.3). Of any other, recipients take one line or the other."""
+"""Fields whose lines form one list (RFC 9110 §5.3). Of any other repeated field, recipients take one line or
+the other.
+"""
 
 
 def _headers(ctx: RequestContext, at: Moment) -> dict[str, str]:
@@ -77,7 +79,7 @@ def _header_values(ctx: RequestContext, at: Moment) -> dict[str, list[str]]:
 
 
 def _query_pairs(ctx: RequestContext) -> list[tuple[str, str]]:
-    """All of them: `server.max_target_bytes` bounds the query."""
+    """All query parameters, in order; `server.max_target_bytes` bounds the query."""
     return parse_qsl(ctx.query, keep_blank_values=True, encoding="utf-8", errors="replace")
 
 
@@ -139,7 +141,7 @@ def _of_consumer(attribute: str, missing: Any, convert: Callable[[Any], Any] = l
 
 
 def _longest(value: Any) -> int:
-    """Elements of the longest list or map in a value."""
+    """Number of elements of the longest list or map in a value."""
     if isinstance(value, dict):
         return max([len(value), *map(_longest, value.values())])
     if isinstance(value, list):
@@ -148,7 +150,7 @@ def _longest(value: Any) -> int:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """A mapping with text keys, of values that CEL knows."""
+    """A mapping with text keys and values of types that CEL supports."""
     return {str(key): _known(item) for key, item in value.items()}
 
 
@@ -172,27 +174,27 @@ def _count(kind: str, window: int) -> Source:
 
 
 VARIABLES: Final[dict[str, tuple[str, Source, str]]] = {
-    # name: (type, how it is read, what the documentation says)
+    # name: (type, reader, documentation)
     "request.method": ("string", lambda ctx, at: ctx.method, "the method, as received"),
-    "request.path": ("string", lambda ctx, at: ctx.path, "the normalised path, without query"),
-    "request.host": ("string", lambda ctx, at: ctx.host, "the host asked for, lower case, without port"),
+    "request.path": ("string", lambda ctx, at: ctx.path, "the normalized path, without the query"),
+    "request.host": ("string", lambda ctx, at: ctx.host, "the requested host, lower case, without the port"),
     "request.scheme": ("string", lambda ctx, at: ctx.scheme, "`http` or `https`"),
     "request.query": ("string", lambda ctx, at: ctx.query, "the query as received, without `?`"),
     "request.query_params": (
         "map(string, string)",
         _query_params,
-        "the query's parameters; a condition that reads one which is there twice fails",
+        "query parameters; a condition that reads a repeated one fails",
     ),
     "request.query_values": (
         "map(string, dyn)",
         _query_values,
-        "the list of all values of each of the query's parameters",
+        "the list of all values of each query parameter",
     ),
     "request.headers": (
         "map(string, string)",
         _headers,
-        "fields by lower-case name; the lines of a list field (`accept`) are joined by `, `, and a condition "
-        "that reads any other field which is there twice fails",
+        "fields by lower-case name; the lines of a list field (`accept`) are joined by `, `, and a "
+        "condition that reads any other repeated field fails",
     ),
     "request.header_values": (
         "map(string, dyn)",
@@ -202,7 +204,7 @@ VARIABLES: Final[dict[str, tuple[str, Source, str]]] = {
     "request.cookies": (
         "map(string, string)",
         _cookies,
-        "cookies by name; a condition that reads one which is there twice fails",
+        "cookies by name; a condition that reads a repeated one fails",
     ),
     "request.params": ("map(string, string)", lambda ctx, at: ctx.params, "parameters of the route's path"),
     "request.client_ip": ("string", lambda ctx, at: ctx.client_ip, "the client's address"),
@@ -210,12 +212,12 @@ VARIABLES: Final[dict[str, tuple[str, Source, str]]] = {
     "request.size": ("int", _size, "`Content-Length`; 0 without a body, -1 when it is chunked"),
     "request.id": ("string", lambda ctx, at: ctx.request_id, "the request id"),
     "request.route": ("string", lambda ctx, at: ctx.route.name, "name of the route"),
-    "consumer.name": ("string", _of_consumer("consumer", ""), "who it is; empty without a consumer"),
-    "consumer.tier": ("string", _of_consumer("tier", ""), "the tier"),
+    "consumer.name": ("string", _of_consumer("consumer", ""), "the consumer; empty if there is none"),
+    "consumer.tier": ("string", _of_consumer("tier", ""), "the tier of the consumer"),
     "consumer.method": (
         "string",
         _of_consumer("method", ""),
-        "how it was authenticated: `api_key`, `jwt`, …",
+        "the method of authentication: `api_key`, `jwt`, …",
     ),
     "consumer.key_id": ("string", _of_consumer("key_id", ""), "id of the API key or of the token's key"),
     "consumer.scopes": ("list(string)", _of_consumer("scopes", [], list), "scopes granted"),
@@ -223,13 +225,13 @@ VARIABLES: Final[dict[str, tuple[str, Source, str]]] = {
     "consumer.metadata": (
         "map(string, dyn)",
         _of_consumer("metadata", {}, _plain),
-        "what the operator noted",
+        "metadata set by the operator",
     ),
     "consumer.claims": ("map(string, dyn)", _of_consumer("claims", {}, _plain), "claims of the token"),
     "consumer.anonymous": (
         "bool",
         lambda ctx, at: getattr(getattr(ctx, "identity", None), "method", "anonymous") == "anonymous",
-        "true when the request is not authenticated",
+        "true if the request is not authenticated",
     ),
     "time.now": (
         "timestamp",
@@ -246,7 +248,7 @@ VARIABLES: Final[dict[str, tuple[str, Source, str]]] = {
         f"counters.{kind}_per_{name}": (
             "int",
             _count(kind, window),
-            f"requests of this {said} in the last {name}, this one included, all workers",
+            f"requests of this {said} in the last {name}, including this one, over all workers",
         )
         for kind, said in (("consumer", "consumer"), ("client", "client address"), ("route", "route"))
         for name, window in (("minute", 60), ("hour", 3600))

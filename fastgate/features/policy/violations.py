@@ -1,4 +1,4 @@
-"""The requests that policies refused, or would have: a ring of records of all workers."""
+"""Policy violations, enforced or in shadow mode: a ring of records written by all workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Violation", "ViolationLog"]
 
 
 class Violation(msgspec.Struct, frozen=True, array_like=True):
-    """One request that a policy refused, or would have."""
+    """One request that a policy rejected, or would have rejected in shadow mode."""
 
     realtime_ns: int
     policy: str
@@ -29,7 +29,7 @@ class Violation(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ViolationLog:
-    """The newest violations of all workers; the controller reads what they write."""
+    """The most recent violations of all workers. Workers write, the controller reads."""
 
     RECORD_BYTES: ClassVar[int] = 488
     CAPACITY: ClassVar[int] = 2048
@@ -66,12 +66,12 @@ class ViolationLog:
         return self._ring.appended
 
     def recent(self, most: int = 100) -> list[tuple[int, Violation]]:
-        """The newest, newest first, with their numbers."""
+        """The most recent violations with their numbers, newest first."""
         found = []
         for number, record in self._ring.recent(most):
             try:
                 found.append((number, self._decode(record)))
-            except msgspec.DecodeError:  # written by another version before a restart of the controller
+            except msgspec.DecodeError:  # written by another version, before a restart of the controller
                 continue
         return found
 

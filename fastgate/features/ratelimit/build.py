@@ -1,9 +1,9 @@
-"""Limits: how much of something may be, for whom, per time and at once; tiers; penalties.
+"""Limits: rates, concurrency and cost per client; tiers; penalties.
 
-From the config to the compiled gates of a route. How limits are counted is in `_core/gates/limits.pyx`; what
-error each algorithm can make is in docs/limits.md. Counts live in the host's LimiterTable under stable names
-(`tier`, `root:…`, `route:<name>:…`), so they survive reloads and dead workers, and the admin API finds them:
-`client.py` reads and resets those of one client.
+Builds the compiled gates of a route from the config. `_core/gates/limits.pyx` counts; docs/limits.md has the
+error bounds of the algorithms. Counts are in the host's LimiterTable under stable names (`tier`, `root:…`,
+`route:<name>:…`), so they survive reloads and worker deaths and can be found by the admin API: `client.py`
+reads and resets those of one client.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _made(
 def _section_rules(
     settings: LimitsConfig, place: str, scope: str, route: str, labelled: bool, table: Any, inflight: Any
 ) -> list[LimitRule]:
-    """The rules of a section, the narrow ones first: what they refuse never reaches the wide ones."""
+    """The rules of a section, narrow ones first: requests they reject do not count against the wider ones."""
     chosen = [rule for _, rule in rules_of(settings) if not is_empty(rule)]
     chosen.sort(key=lambda rule: all(part in ("route", "gateway") for part in rule.by))
     unnamed = [rule for rule in chosen if not rule.name]
@@ -123,7 +123,7 @@ def _tier_rule(
 
 
 class _Tiers:
-    """Makes the rules of tiers, and of consumers whose own limits take the place of their tier's."""
+    """Builds the rules of tiers, and those of consumers whose own limits override their tier's."""
 
     def __init__(
         self, tiers: dict[str, TierConfig], when_full: str, table: Any, inflight: Any, unknown: Any
@@ -135,7 +135,7 @@ class _Tiers:
 
     def book(self) -> TierBook:
         rules = {name: self._make(tier, tier.algorithm) for name, tier in self._tiers.items()}
-        # A tier without limits is known, too: None is what `rule_of` then finds by asking here.
+        # A tier without limits is defined too: `rule_of` then returns the None that this lookup finds.
         return TierBook({name: rule for name, rule in rules.items() if rule is not None}, self.rule)
 
     def rule(self, identity: Identity) -> LimitRule | None:
@@ -143,27 +143,29 @@ class _Tiers:
         if tier is None:
             tier = TierConfig()
             if identity.tier:
-                # An undefined tier must not be a tier without limits.
+                # An undefined tier must not become a tier without limits.
                 tier = self._tiers["free"]
                 self._unknown.add(1)
                 if identity.tier not in self._told and len(self._told) < 100:
                     self._told.add(identity.tier)
-                    log.warning("limits: tier %r is not defined, its consumers are in free", identity.tier)
+                    log.warning(
+                        "limits: tier %r is not defined, its consumers get the limits of free", identity.tier
+                    )
         amounts: Amounts = tier
         if identity.limits:
             try:
-                # One by one: null takes a limit of the tier away
+                # Overrides one amount at a time: null removes a limit of the tier
                 amounts = amounts_of({**amounts_dict(tier), **identity.limits})
                 if any(True for _ in amounts_problems(amounts, tier.algorithm) if _[0] == ("burst",)):
                     raise msgspec.ValidationError("burst without a window, or too large for it")
             except (msgspec.ValidationError, TypeError) as error:
-                log.warning("limits of consumer %r are not taken: %s", identity.consumer, error)
+                log.warning("limits of consumer %r are ignored: %s", identity.consumer, error)
                 amounts = tier
         return self._make(amounts, tier.algorithm)
 
 
 def _penalty_box(penalty: PenaltyConfig, table: LimiterTable, enforced: bool) -> PenaltyBox:
-    """A ban in shadow mode must not become one of those that are enforced."""
+    """The box of a penalty section. Bans in shadow mode are stored apart from enforced ones."""
     return PenaltyBox(
         penalty.strikes,
         penalty.within_ns / 1e9,
@@ -176,24 +178,24 @@ def _penalty_box(penalty: PenaltyConfig, table: LimiterTable, enforced: bool) ->
 
 
 def build(settings: LimitsConfig | None, env: FeatureEnv) -> LimitGate | None:
-    """The gate of the limits that a route enforces, or None where there are none."""
+    """The gate of a route's enforced limits, or None if there are none."""
     return _build(settings, env, enforced=True)
 
 
 def build_watched(settings: LimitsConfig | None, env: FeatureEnv) -> LimitGate | None:
-    """The gate of those in shadow mode. Root and route say each for their own limits whether they are."""
+    """The gate of the limits in shadow mode. Root and route set `enforce` for their own limits separately."""
     return _build(settings, env, enforced=False)
 
 
 def _build(settings: LimitsConfig | None, env: FeatureEnv, *, enforced: bool) -> LimitGate | None:
     root: LimitsConfig | None = env.config.limits
     own = settings or root or LimitsConfig()
-    memory = env.around.memory
+    memory = env.context.memory
     table = memory.limits
-    inflight = env.service("limits.inflight", None, lambda: memory.inflight.for_seat(env.around.slot))
+    inflight = env.service("limits.inflight", None, lambda: memory.inflight.for_seat(env.context.slot))
     from_route = settings is not None and settings.enforce == enforced
     from_root = root is not None and own.inherit and root.enforce == enforced
-    # Tiers are the gateway's, as the root's limits are.
+    # Tiers belong to the root's section, as do the root's limits.
     has_tier = own.tier and env.route.auth is not None
     with_tier = has_tier and (root is None or root.enforce) == enforced
     name = env.route.name
@@ -211,7 +213,7 @@ def _build(settings: LimitsConfig | None, env: FeatureEnv, *, enforced: bool) ->
         penalty = root.penalty
     if not rules and not with_tier and penalty is None:
         return None
-    # What the section that counts for this route says beside its limits belongs to the gate of that section.
+    # The settings that accompany the limits belong to the gate of the section that counts for this route.
     is_own = own.enforce == enforced
     alone = own.enforce is False and not (own.inherit and root is not None and root.enforce)
     metrics = memory.metrics

@@ -1,4 +1,4 @@
-"""What is wrong between the values of limits and tiers, and of what consumers say of both."""
+"""Checks of limits and tiers, and of the tiers and limits of consumers."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ __all__ = ["check_root", "check_route"]
 
 
 def check_root(config: Any, report: Report) -> None:
-    """The tiers, what consumers say of them, and the root's limits."""
+    """Checks the tiers, the consumers' references to them, and the root's limits."""
     _check_tiers(config, report)
     if config.limits is not None:
         _check_limits(config.limits, ("limits",), report, at_root=True)
 
 
 def check_route(route: Any, site: RouteSite) -> None:
-    """A route's own limits."""
+    """Checks a route's own limits."""
     if route.limits is not None:
         _check_limits(route.limits, (*site.path, "limits"), site.report)
 
 
 def _check_tiers(config: Any, report: Report) -> None:
-    """The tiers, and what consumers say of tiers and limits."""
+    """Checks the tiers, and the tiers and limits of consumers."""
     known = tiers_of(config)
     for name, tier in config.tiers.items():
         if not re.fullmatch(WORD_PATTERN, name):
@@ -58,7 +58,7 @@ def _check_tiers(config: Any, report: Report) -> None:
             amounts = amounts_of(consumer.limits)
         except msgspec.ValidationError as error:
             found = str(error)
-            report((*path, "limits"), f"{found[:1].lower()}{found[1:]}", "", "as in a tier")
+            report((*path, "limits"), f"{found[:1].lower()}{found[1:]}", "", "same rules as for a tier")
             continue
         base = known.get(consumer.tier or "", TierConfig())
         whole = {key: getattr(base, key) for key in Amounts.__struct_fields__} | consumer.limits
@@ -81,7 +81,7 @@ def _check_limits(settings: LimitsConfig, path: Path, report: Report, at_root: b
 
 
 def _problems(settings: LimitsConfig, at_root: bool) -> Iterator[Problem]:
-    """What is wrong with a `limits` section."""
+    """The problems of one `limits` section."""
     seen: dict[str, str] = {}
     for index, rule in rules_of(settings):
         path: tuple[str | int, ...] = () if index is None else ("rules", index)
@@ -91,9 +91,9 @@ def _problems(settings: LimitsConfig, at_root: bool) -> Iterator[Problem]:
             if isinstance(part, KeyPart):
                 is_ip = part.ip_v4 is not None or part.ip_v6 is not None
                 if is_ip == (part.header is not None):
-                    yield (*path, "by", at), "none or both of them", "either header, or ip_v4 and ip_v6", ""
+                    yield (*path, "by", at), "neither or both", "either header, or ip_v4 and ip_v6", ""
         if len(set(rule.by)) != len(rule.by):
-            yield (*path, "by"), "the same twice", "each part once", ""
+            yield (*path, "by"), "a repeated part", "each part once", ""
         if sum(is_address(part) for part in rule.by) > 1:
             yield (*path, "by"), "two networks of the client's address", "at most one", ""
         if index is not None and is_empty(rule):
@@ -102,12 +102,12 @@ def _problems(settings: LimitsConfig, at_root: bool) -> Iterator[Problem]:
             name = rule_id(rule)
             where = "the limits beside rules" if index is None else f"rules[{index}]"
             if name in seen:
-                yield (*path, "by"), name, "another key, or a name", f"{seen[name]} counts by the same"
+                yield (*path, "by"), name, "another key, or a name", f"{seen[name]} counts by the same key"
             seen.setdefault(name, where)
     if at_root and not settings.inherit:
-        yield ("inherit",), "false", "", "it is for the limits of a route"
+        yield ("inherit",), "false", "", "only for the limits of a route"
     penalty = settings.penalty
     if penalty is not None:
         for at, (before, after) in enumerate(pairwise(penalty.bans_ns)):
             if after < before:
-                yield ("penalty", "bans", at + 1), "shorter than the ban before", "bans that grow", ""
+                yield ("penalty", "bans", at + 1), "shorter than the previous ban", "increasing durations", ""

@@ -1,4 +1,4 @@
-"""The counts of one client, read and reset from outside."""
+"""Reads and resets the counts of one client, for the admin API."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["ClientLimits"]
 
 
 class ClientLimits:
-    """Reads and resets what is counted for one client, for the admin API and the command line.
+    """Reads and resets the counts of one client, for the admin API and the command line.
 
-    A client is given by what is known of it: `consumer` (with its tier and own limits), `key` (key id), `ip`.
-    Rules that count by something else, a header say, are not among the answers.
+    A client is identified by the known parts: `consumer` (with its tier and own limits), `key` (key id),
+    `ip`. Rules that count by anything else, such as a header, are left out.
     """
 
     def __init__(self, config: Any, memory: Any) -> None:
@@ -72,37 +72,36 @@ class ClientLimits:
         key: str | None = None,
         ip: str | None = None,
     ) -> int:
-        """Forgets what was counted; how many rules had counted anything. Requests under way still count."""
+        """Resets the counts and returns the number of rules that had any. Requests in flight still count."""
         return sum(rule.reset(parts) for _, _, rule, parts in self._rules(consumer, tier, limits, key, ip))
 
     def ban(self, client: str, for_s: float, by: str = "ip") -> None:
-        """Bans an address, a consumer or a key id for so long, on every route that has a `penalty` by the
-        same. RuntimeError: no room to note it.
-        """
+        """Bans an address, a consumer or a key id for `for_s` seconds, on every route with a `penalty` by the
+        same kind of client. RuntimeError: the table is full."""
         if not self._box(by).ban(_penalty_key(client, by), for_s):
-            raise RuntimeError("memory.limiter_keys: there is no room to note the ban")
+            raise RuntimeError("memory.limiter_keys: no free entry for the ban")
 
     def pardon(self, client: str, by: str = "ip") -> bool:
-        """Ends a ban and forgets the violations; True if there were any."""
+        """Ends a ban and clears the violations. True if there were any."""
         return self._box(by).pardon(_penalty_key(client, by))
 
     def banned_s(self, client: str, by: str = "ip") -> float:
-        """Seconds a ban still lasts; 0 when there is none."""
+        """Remaining seconds of a ban; 0 if there is none."""
         return self._box(by).banned(_penalty_key(client, by), monotonic_ns()) / 1e9
 
     def statistics(self) -> dict[str, int]:
-        """Of the table in which all limits are counted."""
+        """Statistics of the table that holds the counts of all limits."""
         return {**self._memory.limits.statistics(), "in_flight": self._memory.inflight.in_use}
 
     def _box(self, by: str) -> PenaltyBox:
-        # The longest ban bounds what a box believes: as long as any config may say.
+        # Entries that exceed the longest ban are ignored, so this is the maximum that any config allows.
         return PenaltyBox(
             1_000_000,
             1,
             [30 * DAY / 1e9],
             table=self._memory.limits,
             scope=f"penalty by {by}",
-            when_full="evict",  # what an operator says goes before what clients filled the table with
+            when_full="evict",  # an operator's ban takes precedence over the entries of clients
         )
 
     def _rules(
@@ -128,9 +127,8 @@ def _penalty_key(client: str, by: str) -> bytes:
 
 
 def _parts(rule: LimitRule, consumer: str | None, key: str | None, ip: str | None) -> list[Any] | None:
-    """The parts of a rule's key for this client; None when it counts by something that is not known, or by
-    nothing of the client's.
-    """
+    """The parts of a rule's key for this client; None if the rule counts by a part that is unknown or does
+    not identify a client."""
     parts: list[Any] = []
     for part in rule.by:
         if part == "ip" and ip is not None:

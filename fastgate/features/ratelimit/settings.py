@@ -1,4 +1,4 @@
-"""The config Structs of limits and tiers, and what follows from their values alone."""
+"""The config Structs of limits and tiers, and the checks and derived values that need nothing else."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ Dimension = Literal["consumer", "key", "ip", "route", "gateway"]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 
 MOST_FILL_NS: Final = 730 * DAY
-"""A bucket that takes two years to fill is a mistake; the compiled limits count in 60 bits."""
+"""A bucket that takes more than two years to fill is a mistake; the compiled limits count in 60 bits."""
 
 
 class Amounts(Settings, frozen=True, kw_only=True):
-    """How much may be. What is left out is not limited."""
+    """Amounts. An omitted amount is unlimited."""
 
-    per_second: Annotated[Count | None, Meta(description="Requests in a second.")] = None
-    per_minute: Annotated[Count | None, Meta(description="Requests in a minute.")] = None
-    per_hour: Annotated[Count | None, Meta(description="Requests in an hour.")] = None
-    per_day: Annotated[Count | None, Meta(description="Requests in a day.")] = None
+    per_second: Annotated[Count | None, Meta(description="Requests per second.")] = None
+    per_minute: Annotated[Count | None, Meta(description="Requests per minute.")] = None
+    per_hour: Annotated[Count | None, Meta(description="Requests per hour.")] = None
+    per_day: Annotated[Count | None, Meta(description="Requests per day.")] = None
     burst: Annotated[
         Count | None,
         Meta(
             description=(
-                "Requests at one go: a bucket of this size that fills at the rate of the shortest window "
-                "above. With `token_bucket` it is the size of that window's own bucket."
+                "Requests in a burst: size of a bucket that refills at the rate of the shortest "
+                "window above. With `token_bucket`, the size of that window's own bucket."
             )
         ),
     ] = None
     concurrent: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000)] | None,
-        Meta(description="Requests that may be under way at once, over all workers."),
+        Meta(description="Concurrent requests, over all workers."),
     ] = None
     cost_per_hour: Annotated[
         Annotated[float, Meta(ge=0.001, le=100_000_000)] | None,
-        Meta(description="Sum of what requests cost in an hour; see `cost`."),
+        Meta(description="Sum of the costs of requests per hour; see `cost`."),
     ] = None
 
 
@@ -73,9 +73,9 @@ AMOUNT_NAMES: Final = Amounts.__struct_fields__
 
 
 class TierConfig(Amounts, frozen=True, kw_only=True):
-    """What the consumers of a tier may use, each of them, on all routes together. `{}` is no limit."""
+    """Limits of each consumer of a tier, over all routes together. `{}` means unlimited."""
 
-    algorithm: Annotated[Algorithm, Meta(description="How windows are counted; see limits.md.")] = (
+    algorithm: Annotated[Algorithm, Meta(description="Algorithm of the windows; see limits.md.")] = (
         "sliding_window"
     )
 
@@ -104,32 +104,32 @@ SHIPPED_TIERS: Final[dict[str, TierConfig]] = {
 
 
 class KeyPart(Settings, frozen=True, kw_only=True):
-    """A header's value, or a network of the client's address. Exactly one of them."""
+    """The value of a header, or a network of the client's address. Exactly one of them."""
 
     header: Annotated[
         Text | None,
-        Meta(description="The value of this request header. Requests without it count together."),
+        Meta(description="The value of this request header. Requests without it share one count."),
     ] = None
     ip_v4: Annotated[
         Annotated[int, Meta(ge=8, le=32)] | None,
-        Meta(description="The client's network: bits of an IPv4 address."),
+        Meta(description="The client's network: prefix length of an IPv4 address."),
     ] = None
     ip_v6: Annotated[
         Annotated[int, Meta(ge=16, le=128)] | None,
-        Meta(description="The client's network: bits of an IPv6 address."),
+        Meta(description="The client's network: prefix length of an IPv6 address."),
     ] = None
 
 
 class RuleConfig(Amounts, frozen=True, kw_only=True):
-    """Limits that are counted together, and by what."""
+    """Limits that share one key."""
 
     name: Annotated[
         str,
         Meta(
             pattern=r"^[a-z0-9_-]{0,40}$(?!\n)",
             description=(
-                "Goes before its limits in `RateLimit` and is what its counts are found by after a reload. "
-                "Default: what it counts by."
+                "Prefix of its limits in `RateLimit`, and the name under which its counts are kept "
+                "across reloads. Default: the parts of `by`."
             ),
         ),
     ] = ""
@@ -140,144 +140,159 @@ class RuleConfig(Amounts, frozen=True, kw_only=True):
             max_length=5,
             extra={"one_or_many": True},
             description=(
-                "What is counted together: one of these, or a combination as a list. `consumer` (who is not "
-                "known by name counts by address), `key` (each key of a consumer by itself), `ip` (an IPv4 "
-                "address, or the /64 of an IPv6 address), `{ip_v4: 24, ip_v6: 48}`, `route`, `gateway`, "
-                "`{header: X-Tenant}`."
+                "Key of the counts: one of these, or a list for a combination. `consumer` (clients "
+                "without a consumer are counted by address), `key` (each API key separately), `ip` "
+                "(an IPv4 address, or the /64 of an IPv6 address), `{ip_v4: 24, ip_v6: 48}`, "
+                "`route`, `gateway`, `{header: X-Tenant}`."
             ),
         ),
     ] = ("consumer",)
-    algorithm: Annotated[Algorithm, Meta(description="How windows are counted; see limits.md.")] = (
+    algorithm: Annotated[Algorithm, Meta(description="Algorithm of the windows; see limits.md.")] = (
         "sliding_window"
     )
 
 
 class CostConfig(Settings, frozen=True, kw_only=True):
-    """What a request costs, for `cost_per_hour` and the running totals. A number alone is `{fixed: …}`.
+    """Cost of a request, for `cost_per_hour` and the running totals. A number alone is short for `{fixed:
+    …}`.
 
-    The sum of what is known is taken before the request goes upstream; when it is over, the difference to
-    what it really was is taken or given back.
+    The known part of the cost is charged before the request goes upstream. When the request ends, the
+    difference to the actual cost is charged or refunded.
     """
 
     shorthand: ClassVar[str] = "fixed"
 
-    fixed: Annotated[float, Meta(ge=0, le=1_000_000, description="Every request, three decimals.")] = 1.0
+    fixed: Annotated[
+        float, Meta(ge=0, le=1_000_000, description="Cost of every request, up to three decimals.")
+    ] = 1.0
     request_unit_bytes: Annotated[
-        Size, Meta(ge=0, description="One more for so many bytes received; 0 for none.")
+        Size, Meta(ge=0, description="Adds 1 per this many bytes received; 0 for none.")
     ] = 0
     response_unit_bytes: Annotated[
-        Size, Meta(ge=0, description="One more for so many bytes sent; 0 for none.")
+        Size, Meta(ge=0, description="Adds 1 per this many bytes sent; 0 for none.")
     ] = 0
     header: Annotated[
         Text | None,
-        Meta(description="And what the upstream says in this response header: `12` or `0.25`."),
+        Meta(description="Adds the value of this upstream response header: `12` or `0.25`."),
     ] = None
     reserve: Annotated[
         Annotated[float, Meta(ge=0, le=1_000_000)] | None,
         Meta(
             description=(
-                "Taken before the request goes upstream, in place of `fixed`; it stands when the upstream "
-                "says nothing. Default: `fixed`."
+                "Charged before the request goes upstream, in place of `fixed`; final if the "
+                "upstream reports no cost. Default: `fixed`."
             ),
         ),
     ] = None
 
 
 class AdaptiveConfig(Settings, frozen=True, kw_only=True):
-    """Limits that move between bounds: with the upstream's health, and with what is usual for a client."""
+    """Limits that adapt between bounds: to the upstream's health, and to the usual rate of a client."""
 
     lowest: Annotated[
-        float, Meta(ge=0.01, le=1, description="The least they come to, as a share of what is configured.")
+        float, Meta(ge=0.01, le=1, description="Lower bound, as a share of the configured limits.")
     ] = 0.2
     highest: Annotated[
         float,
-        Meta(ge=1, le=10, description="The most they come to, while the upstream is well."),
+        Meta(
+            ge=1,
+            le=10,
+            description="Upper bound while the upstream is healthy, as a multiple of the configured limits.",
+        ),
     ] = 1.0
     errors: Annotated[
         float,
-        Meta(gt=0, le=1, description="Share of failed answers (5xx, none at all) above which they fall."),
+        Meta(
+            gt=0, le=1, description="Share of failed responses (5xx or none) above which the limits decrease."
+        ),
     ] = 0.1
     latency_ns: Annotated[
-        Duration, Meta(description="An answer that begins later counts as failed; 0 for never.")
+        Duration, Meta(description="A response that starts later counts as failed; 0 to disable.")
     ] = 0
     interval_ns: Annotated[
         Duration,
         Meta(
             ge=100_000_000,
             le=HOUR,
-            description="Between two steps: down to 0.7 of what it was, or up a twentieth of the range.",
+            description=(
+                "Interval between two steps: a decrease to 0.7 of the current value, or an "
+                "increase by a twentieth of the range."
+            ),
         ),
     ] = SECOND
     usual: Annotated[
         Annotated[float, Meta(ge=1, le=1000)] | None,
         Meta(
             description=(
-                "No client may send more than this many times what it usually does (the mean of the minutes "
-                "in which it sent anything), however high its limit; never less than `lowest` of it. "
-                "Default: not looked at."
+                "Maximum rate of a client as a multiple of its usual rate (the mean over the "
+                "minutes in which it sent requests), even below its limit; never less than "
+                "`lowest` of the limit. Default: not checked."
             ),
         ),
     ] = None
 
 
 class PenaltyConfig(Settings, frozen=True, kw_only=True):
-    """Who runs into limits again and again is banned, each time for longer."""
+    """Clients that repeatedly exceed limits are banned for increasing periods."""
 
     by: Annotated[
         Literal["ip", "consumer", "key"],
-        Meta(description="Who is banned. A client that is not known by name is banned by its address."),
+        Meta(description="Subject of the bans. A client without a consumer is banned by its address."),
     ] = "ip"
     strikes: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Refusals within `within` that start a ban.")
     ] = 100
-    within_ns: Annotated[Duration, Meta(ge=1_000_000, description="The span they must fall in.")] = MINUTE
+    within_ns: Annotated[
+        Duration, Meta(ge=1_000_000, description="Period in which the refusals must occur.")
+    ] = MINUTE
     bans_ns: Annotated[
         tuple[Annotated[Duration, Meta(ge=1_000_000)], ...],
         Meta(
             min_length=1,
             max_length=16,
-            description="How long the first ban is, the second, and so on; the last repeats.",
+            description="Duration of the first ban, the second, and so on; the last one repeats.",
         ),
     ] = (MINUTE, 10 * MINUTE, HOUR, DAY)
     forget_ns: Annotated[
         Duration,
-        Meta(ge=1_000_000, description="How long after its last ban the bans of a client are forgotten."),
+        Meta(ge=1_000_000, description="Time after its last ban when the bans of a client are forgotten."),
     ] = DAY
 
 
 class LimitsConfig(RuleConfig, frozen=True, kw_only=True):
-    """Limits of a route, or of every route. Its own amounts are one rule; `rules` are more of them. All are
-    asked as one decision: what one of them refuses is taken from none.
-    """
+    """Limits of a route, or of every route. The amounts of the section are one rule; `rules` adds more. All
+    rules are evaluated as one decision: a request that one of them rejects is counted by none."""
 
     example: ClassVar[str] = "{per_minute: 100}"
 
     rules: Annotated[
         tuple[RuleConfig, ...],
-        Meta(max_length=8, description="Several rules at once, each counted by something else."),
+        Meta(max_length=8, description="Additional rules, each with its own key."),
     ] = ()
     tier: Annotated[
         bool,
-        Meta(description="Whether the limits of the consumer's tier hold, where a route has `auth`."),
+        Meta(description="Whether the limits of the consumer's tier apply, on routes with `auth`."),
     ] = True
     inherit: Annotated[
-        bool, Meta(description="Whether the root's limits hold on this route too. For routes.")
+        bool, Meta(description="Whether the root's limits apply to this route too. Only in routes.")
     ] = True
-    cost: Annotated[CostConfig, Meta(description="What a request costs.")] = CostConfig()
+    cost: Annotated[CostConfig, Meta(description="Cost of a request.")] = CostConfig()
     adaptive: Annotated[
-        AdaptiveConfig | None, Meta(description="Moves the limits of this route between bounds.")
+        AdaptiveConfig | None, Meta(description="Adapts the limits of this route between bounds.")
     ] = None
-    penalty: Annotated[PenaltyConfig | None, Meta(description="Bans for who keeps running into them.")] = None
+    penalty: Annotated[
+        PenaltyConfig | None, Meta(description="Bans for clients that repeatedly exceed limits.")
+    ] = None
     warn_at: Annotated[
         Annotated[float, Meta(gt=0, lt=1)] | None,
         Meta(
             description=(
-                "Share of a limit from which on answers carry `X-RateLimit-Warning`: 0.8. Default: never."
+                "Used share of a limit from which responses carry `X-RateLimit-Warning`: 0.8. Default: never."
             ),
         ),
     ] = None
     headers: Annotated[
-        bool, Meta(description="Whether answers carry `RateLimit` and `RateLimit-Policy`.")
+        bool, Meta(description="Whether responses carry `RateLimit` and `RateLimit-Policy`.")
     ] = True
     when_full: Annotated[
         Literal["deny", "allow", "evict"],
@@ -292,26 +307,26 @@ class LimitsConfig(RuleConfig, frozen=True, kw_only=True):
     ] = "deny"
     enforce: Annotated[
         bool,
-        Meta(description="False only counts and logs what would be refused, and lets it pass."),
+        Meta(description="`false` (shadow mode): count and log what would be rejected, and let it pass."),
     ] = True
 
 
 class RouteKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in a route."""
+    """The keys of this feature in a route."""
 
     manual_order: ClassVar[int] = 50
     elsewhere: ClassVar[dict[str, str]] = {
-        "tier": "a consumer has a tier; limits: {tier: false} leaves it out",
+        "tier": "a consumer has a tier; limits: {tier: false} excludes it",
     }
 
     limits: Annotated[
         LimitsConfig | None,
-        Meta(description="How much of this route may be used: `{per_minute: 100}`, beside the root's."),
+        Meta(description="Limits of this route: `{per_minute: 100}`, in addition to the root's."),
     ] = None
 
 
 class RootKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in the root."""
+    """The keys of this feature in the root."""
 
     manual_order: ClassVar[int] = 60
 
@@ -319,14 +334,18 @@ class RootKeys(Settings, frozen=True, kw_only=True):
         dict[str, TierConfig],
         Meta(
             description=(
-                "What consumers may use, by tier. `free`, `basic`, `premium`, `enterprise`, `internal` and "
-                "`system` are there; an entry of the same name takes the place of the whole tier."
+                "Limits of consumers by tier. `free`, `basic`, `premium`, `enterprise`, `internal` "
+                "and `system` are predefined; an entry of the same name replaces the whole tier."
             )
         ),
     ] = msgspec.field(default_factory=dict)
     limits: Annotated[
         LimitsConfig | None,
-        Meta(description="Limits of every route together, and what routes without their own go by."),
+        Meta(
+            description=(
+                "Limits of all routes together, and default settings of routes without their own limits."
+            )
+        ),
     ] = None
 
 
@@ -337,10 +356,15 @@ PERIODS: Final = {"per_second": 1, "per_minute": 60, "per_hour": 3600, "per_day"
 
 
 def amounts_problems(amounts: Amounts, algorithm: str) -> Iterator[Problem]:
-    """What is wrong with these amounts together."""
+    """The problems of a combination of amounts."""
     windows = [name for name in PERIODS if getattr(amounts, name) is not None]
     if amounts.burst is not None and not windows:
-        yield ("burst",), "a burst alone", "one of per_second, per_minute, per_hour and per_day with it", ""
+        yield (
+            ("burst",),
+            "burst without a window",
+            "one of per_second, per_minute, per_hour and per_day with it",
+            "",
+        )
     if amounts.burst is not None and windows:
         rate = getattr(amounts, windows[0])
         if amounts.burst * PERIODS[windows[0]] * SECOND > rate * MOST_FILL_NS:
@@ -349,21 +373,27 @@ def amounts_problems(amounts: Amounts, algorithm: str) -> Iterator[Problem]:
     for shorter, longer in pairwise(windows):
         if getattr(amounts, shorter) > getattr(amounts, longer):
             found = f"{shorter}: {getattr(amounts, shorter)} above {longer}: {getattr(amounts, longer)}"
-            yield (shorter,), found, "no more than the longer window allows", f"{longer} always ends first"
+            yield (
+                (shorter,),
+                found,
+                "no more than the longer window allows",
+                f"the limit for {longer} is always reached first",
+            )
 
 
 def tiers_of(config: Any) -> dict[str, TierConfig]:
-    """All tiers: those that are shipped, unless the config has others of the same name, and its own."""
+    """All tiers: the predefined ones, replaced by those of the same name in the config, and the config's
+    own."""
     return {**SHIPPED_TIERS, **config.tiers}
 
 
 def amounts_of(limits: dict[str, Any]) -> Amounts:
-    """Limits of one consumer as they come from the config or the store. msgspec.ValidationError."""
+    """Limits of one consumer, from the config or the store. Raises msgspec.ValidationError."""
     return msgspec.convert(limits, Amounts)
 
 
 def rules_of(settings: LimitsConfig) -> list[tuple[int | None, RuleConfig]]:
-    """The rules of a section with their index; the section's own amounts have None."""
+    """The rules of a section with their index; None for the section's own amounts."""
     return [(None, settings), *enumerate(settings.rules)]
 
 
@@ -384,7 +414,7 @@ def _part_text(part: str | KeyPart) -> str:
 
 
 def rule_id(rule: RuleConfig) -> str:
-    """What the counts of a rule are found by, within its section."""
+    """Name of a rule within its section, under which its counts are kept."""
     return rule.name or "+".join(_part_text(part) for part in rule.by)
 
 

@@ -1,1 +1,1 @@
-"""Feature `allow`: which consumers, roles and scopes may use a route."""
+"""Feature `rbac`: authorization of a route by scopes, roles and permissions."""

@@ -1,14 +1,14 @@
-"""Authorisation by scopes, roles and permissions.
+"""Authorization by scopes, roles and permissions.
 
-A consumer has scopes and roles (its own, or those of its token). A role of the root section `roles` grants
-permissions, and may inherit other roles. A route says what it asks for:
+A consumer has scopes and roles, its own or those of its token. A role in the root section `roles` grants
+permissions and may inherit other roles. A route requires:
 
     scopes        all of these scopes           any_scopes    one of these scopes
     roles         one of these roles            permissions   all of these permissions, granted by the roles
     rbac: true    a grant of one of the roles that names this route and method
 
-Everything a route says must hold. `Roles` resolves inheritance once per config; `Access` is what one route
-asks for; the compiled gate remembers what `Access` said of an identity (`_core/gate_authorize`).
+All requirements of a route must be met. `Roles` resolves inheritance once per config, `Access` evaluates the
+requirements of one route, and the compiled gate caches its verdicts per identity (`_core/gates/authorize`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REALM: Final = "fastgate"
 
 
 class GrantConfig(Settings, frozen=True, kw_only=True):
-    """Something a role may do. A bare string is short for `{permission: …}`."""
+    """One grant of a role. A bare string is short for `{permission: …}`."""
 
     shorthand: ClassVar[str] = "permission"
 
@@ -41,9 +41,9 @@ class GrantConfig(Settings, frozen=True, kw_only=True):
         Text | None,
         Meta(
             description=(
-                "What routes ask for with `permissions`: `orders:read`. `*` stands for any text: "
-                "`orders:*`. Default: "
-                "none, and the grant is for routes with `rbac: true`."
+                "The permission that routes require with `permissions`: `orders:read`. `*` matches "
+                "any text: `orders:*`. Default: none; the grant is then for routes with `rbac: "
+                "true`."
             )
         ),
     ] = None
@@ -51,14 +51,14 @@ class GrantConfig(Settings, frozen=True, kw_only=True):
         tuple[Text, ...],
         Meta(
             extra={"one_or_many": True},
-            description="Names of the routes it holds on, with `*` for any text. Default: all.",
+            description="Names of the routes where the grant applies; `*` matches any text. Default: all.",
         ),
     ] = ()
     methods: Annotated[
         tuple[Text, ...],
         Meta(
             extra={"one_or_many": True},
-            description="Methods it holds for; GET brings HEAD with it. Default: all.",
+            description="Methods for which the grant applies; GET includes HEAD. Default: all.",
         ),
     ] = ()
 
@@ -72,20 +72,22 @@ class RoleConfig(Settings, frozen=True, kw_only=True):
         tuple[GrantConfig, ...],
         Meta(
             extra={"one_or_many": True},
-            description="What it may do: `orders:read`, or `{routes: […], methods: […]}`.",
+            description="Permissions of the role: `orders:read`, or `{routes: […], methods: […]}`.",
         ),
     ] = ()
     inherits: Annotated[
         tuple[Text, ...],
         Meta(
             extra={"one_or_many": True},
-            description="Roles whose permissions it has too, and which it counts as.",
+            description=(
+                "Roles that this role inherits: it has their permissions and satisfies requirements for them."
+            ),
         ),
     ] = ()
 
 
 class RouteKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in a route."""
+    """The keys of this feature in a route."""
 
     manual_order: ClassVar[int] = 110
 
@@ -93,19 +95,22 @@ class RouteKeys(Settings, frozen=True, kw_only=True):
         tuple[Text, ...],
         Meta(
             extra={"one_or_many": True},
-            description="Scopes a request must have, all of them; else 403 that names what is "
-            "missing (RFC 6750).",
+            description=(
+                "Scopes that a request must have, all of them; else 403 with the missing scopes (RFC 6750)."
+            ),
         ),
     ] = ()
     any_scopes: Annotated[
         tuple[Text, ...],
-        Meta(extra={"one_or_many": True}, description="Scopes of which a request must have one."),
+        Meta(extra={"one_or_many": True}, description="Scopes of which a request must have at least one."),
     ] = ()
     roles: Annotated[
         tuple[Text, ...],
         Meta(
             extra={"one_or_many": True},
-            description="Roles of which a consumer must have one, by itself or by inheritance; else 403.",
+            description=(
+                "Roles of which a consumer must have at least one, directly or by inheritance; else 403."
+            ),
         ),
     ] = ()
     permissions: Annotated[
@@ -118,28 +123,35 @@ class RouteKeys(Settings, frozen=True, kw_only=True):
     rbac: Annotated[
         bool,
         Meta(
-            description="Only consumers with a role that grants this route and method (`roles` of the root)."
+            description=(
+                "Allow only consumers with a role that grants this route and method (`roles` in the root)."
+            )
         ),
     ] = False
     enforce_authorization: Annotated[
         bool,
-        Meta(description="false: what scopes, roles and permissions would refuse is counted, and goes on."),
+        Meta(
+            description=(
+                "`false` (shadow mode): count what scopes, roles and permissions would reject, and let "
+                "it pass."
+            )
+        ),
     ] = True
 
 
 class RootKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in the root."""
+    """The keys of this feature in the root."""
 
     manual_order: ClassVar[int] = 10
 
     roles: Annotated[
         dict[str, RoleConfig],
-        Meta(description="Roles by name: what each may do, and which it inherits."),
+        Meta(description="Roles by name: the permissions of each, and the roles it inherits."),
     ] = msgspec.field(default_factory=dict)
 
 
 class Grant(NamedTuple):
-    """A GrantConfig on the way it is asked."""
+    """A GrantConfig in the form used for evaluation."""
 
     permission: str | None
     routes: tuple[str, ...]
@@ -168,11 +180,11 @@ class Roles:
             )
 
     def counting_as(self, held: frozenset[str]) -> frozenset[str]:
-        """These roles and all that they inherit."""
+        """These roles and all roles that they inherit."""
         return held.union(*(self._counts_as.get(role, ()) for role in held))
 
     def grants(self, held: frozenset[str]) -> list[Grant]:
-        """What these roles may do."""
+        """The grants of these roles."""
         return [grant for role in held for grant in self._grants.get(role, ())]
 
 
@@ -183,13 +195,13 @@ def _methods(methods: tuple[str, ...]) -> frozenset[str]:
 def _reached(name: str, roles: Mapping[str, RoleConfig]) -> list[str]:
     """The role and everything it inherits, each once."""
     found = [name]
-    for role in found:  # grows while it is walked
+    for role in found:  # grows during iteration
         found += [below for below in (roles[role].inherits if role in roles else ()) if below not in found]
     return found
 
 
 class Access:
-    """What one route asks for."""
+    """The requirements of one route."""
 
     __slots__ = ("_any", "_count", "_permissions", "_rbac", "_roles", "_route", "_scopes", "_table")
 
@@ -211,7 +223,7 @@ class Access:
         self._count = count
 
     def judge(self, identity: Identity | None, method: str) -> Refusal | None:
-        """None when the identity may use the route with this method, else the refusal."""
+        """None if the identity may use the route with this method, else the refusal."""
         if identity is None or identity.method == "anonymous":
             held: frozenset[str] = identity.scopes if identity is not None else frozenset()
             roles: frozenset[str] = identity.roles if identity is not None else frozenset()
@@ -219,7 +231,8 @@ class Access:
             held, roles = identity.scopes, identity.roles
         refusal = self._judge(held, roles, method)
         if refusal is not None and (identity is None or identity.method == "anonymous"):
-            # Not forbidden to somebody: asked of nobody. RFC 6750 §3.1 wants no error code then.
+            # The request has no credentials, so this is a 401. RFC 6750 §3.1: the challenge then has no error
+            # code.
             self._count("unidentified")
             scope = f', scope="{" ".join(self._scopes)}"' if self._scopes else ""
             challenge = f'Bearer realm="{REALM}"{scope}'
@@ -234,7 +247,7 @@ class Access:
             return self._scope_refusal([*self._scopes, self._any[0]], {"any_scopes": list(self._any)})
         if self._roles and self._roles.isdisjoint(self._table.counting_as(roles)):
             self._count("role")
-            return REASONS["forbidden"], {"detail": "none of the roles that may do this"}, []
+            return REASONS["forbidden"], {"detail": "none of the required roles"}, []
         if not self._permissions and not self._rbac:
             return None
         grants = [grant for grant in self._table.grants(roles) if grant.holds_on(self._route, method)]
@@ -263,18 +276,18 @@ OUTCOMES: Final = ("scope", "role", "permission", "route", "unidentified")
 
 
 def asks(route: Any) -> bool:
-    """True when the route asks for anything."""
+    """True if the route has any requirement."""
     return bool(route.scopes or route.any_scopes or route.roles or route.permissions or route.rbac)
 
 
 def build(_settings: Any, env: FeatureEnv) -> AuthorizeGate | None:
-    """The gate of a route; None when it asks for nothing."""
+    """The gate of a route, or None if the route has no requirement."""
     route = env.route
     if not asks(route):
         return None
     roles = env.config.roles
     table = env.service("roles", roles, lambda: Roles(roles))
-    counter = env.around.memory.metrics.counter
+    counter = env.context.memory.metrics.counter
     counters = {
         outcome: counter("fastgate_authorization_refused_total", cause=outcome) for outcome in OUTCOMES
     }

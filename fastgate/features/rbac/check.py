@@ -1,4 +1,4 @@
-"""What is wrong with roles, and with what routes ask of them."""
+"""Checks of roles, and of the requirements of routes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fastgate.settings import wildcard_matches
 
 __all__ = ["check_together", "find_cycle"]
 
-# RFC 6749 §3.3: a scope stands in a header in quotes, between spaces
+# RFC 6749 §3.3: scopes are space-separated in a quoted header parameter
 _SCOPE = re.compile(r"[!#-\[\]-~]+", re.ASCII)
 
 
 def check_together(config: Any, routes: Sequence[Any], report: Report) -> None:
-    """Everything about roles. `routes` are all of the config, in order, each with its name."""
+    """Checks all roles. `routes` are all routes in config order, each with its name."""
     _check_roles(
         config.roles,
         {route.name: route.rbac for route in routes},
@@ -48,18 +48,21 @@ def _check_asked(route: Any, config: Any, path: Path, report: Report) -> None:
     ]
     for at, permission in enumerate(route.permissions):
         if not any(wildcard_matches(pattern, permission) for pattern in granted):
-            hint = nearest(permission, granted) or "there are no roles that grant anything"
+            hint = nearest(permission, granted) or "no role grants a permission"
             report((*path, "permissions", at), f'"{permission}"', "a permission that some role grants", hint)
     if not asks(route):
         if not route.enforce_authorization:
             report(
-                (*path, "enforce_authorization"), "a setting without effect", "", "the route asks for nothing"
+                (*path, "enforce_authorization"),
+                "a setting without effect",
+                "",
+                "the route has no requirement",
             )
     elif route.auth is None:
         key = next(
             key for key in ("scopes", "any_scopes", "roles", "permissions", "rbac") if getattr(route, key)
         )
-        hint = "nobody is known on a route without authentication: set auth"
+        hint = "requests are anonymous on a route without authentication: set auth"
         report((*path, key), "a setting without effect", "", hint)
 
 
@@ -68,9 +71,8 @@ def _check_roles(
     guarded: Mapping[str, bool],
     report: Callable[[tuple[str | int, ...], str, str, str], None],
 ) -> None:
-    """Reports (path below `roles`, found, expected, hint) for what is wrong with the roles. `guarded` has the
-    name of every route and whether it says `rbac: true`.
-    """
+    """Reports (path below `roles`, found, expected, hint) for every error of the roles. `guarded` maps the
+    name of every route to its `rbac`."""
     for name, role in roles.items():
         for index, below in enumerate(role.inherits):
             if below not in roles:
@@ -78,7 +80,7 @@ def _check_roles(
         for index, grant in enumerate(role.permissions):
             path = (name, "permissions", index)
             if grant.permission is None and not grant.routes and not grant.methods:
-                hint = 'write routes: "*" for every route that says rbac: true'
+                hint = 'write routes: "*" for every route with rbac: true'
                 report(path, "an empty grant", "a permission, routes or methods", hint)
             for at, pattern in enumerate(grant.routes):
                 found = [route for route in guarded if wildcard_matches(pattern, route)]
@@ -86,14 +88,15 @@ def _check_roles(
                 if not found:
                     report(where, f'"{pattern}"', "the name of a route", "")
                 elif grant.permission is None and not any(guarded[route] for route in found):
-                    report(where, f'"{pattern}"', "a route that asks for it", "set rbac: true on the route")
+                    report(where, f'"{pattern}"', "a route with rbac: true", "set rbac: true on the route")
     cycle = find_cycle(roles)
     if cycle is not None:
         report((cycle[0], "inherits"), "a circle", "", " inherits ".join(cycle))
 
 
 def find_cycle(roles: Mapping[str, RoleConfig]) -> list[str] | None:
-    """Roles that inherit each other in a circle, the first one again at the end; None when there is none."""
+    """A cycle of roles that inherit each other, with the first one repeated at the end; None if there is
+    none."""
     done: set[str] = set()
     for start in roles:
         trail: list[str] = []

@@ -1,1 +1,1 @@
-"""Feature `rewrite` and `redirect`: where a request goes."""
+"""Features `rewrite`, `redirect` and `respond`: the upstream path of a request, or a local response."""

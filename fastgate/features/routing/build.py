@@ -1,7 +1,8 @@
-"""What a route does besides proxying: rewrite the path, redirect, answer by itself.
+"""Actions of a route other than proxying: path rewrite, redirect, fixed response.
 
-Matching (host, path, methods, headers, query) is part of `RouteConfig` in `fastgate.config`; the order of
-precedence is in `_core/router`. Templates name the parameters of the route's own path: `{id}`, `{rest}`.
+Matching (host, path, methods, headers, query) is part of `RouteConfig` in `fastgate.config`;
+`_core/http/router` has the order of precedence. Templates refer to the parameters of the route's path:
+`{id}`, `{rest}`.
 """
 
 from __future__ import annotations
@@ -32,43 +33,43 @@ __all__ = [
 
 
 class ReplacePrefix(Settings, frozen=True, kw_only=True):
-    """`/v1/orders/7` becomes `/orders/7` with `{from: /v1, to: /}`. A path without the prefix is left as it
-    is.
-    """
+    """`/v1/orders/7` becomes `/orders/7` with `{from: /v1, to: /}`. A path without the prefix is
+    unchanged."""
 
     from_: Annotated[
         str,
         Meta(
             pattern="^/",
-            description="The prefix to take away, whole segments only: `/v1` does not touch `/v10`.",
+            description="The prefix to remove; it matches whole segments: `/v1` does not match `/v10`.",
         ),
     ]
-    to: Annotated[str, Meta(pattern="^/", description="What to put in its place.")]
+    to: Annotated[str, Meta(pattern="^/", description="The replacement.")]
 
 
 class RewriteConfig(Settings, frozen=True, kw_only=True):
-    """Changes the path that goes upstream; the query stays. Exactly one form: `strip_prefix`,
-    `replace_prefix`, `path`, or `regex` + `to`.
-    """
+    """Changes the upstream path; the query is unchanged. Exactly one form: `strip_prefix`, `replace_prefix`,
+    `path`, or `regex` + `to`."""
 
     strip_prefix: Annotated[
         RootedPath | None,
-        Meta(description="Prefix to take away, whole segments only: `/api` makes `/api/x` into `/x`."),
+        Meta(description="Prefix to remove; it matches whole segments: with `/api`, `/api/x` becomes `/x`."),
     ] = None
-    replace_prefix: Annotated[ReplacePrefix | None, Meta(description="One prefix in place of another.")] = (
+    replace_prefix: Annotated[ReplacePrefix | None, Meta(description="Replaces one prefix with another.")] = (
         None
     )
     path: Annotated[
         RootedPath | None,
         Meta(
             extra={"places": True},
-            description="The new path, with the route's own parameters: `/v2/orders/{id}`, `/{rest}`.",
+            description="The new path, with the parameters of the route: `/v2/orders/{id}`, `/{rest}`.",
         ),
     ] = None
     regex: Annotated[
         Text | None,
         Meta(
-            description="Python regular expression searched in the path; the first match is replaced by `to`."
+            description=(
+                "Python regular expression searched in the path; the first match is replaced by `to`."
+            )
         ),
     ] = None
     to: Annotated[
@@ -77,7 +78,7 @@ class RewriteConfig(Settings, frozen=True, kw_only=True):
 
 
 class RedirectConfig(Settings, frozen=True, kw_only=True):
-    """Answers with a redirect. A bare string is short for `{to: …}`."""
+    """Responds with a redirect. A bare string is short for `{to: …}`."""
 
     shorthand: ClassVar[str] = "to"
 
@@ -87,9 +88,9 @@ class RedirectConfig(Settings, frozen=True, kw_only=True):
             min_length=1,
             extra={"places": True},
             description=(
-                "The Location: an absolute URL or a path, with the route's own parameters: "
-                "`https://example.com/{rest}`. What the request says does not choose the host: where it "
-                "would, the answer is 400."
+                "The Location: an absolute URL or a path, with the parameters of the route: "
+                "`https://example.com/{rest}`. The request never chooses the host; a request that "
+                "would is rejected with 400."
             ),
         ),
     ]
@@ -98,35 +99,32 @@ class RedirectConfig(Settings, frozen=True, kw_only=True):
         Meta(
             extra={"choices": (301, 302, 303, 307, 308)},
             description=(
-                "301, 302, 303, 307 or 308. 302 by default: browsers keep a 301 or 308 for good, so a "
-                "mistake in one stays. 307 and 308 keep the method and the body."
+                "301, 302, 303, 307 or 308. Default: 302, because browsers cache a 301 or 308 "
+                "permanently, including a mistaken one. 307 and 308 keep the method and the body."
             ),
         ),
     ] = 302
-    keep_query: Annotated[
-        bool, Meta(description="Append the request's query when `to` has none of its own.")
-    ] = True
+    keep_query: Annotated[bool, Meta(description="Append the query of the request if `to` has none.")] = True
 
 
 class RespondConfig(Settings, frozen=True, kw_only=True):
-    """Answers by itself with fixed bytes, built once. A bare string is short for `{body: …}`, a bare number
-    for `{status: …}`. At most one of `body` and `json`.
-    """
+    """Responds with a fixed response, built once. A bare string is short for `{body: …}`, a bare number for
+    `{status: …}`. At most one of `body` and `json`."""
 
     shorthand: ClassVar[str] = "body"
     short: ClassVar[dict[type, Any]] = {int: lambda status: {"status": status}}
 
-    status: Annotated[int, Meta(ge=200, le=599, description="Status of the answer.")] = 200
+    status: Annotated[int, Meta(ge=200, le=599, description="Status of the response.")] = 200
     headers: Annotated[
         dict[str, str],
-        Meta(description="Header fields of the answer. `Content-Length` and `Date` are set by the gateway."),
+        Meta(description="Header fields of the response. The gateway sets `Content-Length` and `Date`."),
     ] = msgspec.field(default_factory=dict)
     body: Annotated[
         str | None,
         Meta(
             description=(
-                "Text, sent as UTF-8 with `Content-Type: text/plain; charset=utf-8` unless `headers` has "
-                "another."
+                "Text, sent as UTF-8 with `Content-Type: text/plain; charset=utf-8` unless "
+                "`headers` sets another."
             )
         ),
     ] = None
@@ -134,13 +132,13 @@ class RespondConfig(Settings, frozen=True, kw_only=True):
         Any,
         Meta(
             description=(
-                "Any value, sent as JSON with `Content-Type: application/json` unless `headers` has another."
+                "Any value, sent as JSON with `Content-Type: application/json` unless `headers` sets another."
             )
         ),
     ] = None
 
     def payload(self) -> tuple[bytes, str]:
-        """The body's bytes and their default content type ("" when there is no body)."""
+        """The bytes of the body and their default content type ("" if there is no body)."""
         if self.json is not None:
             return msgspec.json.encode(self.json), "application/json"
         if self.body is not None:
@@ -149,7 +147,7 @@ class RespondConfig(Settings, frozen=True, kw_only=True):
 
 
 class RouteKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in a route."""
+    """The keys of this feature in a route."""
 
     manual_order: ClassVar[int] = 10
 
@@ -157,27 +155,27 @@ class RouteKeys(Settings, frozen=True, kw_only=True):
         RewriteConfig | None,
         Meta(
             extra={"needs_upstream": True},
-            description="Changes the path that goes upstream.",
+            description="Changes the upstream path.",
         ),
     ] = None
     redirect: Annotated[
         RedirectConfig | None,
         Meta(
             extra={"action": True},
-            description="Answers with a redirect.",
+            description="Responds with a redirect.",
         ),
     ] = None
     respond: Annotated[
         RespondConfig | None,
         Meta(
             extra={"action": True},
-            description="Answers with fixed bytes.",
+            description="Responds with a fixed response.",
         ),
     ] = None
 
 
 def build_redirect(_settings: Any, env: FeatureEnv) -> Redirect | None:
-    """The step that answers with a redirect; None where there is none."""
+    """The plugin that responds with a redirect, or None if the route has none."""
     settings: RedirectConfig | None = env.route.redirect
     if settings is None:
         return None
@@ -186,7 +184,7 @@ def build_redirect(_settings: Any, env: FeatureEnv) -> Redirect | None:
 
 
 def build_respond(_settings: Any, env: FeatureEnv) -> FixedResponse | None:
-    """The step that answers with fixed bytes; None where there are none."""
+    """The plugin that responds with fixed bytes, or None if the route has none."""
     settings: RespondConfig | None = env.route.respond
     if settings is None:
         return None
@@ -198,7 +196,7 @@ def build_respond(_settings: Any, env: FeatureEnv) -> FixedResponse | None:
 
 
 def rewrite_of(settings: RewriteConfig | None, params: Sequence[str]) -> Rewrite | None:
-    """What changes the path of a request on its way upstream; None for nothing."""
+    """The rewrite of the upstream path, or None if there is none."""
     if settings is None:
         return None
     if settings.strip_prefix is not None:

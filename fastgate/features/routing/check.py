@@ -1,4 +1,4 @@
-"""What is wrong with rewrites, redirects and fixed answers."""
+"""Checks of rewrites, redirects and fixed responses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GROUP = re.compile(r"\\(?:([1-9][0-9]?)|g<([^>]*)>)")
 
 
 def check_route(route: Any, site: RouteSite) -> None:
-    """What a route does besides proxying."""
+    """Checks the actions of a route other than proxying."""
     if route.rewrite is not None:
         _check_rewrite(route.rewrite, (*site.path, "rewrite"), site.params, site.report)
     if route.redirect is not None:
@@ -48,14 +48,14 @@ def _check_rewrite(
         check_places(rewrite.path, (*path, "path"), params, report)
     if (rewrite.regex is None) != (rewrite.to is None):
         missing, given = ("to", "regex") if rewrite.to is None else ("regex", "to")
-        report((*path, missing), "missing key", f"text, as {given} is given", "")
+        report((*path, missing), "missing key", f"text, because {given} is set", "")
     for name, text in (("path", rewrite.path), ("strip_prefix", rewrite.strip_prefix), ("to", rewrite.to)):
         _check_path_text(text, (*path, name), report)
     if rewrite.replace_prefix is not None:
         _check_path_text(rewrite.replace_prefix.to, (*path, "replace_prefix", "to"), report)
     if rewrite.regex is not None:
         if not rewrite.regex.isascii():
-            hint = "a path is percent-encoded where it must be"
+            hint = "percent-encode other characters"
             report((*path, "regex"), f'"{rewrite.regex}"', "ASCII", hint)
         compiled = check_regex(rewrite.regex, (*path, "regex"), report)
         if compiled is not None and rewrite.to is not None:
@@ -79,7 +79,7 @@ def _check_groups(compiled: re.Pattern[str], to: str, path: Path, report: Report
                 path,
                 match[0],
                 "a group of the regex",
-                f"it has {', '.join(known)}" if known else "it has none",
+                f"it has {', '.join(known)}" if known else "it has {', '.join(known)}",
             )
 
 
@@ -102,7 +102,7 @@ def _check_respond(respond: RespondConfig, path: Path, report: Report) -> None:
             (*path, "status"),
             f"{respond.status} with a body",
             "",
-            f"an answer with {respond.status} has none",
+            f"a response with status {respond.status} has no body",
         )
     for name, value in respond.headers.items():
         if name.lower() == "date":

@@ -1,1 +1,1 @@
-"""Feature `security_headers`: response fields that browsers enforce."""
+"""Feature `security_headers`: response header fields enforced by browsers."""

@@ -1,7 +1,7 @@
-"""Security headers: what browsers should be strict about in the answers of a route.
+"""Security headers of the responses of a route.
 
-Settings and presets; the gate is in `_core/gates/security.pyx`. A preset is a set of values, and what is set
-beside it replaces its own; an empty text takes a header out.
+This module has the settings and presets; the gate is in `_core/gates/security.pyx`. A preset is a set of
+values; a value that is set overrides the preset's, and an empty text removes the header.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
     "header_fields",
 ]
 
-# The setting and its header.
+# Setting and header.
 HEADERS: Final = {
     "nosniff": "X-Content-Type-Options",
     "frame_options": "X-Frame-Options",
@@ -42,7 +42,7 @@ _NO_SENSORS: Final = "camera=(), geolocation=(), microphone=(), payment=(), usb=
 
 PRESETS: Final[dict[str, dict[str, str]]] = {
     "none": {},
-    # Nothing that breaks a site which does nothing unusual.
+    # Safe for ordinary sites.
     "basic": {
         "nosniff": "nosniff",
         "frame_options": "SAMEORIGIN",
@@ -61,7 +61,7 @@ PRESETS: Final[dict[str, dict[str, str]]] = {
         "cross_origin_opener_policy": "same-origin",
         "cross_origin_resource_policy": "same-origin",
     },
-    # For answers that are data: nothing in them is to be rendered or run (OWASP REST Security Cheat Sheet).
+    # For APIs: no part of a response is rendered or executed (OWASP REST Security Cheat Sheet).
     "api": {
         "nosniff": "nosniff",
         "frame_options": "DENY",
@@ -81,23 +81,26 @@ class HstsConfig(Settings, frozen=True, kw_only=True):
         Meta(
             le=3650 * DAY,
             description=(
-                "How long browsers use nothing but https for this host. Begin with a day: it cannot be taken "
-                "back from those who have seen it. `0` tells them to forget it."
+                "How long browsers use only https for this host. Start with a day: it cannot be "
+                "revoked for browsers that have received it. `0` makes browsers forget it."
             ),
         ),
     ] = 365 * DAY
-    include_subdomains: Annotated[bool, Meta(description="For every name below this host too.")] = False
+    include_subdomains: Annotated[
+        bool, Meta(description="Whether it applies to every subdomain of this host too.")
+    ] = False
     preload: Annotated[
         bool,
         Meta(
             description=(
-                "Agree to be put into the browsers' own lists, which wants `include_subdomains` and a year."
+                "Consent to inclusion in the browsers' preload lists, which require "
+                "`include_subdomains` and a year."
             )
         ),
     ] = False
 
     def value(self) -> str:
-        """The field's value."""
+        """The value of the header field."""
         text = f"max-age={self.max_age_ns // SECOND}"
         if self.include_subdomains:
             text += "; includeSubDomains"
@@ -105,8 +108,8 @@ class HstsConfig(Settings, frozen=True, kw_only=True):
 
 
 class SecurityHeadersConfig(Settings, frozen=True, kw_only=True):
-    """Header fields that make browsers strict. A name of a preset is short for `{preset: …}`;
-    `true` is `basic`, `false` is `none`."""
+    """Security header fields. A preset name is short for `{preset: …}`; `true` is `basic`, `false` is
+    `none`."""
 
     shorthand: ClassVar[str] = "preset"
     short: ClassVar[dict[type, Any]] = {bool: lambda on: {"preset": "basic" if on else "none"}}
@@ -115,8 +118,9 @@ class SecurityHeadersConfig(Settings, frozen=True, kw_only=True):
         Literal["none", "basic", "strict", "api"],
         Meta(
             description=(
-                "Where the values come from that are not set here. `basic` breaks no usual site, `strict` is "
-                "for sites that load everything from their own origin, `api` for answers that are data."
+                "Source of the values that are not set here. `basic` is safe for ordinary sites, "
+                "`strict` is for sites that load everything from their own origin, `api` for "
+                "responses that are data."
             )
         ),
     ] = "basic"
@@ -124,27 +128,28 @@ class SecurityHeadersConfig(Settings, frozen=True, kw_only=True):
         Literal["replaced", "kept"],
         Meta(
             description=(
-                "What becomes of such a field in the upstream's answer: it is replaced, or it is "
-                "kept and ours "
-                "left out. Fields that are not set here pass in any case."
+                "What to do if the upstream's response has the field: replace its value, or keep "
+                "it. Fields that are not set here are always passed through."
             )
         ),
     ] = "replaced"
     nosniff: Annotated[
-        bool | None, Meta(description="`X-Content-Type-Options: nosniff`: types are not guessed.")
+        bool | None, Meta(description="`X-Content-Type-Options: nosniff`: browsers do not guess types.")
     ] = None
     frame_options: Annotated[
         Literal["DENY", "SAMEORIGIN", ""] | None,
-        Meta(description="`X-Frame-Options`: who may put the answer into a frame."),
+        Meta(description="`X-Frame-Options`: the sites that may embed the response in a frame."),
     ] = None
     hsts: Annotated[
         HstsConfig | None,
-        Meta(description="`Strict-Transport-Security`, over https only. No preset sets it."),
+        Meta(description="`Strict-Transport-Security`, over https only. Not part of any preset."),
     ] = None
     content_security_policy: Annotated[str | None, Meta(description="`Content-Security-Policy`.")] = None
     content_security_policy_report_only: Annotated[
         str | None,
-        Meta(description="`Content-Security-Policy-Report-Only`: what would be blocked is reported."),
+        Meta(
+            description="`Content-Security-Policy-Report-Only`: browsers report what the policy would block."
+        ),
     ] = None
     referrer_policy: Annotated[
         Literal[
@@ -159,10 +164,10 @@ class SecurityHeadersConfig(Settings, frozen=True, kw_only=True):
             "unsafe-url",
         ]
         | None,
-        Meta(description="`Referrer-Policy`: what other sites learn of the page a link was on."),
+        Meta(description="`Referrer-Policy`: how much of the referring URL is sent to other sites."),
     ] = None
     permissions_policy: Annotated[
-        str | None, Meta(description="`Permissions-Policy`: which features of the browser a page may use.")
+        str | None, Meta(description="`Permissions-Policy`: the browser features that a page may use.")
     ] = None
     cross_origin_opener_policy: Annotated[
         Literal["", "unsafe-none", "same-origin-allow-popups", "same-origin", "noopener-allow-popups"] | None,
@@ -180,35 +185,39 @@ class SecurityHeadersConfig(Settings, frozen=True, kw_only=True):
         tuple[Text, ...],
         Meta(
             extra={"one_or_many": True},
-            description="Fields taken from the upstream's answer, such as `Server` and `X-Powered-By`.",
+            description="Fields removed from the upstream's response, such as `Server` and `X-Powered-By`.",
         ),
     ] = ()
 
 
 class RouteKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in a route."""
+    """The keys of this feature in a route."""
 
     manual_order: ClassVar[int] = 70
 
     security_headers: Annotated[
         SecurityHeadersConfig | None,
-        Meta(description="Header fields that make browsers strict. Default: the root's `security_headers`."),
+        Meta(description="Security header fields. Default: the root's `security_headers`."),
     ] = None
 
 
 class RootKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in the root."""
+    """The keys of this feature in the root."""
 
     manual_order: ClassVar[int] = 100
 
     security_headers: Annotated[
         SecurityHeadersConfig | None,
-        Meta(description="For every route that has no `security_headers` of its own. Default: none."),
+        Meta(
+            description=(
+                "Security header fields of every route without its own `security_headers`. Default: none."
+            )
+        ),
     ] = None
 
 
 def header_fields(settings: SecurityHeadersConfig) -> list[tuple[str, str]]:
-    """The fields of every answer, without Strict-Transport-Security."""
+    """The fields of every response, without Strict-Transport-Security."""
     values: dict[str, str] = dict(PRESETS[settings.preset])
     for name in HEADERS:
         own: bool | str | None = getattr(settings, name)
@@ -218,7 +227,7 @@ def header_fields(settings: SecurityHeadersConfig) -> list[tuple[str, str]]:
 
 
 def build(settings: SecurityHeadersConfig | None, env: FeatureEnv) -> SecurityHeadersGate | None:
-    """The gate of a route; None where the config says nothing of security headers."""
+    """The gate of a route, or None if the config has no security headers for it."""
     settings = settings if settings is not None else env.config.security_headers
     if settings is None:
         return None

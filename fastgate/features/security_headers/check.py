@@ -1,4 +1,4 @@
-"""What is wrong with `security_headers`."""
+"""Checks of `security_headers`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fastgate.settings import DAY
 
 __all__ = ["check_root", "check_route"]
 
-# Those the gateway writes itself, and those whose removal would make another message of an answer.
+# Fields written by the gateway itself, and fields whose removal would change the meaning of a response.
 _NOT_REMOVABLE: Final = (RESPONSE_FIELDS - {"x-request-id"}) | {"content-encoding", "content-type", "upgrade"}
-# https://hstspreload.org asks for no less
+# minimum required by https://hstspreload.org
 _PRELOAD_NS: Final = 365 * DAY
 
 
 def check_root(config: Any, report: Report) -> None:
-    """What routes go by that say nothing of it."""
+    """The root's section, the default of routes."""
     if config.security_headers is not None:
         _check_security_headers(config.security_headers, ("security_headers",), report)
 
@@ -30,19 +30,20 @@ def check_route(route: Any, site: RouteSite) -> None:
 
 
 def _check_security_headers(config: SecurityHeadersConfig, path: Path, report: Report) -> None:
-    """Values that can stand in a header, and an HSTS that preload lists take."""
+    """Checks that values are valid in a header, and that `preload` meets the conditions of the preload
+    lists."""
     for name in HEADERS:
         value = getattr(config, name)
         if isinstance(value, str) and not FIELD_VALUE.fullmatch(value):
             report((*path, name), f'"{value}"', "printable ASCII in one line", "")
     for index, name in enumerate(config.remove):
         if not TOKEN.fullmatch(name) or name.lower() in _NOT_REMOVABLE:
-            report((*path, "remove", index), f'"{name}"', "a field name that is not the gateway's own", "")
+            report((*path, "remove", index), f'"{name}"', "a field name not owned by the gateway", "")
     hsts = config.hsts
     if hsts is not None and hsts.preload and not (hsts.include_subdomains and hsts.max_age_ns >= _PRELOAD_NS):
         report(
             (*path, "hsts", "preload"),
             "preload without include_subdomains and a year",
             "",
-            "the lists take no other; see hstspreload.org",
+            "required by the preload lists; see hstspreload.org",
         )

@@ -1,1 +1,1 @@
-"""Feature `request_headers` and `response_headers`: edits of header fields."""
+"""Features `request_headers` and `response_headers`: edits of header fields."""

@@ -1,8 +1,8 @@
-"""Header edits, both ways.
+"""Header edits of requests and responses.
 
-Order on one message: rename, remove, set, add. Names compare without case; values are sent as written. Hop-
-by-hop fields and framing (`Content-Length`, `Transfer-Encoding`, `Connection`, `Host`…) belong to the gateway
-and cannot be edited here. Values are templates: `{client_ip}` and the like; `{{}` is a brace.
+Order within one message: rename, remove, set, add. Names are case-insensitive; values are sent as written.
+Hop-by-hop fields and framing (`Content-Length`, `Transfer-Encoding`, `Connection`, `Host`…) belong to the
+gateway and cannot be edited here. Values are templates, for example `{client_ip}`; `{{}` is a literal brace.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ __all__ = ["HeaderEditsConfig", "RouteKeys", "edits_of"]
 
 
 class HeaderEditsConfig(Settings, frozen=True, kw_only=True):
-    """Edits to the header fields of a request or an answer. Order: rename, remove, set, add."""
+    """Edits of the header fields of a request or a response. Order: rename, remove, set, add."""
 
     set: Annotated[
         dict[str, Places],
-        Meta(description="Fields to set: all fields of that name are replaced by this one."),
+        Meta(description="Fields to set; each replaces all fields of that name."),
     ] = field(default_factory=dict)
     add: Annotated[
         dict[str, Places],
-        Meta(description="Fields to add beside those of the same name that are already there."),
+        Meta(description="Fields to add; existing fields of that name are kept."),
     ] = field(default_factory=dict)
     remove: Annotated[
-        tuple[str, ...], Meta(extra={"one_or_many": True}, description="Names of fields to take away.")
+        tuple[str, ...], Meta(extra={"one_or_many": True}, description="Names of fields to remove.")
     ] = ()
-    rename: Annotated[dict[str, str], Meta(description="Old name to new name; the value stays.")] = field(
-        default_factory=dict
+    rename: Annotated[dict[str, str], Meta(description="Old name to new name; the value is unchanged.")] = (
+        field(default_factory=dict)
     )
 
 
 class RouteKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in a route."""
+    """The keys of this feature in a route."""
 
     manual_order: ClassVar[int] = 100
 
@@ -46,18 +46,19 @@ class RouteKeys(Settings, frozen=True, kw_only=True):
         HeaderEditsConfig | None,
         Meta(
             extra={"needs_upstream": True},
-            description="Edits to the request before it goes upstream.",
+            description="Edits of the request before it goes upstream.",
         ),
     ] = None
     response_headers: Annotated[
-        HeaderEditsConfig | None, Meta(description="Edits to the answer before it goes to the client.")
+        HeaderEditsConfig | None, Meta(description="Edits of the response before it goes to the client.")
     ] = None
 
 
 def edits_of(
     settings: HeaderEditsConfig | None, params: Sequence[str], *, owns: bool = False
 ) -> HeaderEdits | None:
-    """The edits with their templates; None for nothing. owns: clients cannot set these fields."""
+    """The edits with compiled templates, or None if there are none. `owns`: clients cannot set these
+    fields."""
     if settings is None or settings == HeaderEditsConfig():
         return None
     return HeaderEdits(settings.rename, settings.remove, settings.set, settings.add, list(params), owns)

@@ -1,4 +1,4 @@
-"""What is wrong with header edits."""
+"""Checks of header edits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_route"]
 
 
 def check_route(route: Any, site: RouteSite) -> None:
-    """Edits of the request and of the answer."""
+    """Checks the edits of requests and responses."""
     if route.request_headers is not None:
         path: Path = (*site.path, "request_headers")
         _check_edits(route.request_headers, path, site.params, site.report)
@@ -40,7 +40,7 @@ def _check_edits(
 
 
 def _check_identity_names(edits: HeaderEditsConfig, path: Path, report: Report) -> None:
-    """Who a request is from is said by the gateway alone: beside its field no other one may stand."""
+    """Only the gateway may set the fields that identify the consumer."""
     made = [
         *(((*path, "rename", old), new) for old, new in edits.rename.items()),
         *(((*path, "set", name), name) for name in edits.set),
@@ -48,7 +48,7 @@ def _check_identity_names(edits: HeaderEditsConfig, path: Path, report: Report) 
     ]
     for where, name in made:
         if re.fullmatch(r"x-consumer(-.*)?", re.sub(r"[_.]", "-", name.lower())):
-            report(where, f'"{name}"', "another name", "X-Consumer-… says who a request is from")
+            report(where, f'"{name}"', "another name", "X-Consumer-… identifies the consumer")
 
 
 def _check_edited_name(name: str, path: Path, report: Report) -> bool:

@@ -1,11 +1,12 @@
-"""Checks of request bodies before they go upstream: content type, JSON syntax and depth, keys that are there
-twice, JSON Schema.
+"""Validation of request bodies before they go upstream: content type, JSON syntax and depth, repeated keys,
+JSON Schema.
 
-In this order, each cheaper than the next and each bounding what the next has to do: nothing is read that is
-too long by its own account; the depth is known before a parser sees a byte; a schema is asked about what is
-well formed only. A body is held whole on routes that look into it, so it has a bound here. Schemas are
-checked by jsonschema-rs (the extra `fastgate[schema]`): a tenth of the time of fastjsonschema, every draft,
-and regular expressions that cannot run away."""
+The checks run in this order; each is cheaper than the next and bounds its work: a body whose declared length
+is too large is not read, the depth is known before a parser runs, and only well-formed JSON reaches the
+schema. Routes that inspect bodies buffer them whole, so bodies are bounded here. Schemas are checked by
+jsonschema-rs (the extra `fastgate[schema]`): a tenth of the time of fastjsonschema, all drafts, and regular
+expressions with bounded backtracking.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +35,13 @@ __all__ = [
     "json_fault",
 ]
 
-MOST_ERRORS: Final = 5  # told of one body; a client mends them one by one anyway
-MOST_MESSAGE: Final = 300  # characters of one of them: it may quote the value at fault
-MOST_BACKTRACKS: Final = 10_000  # of one regular expression with look-around; others run in linear time
+MOST_ERRORS: Final = 5  # reported for one body; clients fix errors one at a time
+MOST_MESSAGE: Final = 300  # characters per error, which may quote the offending value
+MOST_BACKTRACKS: Final = 10_000  # per regular expression with look-around; others run in linear time
 
 
 class JsonConfig(Settings, frozen=True, kw_only=True):
-    """What a JSON body must be. `json: true` takes the defaults."""
+    """Requirements of JSON bodies. `json: true` uses the defaults."""
 
     max_depth: Annotated[
         int,
@@ -48,8 +49,8 @@ class JsonConfig(Settings, frozen=True, kw_only=True):
             ge=1,
             le=200,
             description=(
-                "Arrays and objects inside each other; more is 400. Checked before the body is parsed. Real "
-                "documents stay below 20."
+                "Maximum nesting of arrays and objects; deeper bodies are rejected with 400. "
+                "Checked before the body is parsed. Real documents stay below 20."
             ),
         ),
     ] = 32
@@ -57,52 +58,51 @@ class JsonConfig(Settings, frozen=True, kw_only=True):
         Literal["refused", "allowed"],
         Meta(
             description=(
-                "An object with a key twice: parsers differ in which one they take, so what was "
-                "checked may not "
-                "be what is used. `refused` is 400."
+                "Repeated keys of an object. Parsers differ in which value they take, so the "
+                "validated value may not be the one in use. `refused` rejects the body with 400."
             )
         ),
     ] = "refused"
 
 
 class ValidationConfig(Settings, frozen=True, kw_only=True):
-    """What request bodies must be. Requests without a body pass, unless `required`."""
+    """Requirements of request bodies. Requests without a body pass, unless `required`."""
 
     content_types: Annotated[
         tuple[Text, ...],
         Meta(
             extra={"one_or_many": True},
             description=(
-                "Types that are taken, such as `application/json`, `application/*+json` or `text/*`; others "
-                "are 415. Parameters such as `charset` do not matter. Default: any, but JSON where "
-                "`json` or a "
-                "schema is set."
+                "Accepted types, such as `application/json`, `application/*+json` or `text/*`; "
+                "others are rejected with 415. Parameters such as `charset` are ignored. Default: "
+                "any, or JSON if `json` or a schema is set."
             ),
         ),
     ] = ()
-    required: Annotated[bool, Meta(description="A request without a body is 400.")] = False
+    required: Annotated[bool, Meta(description="Reject requests without a body with 400.")] = False
     json: Annotated[
         JsonConfig | bool,
-        Meta(description="Bodies must be well-formed JSON. A schema brings it along."),
+        Meta(description="Require well-formed JSON bodies. Implied by a schema."),
     ] = False
     schema: Annotated[
         dict[str, Any] | None, Meta(description="JSON Schema that the body must match; else 422.")
     ] = None
     schema_file: Annotated[
-        FileName | None, Meta(description="File with the schema (JSON), in place of `schema`.")
+        FileName | None, Meta(description="File with the schema (JSON), instead of `schema`.")
     ] = None
     formats: Annotated[
         bool, Meta(description="Whether `format` in a schema is checked (`email`, `date-time`, `uuid`…).")
     ] = True
     max_body_bytes: Annotated[
-        Size, Meta(ge=1, description="The largest body that is looked into; more is 413.")
+        Size, Meta(ge=1, description="Maximum size of an inspected body; larger ones are rejected with 413.")
     ] = 1_000_000
     enforce: Annotated[
-        bool, Meta(description="False only counts and logs what would be refused, and lets it pass.")
+        bool,
+        Meta(description="`false` (shadow mode): count and log what would be rejected, and let it pass."),
     ] = True
 
     def json_settings(self) -> JsonConfig | None:
-        """What JSON must be; None when bodies are not looked into."""
+        """Requirements of JSON, or None if bodies are not inspected."""
         if isinstance(self.json, JsonConfig):
             return self.json
         wanted = self.json or self.schema is not None or self.schema_file is not None
@@ -110,17 +110,17 @@ class ValidationConfig(Settings, frozen=True, kw_only=True):
 
 
 class RouteKeys(Settings, frozen=True, kw_only=True):
-    """Its keys in a route."""
+    """The keys of this feature in a route."""
 
     manual_order: ClassVar[int] = 80
 
     validation: Annotated[
-        ValidationConfig | None, Meta(description="What request bodies must be. Default: anything.")
+        ValidationConfig | None, Meta(description="Requirements of request bodies. Default: none.")
     ] = None
 
 
 def json_fault(body: bytes, settings: JsonConfig) -> tuple[Any, dict[str, Any] | None]:
-    """The parsed body and None, or None and what is wrong with it as details of the refusal."""
+    """The parsed body and None, or None and the error as details of the refusal."""
     at = too_deep(body, settings.max_depth)
     if at >= 0:
         return None, {"detail": f"nested deeper than {settings.max_depth}", "offset": at}
@@ -133,13 +133,13 @@ def json_fault(body: bytes, settings: JsonConfig) -> tuple[Any, dict[str, Any] |
     if settings.duplicate_keys == "refused":
         path = duplicate_key(body)
         if path is not None:
-            return None, {"detail": "a key is there twice", "path": path[:MOST_MESSAGE]}
+            return None, {"detail": "repeated key", "path": path[:MOST_MESSAGE]}
     return value, None
 
 
 def compile_schema(settings: ValidationConfig) -> Any:
-    """The validator of the schema, or None without one. ValueError says what is wrong with it; OSError when
-    its file cannot be read. References are followed inside the schema only: nothing is fetched."""
+    """The validator of the schema, or None without one. Raises ValueError for an invalid schema and OSError
+    if its file cannot be read. References are resolved within the schema only: nothing is fetched."""
     if settings.schema_file is not None:
         try:
             schema = msgspec.json.decode(Path(settings.schema_file).read_bytes())
@@ -165,7 +165,7 @@ def compile_schema(settings: ValidationConfig) -> Any:
 
 
 class Validation(Plugin):
-    """The step that checks bodies. What the head tells is decided at once; only a body is waited for."""
+    """The plugin that validates bodies. Checks of the head run at once; it waits only for a body."""
 
     outcomes: ClassVar[tuple[str, ...]] = ("size", "type", "missing", "json", "schema")
 
@@ -186,7 +186,7 @@ class Validation(Plugin):
             self.request_body_bytes = settings.max_body_bytes
 
     def decide(self, ctx: RequestContext) -> int:
-        """What can be said before the body is there."""
+        """Runs the checks that do not need the body."""
         if not ctx.has_body:
             if self.settings.required:
                 return self._refuse(ctx, "missing", REASONS["body_missing"])
@@ -208,12 +208,12 @@ class Validation(Plugin):
             fields = [("Accept-Encoding", "identity")]
             return self._refuse(ctx, "type", REASONS["unsupported_media_type"], detail, fields)
         if not self.enforce and ctx.content_length < 0:
-            # Its length is not known, and to hold it could mean to refuse it: shadow mode refuses nothing.
+            # The length is unknown, and buffering could end in a refusal, which shadow mode must not do.
             return CONTINUE
         return SUSPEND
 
     async def request(self, ctx: RequestContext) -> int:
-        """The whole body is here."""
+        """Runs the checks of the whole body."""
         assert self._json is not None
         value, fault = json_fault(ctx.body or b"", self._json)
         if fault is not None:
@@ -265,7 +265,7 @@ def _path(steps: Any) -> str:
 
 
 def build(settings: ValidationConfig | None, env: FeatureEnv) -> Validation | None:
-    """The step of a route; None where bodies are not checked."""
+    """The plugin of a route, or None if bodies are not validated."""
     if settings is None:
         return None
     validator = None
@@ -274,7 +274,7 @@ def build(settings: ValidationConfig | None, env: FeatureEnv) -> Validation | No
         text = b"" if file is None else Path(file).read_bytes()
         key = (settings.schema, text, settings.formats)
         validator = env.service("validation.schema", key, partial(compile_schema, settings))
-    counter = env.around.memory.metrics.counter
+    counter = env.context.memory.metrics.counter
     counters = {
         outcome: counter("fastgate_validation_refused_total", route=env.route.name, fault=outcome)
         for outcome in Validation.outcomes

@@ -1,4 +1,4 @@
-"""What is wrong with `validation`."""
+"""Checks of `validation`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+*-]+/[A-Za-z0-9!#$&^_.+*-]+", re.AS
 
 
 def check_route(route: Any, site: RouteSite) -> None:
-    """What the route says of request bodies."""
+    """Checks the requirements of a route for request bodies."""
     if route.validation is not None:
         _check_validation(route.validation, (*site.path, "validation"), site.report)
 
 
 def _check_validation(config: ValidationConfig, path: Path, report: Report) -> None:
-    """Content types, and schemas that compile."""
+    """Checks that content types are valid and schemas compile."""
     for index, name in enumerate(config.content_types):
         if not _MEDIA_TYPE.fullmatch(name) or name.count("*") > 1:
             report((*path, "content_types", index), f'"{name}"', "a media type such as application/json", "")

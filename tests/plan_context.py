@@ -1,6 +1,6 @@
 """What a worker lends to its parts, without a worker: loop, wheel, counters. One test, one loop.
 
-async def scenario(around: Surroundings) -> None: ...
+async def scenario(context: PlanContext) -> None: ...
 
 run(scenario)
 """
@@ -18,7 +18,7 @@ from fastgate._core.pipeline.wheel import TimerWheel
 from fastgate._core.shm.counters import Counters
 from fastgate._core.shm.shm import SharedMemory
 
-__all__ = ["Surroundings", "run", "until"]
+__all__ = ["PlanContext", "run", "until"]
 
 LIMIT_S = 120  # of a whole scenario: only ever ends a hang
 
@@ -27,7 +27,7 @@ UNTIL_S = 60  # of one event: only ever ends a hang
 T = TypeVar("T")
 
 
-class Surroundings:
+class PlanContext:
     """The stand-in for a data plane."""
 
     slot = 0
@@ -54,16 +54,16 @@ async def until(holds: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
-def run(scenario: Callable[[Surroundings], Awaitable[T]]) -> T:
+def run(scenario: Callable[[PlanContext], Awaitable[T]]) -> T:
     """What the scenario returns."""
 
     async def bounded() -> T:
-        around = Surroundings()
+        context = PlanContext()
         try:
-            return await asyncio.wait_for(scenario(around), LIMIT_S)
+            return await asyncio.wait_for(scenario(context), LIMIT_S)
         finally:
             await asyncio.sleep(0.01)  # closed connections say so at the next turn of the loop
-            around.close()
+            context.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(bounded())
