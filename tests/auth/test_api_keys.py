@@ -20,7 +20,7 @@ from fastgate.state.store import Store
 from tests.client import Client, get, request
 from tests.control.admin_client import call, scrape, value
 from tests.gateway import Gateway, cpu_ns
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.strict import Message
 from tests.upstream import Upstream, answer
 

@@ -31,7 +31,7 @@ def pair(user: str, password: str) -> str:
     return base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-class Rig:
+class Harness:
     def __init__(self, consumers: dict[str, str], **more: Any) -> None:
         self.counts = Counts()
         self.scheme = BasicScheme(BasicConfig(**more), consumers, resolve, self.counts)
@@ -42,22 +42,22 @@ class Rig:
         return await self.scheme.verify_later(ctx) if said is LATER else said
 
 
-def scenario(body: Callable[[Rig], Awaitable[None]], consumers: dict[str, str], **more: Any) -> None:
+def scenario(body: Callable[[Harness], Awaitable[None]], consumers: dict[str, str], **more: Any) -> None:
     async def whole(context: PlanContext) -> None:
-        rig = Rig(consumers, **more)
-        await rig.scheme.start()
+        harness = Harness(consumers, **more)
+        await harness.scheme.start()
         try:
-            await body(rig)
+            await body(harness)
         finally:
-            await rig.scheme.close()
+            await harness.scheme.close()
 
     run(whole)
 
 
 def test_the_right_password_lets_in() -> None:
-    async def body(rig: Rig) -> None:
+    async def body(harness: Harness) -> None:
         for user, password in (("alice", "pass:word"), ("bob", "geheim äöü")):
-            said = await rig.ask(pair(user, password))
+            said = await harness.ask(pair(user, password))
             assert isinstance(said, Identity)
             assert (said.consumer, said.method, said.tier) == (user, "basic", "free")
 
@@ -71,15 +71,15 @@ def test_argon2_hashes_are_read() -> None:
         salt=b"0123456789abcdef", length=32, iterations=1, lanes=1, memory_cost=64
     ).derive_phc_encoded(b"pw")
 
-    async def body(rig: Rig) -> None:
-        assert isinstance(await rig.ask(pair("alice", "pw")), Identity)
-        assert await rig.ask(pair("alice", "pW")) is REJECTED
+    async def body(harness: Harness) -> None:
+        assert isinstance(await harness.ask(pair("alice", "pw")), Identity)
+        assert await harness.ask(pair("alice", "pW")) is REJECTED
 
     scenario(body, {"alice": phc})
 
 
 def test_wrong_passwords_and_unknown_users_are_refused_alike() -> None:
-    async def body(rig: Rig) -> None:
+    async def body(harness: Harness) -> None:
         for user, password in (
             ("alice", "wrong"),
             ("alice", ""),
@@ -87,8 +87,8 @@ def test_wrong_passwords_and_unknown_users_are_refused_alike() -> None:
             ("mallory", "right"),
             ("", "right"),
         ):
-            assert await rig.ask(pair(user, password)) is REJECTED
-        assert rig.counts.outcomes() == {"password": 2, "unknown": 3}
+            assert await harness.ask(pair(user, password)) is REJECTED
+        assert harness.counts.outcomes() == {"password": 2, "unknown": 3}
 
     scenario(body, {"alice": hash_password("right")})
 
@@ -96,12 +96,12 @@ def test_wrong_passwords_and_unknown_users_are_refused_alike() -> None:
 def test_an_unknown_user_takes_as_long_as_a_wrong_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords, "N", 1 << 14)
 
-    async def body(rig: Rig) -> None:
+    async def body(harness: Harness) -> None:
         took: dict[str, list[float]] = {"alice": [], "mallory": []}
         for _ in range(7):
             for user, times in took.items():
                 began = time.process_time()  # of all threads: what a loaded machine adds does not count
-                await rig.ask(pair(user, "wrong"))
+                await harness.ask(pair(user, "wrong"))
                 times.append(time.process_time() - began)
         known, unknown = min(took["alice"]), min(took["mallory"])
         assert 0.6 < unknown / known < 1.6
@@ -125,21 +125,21 @@ def test_an_unknown_user_takes_as_long_as_a_wrong_password(monkeypatch: pytest.M
     ],
 )
 def test_malformed_credentials_are_refused_without_hashing(credential: str) -> None:
-    async def body(rig: Rig) -> None:
-        assert rig.scheme.verify(request(("Authorization", f"Basic {credential}"))) is REJECTED
-        assert rig.counts.outcomes() == {"malformed": 1}
+    async def body(harness: Harness) -> None:
+        assert harness.scheme.verify(request(("Authorization", f"Basic {credential}"))) is REJECTED
+        assert harness.counts.outcomes() == {"malformed": 1}
 
     scenario(body, {"alice": hash_password("p")})
 
 
 def test_passwords_that_wait_are_bounded() -> None:
-    async def body(rig: Rig) -> None:
+    async def body(harness: Harness) -> None:
         said = await asyncio.gather(
-            *(rig.ask(pair("alice", str(n))) for n in range(50)), return_exceptions=True
+            *(harness.ask(pair("alice", str(n))) for n in range(50)), return_exceptions=True
         )
         assert sum(one is REJECTED for one in said) == 4
         assert sum(isinstance(one, Unavailable) for one in said) == 46
-        assert await rig.ask(pair("alice", "right"))
+        assert await harness.ask(pair("alice", "right"))
 
     scenario(body, {"alice": hash_password("right")}, max_waiting=4)
 
@@ -148,8 +148,8 @@ def test_hashing_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(passwords, "N", 1 << 15)
     monkeypatch.setattr(passwords, "P", 4)
 
-    async def body(rig: Rig) -> None:
-        asking = asyncio.create_task(rig.ask(pair("alice", "wrong")))
+    async def body(harness: Harness) -> None:
+        asking = asyncio.create_task(harness.ask(pair("alice", "wrong")))
         turns = 0
         while not asking.done():
             await asyncio.sleep(0.001)

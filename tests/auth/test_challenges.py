@@ -24,13 +24,13 @@ JWT_SECRET = "0123456789abcdef0123456789abcdef"
 BEARER = b'Bearer realm="fastgate"'
 
 
-class Rig(NamedTuple):
+class Harness(NamedTuple):
     gateway: Gateway
     upstream: Upstream
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
+def harness() -> Iterator[Harness]:
     with Upstream(answer()) as upstream, Judge(401) as judge, Server() as server:
 
         def route(name: str, *schemes: str, **more: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def rig() -> Iterator[Rig]:
             ],
         }
         with Gateway(config, allow="connect") as gateway:
-            yield Rig(gateway, upstream)
+            yield Harness(gateway, upstream)
 
 
 CHALLENGES = {
@@ -118,8 +118,8 @@ CHALLENGES = {
 
 
 @pytest.mark.parametrize("name", CHALLENGES)
-def test_every_401_of_the_gateway_has_a_challenge(rig: Rig, name: str) -> None:
-    answered = get(rig.gateway.port, f"/{name}")
+def test_every_401_of_the_gateway_has_a_challenge(harness: Harness, name: str) -> None:
+    answered = get(harness.gateway.port, f"/{name}")
 
     assert answered.status == 401
     first = answered.values("www-authenticate")[0]
@@ -127,13 +127,13 @@ def test_every_401_of_the_gateway_has_a_challenge(rig: Rig, name: str) -> None:
     assert len(answered.values("www-authenticate")) == (2 if name == "key_or_basic" else 1)
 
 
-def test_the_401_of_a_wrong_body_digest_has_a_challenge(rig: Rig) -> None:
+def test_the_401_of_a_wrong_body_digest_has_a_challenge(harness: Harness) -> None:
     other = base64.b64encode(bytes(32)).decode()
     for data in (
         hmac_request("/hmac", digest=f"sha-256=:{other}:"),
         hmac_request("/hmac", "POST", body=b"x", digest=f"sha-256=:{other}:"),
     ):
-        with Client(rig.gateway.port) as client:
+        with Client(harness.gateway.port) as client:
             client.send(data)
             answered = client.read_response()
 
@@ -141,13 +141,13 @@ def test_the_401_of_a_wrong_body_digest_has_a_challenge(rig: Rig) -> None:
         assert answered.values("www-authenticate") == [b'HMAC-SHA256 realm="fastgate"']
 
 
-def test_the_challenge_of_an_upstream_is_not_the_gateways_to_add(rig: Rig) -> None:
-    rig.upstream.script = answer(b"HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n")
+def test_the_challenge_of_an_upstream_is_not_the_gateways_to_add(harness: Harness) -> None:
+    harness.upstream.script = answer(b"HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n")
     token = jwt.encode(
         {"iss": "us", "sub": "acme", "aud": "me", "exp": int(time.time()) + 600}, JWT_SECRET, "HS256"
     )
 
-    answered = get(rig.gateway.port, "/jwt", f"X-Token: {token}")
+    answered = get(harness.gateway.port, "/jwt", f"X-Token: {token}")
 
     assert (answered.status, answered.get("www-authenticate")) == (401, None)
 
@@ -198,9 +198,9 @@ SHOWN: list[tuple[str, tuple[str, ...], str, bool]] = [
 
 @pytest.mark.parametrize(("name", "fields", "code", "says_invalid"), SHOWN)
 def test_a_credential_that_is_shown_and_wrong_is_not_missing(
-    rig: Rig, name: str, fields: tuple[str, ...], code: str, says_invalid: bool
+    harness: Harness, name: str, fields: tuple[str, ...], code: str, says_invalid: bool
 ) -> None:
-    answered = get(rig.gateway.port, f"/{name}", *fields)
+    answered = get(harness.gateway.port, f"/{name}", *fields)
 
     assert answered.status == 401
     assert json.loads(answered.body)["code"] == f"credentials_{code}"

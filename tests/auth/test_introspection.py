@@ -57,7 +57,7 @@ class Server(Upstream):
             peer.send(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (self.status, len(body)) + body)
 
 
-class Rig:
+class Harness:
     def __init__(self, context: PlanContext, url: str, **more: Any) -> None:
         self.counts = Counts()
         config = IntrospectionConfig(
@@ -77,13 +77,13 @@ class Rig:
         return await self.scheme.verify_later(ctx) if said is LATER else said
 
 
-def scenario(server: Server, body: Callable[[Rig], Awaitable[None]], **more: Any) -> None:
+def scenario(server: Server, body: Callable[[Harness], Awaitable[None]], **more: Any) -> None:
     async def whole(context: PlanContext) -> None:
-        rig = Rig(context, server.url, **more)
+        harness = Harness(context, server.url, **more)
         try:
-            await body(rig)
+            await body(harness)
         finally:
-            await rig.scheme.close()
+            await harness.scheme.close()
 
     run(whole)
 
@@ -91,12 +91,12 @@ def scenario(server: Server, body: Callable[[Rig], Awaitable[None]], **more: Any
 def test_an_active_token_says_who_it_is() -> None:
     exp = int(time.time()) + 60
 
-    async def body(rig: Rig) -> None:
-        said = await rig.ask("good")
+    async def body(harness: Harness) -> None:
+        said = await harness.ask("good")
         assert isinstance(said, Identity)
         assert (said.consumer, said.method, said.scopes) == ("app", "introspection", {"a", "b"})
         assert said.expires_ns == exp * 10**9
-        assert (await rig.ask("user")).consumer == "bob"
+        assert (await harness.ask("user")).consumer == "bob"
 
     active = {"active": True, "client_id": "app", "scope": "a b", "exp": exp}
     with Server(good=active, user={"active": True, "sub": "bob"}) as server:
@@ -107,8 +107,8 @@ def test_an_active_token_says_who_it_is() -> None:
 
 
 def test_the_secret_can_be_sent_in_the_form() -> None:
-    async def body(rig: Rig) -> None:
-        await rig.ask("a&client_id=evil")
+    async def body(harness: Harness) -> None:
+        await harness.ask("a&client_id=evil")
 
     with Server() as server:
         scenario(server, body, client_auth="post")
@@ -118,12 +118,12 @@ def test_the_secret_can_be_sent_in_the_form() -> None:
 
 
 def test_an_inactive_token_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body(rig: Rig) -> None:
+    async def body(harness: Harness) -> None:
         for _ in range(20):
-            assert await rig.ask("bad") is REJECTED
-        assert rig.counts.outcomes() == {"inactive": 1, "asked": 1, "remembered": 19}
+            assert await harness.ask("bad") is REJECTED
+        assert harness.counts.outcomes() == {"inactive": 1, "asked": 1, "remembered": 19}
         clock.forward(3700)
-        assert await rig.ask("bad") is REJECTED
+        assert await harness.ask("bad") is REJECTED
 
     clock = Clock()
     monkeypatch.setattr(introspection, "time", clock)
@@ -133,18 +133,18 @@ def test_an_inactive_token_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    async def body(rig: Rig) -> None:
+    async def body(harness: Harness) -> None:
         for n in range(64):
-            await rig.ask(f"bad{n}")
-        assert len(rig.scheme._inactive) == 16
+            await harness.ask(f"bad{n}")
+        assert len(harness.scheme._inactive) == 16
 
     with Server() as server:
         scenario(server, body, cache_entries=16)
 
 
 def test_one_question_for_many_requests_with_one_token() -> None:
-    async def body(rig: Rig) -> None:
-        asked = [asyncio.create_task(rig.ask("good")) for _ in range(50)]
+    async def body(harness: Harness) -> None:
+        asked = [asyncio.create_task(harness.ask("good")) for _ in range(50)]
         await until(lambda: server.asked)
         server.gate.set()
         assert all(isinstance(one, Identity) for one in await asyncio.gather(*asked))
@@ -156,13 +156,13 @@ def test_one_question_for_many_requests_with_one_token() -> None:
 
 
 def test_questions_under_way_are_bounded() -> None:
-    async def body(rig: Rig) -> None:
-        asked = [asyncio.create_task(rig.ask(f"t{n}")) for n in range(20)]
+    async def body(harness: Harness) -> None:
+        asked = [asyncio.create_task(harness.ask(f"t{n}")) for n in range(20)]
         await until(lambda: sum(task.done() for task in asked) == 16)
         server.gate.set()
         said = await asyncio.gather(*asked, return_exceptions=True)
         assert sum(isinstance(one, Unavailable) for one in said) == 16
-        assert rig.counts.of("too_many") == 16
+        assert harness.counts.of("too_many") == 16
 
     with Server() as server:
         server.gate.clear()
@@ -170,13 +170,13 @@ def test_questions_under_way_are_bounded() -> None:
 
 
 def test_a_request_that_goes_away_leaves_the_question_to_others() -> None:
-    async def body(rig: Rig) -> None:
-        leaver, stayer = (asyncio.create_task(rig.ask("good")) for _ in range(2))
+    async def body(harness: Harness) -> None:
+        leaver, stayer = (asyncio.create_task(harness.ask("good")) for _ in range(2))
         await until(lambda: server.asked)
         leaver.cancel()
         server.gate.set()
         assert isinstance(await stayer, Identity)
-        assert rig.scheme._asking == {}
+        assert harness.scheme._asking == {}
 
     with Server(good={"active": True, "sub": "a"}) as server:
         server.gate.clear()
@@ -197,9 +197,9 @@ def test_a_request_that_goes_away_leaves_the_question_to_others() -> None:
     ],
 )
 def test_an_answer_that_does_not_fit_is_refused(said: dict[str, Any], why: str) -> None:
-    async def body(rig: Rig) -> None:
-        assert await rig.ask("t") is REJECTED
-        assert rig.counts.of(why) == 1
+    async def body(harness: Harness) -> None:
+        assert await harness.ask("t") is REJECTED
+        assert harness.counts.of(why) == 1
 
     with Server(t=said) as server:
         scenario(server, body, issuer="https://issuer", audience=("api",))
@@ -219,9 +219,9 @@ def test_an_answer_that_does_not_fit_is_refused(said: dict[str, Any], why: str) 
     ],
 )
 def test_an_answer_that_is_none_lets_nobody_in(body_bytes: bytes) -> None:
-    async def body(rig: Rig) -> None:
+    async def body(harness: Harness) -> None:
         with pytest.raises(Unavailable):
-            await rig.ask("t")
+            await harness.ask("t")
 
     with Server() as server:
         server.body = body_bytes
@@ -230,8 +230,8 @@ def test_an_answer_that_is_none_lets_nobody_in(body_bytes: bytes) -> None:
 
 @pytest.mark.parametrize("how", ["mute", "401", "500", "slow", "away"])
 def test_a_server_that_does_not_answer_is_no_hang(how: str) -> None:
-    async def body(rig: Rig) -> None:
-        said = await asyncio.gather(*(rig.ask(f"t{n}") for n in range(10)), return_exceptions=True)
+    async def body(harness: Harness) -> None:
+        said = await asyncio.gather(*(harness.ask(f"t{n}") for n in range(10)), return_exceptions=True)
         assert all(isinstance(one, Unavailable) for one in said)
 
     with Server() as server:
@@ -248,8 +248,8 @@ def test_a_server_that_does_not_answer_is_no_hang(how: str) -> None:
 
 @pytest.mark.parametrize("token", ["", "a b", "x" * 5000])
 def test_what_is_no_token_is_never_asked_about(token: str) -> None:
-    async def body(rig: Rig) -> None:
-        assert await rig.ask(token) is REJECTED
+    async def body(harness: Harness) -> None:
+        assert await harness.ask(token) is REJECTED
 
     with Server() as server:
         scenario(server, body)

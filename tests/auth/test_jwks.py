@@ -27,7 +27,7 @@ MS = 1_000_000
 HOUR = 3_600_000 * MS
 
 
-class Rig:
+class Harness:
     """A scheme that fetches its keys from an issuer."""
 
     def __init__(self, context: PlanContext, *, issuer: str, **more: Any) -> None:
@@ -58,16 +58,18 @@ class Rig:
         return await self.scheme.verify_later(ctx) if said is LATER else said
 
 
-def scenario(issuer: str, body: Callable[[Rig], Awaitable[None]], *, start: bool = True, **more: Any) -> None:
+def scenario(
+    issuer: str, body: Callable[[Harness], Awaitable[None]], *, start: bool = True, **more: Any
+) -> None:
     async def whole(context: PlanContext) -> None:
-        rig = Rig(context, issuer=issuer, **more)
+        harness = Harness(context, issuer=issuer, **more)
         if start:
-            await rig.scheme.start()
+            await harness.scheme.start()
         try:
-            await body(rig)
+            await body(harness)
         finally:
-            await rig.scheme.close()
-            await rig.fetcher.close()
+            await harness.scheme.close()
+            await harness.fetcher.close()
 
     run(whole)
 
@@ -86,10 +88,10 @@ def keys() -> tuple[Key, Key, Key]:
 
 
 def test_keys_are_fetched_before_anybody_asks_and_once(keys: tuple[Key, ...]) -> None:
-    async def body(rig: Rig) -> None:
-        said = await asyncio.gather(*(rig.ask(keys[0].sign(issuer.claims(n=n))) for n in range(50)))
+    async def body(harness: Harness) -> None:
+        said = await asyncio.gather(*(harness.ask(keys[0].sign(issuer.claims(n=n))) for n in range(50)))
         assert all(isinstance(one, Identity) for one in said)
-        assert rig.scheme.verify(request(("Authorization", "Bearer " + keys[0].sign(issuer.claims()))))
+        assert harness.scheme.verify(request(("Authorization", "Bearer " + keys[0].sign(issuer.claims()))))
 
     with Issuer(*keys) as issuer:
         scenario(issuer.url, body, jwks_url=issuer.keys_url)
@@ -97,8 +99,8 @@ def test_keys_are_fetched_before_anybody_asks_and_once(keys: tuple[Key, ...]) ->
 
 
 def test_discovery_finds_the_keys(keys: tuple[Key, ...]) -> None:
-    async def body(rig: Rig) -> None:
-        assert isinstance(await rig.ask(keys[2].sign(issuer.claims())), Identity)
+    async def body(harness: Harness) -> None:
+        assert isinstance(await harness.ask(keys[2].sign(issuer.claims())), Identity)
 
     with Issuer(*keys) as issuer:
         scenario(issuer.url, body, discovery=True)
@@ -106,9 +108,9 @@ def test_discovery_finds_the_keys(keys: tuple[Key, ...]) -> None:
 
 @pytest.mark.parametrize("document", [{"issuer": "https://other.example"}, {}, [], {"jwks_uri": 3}])
 def test_a_discovery_document_of_somebody_else_is_not_believed(keys: tuple[Key, ...], document: Any) -> None:
-    async def body(rig: Rig) -> None:
+    async def body(harness: Harness) -> None:
         with pytest.raises(Unavailable):
-            await rig.ask(keys[0].sign(issuer.claims()))
+            await harness.ask(keys[0].sign(issuer.claims()))
 
     with Issuer(*keys) as issuer:
         if isinstance(document, dict):
@@ -126,12 +128,12 @@ def test_a_discovery_document_of_somebody_else_is_not_believed(keys: tuple[Key, 
 
 
 def test_a_rotated_key_works_at_once(keys: tuple[Key, ...], clock: Clock) -> None:
-    async def body(rig: Rig) -> None:
-        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+    async def body(harness: Harness) -> None:
+        assert isinstance(await harness.ask(keys[0].sign(issuer.claims())), Identity)
         issuer.keys = [keys[1]]
-        await rig.forward(clock, 3700)
-        assert isinstance(await rig.ask(keys[1].sign(issuer.claims())), Identity)
-        assert await rig.ask(keys[0].sign(issuer.claims())) is REJECTED  # and the old one is gone
+        await harness.forward(clock, 3700)
+        assert isinstance(await harness.ask(keys[1].sign(issuer.claims())), Identity)
+        assert await harness.ask(keys[0].sign(issuer.claims())) is REJECTED  # and the old one is gone
 
     with Issuer(keys[0], cache_control="max-age=86400") as issuer:
         jwks_settings = {"unknown_kid_ns": HOUR, "max_refresh_ns": 24 * HOUR}
@@ -139,12 +141,12 @@ def test_a_rotated_key_works_at_once(keys: tuple[Key, ...], clock: Clock) -> Non
 
 
 def test_made_up_key_ids_cannot_hammer_the_issuer(keys: tuple[Key, ...]) -> None:
-    async def body(rig: Rig) -> None:
-        await rig.ask(keys[0].sign(issuer.claims()))
+    async def body(harness: Harness) -> None:
+        await harness.ask(keys[0].sign(issuer.claims()))
         for _ in range(3):
             tokens = [keys[0].sign(issuer.claims(), kid=f"made up {n}") for n in range(100)]
-            assert set(await asyncio.gather(*map(rig.ask, tokens))) == {REJECTED}
-        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+            assert set(await asyncio.gather(*map(harness.ask, tokens))) == {REJECTED}
+        assert isinstance(await harness.ask(keys[0].sign(issuer.claims())), Identity)
 
     with Issuer(*keys) as issuer:
         scenario(issuer.url, body, jwks_url=issuer.keys_url)
@@ -152,12 +154,12 @@ def test_made_up_key_ids_cannot_hammer_the_issuer(keys: tuple[Key, ...]) -> None
 
 
 def test_made_up_key_ids_cause_one_fetch_per_interval(keys: tuple[Key, ...], clock: Clock) -> None:
-    async def body(rig: Rig) -> None:
-        await rig.ask(keys[0].sign(issuer.claims()))
+    async def body(harness: Harness) -> None:
+        await harness.ask(keys[0].sign(issuer.claims()))
         for fetches in (1, 1, 2, 2, 2, 3):  # at 0, 12 and 24 hours
-            await rig.forward(clock, 4 * 3600)
+            await harness.forward(clock, 4 * 3600)
             tokens = [keys[0].sign(issuer.claims(), kid=f"made up {n}") for n in range(20)]
-            assert set(await asyncio.gather(*map(rig.ask, tokens))) == {REJECTED}
+            assert set(await asyncio.gather(*map(harness.ask, tokens))) == {REJECTED}
             assert issuer.fetches == fetches
 
     with Issuer(*keys, cache_control="max-age=999999999") as issuer:
@@ -172,13 +174,13 @@ def test_made_up_key_ids_cause_one_fetch_per_interval(keys: tuple[Key, ...], clo
 def test_cache_control_is_honoured_within_bounds(
     keys: tuple[Key, ...], clock: Clock, control: str, interval_s: float
 ) -> None:
-    async def body(rig: Rig) -> None:
-        await rig.fetched()
+    async def body(harness: Harness) -> None:
+        await harness.fetched()
         for fetches in (1, 2, 3):
             assert issuer.fetches == fetches
-            await rig.forward(clock, interval_s * 0.85)  # give or take a tenth
+            await harness.forward(clock, interval_s * 0.85)  # give or take a tenth
             assert issuer.fetches == fetches
-            await rig.forward(clock, interval_s * 0.3)
+            await harness.forward(clock, interval_s * 0.3)
 
     bounds = {"min_refresh_ns": 1_000_000 * MS, "max_refresh_ns": 20_000_000 * MS}
     with Issuer(*keys, cache_control=control) as issuer:
@@ -229,13 +231,13 @@ WAYS = [
 
 @pytest.mark.parametrize("how", WAYS)
 def test_without_keys_a_request_is_told_so_in_time(keys: tuple[Key, ...], how: str) -> None:
-    async def body(rig: Rig) -> None:
+    async def body(harness: Harness) -> None:
         tokens = [keys[0].sign(issuer.claims(n=n)) for n in range(20)]
-        said = await asyncio.gather(*map(rig.ask, tokens), return_exceptions=True)
+        said = await asyncio.gather(*map(harness.ask, tokens), return_exceptions=True)
         assert all(isinstance(one, Unavailable) for one in said)
         # while it fails, requests do not wait and do not make it fetch
         with pytest.raises(Unavailable):
-            rig.scheme.verify(request(("Authorization", "Bearer " + tokens[0])))
+            harness.scheme.verify(request(("Authorization", "Bearer " + tokens[0])))
 
     with Issuer(*keys) as issuer:
         broken(issuer, how)
@@ -245,11 +247,11 @@ def test_without_keys_a_request_is_told_so_in_time(keys: tuple[Key, ...], how: s
 
 @pytest.mark.parametrize("how", WAYS)
 def test_the_last_good_keys_stay_while_the_issuer_fails(keys: tuple[Key, ...], how: str) -> None:
-    async def body(rig: Rig) -> None:
-        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+    async def body(harness: Harness) -> None:
+        assert isinstance(await harness.ask(keys[0].sign(issuer.claims())), Identity)
         broken(issuer, how)
-        await until(lambda: rig.counts.of("failed") >= 1)
-        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+        await until(lambda: harness.counts.of("failed") >= 1)
+        assert isinstance(await harness.ask(keys[0].sign(issuer.claims())), Identity)
 
     with Issuer(*keys, cache_control="max-age=0") as issuer:
         jwks_settings = {"min_refresh_ns": 50 * MS, **in_time(how)}
@@ -257,12 +259,12 @@ def test_the_last_good_keys_stay_while_the_issuer_fails(keys: tuple[Key, ...], h
 
 
 def test_keys_that_are_too_old_are_dropped(keys: tuple[Key, ...]) -> None:
-    async def body(rig: Rig) -> None:
-        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+    async def body(harness: Harness) -> None:
+        assert isinstance(await harness.ask(keys[0].sign(issuer.claims())), Identity)
         issuer.status = 500
-        await until(lambda: rig.counts.of("failed") >= 1)
+        await until(lambda: harness.counts.of("failed") >= 1)
         with pytest.raises(Unavailable):
-            await rig.ask(keys[0].sign(issuer.claims()))
+            await harness.ask(keys[0].sign(issuer.claims()))
 
     with Issuer(*keys, cache_control="max-age=0") as issuer:
         jwks_settings = {"min_refresh_ns": 50 * MS, "max_stale_ns": 10 * MS}
@@ -275,15 +277,15 @@ def test_failures_make_the_pauses_longer(
     monkeypatch.setattr(jwks, "FIRST_RETRY_S", 1000.0)
     monkeypatch.setattr(jwks, "LAST_RETRY_S", 100_000.0)
 
-    async def body(rig: Rig) -> None:
-        await rig.fetched()
+    async def body(harness: Harness) -> None:
+        await harness.fetched()
         for fetches, pause_s in enumerate((1000, 2000, 4000, 8000), 1):
             assert issuer.fetches == fetches
-            await rig.forward(clock, pause_s * 0.85)  # give or take a tenth
+            await harness.forward(clock, pause_s * 0.85)  # give or take a tenth
             assert issuer.fetches == fetches
             issuer.status = 503 if fetches < 4 else 200
-            await rig.forward(clock, pause_s * 0.3)
-        assert isinstance(await rig.ask(keys[0].sign(issuer.claims())), Identity)
+            await harness.forward(clock, pause_s * 0.3)
+        assert isinstance(await harness.ask(keys[0].sign(issuer.claims())), Identity)
 
     with Issuer(*keys) as issuer:
         issuer.status = 503
@@ -291,9 +293,9 @@ def test_failures_make_the_pauses_longer(
 
 
 def test_nobody_there_is_no_hang(keys: tuple[Key, ...]) -> None:
-    async def body(rig: Rig) -> None:
+    async def body(harness: Harness) -> None:
         with pytest.raises(Unavailable):
-            await rig.ask(
+            await harness.ask(
                 keys[0].sign({"iss": "https://issuer.example", "sub": "a", "exp": time.time() + 60})
             )
 
@@ -304,9 +306,9 @@ def test_nobody_there_is_no_hang(keys: tuple[Key, ...]) -> None:
 
 
 def test_a_secret_has_no_place_at_a_url(keys: tuple[Key, ...]) -> None:
-    async def body(rig: Rig) -> None:
+    async def body(harness: Harness) -> None:
         with pytest.raises(Unavailable):
-            await rig.ask(keys[0].sign(issuer.claims()))
+            await harness.ask(keys[0].sign(issuer.claims()))
 
     with Issuer(*keys) as issuer:
         issuer.body = json.dumps({"keys": [{"kty": "oct", "kid": "one", "k": "A" * 64}]}).encode()
@@ -314,9 +316,9 @@ def test_a_secret_has_no_place_at_a_url(keys: tuple[Key, ...]) -> None:
 
 
 def test_a_request_that_goes_away_does_not_end_the_fetch_of_others(keys: tuple[Key, ...]) -> None:
-    async def body(rig: Rig) -> None:
-        leaver = asyncio.create_task(rig.ask(keys[0].sign(issuer.claims())))
-        stayer = asyncio.create_task(rig.ask(keys[0].sign(issuer.claims(n=1))))
+    async def body(harness: Harness) -> None:
+        leaver = asyncio.create_task(harness.ask(keys[0].sign(issuer.claims())))
+        stayer = asyncio.create_task(harness.ask(keys[0].sign(issuer.claims(n=1))))
         await until(lambda: issuer.fetches)
         leaver.cancel()
         issuer.gate.set()
@@ -335,16 +337,16 @@ def test_a_changed_file_is_taken_up_and_a_broken_one_is_not(
     path = tmp_path / "keys.json"
     claims = {"iss": "i", "sub": "a", "exp": time.time() + 60}
 
-    async def body(rig: Rig) -> None:
-        assert isinstance(await rig.ask(keys[0].sign(claims)), Identity)
+    async def body(harness: Harness) -> None:
+        assert isinstance(await harness.ask(keys[0].sign(claims)), Identity)
         path.write_text("{")
         await until(lambda: "the previous ones stay in use" in caplog.text)
-        assert isinstance(await rig.ask(keys[0].sign(claims)), Identity)
+        assert isinstance(await harness.ask(keys[0].sign(claims)), Identity)
         path.write_text(json.dumps({"keys": [keys[1].jwk]}))
-        while await rig.ask(keys[1].sign(claims)) is REJECTED:
+        while await harness.ask(keys[1].sign(claims)) is REJECTED:
             await asyncio.sleep(0.001)
-        assert isinstance(await rig.ask(keys[1].sign(claims)), Identity)
-        assert await rig.ask(keys[0].sign(claims)) is REJECTED
+        assert isinstance(await harness.ask(keys[1].sign(claims)), Identity)
+        assert await harness.ask(keys[0].sign(claims)) is REJECTED
 
     path.write_text(json.dumps({"keys": [keys[0].jwk]}))
     scenario("i", body, jwks_file=str(path))

@@ -35,7 +35,7 @@ def claims(**more: Any) -> dict[str, Any]:
     return {"iss": ISSUER, "sub": "alice", "exp": NOW + 300, **more}
 
 
-class Rig:
+class Harness:
     """A scheme and its counters."""
 
     def __init__(self, *issuers: JwtIssuerConfig, **options: Any) -> None:
@@ -57,20 +57,20 @@ class Rig:
         assert self.counts.of(why) == before + 1, self.counts.outcomes()
 
 
-def shared(**more: Any) -> Rig:
-    return Rig(JwtIssuerConfig(issuer=ISSUER, secret=SECRET, **more))
+def shared(**more: Any) -> Harness:
+    return Harness(JwtIssuerConfig(issuer=ISSUER, secret=SECRET, **more))
 
 
-def public(tmp_path: Path, key: Key, **more: Any) -> Rig:
+def public(tmp_path: Path, key: Key, **more: Any) -> Harness:
     path = tmp_path / "key.pem"
     path.write_bytes(key.pem)
-    return Rig(JwtIssuerConfig(issuer=ISSUER, public_key=str(path), **more))
+    return Harness(JwtIssuerConfig(issuer=ISSUER, public_key=str(path), **more))
 
 
-def key_set(tmp_path: Path, *keys: Key | dict[str, Any], **more: Any) -> Rig:
+def key_set(tmp_path: Path, *keys: Key | dict[str, Any], **more: Any) -> Harness:
     path = tmp_path / "keys.json"
     path.write_text(json.dumps({"keys": [key.jwk if isinstance(key, Key) else key for key in keys]}))
-    return Rig(JwtIssuerConfig(issuer=ISSUER, jwks_file=str(path), **more))
+    return Harness(JwtIssuerConfig(issuer=ISSUER, jwks_file=str(path), **more))
 
 
 def hs256(data: dict[str, Any], secret: str | bytes = SECRET, **headers: Any) -> str:
@@ -120,9 +120,9 @@ def test_claims_are_mapped() -> None:
 
 @pytest.mark.parametrize("tier", ["platinum", ["gold"], None, 3])
 def test_a_tier_nobody_defined_is_ignored(tier: Any) -> None:
-    rig = shared(claims=ClaimsConfig(tier="plan"), tier="free")
+    harness = shared(claims=ClaimsConfig(tier="plan"), tier="free")
 
-    assert rig.accepts(hs256(claims(plan=tier))).tier == "free"
+    assert harness.accepts(hs256(claims(plan=tier))).tier == "free"
 
 
 @pytest.mark.parametrize(
@@ -147,57 +147,57 @@ def test_two_authorization_headers_are_refused() -> None:
 
 
 def test_a_token_in_another_header() -> None:
-    rig = Rig(JwtIssuerConfig(issuer=ISSUER, secret=SECRET), header="X-Token")
+    harness = Harness(JwtIssuerConfig(issuer=ISSUER, secret=SECRET), header="X-Token")
 
     for prefix in ("", "Bearer "):
-        assert isinstance(rig.scheme.verify(request(("x-token", prefix + hs256(claims())))), Identity)
-    assert rig.ask(hs256(claims())) is None
+        assert isinstance(harness.scheme.verify(request(("x-token", prefix + hs256(claims())))), Identity)
+    assert harness.ask(hs256(claims())) is None
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "PS256", "ES256", "ES384", "ES512", "EdDSA"])
 def test_every_algorithm_verifies(tmp_path: Path, algorithm: str) -> None:
     key = Key(algorithm)
     other = Key(algorithm)
-    rig = public(tmp_path, key, algorithms=(algorithm,))
+    harness = public(tmp_path, key, algorithms=(algorithm,))
 
-    assert rig.accepts(key.sign(claims())).consumer == "alice"
-    rig.refuses(other.sign(claims()), "signature")
+    assert harness.accepts(key.sign(claims())).consumer == "alice"
+    harness.refuses(other.sign(claims()), "signature")
 
 
 @pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
 def test_longer_secrets_verify(algorithm: str) -> None:
     secret = SECRET * 2
-    rig = Rig(JwtIssuerConfig(issuer=ISSUER, secret=secret, algorithms=(algorithm,)))
+    harness = Harness(JwtIssuerConfig(issuer=ISSUER, secret=secret, algorithms=(algorithm,)))
 
-    assert rig.accepts(jwt.encode(claims(), secret, algorithm)).consumer == "alice"
-    rig.refuses(hs256(claims(), secret), "algorithm")
+    assert harness.accepts(jwt.encode(claims(), secret, algorithm)).consumer == "alice"
+    harness.refuses(hs256(claims(), secret), "algorithm")
 
 
 def test_a_key_id_picks_the_key(tmp_path: Path, rsa_key: Key) -> None:
     second = Key("ES256", "two")
-    rig = key_set(tmp_path, rsa_key, second)
+    harness = key_set(tmp_path, rsa_key, second)
 
-    assert rig.accepts(rsa_key.sign(claims())).consumer == "alice"
-    assert rig.accepts(second.sign(claims())).consumer == "alice"
-    rig.refuses(second.sign(claims(), kid="one"), "algorithm")
-    rig.refuses(second.sign(claims(), kid="three"), "unknown_key")
+    assert harness.accepts(rsa_key.sign(claims())).consumer == "alice"
+    assert harness.accepts(second.sign(claims())).consumer == "alice"
+    harness.refuses(second.sign(claims(), kid="one"), "algorithm")
+    harness.refuses(second.sign(claims(), kid="three"), "unknown_key")
 
 
 def test_several_issuers_each_have_their_own_keys() -> None:
     other = "https://other.example"
-    rig = Rig(
+    harness = Harness(
         JwtIssuerConfig(issuer=ISSUER, secret=SECRET),
         JwtIssuerConfig(issuer=other, secret=SECRET[::-1]),
         JwtIssuerConfig(secret=SECRET[1:] + "!"),
     )
 
-    assert rig.accepts(hs256(claims())).consumer == "alice"
-    assert rig.accepts(hs256(claims(iss=other), SECRET[::-1])).consumer == "alice"
-    rig.refuses(hs256(claims(iss=other), SECRET), "signature")  # one issuer speaking for another
+    assert harness.accepts(hs256(claims())).consumer == "alice"
+    assert harness.accepts(hs256(claims(iss=other), SECRET[::-1])).consumer == "alice"
+    harness.refuses(hs256(claims(iss=other), SECRET), "signature")  # one issuer speaking for another
     without = claims()
     del without["iss"]
-    assert rig.accepts(hs256(without, SECRET[1:] + "!")).consumer == "alice"
-    rig.refuses(hs256(without, SECRET), "signature")
+    assert harness.accepts(hs256(without, SECRET[1:] + "!")).consumer == "alice"
+    harness.refuses(hs256(without, SECRET), "signature")
 
 
 # when, from whom, for whom
@@ -236,8 +236,8 @@ def test_claims_that_are_wrong(more: dict[str, Any], why: str) -> None:
 def test_clocks_may_differ_by_the_leeway(more: dict[str, Any]) -> None:
     shared().accepts(hs256(claims(**more)))
     if more.get("exp") != NOW + 0.5:
-        rig = shared(leeway_ns=0)
-        assert rig.ask(hs256(claims(**more))) is REJECTED
+        harness = shared(leeway_ns=0)
+        assert harness.ask(hs256(claims(**more))) is REJECTED
 
 
 def test_a_token_without_an_end_is_refused_unless_it_may() -> None:
@@ -248,11 +248,11 @@ def test_a_token_without_an_end_is_refused_unless_it_may() -> None:
 
 
 def test_old_tokens_can_be_refused() -> None:
-    rig = shared(max_age_ns=60 * 10**9)
+    harness = shared(max_age_ns=60 * 10**9)
 
-    rig.accepts(hs256(claims(iat=NOW - 30)))
-    rig.refuses(hs256(claims(iat=NOW - 120)), "too_old")
-    rig.refuses(hs256(claims()), "claims")
+    harness.accepts(hs256(claims(iat=NOW - 30)))
+    harness.refuses(hs256(claims(iat=NOW - 120)), "too_old")
+    harness.refuses(hs256(claims()), "claims")
 
 
 @pytest.mark.parametrize(
@@ -282,10 +282,10 @@ def test_audiences(ours: tuple[str, ...], theirs: Any, good: bool) -> None:
 
 
 def test_types_can_be_required() -> None:
-    rig = shared(types=("at+jwt",))
+    harness = shared(types=("at+jwt",))
 
-    rig.accepts(hs256(claims(), typ="application/AT+JWT"))
-    rig.refuses(hs256(claims(), typ="JWT"), "type")
+    harness.accepts(hs256(claims(), typ="application/AT+JWT"))
+    harness.refuses(hs256(claims(), typ="JWT"), "type")
 
 
 # attacks
@@ -294,8 +294,8 @@ def test_types_can_be_required() -> None:
 @pytest.mark.parametrize("name", ["none", "None", "NONE", "nOnE", "", "HS256 "])
 @pytest.mark.parametrize("signature", [b"", b"x"])
 def test_no_algorithm_is_no_signature(tmp_path: Path, rsa_key: Key, name: str, signature: bytes) -> None:
-    for rig in (shared(), public(tmp_path, rsa_key), key_set(tmp_path, rsa_key)):
-        rig.refuses(forge({"alg": name, "typ": "JWT"}, claims(), signature), "algorithm")
+    for harness in (shared(), public(tmp_path, rsa_key), key_set(tmp_path, rsa_key)):
+        harness.refuses(forge({"alg": name, "typ": "JWT"}, claims(), signature), "algorithm")
 
 
 def test_a_signature_cannot_be_left_out() -> None:
@@ -307,29 +307,29 @@ def test_a_signature_cannot_be_left_out() -> None:
 
 def test_a_public_key_is_no_secret(tmp_path: Path, rsa_key: Key) -> None:
     # The classic: sign with HS256 and the public key, which everybody has, as the secret.
-    for rig in (public(tmp_path, rsa_key), key_set(tmp_path, rsa_key)):
+    for harness in (public(tmp_path, rsa_key), key_set(tmp_path, rsa_key)):
         for secret in (rsa_key.pem, rsa_key.pem.rstrip(), json.dumps(rsa_key.jwk).encode(), b""):
-            rig.refuses(hs256(claims(), secret, kid="one"), "algorithm")
+            harness.refuses(hs256(claims(), secret, kid="one"), "algorithm")
     with pytest.raises(ValueError, match="asymmetric"):
-        Rig(JwtIssuerConfig(issuer=ISSUER, secret=rsa_key.pem.decode()))
+        Harness(JwtIssuerConfig(issuer=ISSUER, secret=rsa_key.pem.decode()))
 
 
 def test_the_algorithm_is_the_keys_and_not_the_tokens(tmp_path: Path, rsa_key: Key) -> None:
-    rig = key_set(tmp_path, rsa_key, algorithms=("RS256", "PS256", "ES256"))
+    harness = key_set(tmp_path, rsa_key, algorithms=("RS256", "PS256", "ES256"))
 
-    rig.accepts(rsa_key.sign(claims()))
-    rig.refuses(jwt.encode(claims(), rsa_key.private, "PS256", {"kid": "one"}), "algorithm")
-    rig.refuses(jwt.encode(claims(), rsa_key.private, "RS512", {"kid": "one"}), "algorithm")
+    harness.accepts(rsa_key.sign(claims()))
+    harness.refuses(jwt.encode(claims(), rsa_key.private, "PS256", {"kid": "one"}), "algorithm")
+    harness.refuses(jwt.encode(claims(), rsa_key.private, "RS512", {"kid": "one"}), "algorithm")
 
 
 @pytest.mark.parametrize("name", ["jwk", "jku", "x5u", "x5c"])
 def test_a_key_that_the_token_brings_along_is_ignored(tmp_path: Path, rsa_key: Key, name: str) -> None:
     evil = Key("RS256", "one")
     value: Any = {"jwk": evil.jwk, "x5c": ["MIIB"]}.get(name, "https://evil.example/keys")
-    rig = key_set(tmp_path, rsa_key)
+    harness = key_set(tmp_path, rsa_key)
 
-    rig.refuses(evil.sign(claims(), **{name: value}), "signature")
-    rig.accepts(rsa_key.sign(claims(), **{name: value}))
+    harness.refuses(evil.sign(claims(), **{name: value}), "signature")
+    harness.accepts(rsa_key.sign(claims(), **{name: value}))
 
 
 @pytest.mark.parametrize(
@@ -346,19 +346,19 @@ def test_a_key_that_the_token_brings_along_is_ignored(tmp_path: Path, rsa_key: K
     ],
 )
 def test_a_key_id_is_compared_and_nothing_else(tmp_path: Path, rsa_key: Key, kid: str) -> None:
-    rig = key_set(tmp_path, rsa_key)
+    harness = key_set(tmp_path, rsa_key)
 
-    rig.refuses(hs256(claims(), b"", kid=kid), "unknown_key")
-    rig.refuses(rsa_key.sign(claims(), kid=kid), "unknown_key")
+    harness.refuses(hs256(claims(), b"", kid=kid), "unknown_key")
+    harness.refuses(rsa_key.sign(claims(), kid=kid), "unknown_key")
 
 
 @pytest.mark.parametrize("kid", [7, None, ["one"], {"one": 1}, True])
 def test_a_key_id_that_is_no_text(tmp_path: Path, rsa_key: Key, kid: Any) -> None:
-    rig = key_set(tmp_path, rsa_key)
+    harness = key_set(tmp_path, rsa_key)
     signed = rsa_key.sign(claims()).split(".")
     header = json.dumps({"alg": "RS256", "kid": kid}).encode()
 
-    assert rig.ask(".".join([segment(header), *signed[1:]])) is REJECTED
+    assert harness.ask(".".join([segment(header), *signed[1:]])) is REJECTED
 
 
 @pytest.mark.parametrize(
@@ -405,10 +405,10 @@ GOOD_PAYLOAD = json.dumps(claims()).encode()
     ids=map(str, itertools.count()),
 )
 def test_json_that_two_readers_might_read_differently(header: bytes, payload: bytes) -> None:
-    rig = Rig(JwtIssuerConfig(issuer=ISSUER, secret=SECRET), max_token_bytes=1 << 20)
-    rig.accepts(signed_bytes(GOOD_HEADER, GOOD_PAYLOAD))
+    harness = Harness(JwtIssuerConfig(issuer=ISSUER, secret=SECRET), max_token_bytes=1 << 20)
+    harness.accepts(signed_bytes(GOOD_HEADER, GOOD_PAYLOAD))
 
-    rig.refuses(signed_bytes(header, payload), "malformed")
+    harness.refuses(signed_bytes(header, payload), "malformed")
 
 
 def odd_base64(token: str) -> list[str]:
@@ -434,12 +434,15 @@ def odd_base64(token: str) -> list[str]:
 
 
 def test_only_the_one_way_to_write_base64_is_read() -> None:
-    rig = shared()
+    harness = shared()
 
     for token in odd_base64(hs256(claims())):
-        before = rig.counts.of("malformed")
-        assert rig.scheme.verify(request(("Authorization", b"Bearer " + token.encode("latin-1")))) is REJECTED  # type: ignore[arg-type]
-        assert rig.counts.of("malformed") == before + 1, token
+        before = harness.counts.of("malformed")
+        assert (
+            harness.scheme.verify(request(("Authorization", b"Bearer " + token.encode("latin-1"))))
+            is REJECTED
+        )  # type: ignore[arg-type]
+        assert harness.counts.of("malformed") == before + 1, token
 
 
 def test_the_last_character_of_a_signature_has_one_spelling() -> None:
@@ -447,22 +450,22 @@ def test_the_last_character_of_a_signature_has_one_spelling() -> None:
     token = hs256(claims())
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     at = alphabet.index(token[-1])
-    rig = shared()
+    harness = shared()
 
-    rig.accepts(token)
+    harness.accepts(token)
     for other in range(at - at % 4, at - at % 4 + 4):
         if other != at:
-            rig.refuses(token[:-1] + alphabet[other], "malformed")
+            harness.refuses(token[:-1] + alphabet[other], "malformed")
 
 
 def test_every_changed_byte_is_noticed() -> None:
     token = hs256(claims())
-    rig = shared()
+    harness = shared()
 
     for at in range(len(token)):
         if token[at] != ".":
             changed = token[:at] + ("A" if token[at] != "A" else "B") + token[at + 1 :]
-            assert rig.ask(changed) is REJECTED, at
+            assert harness.ask(changed) is REJECTED, at
 
 
 def test_long_tokens_are_refused_unread() -> None:
@@ -472,11 +475,11 @@ def test_long_tokens_are_refused_unread() -> None:
 def test_a_signature_of_zeros_is_none(tmp_path: Path) -> None:
     # "Psychic signatures": (r, s) = (0, 0) verified anything in a well-known runtime
     key = Key("ES256", "one")
-    rig = key_set(tmp_path, key)
+    harness = key_set(tmp_path, key)
     signed = key.sign(claims()).rpartition(".")[0]
 
     for signature in (b"\0" * 64, b"\xff" * 64, b"", b"\0" * 63, b"\0" * 128):
-        rig.refuses(f"{signed}.{segment(signature)}", "signature")
+        harness.refuses(f"{signed}.{segment(signature)}", "signature")
 
 
 def test_only_verifying_public_keys_are_taken_from_a_set(tmp_path: Path, rsa_key: Key) -> None:
@@ -497,22 +500,22 @@ def test_only_verifying_public_keys_are_taken_from_a_set(tmp_path: Path, rsa_key
         "text",
     ]
 
-    rig = key_set(tmp_path, rsa_key, *unusable)  # type: ignore[arg-type]
+    harness = key_set(tmp_path, rsa_key, *unusable)  # type: ignore[arg-type]
 
-    rig.accepts(rsa_key.sign(claims()))
+    harness.accepts(rsa_key.sign(claims()))
     for kid in ("private", "enc", "ops", "alg", "none", "weak", "broken", "curve", "short"):
-        rig.refuses(rsa_key.sign(claims(), kid=kid), "unknown_key")
+        harness.refuses(rsa_key.sign(claims(), kid=kid), "unknown_key")
     with pytest.raises(ValueError, match="usable"):
         key_set(tmp_path, *unusable)  # type: ignore[arg-type]
 
 
 def test_a_shared_secret_in_a_file_verifies(tmp_path: Path) -> None:
-    rig = key_set(tmp_path, {"kty": "oct", "kid": "s", "k": segment(SECRET.encode())})
+    harness = key_set(tmp_path, {"kty": "oct", "kid": "s", "k": segment(SECRET.encode())})
 
-    rig.accepts(hs256(claims(), kid="s"))
+    harness.accepts(hs256(claims(), kid="s"))
 
 
 def test_short_secrets_are_a_config_error() -> None:
     for secret, algorithms in (("short", ()), (SECRET, ("HS512",)), (SECRET, ("RS256",))):
         with pytest.raises(ValueError, match="HS"):
-            Rig(JwtIssuerConfig(issuer=ISSUER, secret=secret, algorithms=algorithms))
+            Harness(JwtIssuerConfig(issuer=ISSUER, secret=secret, algorithms=algorithms))

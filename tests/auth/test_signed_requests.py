@@ -28,7 +28,7 @@ from http_message_signatures import HTTPMessageSigner, HTTPSignatureKeyResolver,
 from fastgate.config import InvalidConfig, load
 from tests.client import Client, request
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.strict import Message
 from tests.upstream import Upstream, echo
 

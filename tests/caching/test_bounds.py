@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.caching.test_exchange import Origin, Rig, answer, status_of
+from tests.caching.test_exchange import Harness, Origin, answer, status_of
 from tests.caching.test_tiers_gateway import gateway, ready, tier, until
 from tests.client import Client, get, request
 from tests.control.admin_client import scrape, value
@@ -22,23 +22,23 @@ LIVES = "Cache-Control: max-age=600"
 
 
 def test_a_flood_of_variants_empties_no_other_workers_memory() -> None:
-    with Rig(workers=2) as rig:
-        rig.origin.say = lambda asked: answer(
+    with Harness(workers=2) as harness:
+        harness.origin.say = lambda asked: answer(
             asked.target, LIVES, *(["Vary: X-Bomb"] if asked.target == b"/bomb" else [])
         )
         for _ in range(24):  # until both workers have it
-            rig.get("/kept")
-        asked = rig.asked
-        with Client(rig.gateway.port) as client:
+            harness.get("/kept")
+        asked = harness.asked
+        with Client(harness.gateway.port) as client:
             for number in range(1200):
                 client.send(request("/bomb", "GET", f"X-Bomb: {number}"))
                 assert client.read_response().body == b"/bomb"
-        assert rig.asked == asked + 1200
+        assert harness.asked == asked + 1200
 
         for _ in range(24):
-            assert rig.get("/kept").get("age") is not None
+            assert harness.get("/kept").get("age") is not None
 
-        page = scrape(str(rig.gateway.ready["admin"]))
+        page = scrape(str(harness.gateway.ready["admin"]))
         assert value(page, "fastgate_cache_variants_evicted_total") == 1200 - 64
 
 
@@ -68,12 +68,13 @@ def read_nothing(port: int, target: str) -> Client:
 def test_a_leader_that_reads_slowly_holds_up_nobody(tmp_path: Path, workers: int) -> None:
     body = b"x" * 12_000_000
     store = {"cache_store": {"disk": {"path": str(tmp_path / "c"), "size": "1GB"}}}
-    with Rig(root=store, workers=workers, coalesce_wait="1h") as rig:  # who is held up stays so
-        rig.origin.reply = answer(body, LIVES)
-        leader = read_nothing(rig.gateway.port, "/large")
+    with Harness(root=store, workers=workers, coalesce_wait="1h") as harness:  # who is held up stays so
+        harness.origin.reply = answer(body, LIVES)
+        leader = read_nothing(harness.gateway.port, "/large")
         try:
             followers = [
-                threading.Thread(target=lambda: sizes.append(len(rig.get("/large").body))) for _ in range(4)
+                threading.Thread(target=lambda: sizes.append(len(harness.get("/large").body)))
+                for _ in range(4)
             ]
             sizes: list[int] = []
             for follower in followers:
@@ -91,27 +92,27 @@ def test_a_leader_that_reads_slowly_holds_up_nobody(tmp_path: Path, workers: int
 
 
 def test_a_failing_upstream_of_a_cached_route_has_a_cache_status() -> None:
-    with Rig() as rig:
-        rig.origin.say = lambda _: None
+    with Harness() as harness:
+        harness.origin.say = lambda _: None
 
-        broken = rig.get()
+        broken = harness.get()
 
         assert broken.status == 502
         assert status_of(broken) == "fwd=uri-miss"
-        stored_only = rig.get("/", "Cache-Control: only-if-cached")
+        stored_only = harness.get("/", "Cache-Control: only-if-cached")
         assert stored_only.status == 504
         assert status_of(stored_only) == "detail=not-cached"
 
 
 @pytest.mark.parametrize("range_", ["bytes=0-0", "bytes=0-", "bytes=-1", "bytes=5-9", "bytes=0-0,2-3"])
 def test_a_range_of_nothing_is_all_of_it(range_: str) -> None:
-    with Rig() as rig:
-        rig.origin.reply = answer(b"", LIVES)
-        rig.get()
+    with Harness() as harness:
+        harness.origin.reply = answer(b"", LIVES)
+        harness.get()
 
-        ranged = rig.get("/", f"Range: {range_}")
+        ranged = harness.get("/", f"Range: {range_}")
 
-        assert (ranged.status, ranged.body, rig.asked) == (200, b"", 1)
+        assert (ranged.status, ranged.body, harness.asked) == (200, b"", 1)
         assert ranged.get("content-range") is None
 
 

@@ -118,7 +118,7 @@ def config(origin: str, second: str, decider: str, store: dict[str, Any]) -> dic
     }
 
 
-class Rig:
+class Harness:
     def __init__(self, gateway: Gateway, origin: Echo) -> None:
         self.gateway = gateway
         self.origin = origin
@@ -142,7 +142,7 @@ class Rig:
 
 
 @pytest.fixture(scope="module", params=["memory", "disk", "redis"])
-def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     """One worker with its memory, two with a disk alone, two with Redis alone."""
     directory: Path = tmp_path_factory.mktemp(request.param)
     redis = RedisServer(directory / "redis") if request.param == "redis" else None
@@ -163,44 +163,44 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             route["cache"] = {**CACHE, **route.get("cache", {})}
             route.setdefault("preserve_host", True)
         with Gateway(made, workers=1 if request.param == "memory" else 2, check_descriptors=False) as gateway:
-            yield Rig(gateway, origin)
+            yield Harness(gateway, origin)
     if redis is not None:
         redis.stop()
 
 
 def until_hit(
-    rig: Rig, target: str, *fields: str, host: str = "here.example", again: bool = False
+    harness: Harness, target: str, *fields: str, host: str = "here.example", again: bool = False
 ) -> dict[str, Any]:
     """Asks until the response comes from the store; what was shown to the origin for it.
 
     The origin is asked once: two workers that both fetch it would store one after the other. With `again` it
     is asked until then, for what a purge that is still on its way to Redis may take away once more.
     """
-    response = rig.get(target, *fields, host=host)
+    response = harness.get(target, *fields, host=host)
     for _ in range(6000):
         if response.get("age") is not None:
             return dict(json.loads(response.body))
         threading.Event().wait(0.01)
         only = () if again else ("Cache-Control: only-if-cached",)
-        response = rig.get(target, *fields, *only, host=host)
+        response = harness.get(target, *fields, *only, host=host)
     raise AssertionError(f"{target} is never answered from the store")
 
 
-def test_a_public_response_is_shared(rig: Rig) -> None:
-    target = rig.fresh("/plain")
-    first = until_hit(rig, target)
+def test_a_public_response_is_shared(harness: Harness) -> None:
+    target = harness.fresh("/plain")
+    first = until_hit(harness, target)
 
-    assert until_hit(rig, target, "X-Other: 1")["number"] == first["number"]
+    assert until_hit(harness, target, "X-Other: 1")["number"] == first["number"]
 
 
 @pytest.mark.parametrize(("query", "field"), [("", "X-Internal: 1"), ("?internal=1", "X-Nothing: 1")])
-def test_routes_of_one_url_share_nothing(rig: Rig, query: str, field: str) -> None:
-    target = rig.fresh("/routes")
-    internal = until_hit(rig, target + query, field)
-    public = until_hit(rig, target)
+def test_routes_of_one_url_share_nothing(harness: Harness, query: str, field: str) -> None:
+    target = harness.fresh("/routes")
+    internal = until_hit(harness, target + query, field)
+    public = until_hit(harness, target)
 
     assert public["number"] != internal["number"]
-    assert until_hit(rig, target + query, field)["number"] == internal["number"]
+    assert until_hit(harness, target + query, field)["number"] == internal["number"]
 
 
 @pytest.mark.parametrize(
@@ -233,22 +233,22 @@ def test_routes_of_one_url_share_nothing(rig: Rig, query: str, field: str) -> No
     ],
 )
 def test_what_the_upstream_is_shown_keeps_responses_apart(
-    rig: Rig, path: str, one: tuple[str, str], other: tuple[str, str]
+    harness: Harness, path: str, one: tuple[str, str], other: tuple[str, str]
 ) -> None:
-    target = rig.fresh(path)
-    first = until_hit(rig, target + one[0], one[1])
+    target = harness.fresh(path)
+    first = until_hit(harness, target + one[0], one[1])
 
-    second = until_hit(rig, target + other[0], other[1])
+    second = until_hit(harness, target + other[0], other[1])
 
     assert second["number"] != first["number"]
-    assert until_hit(rig, target + one[0], one[1])["number"] == first["number"]
+    assert until_hit(harness, target + one[0], one[1])["number"] == first["number"]
 
 
-def test_clients_behind_a_proxy_share_where_only_their_address_differs(rig: Rig) -> None:
-    target = rig.fresh("/plain")
+def test_clients_behind_a_proxy_share_where_only_their_address_differs(harness: Harness) -> None:
+    target = harness.fresh("/plain")
     other = "True-Client-IP", "CF-Connecting-IP", "X-Client-IP", "X-Cluster-Client-IP", "X-Real-IP"
     first = until_hit(
-        rig,
+        harness,
         target,
         "X-Forwarded-For: 9.9.9.1",
         "Forwarded: for=9.9.9.1;proto=https",
@@ -256,7 +256,7 @@ def test_clients_behind_a_proxy_share_where_only_their_address_differs(rig: Rig)
     )
 
     second = until_hit(
-        rig,
+        harness,
         target,
         "X-Forwarded-For: 9.9.9.2",
         "Forwarded: for=9.9.9.2;proto=https",
@@ -276,34 +276,36 @@ def test_clients_behind_a_proxy_share_where_only_their_address_differs(rig: Rig)
         ("/plain", "Accept-Language", "Accept-Language: de", "Accept-Language: en"),
     ],
 )
-def test_vary_compares_what_went_upstream(rig: Rig, path: str, vary: str, one: str, other: str) -> None:
-    target = rig.fresh(path)
+def test_vary_compares_what_went_upstream(
+    harness: Harness, path: str, vary: str, one: str, other: str
+) -> None:
+    target = harness.fresh(path)
     say = f"X-Say: Vary: {vary}"
-    first = until_hit(rig, target, say, one)
+    first = until_hit(harness, target, say, one)
 
-    second = until_hit(rig, target, say, other)
+    second = until_hit(harness, target, say, other)
 
     assert second["number"] != first["number"]
     assert second["fields"].get(vary.lower()) != first["fields"].get(vary.lower())
-    assert until_hit(rig, target, say, one)["number"] == first["number"]
+    assert until_hit(harness, target, say, one)["number"] == first["number"]
 
 
-def test_vary_on_what_never_goes_upstream_separates_nobody(rig: Rig) -> None:
-    target = rig.fresh("/edited")
-    first = until_hit(rig, target, "X-Say: Vary: X-Gone", "X-Gone: a")
+def test_vary_on_what_never_goes_upstream_separates_nobody(harness: Harness) -> None:
+    target = harness.fresh("/edited")
+    first = until_hit(harness, target, "X-Say: Vary: X-Gone", "X-Gone: a")
 
-    assert until_hit(rig, target, "X-Say: Vary: X-Gone", "X-Gone: b")["number"] == first["number"]
+    assert until_hit(harness, target, "X-Say: Vary: X-Gone", "X-Gone: b")["number"] == first["number"]
 
 
 @pytest.mark.parametrize(
     ("path", "name"), [("/plain", "X-Request-ID"), ("/edited", "X-Trace"), ("/plain", "Range")]
 )
 def test_what_varies_by_a_field_that_no_two_requests_share_is_not_stored(
-    rig: Rig, path: str, name: str
+    harness: Harness, path: str, name: str
 ) -> None:
-    target = rig.fresh(path)
+    target = harness.fresh(path)
 
-    responses = [rig.get(target, f"X-Say: Vary: {name}") for _ in range(4)]
+    responses = [harness.get(target, f"X-Say: Vary: {name}") for _ in range(4)]
 
     assert len({response.body for response in responses}) == 4
     assert b"detail=vary_unique" in (responses[0].get("cache-status") or b"")
@@ -311,10 +313,12 @@ def test_what_varies_by_a_field_that_no_two_requests_share_is_not_stored(
 
 @pytest.mark.parametrize("path", ["/forward", "/shadow"])
 @pytest.mark.parametrize("say", ["X-Say: X-A: b", "X-Say: Cache-Control: private"])
-def test_nothing_is_stored_where_only_the_upstream_knows_who_asks(rig: Rig, path: str, say: str) -> None:
-    target = rig.fresh(path)
+def test_nothing_is_stored_where_only_the_upstream_knows_who_asks(
+    harness: Harness, path: str, say: str
+) -> None:
+    target = harness.fresh(path)
 
-    seen = [rig.seen(target, say, f"Cookie: user={name}") for name in ("anna", "anna", "otto", "otto")]
+    seen = [harness.seen(target, say, f"Cookie: user={name}") for name in ("anna", "anna", "otto", "otto")]
 
     assert [each["fields"]["cookie"] for each in seen] == [
         [f"user={name}"] for name in ("anna", "anna", "otto", "otto")
@@ -322,43 +326,43 @@ def test_nothing_is_stored_where_only_the_upstream_knows_who_asks(rig: Rig, path
     assert len({each["number"] for each in seen}) == 4
 
 
-def test_they_share_where_share_private_says_so(rig: Rig) -> None:
-    target = rig.fresh("/shared-forward")
-    first = until_hit(rig, target, "Cookie: user=anna")
+def test_they_share_where_share_private_says_so(harness: Harness) -> None:
+    target = harness.fresh("/shared-forward")
+    first = until_hit(harness, target, "Cookie: user=anna")
 
     # X-Role, which the service said, is shown to the upstream, and so keeps them apart even so.
-    assert until_hit(rig, target, "Cookie: user=otto")["number"] != first["number"]
-    assert until_hit(rig, target, "Cookie: user=anna")["number"] == first["number"]
+    assert until_hit(harness, target, "Cookie: user=otto")["number"] != first["number"]
+    assert until_hit(harness, target, "Cookie: user=anna")["number"] == first["number"]
 
 
-def test_a_long_url_is_answered_at_once(rig: Rig) -> None:
-    target = rig.fresh("/plain") + "?q=" + "x" * 6000
+def test_a_long_url_is_answered_at_once(harness: Harness) -> None:
+    target = harness.fresh("/plain") + "?q=" + "x" * 6000
 
-    first = rig.seen(target)
+    first = harness.seen(target)
 
-    assert until_hit(rig, target)["target"] == first["target"]
+    assert until_hit(harness, target)["target"] == first["target"]
 
 
 @pytest.mark.parametrize("count", [62, 63, 64, 127, 128, 129, 200])
-def test_many_tags_delay_nothing(rig: Rig, count: int) -> None:
-    target = rig.fresh("/plain")
+def test_many_tags_delay_nothing(harness: Harness, count: int) -> None:
+    target = harness.fresh("/plain")
     tags = " ".join(f"t{number}" for number in range(count))
 
-    response = rig.get(target, f"X-Say: Surrogate-Key: {tags}")
+    response = harness.get(target, f"X-Say: Surrogate-Key: {tags}")
 
     assert response.status == 200
     if count <= 128:
-        until_hit(rig, target)
+        until_hit(harness, target)
     else:
         assert b"detail=tags" in (response.get("cache-status") or b"")
 
 
 @pytest.mark.parametrize("size", [900, 1100, 3000])
-def test_a_write_to_a_long_url_purges_it(rig: Rig, size: int) -> None:
-    target = rig.fresh("/plain") + "?q=" + "x" * size
-    first = until_hit(rig, target)
+def test_a_write_to_a_long_url_purges_it(harness: Harness, size: int) -> None:
+    target = harness.fresh("/plain") + "?q=" + "x" * size
+    first = until_hit(harness, target)
 
-    written = rig.get(target, f"X-Say: Location: {target}&more={'y' * size}", method="DELETE")
+    written = harness.get(target, f"X-Say: Location: {target}&more={'y' * size}", method="DELETE")
 
     assert written.status == 200
-    assert until_hit(rig, target, again=True)["number"] > first["number"]
+    assert until_hit(harness, target, again=True)["number"] > first["number"]

@@ -15,7 +15,7 @@ from tests.client import Client, get
 from tests.control.admin_client import call, scrape, scrape_idle, value
 from tests.gateway import Gateway
 from tests.ports import reserved_port
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.upstream import Upstream
 
 HELLO = {"path": "/hello", "name": "hello", "respond": {"status": 200, "body": "hello"}}

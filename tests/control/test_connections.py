@@ -11,7 +11,7 @@ import pytest
 
 from tests.control.admin_client import call, scrape
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 
 HELLO = {"path": "/*", "respond": {"status": 200, "body": "hello"}}
 

@@ -15,7 +15,7 @@ from tests.auth.test_api_keys import ROUTE, make, statuses, use
 from tests.client import get
 from tests.control.admin_client import call
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.upstream import Upstream
 
 CONSUMERS = {"acme": {"tier": "internal", "scopes": ["orders:read"], "metadata": {"city": "Bern"}}}

@@ -12,7 +12,7 @@ from fastgate.cli.main import main
 from tests.client import get
 from tests.control.admin_client import call
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from fastgate.state.backlog import FILE_BYTES
 from tests.auth.test_api_keys import ROUTE, make, statuses
 from tests.control.admin_client import call, scrape, value
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 
 
 def controller_of(gateway: Gateway) -> int:

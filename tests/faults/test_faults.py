@@ -23,7 +23,7 @@ from tests.control.admin_client import scrape, value
 from tests.faults.proxy import FaultProxy, deaf_listener
 from tests.faults.refusals import refusals
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.strict import Malformed, Message
 from tests.upstream import OK, Peer, Upstream, answer
 
@@ -33,7 +33,7 @@ TIMED, TIMED_S = "2s", 2.0
 
 
 @dataclass
-class Rig:
+class Harness:
     """A gateway whose link to its upstream can be broken."""
 
     gateway: Gateway
@@ -59,7 +59,7 @@ class Rig:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Rig]:
+def running() -> Iterator[Harness]:
     with Upstream() as upstream, FaultProxy(upstream.port) as link, deaf_listener() as deaf:
         once = {"max_requests": 1}  # each test's script meets its own connection
         limits = {"connect": NEVER, "first_byte": NEVER, "between_bytes": NEVER}
@@ -110,32 +110,32 @@ def running() -> Iterator[Rig]:
             + [{"path": "/half_deaf/{rest...}", "upstream": "half_deaf", "timeouts": {"connect": SOON}}],
         }
         with Gateway(config) as gateway:
-            yield Rig(gateway, upstream, link)
+            yield Harness(gateway, upstream, link)
 
 
 @pytest.fixture(scope="module")
-def running_hurried() -> Iterator[Rig]:
+def running_hurried() -> Iterator[Harness]:
     with Upstream() as upstream, FaultProxy(upstream.port) as link:
         config = {
             "server": {"header_timeout": "1s", "body_timeout": "1s", "idle_timeout": "1s"},
             "routes": [{"path": "/plain/{rest...}", "upstream": upstream.url}],
         }
         with Gateway(config) as gateway:
-            yield Rig(gateway, upstream, link)
+            yield Harness(gateway, upstream, link)
 
 
 @pytest.fixture
-def rig(running: Rig) -> Iterator[Rig]:
+def harness(running: Harness) -> Iterator[Harness]:
     yield from checked(running)
 
 
 @pytest.fixture
-def hurried(running_hurried: Rig) -> Iterator[Rig]:
+def hurried(running_hurried: Harness) -> Iterator[Harness]:
     """A gateway that gives its clients little time."""
     yield from checked(running_hurried)
 
 
-def checked(running: Rig) -> Iterator[Rig]:
+def checked(running: Harness) -> Iterator[Harness]:
     """Fails when the test left something behind."""
     running.link.heal()
     running.upstream.forget()
@@ -151,19 +151,19 @@ def checked(running: Rig) -> Iterator[Rig]:
     assert running.gateway.leaks() == []
 
 
-def refused(rig: Rig, target: str, status: int, reason: str, method: str = "GET") -> Message:
+def refused(harness: Harness, target: str, status: int, reason: str, method: str = "GET") -> Message:
     """The answer of the gateway, after checking that the reason was counted exactly once."""
-    before = rig.count(reason)
-    response = get(rig.gateway.port, target, method=method)
+    before = harness.count(reason)
+    response = get(harness.gateway.port, target, method=method)
     assert response.status == status, (response.status, response.body)
     assert isinstance(json.loads(response.body)["error"], str)
-    rig.counts_up_to(reason, before + 1)
+    harness.counts_up_to(reason, before + 1)
     return response
 
 
-def cut_answer(rig: Rig, target: str) -> None:
+def cut_answer(harness: Harness, target: str) -> None:
     """Fails unless the answer at this target begins and does not end."""
-    with Client(rig.gateway.port) as client:
+    with Client(harness.gateway.port) as client:
         client.send(request(target))
         client.read_until(b"\r\n\r\n")
         before = client.read_to_end()
@@ -182,47 +182,47 @@ def silent(peer: Peer) -> None:
     peer.wait_closed()
 
 
-def test_refused_connection_is_502(rig: Rig) -> None:
-    refused(rig, "/closed/a", 502, "upstream_connect_failed")
+def test_refused_connection_is_502(harness: Harness) -> None:
+    refused(harness, "/closed/a", 502, "upstream_connect_failed")
 
 
-def test_unknown_host_is_502(rig: Rig) -> None:
-    refused(rig, "/nowhere/a", 502, "upstream_connect_failed")
+def test_unknown_host_is_502(harness: Harness) -> None:
+    refused(harness, "/nowhere/a", 502, "upstream_connect_failed")
 
 
-def test_missing_unix_socket_is_502(rig: Rig) -> None:
-    refused(rig, "/socketless/a", 502, "upstream_connect_failed")
+def test_missing_unix_socket_is_502(harness: Harness) -> None:
+    refused(harness, "/socketless/a", 502, "upstream_connect_failed")
 
 
-def test_connecting_for_too_long_is_504(rig: Rig) -> None:
-    refused(rig, "/deaf/a", 504, "upstream_connect_timeout")
+def test_connecting_for_too_long_is_504(harness: Harness) -> None:
+    refused(harness, "/deaf/a", 504, "upstream_connect_timeout")
 
 
-def test_connecting_for_too_long_is_tried_at_the_next_target(rig: Rig) -> None:
+def test_connecting_for_too_long_is_tried_at_the_next_target(harness: Harness) -> None:
     """By the time-out of the route, which is not that of the pool. Nothing was sent: a POST is tried too."""
     for _ in range(2):  # whichever target the balancer picks first
-        assert get(rig.gateway.port, "/half_deaf/a", method="POST").status == 200
+        assert get(harness.gateway.port, "/half_deaf/a", method="POST").status == 200
 
 
-def test_plain_text_where_tls_was_expected_is_502(rig: Rig) -> None:
+def test_plain_text_where_tls_was_expected_is_502(harness: Harness) -> None:
     def script(peer: Peer) -> None:
         peer.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
         peer.wait_closed()
 
-    rig.upstream.script = script
+    harness.upstream.script = script
 
-    refused(rig, "/untrusted/a", 502, "upstream_tls_failed")
-
-
-def test_no_first_byte_in_time_is_504(rig: Rig) -> None:
-    rig.upstream.script = silent
-
-    refused(rig, "/first/a", 504, "upstream_first_byte_timeout")
+    refused(harness, "/untrusted/a", 502, "upstream_tls_failed")
 
 
-def test_late_upload_is_no_late_first_byte(rig: Rig) -> None:
+def test_no_first_byte_in_time_is_504(harness: Harness) -> None:
+    harness.upstream.script = silent
+
+    refused(harness, "/first/a", 504, "upstream_first_byte_timeout")
+
+
+def test_late_upload_is_no_late_first_byte(harness: Harness) -> None:
     """The clock for the first byte starts when the request is out, not while the client still sends."""
-    with Client(rig.gateway.port) as client:
+    with Client(harness.gateway.port) as client:
         client.send(request("/timed/a", "POST", "Content-Length: 4", body=b"a"))
         for byte in (b"b", b"c", b"d"):
             assert client.is_idle(TIMED_S * 0.4)  # together longer than the limit
@@ -230,30 +230,30 @@ def test_late_upload_is_no_late_first_byte(rig: Rig) -> None:
         assert client.read_response().body == b"ok"
 
 
-def test_stalled_link_is_a_late_first_byte(rig: Rig) -> None:
-    rig.link.stall()
+def test_stalled_link_is_a_late_first_byte(harness: Harness) -> None:
+    harness.link.stall()
 
-    refused(rig, "/first/a", 504, "upstream_first_byte_timeout")
+    refused(harness, "/first/a", 504, "upstream_first_byte_timeout")
 
 
-def test_half_a_head_is_a_late_answer_too(rig: Rig) -> None:
-    rig.link.stall(after=20)
+def test_half_a_head_is_a_late_answer_too(harness: Harness) -> None:
+    harness.link.stall(after=20)
 
-    response = get(rig.gateway.port, "/first/a")
+    response = get(harness.gateway.port, "/first/a")
 
     assert response.status == 504
 
 
-def test_stall_within_the_body_cuts_the_answer(rig: Rig) -> None:
-    rig.upstream.script = begun
-    before = rig.count("upstream_between_bytes_timeout")
+def test_stall_within_the_body_cuts_the_answer(harness: Harness) -> None:
+    harness.upstream.script = begun
+    before = harness.count("upstream_between_bytes_timeout")
 
-    cut_answer(rig, "/between/a")
+    cut_answer(harness, "/between/a")
 
-    rig.counts_up_to("upstream_between_bytes_timeout", before + 1)
+    harness.counts_up_to("upstream_between_bytes_timeout", before + 1)
 
 
-def test_bytes_that_keep_coming_never_time_out(rig: Rig) -> None:
+def test_bytes_that_keep_coming_never_time_out(harness: Harness) -> None:
     def script(peer: Peer) -> None:
         peer.read_request()
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
@@ -263,12 +263,12 @@ def test_bytes_that_keep_coming_never_time_out(rig: Rig) -> None:
             peer.send(b"x")
         peer.wait_closed()
 
-    rig.upstream.script = script
+    harness.upstream.script = script
 
-    assert get(rig.gateway.port, "/timed/a").body == b"xxxxxx"
+    assert get(harness.gateway.port, "/timed/a").body == b"xxxxxx"
 
 
-def test_client_that_does_not_read_is_not_the_upstreams_stall(rig: Rig) -> None:
+def test_client_that_does_not_read_is_not_the_upstreams_stall(harness: Harness) -> None:
     body = b"x" * 8_000_000
 
     def script(peer: Peer) -> None:
@@ -276,33 +276,33 @@ def test_client_that_does_not_read_is_not_the_upstreams_stall(rig: Rig) -> None:
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         peer.wait_closed()
 
-    rig.upstream.script = script
-    before = rig.count("upstream_between_bytes_timeout")
-    with Client(rig.gateway.port, window=16384) as client:
+    harness.upstream.script = script
+    before = harness.count("upstream_between_bytes_timeout")
+    with Client(harness.gateway.port, window=16384) as client:
         client.send(request("/timed/a"))
         client.read_until(b"\r\n\r\n")
         threading.Event().wait(TIMED_S * 1.2)
         client.unread = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + client.unread
         assert client.read_response().body == body
-    assert rig.count("upstream_between_bytes_timeout") == before
+    assert harness.count("upstream_between_bytes_timeout") == before
 
 
-def test_request_over_its_total_time_is_504(rig: Rig) -> None:
-    rig.upstream.script = silent
+def test_request_over_its_total_time_is_504(harness: Harness) -> None:
+    harness.upstream.script = silent
 
-    refused(rig, "/total/a", 504, "total_timeout")
-
-
-def test_answer_over_its_total_time_is_cut(rig: Rig) -> None:
-    rig.upstream.script = begun
-    before = rig.count("total_timeout")
-
-    cut_answer(rig, "/total/a")
-
-    rig.counts_up_to("total_timeout", before + 1)
+    refused(harness, "/total/a", 504, "total_timeout")
 
 
-def test_cancelled_request_is_cancelled_upstream(rig: Rig) -> None:
+def test_answer_over_its_total_time_is_cut(harness: Harness) -> None:
+    harness.upstream.script = begun
+    before = harness.count("total_timeout")
+
+    cut_answer(harness, "/total/a")
+
+    harness.counts_up_to("total_timeout", before + 1)
+
+
+def test_cancelled_request_is_cancelled_upstream(harness: Harness) -> None:
     ended = threading.Event()
 
     def script(peer: Peer) -> None:
@@ -310,34 +310,34 @@ def test_cancelled_request_is_cancelled_upstream(rig: Rig) -> None:
         if peer.wait_closed():
             ended.set()
 
-    rig.upstream.script = script
+    harness.upstream.script = script
 
-    assert get(rig.gateway.port, "/first/a").status == 504
+    assert get(harness.gateway.port, "/first/a").status == 504
     assert ended.wait(60)
 
 
 @pytest.mark.parametrize("how", ["cut", "reset"])
 @pytest.mark.parametrize("after", [0, 1, 16, 36])
-def test_link_that_breaks_within_the_head_is_502(rig: Rig, how: str, after: int) -> None:
-    getattr(rig.link, how)(after=after)
+def test_link_that_breaks_within_the_head_is_502(harness: Harness, how: str, after: int) -> None:
+    getattr(harness.link, how)(after=after)
 
-    response = get(rig.gateway.port, "/plain/a", method="POST", body=b"x")
+    response = get(harness.gateway.port, "/plain/a", method="POST", body=b"x")
 
     assert response.status == 502
-    assert len(rig.upstream.requests) <= 1
+    assert len(harness.upstream.requests) <= 1
 
 
 @pytest.mark.parametrize("how", ["cut", "reset"])
-def test_link_that_breaks_within_the_body_cuts_the_answer(rig: Rig, how: str) -> None:
+def test_link_that_breaks_within_the_body_cuts_the_answer(harness: Harness, how: str) -> None:
     def script(peer: Peer) -> None:
         peer.read_request()
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 1000)
         peer.wait_closed()
 
-    rig.upstream.script = script
-    getattr(rig.link, how)(after=200)
+    harness.upstream.script = script
+    getattr(harness.link, how)(after=200)
 
-    with Client(rig.gateway.port) as client:
+    with Client(harness.gateway.port) as client:
         client.send(request("/plain/a"))
         try:
             response = client.read_response()
@@ -347,29 +347,29 @@ def test_link_that_breaks_within_the_body_cuts_the_answer(rig: Rig, how: str) ->
             assert response.status == 502
 
 
-def test_link_that_heals_serves_again(rig: Rig) -> None:
-    rig.link.reset()
-    assert get(rig.gateway.port, "/plain/a", method="POST").status == 502
+def test_link_that_heals_serves_again(harness: Harness) -> None:
+    harness.link.reset()
+    assert get(harness.gateway.port, "/plain/a", method="POST").status == 502
 
-    rig.link.heal()
+    harness.link.heal()
 
-    assert get(rig.gateway.port, "/plain/a", method="POST").body == b"ok"
-
-
-def test_slow_link_delivers_everything(rig: Rig) -> None:
-    rig.link.delay(0.05)
-
-    assert get(rig.gateway.port, "/plain/a").body == b"ok"
+    assert get(harness.gateway.port, "/plain/a", method="POST").body == b"ok"
 
 
-def test_host_that_vanished_is_a_late_first_byte(rig: Rig) -> None:
-    assert get(rig.gateway.port, "/plain/a").body == b"ok"
-    rig.link.black_hole()
+def test_slow_link_delivers_everything(harness: Harness) -> None:
+    harness.link.delay(0.05)
 
-    assert get(rig.gateway.port, "/first/b").status == 504
+    assert get(harness.gateway.port, "/plain/a").body == b"ok"
 
 
-def test_full_pool_queues_and_then_refuses(rig: Rig) -> None:
+def test_host_that_vanished_is_a_late_first_byte(harness: Harness) -> None:
+    assert get(harness.gateway.port, "/plain/a").body == b"ok"
+    harness.link.black_hole()
+
+    assert get(harness.gateway.port, "/first/b").status == 504
+
+
+def test_full_pool_queues_and_then_refuses(harness: Harness) -> None:
     release = threading.Event()
 
     def script(peer: Peer) -> None:
@@ -378,34 +378,34 @@ def test_full_pool_queues_and_then_refuses(rig: Rig) -> None:
         peer.send(OK)
         peer.wait_closed()
 
-    rig.upstream.script = script
-    before = refusals(rig.gateway)
-    holder, waiter = Client(rig.gateway.port), Client(rig.gateway.port)
+    harness.upstream.script = script
+    before = refusals(harness.gateway)
+    holder, waiter = Client(harness.gateway.port), Client(harness.gateway.port)
     with holder, waiter:
         holder.send(request("/narrow/a"))
-        rig.upstream.wait_for_peers(1)
+        harness.upstream.wait_for_peers(1)
         waiter.send(request("/narrow/b"))
-        rig.queues(1)
+        harness.queues(1)
 
-        assert get(rig.gateway.port, "/narrow/c").status == 503
+        assert get(harness.gateway.port, "/narrow/c").status == 503
         waiter.close()
         release.set()
         assert holder.read_response().body == b"ok"
 
     release.clear()
-    with Client(rig.gateway.port) as holder:
+    with Client(harness.gateway.port) as holder:
         holder.send(request("/impatient/a"))
-        rig.upstream.wait_for_peers(2)
-        assert get(rig.gateway.port, "/impatient/b").status == 503
+        harness.upstream.wait_for_peers(2)
+        assert get(harness.gateway.port, "/impatient/b").status == 503
         release.set()
         assert holder.read_response().body == b"ok"
 
     for reason in ("upstream_queue_full", "upstream_queue_timeout"):
-        rig.counts_up_to(reason, before.get(reason, 0) + 1)
-    assert len(rig.upstream.peers) == 2
+        harness.counts_up_to(reason, before.get(reason, 0) + 1)
+    assert len(harness.upstream.peers) == 2
 
 
-def test_queued_request_gets_the_connection_that_becomes_free(rig: Rig) -> None:
+def test_queued_request_gets_the_connection_that_becomes_free(harness: Harness) -> None:
     release = threading.Event()
 
     def script(peer: Peer) -> None:
@@ -414,21 +414,21 @@ def test_queued_request_gets_the_connection_that_becomes_free(rig: Rig) -> None:
         peer.send(OK)
         answer()(peer)
 
-    rig.upstream.script = script
-    first, second = Client(rig.gateway.port), Client(rig.gateway.port)
+    harness.upstream.script = script
+    first, second = Client(harness.gateway.port), Client(harness.gateway.port)
     with first, second:
         first.send(request("/narrow/a"))
-        rig.upstream.wait_for_peers(1)
+        harness.upstream.wait_for_peers(1)
         second.send(request("/narrow/b"))
-        rig.queues(1)
+        harness.queues(1)
         release.set()
         assert first.read_response().body == b"ok"
         assert second.read_response().body == b"ok"
 
-    assert len(rig.upstream.peers) == 1
+    assert len(harness.upstream.peers) == 1
 
 
-def test_client_that_leaves_the_queue_gives_its_place_up(rig: Rig) -> None:
+def test_client_that_leaves_the_queue_gives_its_place_up(harness: Harness) -> None:
     release = threading.Event()
 
     def script(peer: Peer) -> None:
@@ -437,27 +437,27 @@ def test_client_that_leaves_the_queue_gives_its_place_up(rig: Rig) -> None:
         peer.send(OK)
         answer()(peer)
 
-    rig.upstream.script = script
-    holder = Client(rig.gateway.port)
+    harness.upstream.script = script
+    holder = Client(harness.gateway.port)
     with holder:
         holder.send(request("/narrow/a"))
-        rig.upstream.wait_for_peers(1)
-        with Client(rig.gateway.port) as leaver:
+        harness.upstream.wait_for_peers(1)
+        with Client(harness.gateway.port) as leaver:
             leaver.send(request("/narrow/left"))
-            rig.queues(1)
-        rig.queues(0)
-        with Client(rig.gateway.port) as client:
+            harness.queues(1)
+        harness.queues(0)
+        with Client(harness.gateway.port) as client:
             client.send(request("/narrow/b"))
-            rig.queues(1)
+            harness.queues(1)
             release.set()
             assert holder.read_response().body == b"ok"
             assert client.read_response().body == b"ok"
 
-    assert [message.target for message in rig.upstream.requests] == [b"/narrow/a", b"/narrow/b"]
+    assert [message.target for message in harness.upstream.requests] == [b"/narrow/a", b"/narrow/b"]
 
 
 @pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nX-A: one\r\n"])
-def test_slow_header_is_408(hurried: Rig, sent: bytes) -> None:
+def test_slow_header_is_408(hurried: Harness, sent: bytes) -> None:
     before = hurried.count("header_timeout")
 
     with Client(hurried.gateway.port) as client:
@@ -468,7 +468,7 @@ def test_slow_header_is_408(hurried: Rig, sent: bytes) -> None:
     hurried.counts_up_to("header_timeout", before + 1)
 
 
-def test_header_that_drips_is_408(hurried: Rig) -> None:
+def test_header_that_drips_is_408(hurried: Harness) -> None:
     """The limit is for the whole header: a byte now and then does not extend it (slowloris)."""
     with Client(hurried.gateway.port) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
@@ -479,7 +479,7 @@ def test_header_that_drips_is_408(hurried: Rig) -> None:
         assert client.read_response().status == 408
 
 
-def test_second_header_on_a_connection_is_timed_too(hurried: Rig) -> None:
+def test_second_header_on_a_connection_is_timed_too(hurried: Harness) -> None:
     with Client(hurried.gateway.port) as client:
         client.send(request("/plain/a"))
         assert client.read_response().body == b"ok"
@@ -488,7 +488,7 @@ def test_second_header_on_a_connection_is_timed_too(hurried: Rig) -> None:
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
-def test_slow_body_is_408(hurried: Rig, framing: str) -> None:
+def test_slow_body_is_408(hurried: Harness, framing: str) -> None:
     before = hurried.count("body_timeout")
 
     with Client(hurried.gateway.port) as client:
@@ -500,7 +500,7 @@ def test_slow_body_is_408(hurried: Rig, framing: str) -> None:
     assert hurried.upstream.requests == []
 
 
-def test_idle_connection_is_closed_without_a_word(hurried: Rig) -> None:
+def test_idle_connection_is_closed_without_a_word(hurried: Harness) -> None:
     with Client(hurried.gateway.port) as client:
         client.send(request("/plain/a"))
         assert client.read_response().body == b"ok"
@@ -508,13 +508,13 @@ def test_idle_connection_is_closed_without_a_word(hurried: Rig) -> None:
         assert not client.was_reset
 
 
-def test_connection_that_never_speaks_is_closed(hurried: Rig) -> None:
+def test_connection_that_never_speaks_is_closed(hurried: Harness) -> None:
     with Client(hurried.gateway.port) as client:
         data = client.read_to_end()
         assert data == b"" or data.startswith(b"HTTP/1.1 408 ")
 
 
-def test_waiting_for_the_answer_is_not_being_idle(hurried: Rig) -> None:
+def test_waiting_for_the_answer_is_not_being_idle(hurried: Harness) -> None:
     release = threading.Event()
 
     def script(peer: Peer) -> None:

@@ -13,21 +13,21 @@ import pytest
 from tests.client import Client, get, request
 from tests.control.admin_client import call, scrape, value
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.strict import Message
 from tests.upstream import Upstream, answer
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
 
-class Rig(NamedTuple):
+class Harness(NamedTuple):
     gateway: Gateway
     upstream: Upstream
     key: str
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
+def harness() -> Iterator[Harness]:
     with Upstream(answer()) as upstream:
 
         def route(name: str, auth: Any, **more: Any) -> dict[str, Any]:
@@ -56,15 +56,15 @@ def rig() -> Iterator[Rig]:
         }
         with Gateway(config, allow="connect") as gateway:
             made = call(gateway.admin, "/api/auth/api-key", "POST", body={"consumer": "acme"})
-            yield Rig(gateway, upstream, made.json["api_key"])
+            yield Harness(gateway, upstream, made.json["api_key"])
 
 
-def ask(rig: Rig, target: str, *fields: str) -> tuple[Message, Message | None]:
+def ask(harness: Harness, target: str, *fields: str) -> tuple[Message, Message | None]:
     """The response, and the request as the upstream saw it."""
-    rig.upstream.script = answer()
-    before = len(rig.upstream.requests)
-    answered = get(rig.gateway.port, target, *fields)
-    seen = rig.upstream.requests[before:]
+    harness.upstream.script = answer()
+    before = len(harness.upstream.requests)
+    answered = get(harness.gateway.port, target, *fields)
+    seen = harness.upstream.requests[before:]
     return answered, seen[-1] if seen else None
 
 
@@ -97,25 +97,27 @@ PAIRS = [(one, other) for one in PLACES for other in PLACES if one <= other]
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 @pytest.mark.parametrize("path", ["/key", "/open", "/both"])
 def test_two_keys_are_refused_wherever_they_stand(
-    rig: Rig, path: str, one: str, other: str, other_key: str
+    harness: Harness, path: str, one: str, other: str, other_key: str
 ) -> None:
-    wrong = rig.key if other_key == "same" else "fg_" + "x" * 43
+    wrong = harness.key if other_key == "same" else "fg_" + "x" * 43
     query = "&".join(
         PLACES[place][0].format(key).lstrip("?")
-        for place, key in ((one, rig.key), (other, wrong))
+        for place, key in ((one, harness.key), (other, wrong))
         if PLACES[place][0]
     )
-    fields = [field.format(rig.key) for field in PLACES[one][1]] + [
+    fields = [field.format(harness.key) for field in PLACES[one][1]] + [
         field.format(wrong) for field in PLACES[other][1]
     ]
     for place, (alone, shown) in PLACES.items():  # known to the gateway's memory
         if place in (one, other):
             assert (
-                ask(rig, path + alone.format(rig.key), *(field.format(rig.key) for field in shown))[0].status
+                ask(
+                    harness, path + alone.format(harness.key), *(field.format(harness.key) for field in shown)
+                )[0].status
                 == 200
             )
 
-    answered, seen = ask(rig, path + (f"?{query}" if query else ""), *fields)
+    answered, seen = ask(harness, path + (f"?{query}" if query else ""), *fields)
 
     assert (answered.status, seen) == (401, None)
     assert body(answered)["code"] == "credentials_repeated"
@@ -123,65 +125,70 @@ def test_two_keys_are_refused_wherever_they_stand(
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("path", ["/key", "/both", "/open", "/shadow"])
-def test_no_key_goes_upstream(rig: Rig, path: str, place: str) -> None:
+def test_no_key_goes_upstream(harness: Harness, path: str, place: str) -> None:
     query, fields = PLACES[place]
 
-    answered, seen = ask(rig, path + query.format(rig.key), *(field.format(rig.key) for field in fields))
+    answered, seen = ask(
+        harness, path + query.format(harness.key), *(field.format(harness.key) for field in fields)
+    )
 
     assert answered.status == 200
     assert seen is not None
-    assert rig.key.encode() not in seen.raw
+    assert harness.key.encode() not in seen.raw
 
 
 @pytest.mark.parametrize("place", ["header", "query"])
-def test_no_key_goes_upstream_beside_another_credential(rig: Rig, place: str) -> None:
+def test_no_key_goes_upstream_beside_another_credential(harness: Harness, place: str) -> None:
     query, fields = PLACES[place]
     for _ in range(2):  # the second time the token is known
         bearer = f"Authorization: Bearer {token(n=1)}"
         answered, seen = ask(
-            rig, "/both" + query.format(rig.key), bearer, *(field.format(rig.key) for field in fields)
+            harness,
+            "/both" + query.format(harness.key),
+            bearer,
+            *(field.format(harness.key) for field in fields),
         )
         assert answered.status == 200
         assert seen is not None
-        assert rig.key.encode() not in seen.raw
+        assert harness.key.encode() not in seen.raw
         assert seen.get("x-consumer-id") == b"ada"
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_wrong_key_goes_upstream_in_shadow_mode(rig: Rig, place: str) -> None:
+def test_no_wrong_key_goes_upstream_in_shadow_mode(harness: Harness, place: str) -> None:
     query, fields = PLACES[place]
     wrong = "fg_" + "y" * 43
 
-    answered, seen = ask(rig, "/shadow" + query.format(wrong), *(field.format(wrong) for field in fields))
+    answered, seen = ask(harness, "/shadow" + query.format(wrong), *(field.format(wrong) for field in fields))
 
     assert answered.status == 200
     assert seen is not None
     assert wrong.encode() not in seen.raw
 
 
-def test_another_spelling_of_the_header_is_no_second_place(rig: Rig) -> None:
-    answered, seen = ask(rig, "/key", f"X-API-Key: {rig.key}", f"X_API.Key: {rig.key}")
+def test_another_spelling_of_the_header_is_no_second_place(harness: Harness) -> None:
+    answered, seen = ask(harness, "/key", f"X-API-Key: {harness.key}", f"X_API.Key: {harness.key}")
 
     assert answered.status == 200
     assert seen is not None
-    assert rig.key.encode() not in seen.raw
+    assert harness.key.encode() not in seen.raw
 
 
-def test_a_credential_for_the_upstream_passes_beside_the_key(rig: Rig) -> None:
+def test_a_credential_for_the_upstream_passes_beside_the_key(harness: Harness) -> None:
     for _ in range(2):
-        answered, seen = ask(rig, "/key", f"X-API-Key: {rig.key}", "Authorization: Basic eDp5")
+        answered, seen = ask(harness, "/key", f"X-API-Key: {harness.key}", "Authorization: Basic eDp5")
         assert answered.status == 200
         assert seen is not None
         assert seen.get("authorization") == b"Basic eDp5"
-    answered, _ = ask(rig, "/key", f"Authorization: Bearer {rig.key}", "Authorization: Basic eDp5")
+    answered, _ = ask(harness, "/key", f"Authorization: Bearer {harness.key}", "Authorization: Basic eDp5")
     assert answered.status == 401
 
 
-def test_two_tokens_are_refused(rig: Rig) -> None:
+def test_two_tokens_are_refused(harness: Harness) -> None:
     good = f"Authorization: Bearer {token()}"
-    assert ask(rig, "/jwt", good)[0].status == 200
+    assert ask(harness, "/jwt", good)[0].status == 200
 
-    answered, seen = ask(rig, "/jwt", good, good)
+    answered, seen = ask(harness, "/jwt", good, good)
 
     assert (answered.status, seen) == (401, None)
 
@@ -244,15 +251,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_401_tells_the_client_little_and_the_operator_all(rig: Rig, case: str) -> None:
+def test_a_401_tells_the_client_little_and_the_operator_all(harness: Harness, case: str) -> None:
     path, fields, code, reason, has_error = WRONG[case]
 
     def refused() -> float:
-        return value(scrape(rig.gateway.admin), "fastgate_refusals_total", route=path[1:], reason=reason)
+        return value(scrape(harness.gateway.admin), "fastgate_refusals_total", route=path[1:], reason=reason)
 
     before = refused()
 
-    answered, _ = ask(rig, path, *fields)
+    answered, _ = ask(harness, path, *fields)
 
     assert answered.status == 401
     told = body(answered)
@@ -273,9 +280,9 @@ def test_a_401_tells_the_client_little_and_the_operator_all(rig: Rig, case: str)
     ],
 )
 def test_every_error_body_has_its_code_and_the_request_id(
-    rig: Rig, target: str, method: str, status: int, code: str
+    harness: Harness, target: str, method: str, status: int, code: str
 ) -> None:
-    with Client(rig.gateway.port) as client:
+    with Client(harness.gateway.port) as client:
         client.send(request(target, method))
         answered = client.read_response()
 
@@ -283,8 +290,8 @@ def test_every_error_body_has_its_code_and_the_request_id(
     assert body(answered)["code"] == code
 
 
-def test_the_body_of_a_429_has_its_code_and_the_request_id(rig: Rig) -> None:
-    answered = [ask(rig, "/limited")[0] for _ in range(2)][-1]
+def test_the_body_of_a_429_has_its_code_and_the_request_id(harness: Harness) -> None:
+    answered = [ask(harness, "/limited")[0] for _ in range(2)][-1]
 
     assert answered.status == 429
     told = body(answered)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.caching.test_keys_gateway import Echo, Rig, until_hit
+from tests.caching.test_keys_gateway import Echo, Harness, until_hit
 from tests.control.admin_client import call
 from tests.gateway import Gateway
 from tests.upstream import Upstream
@@ -18,9 +18,9 @@ PLUGINS = "tests.pairs.cache_plugins:"
 
 
 @contextmanager
-def rig(
+def harness(
     *routes: dict[str, Any], root: dict[str, Any] | None = None, allow: str | None = None
-) -> Iterator[Rig]:
+) -> Iterator[Harness]:
     """A gateway of one worker whose routes cache, in front of an origin that tells what it was shown."""
     origin = Echo()
     with Upstream(origin.script) as upstream:
@@ -29,20 +29,20 @@ def rig(
             for route in routes
         ]
         with Gateway({**(root or {}), "routes": made}, allow=allow) as gateway:
-            served = Rig(gateway, origin)
+            served = Harness(gateway, origin)
             served.config = {**(root or {}), "routes": made}
             yield served
 
 
-def key_of(rig: Rig, consumer: str, **more: Any) -> str:
-    made = call(str(rig.gateway.ready["admin"]), "/api/keys", "POST", body={"consumer": consumer, **more})
+def key_of(harness: Harness, consumer: str, **more: Any) -> str:
+    made = call(str(harness.gateway.ready["admin"]), "/api/keys", "POST", body={"consumer": consumer, **more})
     assert made.status == 201, made
     return str(made.json["api_key"])
 
 
 @pytest.mark.parametrize("plugin", ["ByTenant", "Failing"])
 def test_a_plugin_that_edits_requests_without_saying_why_keeps_them_out(plugin: str) -> None:
-    with rig({"plugins": [PLUGINS + plugin]}, allow="told to fail|the key of request") as made:
+    with harness({"plugins": [PLUGINS + plugin]}, allow="told to fail|the key of request") as made:
         seen = [made.seen("/a", f"X-Token: {token}") for token in ("a", "a", "b", "b")]
 
         assert [each["fields"]["x-tenant"] for each in seen] == [["a"], ["a"], ["b"], ["b"]]
@@ -50,7 +50,7 @@ def test_a_plugin_that_edits_requests_without_saying_why_keeps_them_out(plugin: 
 
 
 def test_a_plugin_that_says_what_its_edits_depend_on_keeps_clients_apart() -> None:
-    with rig({"plugins": [PLUGINS + "ByTenantKeyed"]}) as made:
+    with harness({"plugins": [PLUGINS + "ByTenantKeyed"]}) as made:
         first = until_hit(made, "/a", "X-Token: a")
 
         assert first["fields"]["x-tenant"] == ["a"]
@@ -66,7 +66,7 @@ def test_consumers_that_share_are_kept_apart_where_the_response_varies_by_their_
         "cache": {"ttl": "60s", "key": {"consumer": "shared"}, "share_private": True},
     }
     root = {"tiers": {"gold": {"per_minute": 6000}, "free": {"per_minute": 6000}}}
-    with rig(route, root=root) as made:
+    with harness(route, root=root) as made:
         keys = {
             name: key_of(made, name, tier="gold" if name != "otto" else "free")
             for name in ("anna", "emma", "otto")
@@ -80,7 +80,7 @@ def test_consumers_that_share_are_kept_apart_where_the_response_varies_by_their_
 
 
 def test_two_keys_of_one_consumer_are_told_apart_as_the_upstream_is_told() -> None:
-    with rig({"auth": ["api_key"]}) as made:
+    with harness({"auth": ["api_key"]}) as made:
         one, two = key_of(made, "anna"), key_of(made, "anna")
         first = until_hit(made, "/a", f"X-API-Key: {one}")
 
@@ -91,7 +91,7 @@ def test_two_keys_of_one_consumer_are_told_apart_as_the_upstream_is_told() -> No
 
 def test_private_is_not_kept_for_a_consumer_whose_cookies_may_say_more() -> None:
     route = {"auth": ["api_key"], "cache": {"ttl": "60s", "private": "consumer"}}
-    with rig(route) as made:
+    with harness(route) as made:
         key = key_of(made, "web")
         say = ("X-Say: Cache-Control: private", f"X-API-Key: {key}")
 
@@ -104,7 +104,7 @@ def test_private_is_not_kept_for_a_consumer_whose_cookies_may_say_more() -> None
 
 def test_the_anonymous_share_and_nothing_private_is_theirs() -> None:
     route = {"auth": ["api_key", "anonymous"], "cache": {"ttl": "60s", "private": "consumer"}}
-    with rig(route) as made:
+    with harness(route) as made:
         key = key_of(made, "anna")
         private = [made.seen("/p", "X-Say: Cache-Control: private")["number"] for _ in range(2)]
         nobody = until_hit(made, "/a")
@@ -115,7 +115,7 @@ def test_the_anonymous_share_and_nothing_private_is_theirs() -> None:
 
 
 def test_a_reload_keeps_what_is_stored_and_a_change_of_the_request_does_not() -> None:
-    with rig({}) as made:
+    with harness({}) as made:
         config = made.config
         first = until_hit(made, "/a")["number"]
         for change, kept in (
@@ -142,7 +142,7 @@ def test_a_purge_by_url_is_for_every_route_and_consumer() -> None:
         "name": "internal",
         "cache": {"ttl": "60s", "key": {"query": "none"}},
     }
-    with rig(internal, {"auth": ["api_key", "anonymous"], "name": "public"}) as made:
+    with harness(internal, {"auth": ["api_key", "anonymous"], "name": "public"}) as made:
         key = f"X-API-Key: {key_of(made, 'anna')}"
         asks = [
             ("X-Internal: 1",),
@@ -169,7 +169,7 @@ def test_a_purge_by_url_is_for_every_route_and_consumer() -> None:
 
 @pytest.mark.parametrize("pattern", ["/a*", "/a/1", "http://here.example/a/?", "http*://*/1"])
 def test_a_purge_by_pattern_is_of_urls(pattern: str) -> None:
-    with rig({"auth": ["api_key", "anonymous"]}) as made:
+    with harness({"auth": ["api_key", "anonymous"]}) as made:
         key = f"X-API-Key: {key_of(made, 'anna')}"
         before = [until_hit(made, "/a/1", *fields)["number"] for fields in ((), (key,))]
         kept = until_hit(made, "/b/2")["number"]
@@ -183,7 +183,7 @@ def test_a_purge_by_pattern_is_of_urls(pattern: str) -> None:
 
 
 def test_behind_a_trusted_proxy_the_key_has_the_scheme_of_the_client() -> None:
-    with rig({}, root={"trusted_proxies": "127.0.0.0/8"}) as made:
+    with harness({}, root={"trusted_proxies": "127.0.0.0/8"}) as made:
         secure = until_hit(made, "/a", "X-Forwarded-Proto: https")
         plain = until_hit(made, "/a")
 
@@ -200,7 +200,7 @@ def test_behind_a_trusted_proxy_the_key_has_the_scheme_of_the_client() -> None:
 
 
 def test_what_a_forged_proxy_says_is_in_nobodys_response() -> None:
-    with rig({}) as made:
+    with harness({}) as made:
         first = json.loads(made.get("/a", "X-Forwarded-Host: evil", "X-Forwarded-Prefix: /evil").body)
 
         assert "evil" not in json.dumps(first)

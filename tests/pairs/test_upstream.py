@@ -14,7 +14,7 @@ from tests.client import Client, get, request
 from tests.control.admin_client import call, scrape, value
 from tests.gateway import Gateway
 from tests.plugins.conftest import use
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.upstream import OK, Peer, Upstream, answer, echo
 
 NAMED = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.client import Client, request
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.strict import Message
 from tests.upstream import Upstream, echo
 
@@ -30,7 +30,7 @@ BROKEN = (
 
 
 @dataclass
-class Rig:
+class Harness:
     """The gateway, its upstream, and what the probes noted."""
 
     gateway: Gateway
@@ -85,7 +85,7 @@ def use(kind: str, label: str, record: Path, **settings: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     record = tmp_path_factory.mktemp("plugins") / "record"
     record.touch()
     edits = {"set": {"X-Route": "edited"}}
@@ -141,11 +141,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             ],
         }  # fmt: skip
         with Gateway(config, allow=".") as gateway:
-            yield Rig(gateway, upstream, record)
+            yield Harness(gateway, upstream, record)
 
 
 @pytest.fixture
-def rig(running: Rig) -> Iterator[Rig]:
+def harness(running: Harness) -> Iterator[Harness]:
     workers = running.gateway.worker_pids()
     running.upstream.forget()
     running.upstream.script = echo

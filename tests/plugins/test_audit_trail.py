@@ -13,7 +13,7 @@ import pytest
 from fastgate.config import check
 from tests.client import get
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.upstream import Upstream, echo
 
 AUDIT = "examples.plugins.audit_trail:AuditTrail"

@@ -12,8 +12,8 @@ import pytest
 
 from tests.client import Client, request
 from tests.gateway import Gateway
-from tests.plugins.conftest import Rig, use
-from tests.server.gateway_rig import until
+from tests.plugins.conftest import Harness, use
+from tests.server.gateway_harness import until
 from tests.strict import Malformed
 from tests.upstream import Upstream, echo
 
@@ -25,48 +25,55 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("label", "phase"), [("A", "decide"), ("B", "request"), ("C", "decide"), ("D", "request")]
 )
-def test_hooks_that_decide_end_in_500(rig: Rig, label: str, phase: str, kind: str) -> None:
+def test_hooks_that_decide_end_in_500(harness: Harness, label: str, phase: str, kind: str) -> None:
     """C decides in the task that awaited B."""
-    response = rig.ask("/order", f"X-{label}: {phase}=raise:{kind}")
+    response = harness.ask("/order", f"X-{label}: {phase}=raise:{kind}")
 
     assert response.status == 500
     assert json.loads(response.body)["error"] == "Internal error"
-    assert rig.logged()["reason"] == "plugin_error"
-    assert rig.upstream.requests == []
+    assert harness.logged()["reason"] == "plugin_error"
+    assert harness.upstream.requests == []
 
 
-def test_request_hook_that_cancels_its_own_task_ends_in_500(rig: Rig) -> None:
-    assert rig.ask("/order", "X-B: request=canceltask").status == 500
-    assert rig.logged()["reason"] == "plugin_error"
+def test_request_hook_that_cancels_its_own_task_ends_in_500(harness: Harness) -> None:
+    assert harness.ask("/order", "X-B: request=canceltask").status == 500
+    assert harness.logged()["reason"] == "plugin_error"
 
 
 @kinds
 @pytest.mark.parametrize(
     ("phase", "status"), [("upstream_request", 500), ("upstream_response", 502), ("response", 200)]
 )
-def test_hooks_that_edit_end_as_with_any_exception(rig: Rig, phase: str, status: int, kind: str) -> None:
+def test_hooks_that_edit_end_as_with_any_exception(
+    harness: Harness, phase: str, status: int, kind: str
+) -> None:
     label = "R" if phase == "response" else "U"
 
-    assert rig.ask("/up/a", f"X-{label}: {phase}=raise:{kind}", method="POST", body=b"hello").status == status
-    assert rig.logged()["status"] == status
+    assert (
+        harness.ask("/up/a", f"X-{label}: {phase}=raise:{kind}", method="POST", body=b"hello").status
+        == status
+    )
+    assert harness.logged()["status"] == status
 
 
 @kinds
-def test_request_chunk_hook_ends_in_500(rig: Rig, kind: str) -> None:
-    assert rig.ask("/chunks", f"X-K: request_chunk=raise:{kind}", method="POST", body=b"hello").status == 500
-    assert rig.logged()["reason"] == "plugin_error"
+def test_request_chunk_hook_ends_in_500(harness: Harness, kind: str) -> None:
+    assert (
+        harness.ask("/chunks", f"X-K: request_chunk=raise:{kind}", method="POST", body=b"hello").status == 500
+    )
+    assert harness.logged()["reason"] == "plugin_error"
 
 
 @kinds
-def test_response_chunk_hook_cuts_the_response(rig: Rig, kind: str) -> None:
+def test_response_chunk_hook_cuts_the_response(harness: Harness, kind: str) -> None:
     with pytest.raises(Malformed):
-        rig.ask("/chunks", f"X-K: response_chunk=raise:{kind}", method="POST", body=b"hello")
-    assert rig.logged()["reason"] == "plugin_error"
+        harness.ask("/chunks", f"X-K: response_chunk=raise:{kind}", method="POST", body=b"hello")
+    assert harness.logged()["reason"] == "plugin_error"
 
 
 @kinds
-def test_log_hook_is_swallowed(rig: Rig, kind: str) -> None:
-    with Client(rig.gateway.port) as client:
+def test_log_hook_is_swallowed(harness: Harness, kind: str) -> None:
+    with Client(harness.gateway.port) as client:
         for _ in range(2):  # on one connection: it goes on
             client.send(request("/fixed", "GET", f"X-L: log=raise:{kind}"))
             assert client.read_response().status == 200

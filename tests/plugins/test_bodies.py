@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.client import Client, request
-from tests.plugins.conftest import BOUND, Rig
+from tests.plugins.conftest import BOUND, Harness
 from tests.strict import Malformed
 from tests.upstream import Peer, answer
 
@@ -19,8 +19,8 @@ def chunked(body: bytes, size: int) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
-def post(rig: Rig, path: str, body: bytes, framing: str, *fields: str) -> Any:
-    with Client(rig.gateway.port) as client:
+def post(harness: Harness, path: str, body: bytes, framing: str, *fields: str) -> Any:
+    with Client(harness.gateway.port) as client:
         if framing == "length":
             client.send(request(path, "POST", *fields, body=body))
         elif framing == "chunked":
@@ -50,33 +50,33 @@ def whole(size: int) -> bytes:
         ("bytewise", 1500),
     ],
 )
-def test_request_sees_the_whole_body(rig: Rig, framing: str, size: int) -> None:
-    response = post(rig, "/whole", whole(size), framing)
+def test_request_sees_the_whole_body(harness: Harness, framing: str, size: int) -> None:
+    response = post(harness, "/whole", whole(size), framing)
 
     assert (response.status, response.body) == (200, whole(size))
-    assert rig.notes("request") == [["W", "request", size]]
-    assert rig.notes("upstream_request")[0][-1] is True
+    assert harness.notes("request") == [["W", "request", size]]
+    assert harness.notes("upstream_request")[0][-1] is True
 
 
-def test_a_request_without_body_has_an_empty_one(rig: Rig) -> None:
-    assert rig.ask("/whole").status == 200
-    assert rig.notes("request") == [["W", "request", 0]]
-    assert rig.upstream.requests[0].framing == "none"
+def test_a_request_without_body_has_an_empty_one(harness: Harness) -> None:
+    assert harness.ask("/whole").status == 200
+    assert harness.notes("request") == [["W", "request", 0]]
+    assert harness.upstream.requests[0].framing == "none"
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "bytewise"])
-def test_a_body_beyond_the_bound_is_refused(rig: Rig, framing: str) -> None:
-    response = post(rig, "/whole", whole(BOUND + 1), framing)
+def test_a_body_beyond_the_bound_is_refused(harness: Harness, framing: str) -> None:
+    response = post(harness, "/whole", whole(BOUND + 1), framing)
 
     assert response.status == 413
     assert json.loads(response.body)["error"] == "Request body too large"
-    assert rig.notes("request") == []
-    assert rig.upstream.requests == []
-    assert rig.logged()["reason"] == "body_too_large"
+    assert harness.notes("request") == []
+    assert harness.upstream.requests == []
+    assert harness.logged()["reason"] == "body_too_large"
 
 
-def test_a_length_beyond_the_bound_is_refused_before_the_body(rig: Rig) -> None:
-    with Client(rig.gateway.port) as client:
+def test_a_length_beyond_the_bound_is_refused_before_the_body(harness: Harness) -> None:
+    with Client(harness.gateway.port) as client:
         client.send(request("/whole", "POST", f"Content-Length: {BOUND + 1}", "Expect: 100-continue"))
         assert client.read_response().status == 413
 
@@ -85,34 +85,34 @@ def test_a_length_beyond_the_bound_is_refused_before_the_body(rig: Rig) -> None:
 @pytest.mark.parametrize("fresh", ["new body", ""])
 @pytest.mark.parametrize("path", ["/whole", "/whole-chunks"])
 def test_a_replaced_body_goes_upstream_with_its_own_length(
-    rig: Rig, framing: str, fresh: str, path: str
+    harness: Harness, framing: str, fresh: str, path: str
 ) -> None:
-    response = post(rig, path, b"the old one", framing, f"X-W: request=replace:{fresh}")
+    response = post(harness, path, b"the old one", framing, f"X-W: request=replace:{fresh}")
 
     assert (response.status, response.body) == (200, fresh.encode())
-    (sent,) = rig.upstream.requests
+    (sent,) = harness.upstream.requests
     assert sent.body == fresh.encode()
     if path == "/whole":
         assert sent.get("content-length") == str(len(fresh)).encode()
 
 
-def test_upstream_request_replaces_a_held_body(rig: Rig) -> None:
-    assert post(rig, "/whole", b"old", "length", "X-U: upstream_request=body:newer").body == b"newer"
+def test_upstream_request_replaces_a_held_body(harness: Harness) -> None:
+    assert post(harness, "/whole", b"old", "length", "X-U: upstream_request=body:newer").body == b"newer"
 
 
-def test_replace_body_needs_a_held_body(rig: Rig) -> None:
-    assert rig.ask("/order", "X-B: request=replace:x", method="POST", body=b"y").status == 500
+def test_replace_body_needs_a_held_body(harness: Harness) -> None:
+    assert harness.ask("/order", "X-B: request=replace:x", method="POST", body=b"y").status == 500
 
 
-def test_the_next_request_is_read_behind_a_held_body(rig: Rig) -> None:
-    with Client(rig.gateway.port) as client:
+def test_the_next_request_is_read_behind_a_held_body(harness: Harness) -> None:
+    with Client(harness.gateway.port) as client:
         client.send(request("/whole", "POST", body=b"one") + request("/whole", "POST", body=b"two"))
         assert [client.read_response().body for _ in range(2)] == [b"one", b"two"]
 
 
 @pytest.mark.parametrize("action", ["refuse", "raise"])
-def test_a_refused_body_does_not_harm_the_next_request(rig: Rig, action: str) -> None:
-    with Client(rig.gateway.port) as client:
+def test_a_refused_body_does_not_harm_the_next_request(harness: Harness, action: str) -> None:
+    with Client(harness.gateway.port) as client:
         client.send(request("/whole", "POST", f"X-W: request={action}", body=b"one") + request("/whole"))
         assert client.read_response().status in (403, 500)
         assert client.read_response().status == 200
@@ -121,8 +121,8 @@ def test_a_refused_body_does_not_harm_the_next_request(rig: Rig, action: str) ->
 # Pieces
 
 
-def pieces(rig: Rig, phase: str, label: str = "K") -> list[tuple[int, bool]]:
-    return [(note[2], note[3]) for note in rig.notes(phase) if note[0] == label]
+def pieces(harness: Harness, phase: str, label: str = "K") -> list[tuple[int, bool]]:
+    return [(note[2], note[3]) for note in harness.notes(phase) if note[0] == label]
 
 
 def ends_once(found: list[tuple[int, bool]]) -> bool:
@@ -133,19 +133,19 @@ def ends_once(found: list[tuple[int, bool]]) -> bool:
     ("framing", "size"),
     [("length", 1), ("length", 300_000), ("chunked", 1), ("chunked", 300_000), ("bytewise", 1500)],
 )
-def test_every_piece_of_a_request_passes_the_hook(rig: Rig, framing: str, size: int) -> None:
-    response = post(rig, "/chunks", whole(size), framing, "X-K: request_chunk=upper")
+def test_every_piece_of_a_request_passes_the_hook(harness: Harness, framing: str, size: int) -> None:
+    response = post(harness, "/chunks", whole(size), framing, "X-K: request_chunk=upper")
 
     assert (response.status, response.body) == (200, whole(size).upper() + b"!")
-    assert rig.upstream.requests[0].framing == "chunked"
-    found = pieces(rig, "request_chunk")
+    assert harness.upstream.requests[0].framing == "chunked"
+    found = pieces(harness, "request_chunk")
     assert ends_once(found)
     assert sum(length for length, _ in found) == size
 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, 300_000])
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-def test_every_piece_of_an_answer_passes_the_hook(rig: Rig, framing: str, size: int) -> None:
+def test_every_piece_of_an_answer_passes_the_hook(harness: Harness, framing: str, size: int) -> None:
     def script(peer: Peer) -> None:
         peer.read_request()
         if framing == "chunked":
@@ -155,37 +155,39 @@ def test_every_piece_of_an_answer_passes_the_hook(rig: Rig, framing: str, size: 
         else:
             peer.send(b"HTTP/1.1 200 OK\r\n\r\n" + whole(size))
 
-    rig.upstream.script = script
-    response = rig.ask("/chunks", "X-K: response_chunk=upper")
+    harness.upstream.script = script
+    response = harness.ask("/chunks", "X-K: response_chunk=upper")
 
     assert (response.status, response.body) == (200, whole(size).upper() + b"!")
     assert response.framing == "chunked"
-    found = pieces(rig, "response_chunk")
+    found = pieces(harness, "response_chunk")
     assert ends_once(found)
     assert sum(length for length, _ in found) == size
 
 
-def test_a_request_without_body_has_no_pieces(rig: Rig) -> None:
-    assert rig.ask("/chunks").status == 200
-    assert pieces(rig, "request_chunk") == []
-    assert rig.upstream.requests[0].framing == "none"
+def test_a_request_without_body_has_no_pieces(harness: Harness) -> None:
+    assert harness.ask("/chunks").status == 200
+    assert pieces(harness, "request_chunk") == []
+    assert harness.upstream.requests[0].framing == "none"
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_head_tells_no_length_that_hooks_would_change(rig: Rig, method: str) -> None:
-    rig.upstream.script = answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + b"ok" * (method == "GET"))
+def test_head_tells_no_length_that_hooks_would_change(harness: Harness, method: str) -> None:
+    harness.upstream.script = answer(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + b"ok" * (method == "GET")
+    )
 
-    with Client(rig.gateway.port) as client:
+    with Client(harness.gateway.port) as client:
         for _ in range(2):
             client.send(request("/chunks", method))
             assert client.read_response(method).get("content-length") is None
 
 
 @pytest.mark.parametrize("status", [204, 304])
-def test_answers_without_body_stay_without(rig: Rig, status: int) -> None:
-    rig.upstream.script = answer(b"HTTP/1.1 %d X\r\n\r\n" % status)
+def test_answers_without_body_stay_without(harness: Harness, status: int) -> None:
+    harness.upstream.script = answer(b"HTTP/1.1 %d X\r\n\r\n" % status)
 
-    with Client(rig.gateway.port) as client:
+    with Client(harness.gateway.port) as client:
         for _ in range(2):
             client.send(request("/chunks", "GET", "X-K: response_chunk=upper"))
             response = client.read_response()
@@ -193,50 +195,52 @@ def test_answers_without_body_stay_without(rig: Rig, status: int) -> None:
 
 
 @pytest.mark.parametrize("direction", ["request_chunk", "response_chunk"])
-def test_hooks_may_hold_back_and_say_all_at_the_end(rig: Rig, direction: str) -> None:
-    collected = rig.ask("/chunks", f"X-K: {direction}=collect:all", method="POST", body=whole(200_000))
-    dropped = rig.ask("/chunks", f"X-K: {direction}=drop", method="POST", body=whole(200_000))
+def test_hooks_may_hold_back_and_say_all_at_the_end(harness: Harness, direction: str) -> None:
+    collected = harness.ask("/chunks", f"X-K: {direction}=collect:all", method="POST", body=whole(200_000))
+    dropped = harness.ask("/chunks", f"X-K: {direction}=drop", method="POST", body=whole(200_000))
 
     assert (collected.body, dropped.body) == (b"all", b"")
 
 
-def test_several_hooks_pass_pieces_on_in_listed_order(rig: Rig) -> None:
-    response = rig.ask(
+def test_several_hooks_pass_pieces_on_in_listed_order(harness: Harness) -> None:
+    response = harness.ask(
         "/two-chunks", "X-K: response_chunk=upper", "X-M: response_chunk=upper", method="POST", body=b"ab"
     )
 
     assert response.body == b"AB!!"
-    assert ends_once(pieces(rig, "request_chunk", "K"))
-    assert ends_once(pieces(rig, "request_chunk", "M"))
+    assert ends_once(pieces(harness, "request_chunk", "K"))
+    assert ends_once(pieces(harness, "request_chunk", "M"))
 
 
 @pytest.mark.parametrize("action", ["raise", "none", "failatend"])
-def test_a_failing_request_hook_is_an_error_upstream_never_takes_for_whole(rig: Rig, action: str) -> None:
+def test_a_failing_request_hook_is_an_error_upstream_never_takes_for_whole(
+    harness: Harness, action: str
+) -> None:
     cut = threading.Event()
 
     def script(peer: Peer) -> None:
         peer.wait_closed()
         cut.set()
 
-    rig.upstream.script = script
+    harness.upstream.script = script
     body = chunked(whole(200_000), 5000)
-    with Client(rig.gateway.port) as client:
+    with Client(harness.gateway.port) as client:
         client.send(request("/chunks", "POST", "Transfer-Encoding: chunked", f"X-K: request_chunk={action}"))
         client.send(body)
         assert client.read_response().status == 500
 
     assert cut.wait(60)
-    assert rig.logged()["reason"] == "plugin_error"
-    rig.complaint("plugin tests.plugins.probes:Chunker", "failed in request_chunk")
-    assert all(b"\r\n0\r\n\r\n" not in bytes(peer.received) for peer in rig.upstream.peers)
+    assert harness.logged()["reason"] == "plugin_error"
+    harness.complaint("plugin tests.plugins.probes:Chunker", "failed in request_chunk")
+    assert all(b"\r\n0\r\n\r\n" not in bytes(peer.received) for peer in harness.upstream.peers)
 
 
 @pytest.mark.parametrize("action", ["raise", "none", "failatend"])
-def test_a_failing_response_hook_cuts_the_answer_visibly(rig: Rig, action: str) -> None:
+def test_a_failing_response_hook_cuts_the_answer_visibly(harness: Harness, action: str) -> None:
     with pytest.raises(Malformed):
-        rig.ask("/chunks", f"X-K: response_chunk={action}", method="POST", body=whole(5000))
-    assert rig.logged()["reason"] == "plugin_error"
-    rig.complaint("plugin tests.plugins.probes:Chunker", "failed in response_chunk")
+        harness.ask("/chunks", f"X-K: response_chunk={action}", method="POST", body=whole(5000))
+    assert harness.logged()["reason"] == "plugin_error"
+    harness.complaint("plugin tests.plugins.probes:Chunker", "failed in response_chunk")
 
 
 # The whole answer
@@ -244,7 +248,7 @@ def test_a_failing_response_hook_cuts_the_answer_visibly(rig: Rig, action: str) 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, BOUND])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_the_whole_answer_is_edited(rig: Rig, size: int, framing: str) -> None:
+def test_the_whole_answer_is_edited(harness: Harness, size: int, framing: str) -> None:
     def script(peer: Peer) -> None:
         peer.read_request()
         if framing == "chunked":
@@ -252,17 +256,17 @@ def test_the_whole_answer_is_edited(rig: Rig, size: int, framing: str) -> None:
         else:
             peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + whole(size))
 
-    rig.upstream.script = script
-    response = rig.ask("/answer", "X-H: upstream_response=upper", "X-H: response=edit")
+    harness.upstream.script = script
+    response = harness.ask("/answer", "X-H: upstream_response=upper", "X-H: response=edit")
 
     assert response.body == whole(size).upper() + b"!"
     assert response.get("content-length") == str(size + 1).encode()
     assert response.get("x-edited") == b"H"
-    assert rig.notes("upstream_response") == [["H", "upstream_response", size]]
+    assert harness.notes("upstream_response") == [["H", "upstream_response", size]]
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_a_longer_answer_passes_unread(rig: Rig, framing: str) -> None:
+def test_a_longer_answer_passes_unread(harness: Harness, framing: str) -> None:
     def script(peer: Peer) -> None:
         peer.read_request()
         body = whole(BOUND + 1)
@@ -271,47 +275,47 @@ def test_a_longer_answer_passes_unread(rig: Rig, framing: str) -> None:
         else:
             peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
-    rig.upstream.script = script
-    response = rig.ask("/answer")
+    harness.upstream.script = script
+    response = harness.ask("/answer")
 
     assert response.body == whole(BOUND + 1)
-    assert rig.notes("upstream_response") == [["H", "upstream_response", None]]
+    assert harness.notes("upstream_response") == [["H", "upstream_response", None]]
 
 
 @pytest.mark.parametrize("action", ["bodynone", "bodytext", "raise"])
-def test_a_held_answer_made_unusable_is_a_bad_gateway(rig: Rig, action: str) -> None:
-    response = rig.ask("/answer", f"X-H: upstream_response={action}", method="POST", body=b"x")
+def test_a_held_answer_made_unusable_is_a_bad_gateway(harness: Harness, action: str) -> None:
+    response = harness.ask("/answer", f"X-H: upstream_response={action}", method="POST", body=b"x")
 
     assert response.status == 502
 
 
 @pytest.mark.parametrize("action", ["bodynone", "bodytext", "raise"])
-def test_a_held_answer_survives_a_failing_response_hook(rig: Rig, action: str) -> None:
-    response = rig.ask("/answer", f"X-H: response={action}", method="POST", body=b"as it was")
+def test_a_held_answer_survives_a_failing_response_hook(harness: Harness, action: str) -> None:
+    response = harness.ask("/answer", f"X-H: response={action}", method="POST", body=b"as it was")
 
     assert (response.status, response.body) == (200, b"as it was")
 
 
 @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("HEAD", 304), ("GET", 204), ("GET", 304)])
-def test_held_answers_without_body(rig: Rig, method: str, status: int) -> None:
-    rig.upstream.script = answer(
+def test_held_answers_without_body(harness: Harness, method: str, status: int) -> None:
+    harness.upstream.script = answer(
         b"HTTP/1.1 %d X\r\n%s\r\n" % (status, b"Content-Length: 7\r\n" * (status == 200))
     )
 
-    with Client(rig.gateway.port) as client:
+    with Client(harness.gateway.port) as client:
         for _ in range(2):
             client.send(request("/answer", method))
             assert client.read_response(method).status == status
 
 
-def test_an_answer_cut_while_held_is_refused_instead(rig: Rig) -> None:
+def test_an_answer_cut_while_held_is_refused_instead(harness: Harness) -> None:
     def script(peer: Peer) -> None:
         peer.read_request()
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
         peer.close()
 
-    rig.upstream.script = script
-    response = rig.ask("/answer")
+    harness.upstream.script = script
+    response = harness.ask("/answer")
 
     assert response.status == 502
-    assert rig.logged()["reason"] == "upstream_truncated"
+    assert harness.logged()["reason"] == "upstream_truncated"

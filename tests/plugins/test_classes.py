@@ -17,7 +17,7 @@ from fastgate.config import check
 from fastgate.plugin import CONTINUE, FOREIGN, PHASES, Plugin, Settings, class_problems
 from tests.client import get
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 
 
 def plugin_class(**members: Any) -> type[Plugin]:

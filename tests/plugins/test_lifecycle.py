@@ -15,7 +15,7 @@ from fastgate.plugin import PLUGINS
 from tests.client import Client, get, request
 from tests.gateway import Gateway
 from tests.plugins.conftest import PROBES, use
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 
 
 class Life:

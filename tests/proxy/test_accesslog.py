@@ -19,7 +19,7 @@ import pytest
 
 from tests.client import Client, get, request
 from tests.gateway import ROOT, Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.upstream import Upstream, answer
 
 COMMON = re.compile(

@@ -14,7 +14,7 @@ import pytest
 from tests.control.admin_client import call
 from tests.gateway import Gateway, private_bytes, rss_bytes
 from tests.ports import reserved_port
-from tests.server.gateway_rig import PAUSE_S, Traffic, read_answer, until
+from tests.server.gateway_harness import PAUSE_S, Traffic, read_answer, until
 from tests.upstream import Peer, Upstream, answer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"

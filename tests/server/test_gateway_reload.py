@@ -18,7 +18,7 @@ from tests.client import Client, request
 from tests.control.admin_client import call
 from tests.gateway import Gateway
 from tests.ports import reserved_port
-from tests.server.gateway_rig import Traffic, read_answer, until
+from tests.server.gateway_harness import Traffic, read_answer, until
 from tests.upstream import Peer, Upstream, answer
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"

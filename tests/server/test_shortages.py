@@ -17,7 +17,7 @@ import pytest
 from tests.client import get
 from tests.control.admin_client import call, scrape, value
 from tests.gateway import ROOT, Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 
 HELLO = {"path": "/*", "respond": {"status": 200, "body": "hello"}}
 

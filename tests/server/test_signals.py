@@ -15,7 +15,7 @@ import pytest
 
 from fastgate.server.process import usable_cpus
 from tests.gateway import ROOT, Gateway
-from tests.server.gateway_rig import Rig, connected, read_answer, until
+from tests.server.gateway_harness import Harness, connected, read_answer, until
 
 HELLO = {"path": "/*", "respond": {"status": 200, "body": "hello"}}
 
@@ -28,14 +28,14 @@ def write_config(directory: Path) -> Path:
 
 
 def test_a_repeated_sigterm_does_not_cut_the_drain_short() -> None:
-    with Rig(workers=2) as rig, connected(rig.port) as sock:
+    with Harness(workers=2) as harness, connected(harness.port) as sock:
         sock.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
         for _ in range(20):
-            rig.process.send_signal(signal.SIGTERM)
+            harness.process.send_signal(signal.SIGTERM)
             time.sleep(0.005)
 
         assert read_answer(sock) == "one"
-        assert rig.process.wait(60) == 0
+        assert harness.process.wait(60) == 0
 
 
 @pytest.fixture
@@ -131,16 +131,21 @@ def test_closed_standard_descriptors_do_not_matter(closing: str, tmp_path: Path)
 
 
 def test_a_stopped_controller_is_replaced() -> None:
-    with Rig(workers=1, admin="127.0.0.1:0", hang_ms=1500) as rig:
-        controller = until(lambda: set(rig.children()) - set(rig.workers().values()), "the controller").pop()
+    with Harness(workers=1, admin="127.0.0.1:0", hang_ms=1500) as harness:
+        controller = until(
+            lambda: set(harness.children()) - set(harness.workers().values()), "the controller"
+        ).pop()
         time_until = time.monotonic() + 1
         until(lambda: time.monotonic() > time_until, "its first heartbeats")
 
         os.kill(controller, signal.SIGSTOP)
 
-        until(lambda: set(rig.children()) - set(rig.workers().values()) - {controller}, "another controller")
-        assert [event["controller"] for event in rig.events("controller hangs, killed")] == [controller]
-        assert rig.get() == "one"
+        until(
+            lambda: set(harness.children()) - set(harness.workers().values()) - {controller},
+            "another controller",
+        )
+        assert [event["controller"] for event in harness.events("controller hangs, killed")] == [controller]
+        assert harness.get() == "one"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fastgate.auth.consumers import Consumers
 from fastgate.state.records import CONSUMERS, ConsumerRecord, consumer_digest, encode_record, key_digest
 from tests.control.admin_client import call, scrape
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.state.workers import ask_every_worker, gateway_with, named
 
 DENY = {"name": "no-delete", "when": "request.method == 'DELETE'", "routes": "*"}

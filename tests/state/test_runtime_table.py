@@ -16,7 +16,7 @@ import pytest
 
 from tests.control.admin_client import Answer, call, scrape
 from tests.gateway import Gateway
-from tests.server.gateway_rig import read_answer, until
+from tests.server.gateway_harness import read_answer, until
 from tests.state.workers import ask_every_worker, gateway_with, named
 from tests.upstream import Peer, Upstream
 

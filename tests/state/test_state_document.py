@@ -18,7 +18,7 @@ import pytest
 from tests.client import get
 from tests.control.admin_client import Answer, call
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.state.workers import ask_every_worker, gateway_with, named
 
 HOLD = """

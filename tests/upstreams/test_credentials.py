@@ -19,7 +19,7 @@ from fastgate.upstream.credential import Credential
 from tests.client import get
 from tests.control.admin_client import call
 from tests.gateway import Gateway
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.upstream import Peer, Upstream
 
 SECRET = "s3cret-of-the-test"

@@ -57,13 +57,13 @@ class Renames(Plugin):
 """
 
 
-class Rig(NamedTuple):
+class Harness(NamedTuple):
     gateway: Gateway
     upstream: Upstream
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
+def harness() -> Iterator[Harness]:
     with Upstream(answer(ALLOWED)) as judge, Upstream(answer()) as upstream:
         config = {
             "auth": {
@@ -91,7 +91,7 @@ def rig() -> Iterator[Rig]:
             ],
         }
         with Gateway(config, environ={"UPSTREAM_TOKEN": "s3cret"}) as gateway:
-            yield Rig(gateway, upstream)
+            yield Harness(gateway, upstream)
 
 
 def spellings(name: str) -> list[str]:
@@ -110,12 +110,12 @@ def fold(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
 
 
-def relayed(rig: Rig, data: bytes) -> Message:
-    rig.upstream.script = answer()
-    with Client(rig.gateway.port) as client:
+def relayed(harness: Harness, data: bytes) -> Message:
+    harness.upstream.script = answer()
+    with Client(harness.gateway.port) as client:
         client.send(data)
         assert client.read_response().status == 200
-    return rig.upstream.requests[-1]
+    return harness.upstream.requests[-1]
 
 
 def said(seen: Message, name: str) -> list[bytes]:
@@ -125,10 +125,10 @@ def said(seen: Message, name: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_no_spelling_of_our_names_passes_from_a_client(rig: Rig, name: str) -> None:
+def test_no_spelling_of_our_names_passes_from_a_client(harness: Harness, name: str) -> None:
     forged = [f"{spelling}: forged" for spelling in spellings(name)]
 
-    seen = relayed(rig, request("/a", "GET", *forged, *forged))
+    seen = relayed(harness, request("/a", "GET", *forged, *forged))
 
     ours = OURS[name]
     values = said(seen, name)
@@ -139,13 +139,13 @@ def test_no_spelling_of_our_names_passes_from_a_client(rig: Rig, name: str) -> N
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_no_spelling_of_our_names_passes_as_a_trailer(rig: Rig, name: str) -> None:
+def test_no_spelling_of_our_names_passes_as_a_trailer(harness: Harness, name: str) -> None:
     names = spellings(name)
     trailers = "".join(f"{spelling}: forged\r\n" for spelling in names)
     body = f"2\r\nhi\r\n0\r\nX-Kept: yes\r\n{trailers}\r\n".encode()
 
     seen = relayed(
-        rig,
+        harness,
         request(
             "/a",
             "POST",
@@ -162,26 +162,26 @@ def test_no_spelling_of_our_names_passes_as_a_trailer(rig: Rig, name: str) -> No
 
 
 @pytest.mark.parametrize("name", [name for name, ours in OURS.items() if ours is not None])
-def test_a_client_cannot_have_our_field_removed_by_listing_it(rig: Rig, name: str) -> None:
+def test_a_client_cannot_have_our_field_removed_by_listing_it(harness: Harness, name: str) -> None:
     listed = ", ".join(spellings(name))
 
-    seen = relayed(rig, request("/a", "GET", f"Connection: {listed}", f"{name}: forged"))
+    seen = relayed(harness, request("/a", "GET", f"Connection: {listed}", f"{name}: forged"))
 
     assert len(said(seen, name)) == 1
     assert b"forged" not in b" ".join(said(seen, name))
 
 
 @pytest.mark.parametrize("name", ["Content-Length", "Transfer-Encoding", "Keep-Alive", "Proxy-Connection"])
-def test_no_other_spelling_of_the_framing_passes(rig: Rig, name: str) -> None:
-    seen = relayed(rig, request("/a", "GET", *(f"{one}: 7" for one in spellings(name)[2:])))
+def test_no_other_spelling_of_the_framing_passes(harness: Harness, name: str) -> None:
+    seen = relayed(harness, request("/a", "GET", *(f"{one}: 7" for one in spellings(name)[2:])))
 
     assert said(seen, name) == []
 
 
-def test_names_that_only_resemble_ours_pass(rig: Rig) -> None:
+def test_names_that_only_resemble_ours_pass(harness: Harness) -> None:
     names = ["X-Consumers", "XConsumer-Id", "X-Forwarder", "X-Tenants", "X_Custom", "X.Custom-Id"]
 
-    seen = relayed(rig, request("/a", "GET", *(f"{name}: mine" for name in names)))
+    seen = relayed(harness, request("/a", "GET", *(f"{name}: mine" for name in names)))
 
     assert [seen.get(name) for name in names] == [b"mine"] * len(names)
 
@@ -206,6 +206,6 @@ def test_what_a_plugin_makes_of_a_field_never_stands_beside_the_identity(tmp_pat
             "routes": [{"path": "/*", "upstream": upstream.url, "auth": ["forward"]}],
         }
         with Gateway(config, environ=environ) as gateway:
-            seen = relayed(Rig(gateway, upstream), request("/a", "GET", "X-A: forged"))
+            seen = relayed(Harness(gateway, upstream), request("/a", "GET", "X-A: forged"))
 
     assert said(seen, "X-Consumer-Id") == [b"ada"]

@@ -1,4 +1,4 @@
-"""Starts the rig as a process, changes its config, and asks it things."""
+"""Starts the harness as a process, changes its config, and asks it things."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["PAUSE_S", "Rig", "Traffic", "until"]
+__all__ = ["PAUSE_S", "Harness", "Traffic", "until"]
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60
@@ -39,7 +39,7 @@ def until(holds: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -
         time.sleep(0.005)
 
 
-class Rig:
+class Harness:
     """One supervisor with its children."""
 
     def __init__(self, **config: Any) -> None:
@@ -50,7 +50,7 @@ class Rig:
         self.stderr_path = self.directory / "stderr"
         self.seen: set[int] = set()
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Harness:
         self.start()
         return self
 
@@ -91,7 +91,7 @@ class Rig:
         ready_read, ready_write = os.pipe()
         with self.stderr_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.server.rig", str(self.path), str(ready_write)],
+                [sys.executable, "-m", "tests.server.harness", str(self.path), str(ready_write)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

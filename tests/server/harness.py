@@ -1,6 +1,6 @@
 """The real supervisor and real worker processes around a data plane of fixed answers, run as a program.
 
-    python -m tests.server.rig CONFIG READY_FD
+    python -m tests.server.harness CONFIG READY_FD
 
 What is under test is the machinery that forks, watches, reloads and drains; with a data plane this small, a
 test can make it misbehave on demand. CONFIG is JSON: `listen`, `workers`, `text` (what is answered),
