@@ -55,6 +55,7 @@ class ApiKeyScheme(Scheme):
             name for name in (config.header, "Authorization" if config.bearer else None) if name
         )
         self.credential_query = config.query
+        self.needs = self.credential_headers if config.query is None else None
         self._header = config.header
         if config.bearer and config.header is not None and config.header.lower() == "authorization":
             self._header = None  # read once per request

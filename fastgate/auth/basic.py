@@ -48,6 +48,7 @@ class BasicScheme(Scheme):
     """The scheme `basic`."""
 
     name = "basic"
+    needs = ("authorization",)
     cacheable = True
     outcomes: ClassVar[tuple[str, ...]] = (
         *("ok", "malformed", "repeated", "unknown", "password", "consumer", "too_many", "unavailable"),

@@ -81,6 +81,7 @@ class Hmac(Scheme):
     """The scheme `hmac`."""
 
     name = "hmac"
+    needs = ("authorization",)
     challenge = 'HMAC-SHA256 realm="fastgate"'
     outcomes: ClassVar[tuple[str, ...]] = (
         *(

@@ -35,6 +35,7 @@ class IntrospectionScheme(Scheme):
     """The scheme `introspection`."""
 
     name = "introspection"
+    needs = ("authorization",)
     challenge = 'Bearer realm="fastgate"'
     outcomes: ClassVar[tuple[str, ...]] = (
         *("ok", "inactive", "malformed", "repeated", "issuer", "audience", "expired", "not_yet", "claims"),

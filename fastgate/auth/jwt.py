@@ -175,6 +175,7 @@ class JwtScheme(Scheme):
         self.on_error = config.on_error
         self.cache_ns = config.max_cached_ns
         self._header = config.header.lower()
+        self.needs = (self._header,)
         self._headers = (self._header,)
         self.challenge = 'Bearer realm="fastgate"'
         if self._header != "authorization":

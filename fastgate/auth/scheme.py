@@ -104,6 +104,8 @@ class Scheme:
     credential_query: str | None = None
     #: Whether `conceal` removes the credential from the upstream request.
     hide: bool = False
+    #: Header fields without any of which `verify` has nothing to check: it is not called then. None: always.
+    needs: tuple[str, ...] | None = None
     on_error: Literal["deny", "allow"] = "deny"
     #: Header fields (lower case) that only this scheme may set: removed from client requests.
     strips: tuple[str, ...] = ()

@@ -13,12 +13,12 @@ cdef enum:
 @cython.final
 cdef class RequestBody:
     cdef Plane plane                      # whose body_bytes has the bytes held here; None before `charge`
-    cdef list pieces                      # what is held, in order
+    cdef list pieces                      # what is held, in order; None when nothing is
     cdef readonly Py_ssize_t first        # how many pieces stood before pieces[0] and were let go
     cdef Py_ssize_t sealed                # pieces before this one have been read by a cursor: nothing is joined to them
     cdef readonly int64_t held_bytes
     cdef int64_t keep_bytes               # a body up to this length is kept from its first byte, for a cursor that begins later
-    cdef list cursors
+    cdef BodyCursor cursors               # the first of those that read it; `after` leads to the next
     cpdef int charge(self, Plane plane) except -1
     cpdef int add(self, bytes piece) except -1
     cpdef int replace(self, bytes content) except -1
@@ -29,10 +29,12 @@ cdef class RequestBody:
     cpdef int close(self) except -1
     cdef int _let_go(self) except -1
     cdef int _hold(self, int64_t more) noexcept
+    cdef Py_ssize_t _count(self) noexcept
 
 @cython.final
 cdef class BodyCursor:
-    cdef RequestBody body
+    cdef RequestBody body                 # None once it is closed
+    cdef BodyCursor after
     cdef Py_ssize_t at                    # the number of the piece that it reads next
     cdef int64_t unread                   # bytes from there on
     cpdef list take(self)

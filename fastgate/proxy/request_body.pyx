@@ -43,9 +43,6 @@ cdef int add_piece(list pieces, bytes piece, bint may_join) except -1:
 cdef class RequestBody:
     """The body of one request, as far as it is in memory."""
 
-    def __cinit__(self):
-        self.pieces = []
-
     cpdef int charge(self, Plane plane) except -1:
         """Count what is held, from now on, in what the worker holds. Not before the request has begun: what waits behind another
         request of its connection is bounded by the size of a read."""
@@ -59,30 +56,37 @@ cdef class RequestBody:
             self.plane.body_bytes += more
         return 0
 
+    cdef Py_ssize_t _count(self) noexcept:
+        return 0 if self.pieces is None else len(self.pieces)
+
     cpdef int add(self, bytes piece) except -1:
         """A piece arrived."""
         cdef Py_ssize_t n = PyBytes_GET_SIZE(piece)
-        add_piece(self.pieces, piece, self.first + len(self.pieces) > self.sealed)
+        cdef BodyCursor cursor = self.cursors
+        if self.pieces is None:
+            self.pieces = [piece]
+        else:
+            add_piece(self.pieces, piece, self.first + len(self.pieces) > self.sealed)
         self._hold(n)
-        if self.cursors is not None:
-            for cursor in self.cursors:
-                (<BodyCursor>cursor).unread += n
+        while cursor is not None:
+            cursor.unread += n
+            cursor = cursor.after
         return 0
 
     cpdef int replace(self, bytes content) except -1:
         """Another body in place of the one that arrived. No cursor may be reading it."""
         self._hold(PyBytes_GET_SIZE(content) - self.held_bytes)
-        self.pieces = [content] if content else []
+        self.pieces = [content] if content else None
         self.first = self.sealed = 0
         return 0
 
     cpdef bytes whole(self):
         """All of a body that no cursor has read, as one object, which replaces the pieces."""
         cdef bytes content
-        if len(self.pieces) == 1:
+        if self._count() == 1:
             return <bytes>self.pieces[0]
-        content = b"".join(self.pieces)
-        self.pieces = [content] if content else []
+        content = b"" if self.pieces is None else b"".join(self.pieces)
+        self.pieces = [content] if content else None
         return content
 
     cpdef BodyCursor begin(self):
@@ -93,10 +97,8 @@ cdef class RequestBody:
         cursor = BodyCursor.__new__(BodyCursor)
         cursor.body = self
         cursor.unread = self.held_bytes
-        if self.cursors is None:
-            self.cursors = [cursor]
-        else:
-            self.cursors.append(cursor)
+        cursor.after = self.cursors
+        self.cursors = cursor
         return cursor
 
     cpdef int keep(self, int64_t most_bytes) except -1:
@@ -107,32 +109,33 @@ cdef class RequestBody:
 
     cpdef int64_t unread_bytes(self) noexcept:
         """What the slowest cursor has not read; without one, all that is held."""
+        cdef BodyCursor cursor = self.cursors
         cdef int64_t most = 0
-        if self.cursors is None or not self.cursors:
+        if cursor is None:
             return self.held_bytes
-        for cursor in self.cursors:
-            if (<BodyCursor>cursor).unread > most:
-                most = (<BodyCursor>cursor).unread
+        while cursor is not None:
+            most = max(most, cursor.unread)
+            cursor = cursor.after
         return most
 
     cdef int _let_go(self) except -1:
         """Let go of the pieces that nobody will read."""
-        cdef Py_ssize_t read = self.first + len(self.pieces)
-        cdef Py_ssize_t n
+        cdef BodyCursor cursor = self.cursors
+        cdef Py_ssize_t read, n
         cdef int64_t freed = 0
-        if self.first == 0 and self.held_bytes <= self.keep_bytes:
+        if cursor is None or (self.first == 0 and self.held_bytes <= self.keep_bytes):
             return 0
-        if self.cursors is None or not self.cursors:
-            return 0
-        for cursor in self.cursors:
-            if (<BodyCursor>cursor).at < read:
-                read = (<BodyCursor>cursor).at
+        read = cursor.at
+        while cursor.after is not None:
+            cursor = cursor.after
+            if cursor.at < read:
+                read = cursor.at
         n = read - self.first
         if n == 0:
             return 0
         if n == len(self.pieces):
             self._hold(-self.held_bytes)
-            self.pieces = []
+            self.pieces = None
         else:
             for piece in self.pieces[:n]:
                 freed += PyBytes_GET_SIZE(<bytes>piece)
@@ -144,7 +147,7 @@ cdef class RequestBody:
     cpdef int close(self) except -1:
         """Nobody needs it any more."""
         self._hold(-self.held_bytes)
-        self.pieces = []
+        self.pieces = None
         self.cursors = None
         self.plane = None
         return 0
@@ -160,7 +163,7 @@ cdef class BodyCursor:
         cdef RequestBody body = self.body
         cdef list pieces = body.pieces
         cdef Py_ssize_t start = self.at - body.first
-        if start == len(pieces):
+        if start == body._count():
             return None
         if start:
             pieces = pieces[start:]
@@ -174,8 +177,17 @@ cdef class BodyCursor:
     cpdef int close(self) except -1:
         """It reads no further."""
         cdef RequestBody body = self.body
-        if body is not None and body.cursors is not None and self in body.cursors:
-            body.cursors.remove(self)
-            body._let_go()
+        cdef BodyCursor cursor
+        if body is None:
+            return 0
         self.body = None
-        return 0
+        if body.cursors is self:
+            body.cursors = self.after
+        else:
+            cursor = body.cursors
+            while cursor is not None and cursor.after is not self:
+                cursor = cursor.after
+            if cursor is not None:
+                cursor.after = self.after
+        self.after = None
+        return body._let_go()

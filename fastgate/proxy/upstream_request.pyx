@@ -51,7 +51,7 @@ cdef enum:
     # rare connection that turns out dead.
     REPLAY_BYTES = 65536
 
-cdef int64_t LOUD_NS = 10_000_000_000           # between two log lines about the same target
+cdef int64_t LOG_PERIOD_NS = 10_000_000_000     # between two log lines about the same target
 
 cdef Reason PLUGIN_ERROR = REASONS["plugin_error"]
 cdef Reason PLUGIN_RESPONSE_ERROR = REASONS["plugin_response_error"]
@@ -196,7 +196,7 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef int _log_connect_failed(self, Attempt attempt, Reason reason, str detail) except -1:
         """One line per period: an upstream that is down must not fill the disk with its name."""
         cdef Target target = attempt.target
-        cdef int64_t failures = log_throttle_pass(&target.failed_log, self.ctx.now_ns, LOUD_NS)
+        cdef int64_t failures = log_throttle_pass(&target.failed_log, self.ctx.now_ns, LOG_PERIOD_NS)
         if failures:
             log.warning("upstream %s at %s: %s (%s), %d since the last such line", self.upstream.name, target.url, reason.label, detail,
                         failures)
@@ -260,7 +260,7 @@ cdef class UpstreamRequest(AttemptOwner):
         cdef list pieces = None
         if self.body is not None:
             if attempt.cursor is None:
-                self.body.keep(REPLAY_BYTES if self.repeatable else 0)
+                self.body.keep_bytes = REPLAY_BYTES if self.repeatable else 0
                 attempt.cursor = self.body.begin()
             pieces = attempt.cursor.take()
         if pieces is not None or ends:
@@ -304,7 +304,7 @@ cdef class UpstreamRequest(AttemptOwner):
         ctx.first_byte_ns = attempt.first_byte_ns
         ctx.upstream_status = status
         self.repeatable = False
-        if self.body is not None:
+        if self.body is not None and self.body.keep_bytes:
             self.body.keep(0)
         histogram_record(&self.counts.upstream, ctx.first_byte_ns - ctx.upstream_started_ns)
         if status == 101:
@@ -435,12 +435,14 @@ cdef class UpstreamRequest(AttemptOwner):
         self.deadline_reason = reason
         if self.total_deadline_ns and (deadline == 0 or self.total_deadline_ns < deadline):
             deadline = self.total_deadline_ns
-        if deadline:
-            self.plane.wheel.arm(self if self.client is None else self.client, deadline)
-        elif self.client is None:
-            self.deadline_ns = 0
-        else:
+        if self.client is not None:
+            if deadline:
+                return self.plane.wheel.arm(self.client, deadline)
             self.client.deadline_ns = 0
+            return 0
+        if deadline:
+            return self.plane.wheel.arm(self, deadline)
+        self.deadline_ns = 0
         return 0
 
     cdef int rearm(self) except -1:

@@ -104,7 +104,7 @@ cdef class _Call(ResponseSink):
     cdef int64_t max_bytes
 
     cdef int begin(self) except -1:
-        cdef H1UpstreamStream connection = self.target.take(self, monotonic_ns())
+        cdef UpstreamStream connection = self.target.take(self, monotonic_ns())
         if connection is not None:
             return self.on_connection(connection)
         if self.target.acquire(self) == A_FULL:

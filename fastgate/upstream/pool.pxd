@@ -9,7 +9,7 @@ from fastgate._core.shm.counters cimport worker_counts_t
 from fastgate._core.pipeline.wheel cimport TimerWheel
 from fastgate.upstream.credential cimport Credential
 from fastgate.upstream.h1_stream cimport ConnectionOwner, H1UpstreamStream
-from fastgate.upstream.stream cimport ResponseSink
+from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
 
 cdef enum:
     A_OPENING = 0
@@ -33,7 +33,7 @@ cdef class Target(ConnectionOwner):
     cdef set tasks
     cdef log_throttle_t failed_log           # failures to connect
     cdef log_throttle_t limited_log          # requests that met the limit of the pool
-    cdef H1UpstreamStream take(self, ResponseSink sink, int64_t now_ns)
+    cdef UpstreamStream take(self, ResponseSink sink, int64_t now_ns)
     cdef int acquire(self, ResponseSink sink) except -1
     cdef int forget(self, ResponseSink sink) except -1
     cdef bint _may_open(self)

@@ -34,7 +34,7 @@ from fastgate._core.pipeline.context cimport Reason
 from fastgate._core.shm.counters cimport Counters
 from fastgate._core.pipeline.wheel cimport TimerWheel
 from fastgate.upstream.h1_stream cimport U_CLOSED, U_IDLE, ConnectionOwner, H1UpstreamStream
-from fastgate.upstream.stream cimport SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, ResponseSink
+from fastgate.upstream.stream cimport SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, ResponseSink, UpstreamStream
 
 from fastgate.errors import REASONS
 
@@ -96,7 +96,7 @@ cdef class Target(ConnectionOwner):
         self.waiters = deque()
         self.tasks = set()
 
-    cdef H1UpstreamStream take(self, ResponseSink sink, int64_t now_ns):
+    cdef UpstreamStream take(self, ResponseSink sink, int64_t now_ns):
         """An idle connection, the one used last, or None."""
         cdef H1UpstreamStream connection
         if len(self.open) - len(self.idle) >= self.upstream.most_of_one and self._over_share(sink):

@@ -39,6 +39,7 @@ cdef class AuthGate(Plugin):
     cdef readonly tuple schemes
     cdef CredentialCache cache
     cdef Directory directory
+    cdef tuple needs                # of each scheme: lower-case names of fields, one of which it must see, or None
     cdef tuple claims               # (lower-case names of fields, scheme): checked if no scheme accepted a credential
     cdef tuple places               # lower-case names of the fields that are a scheme's credential on their own
     cdef int places_n

@@ -286,6 +286,8 @@ cdef class AuthGate(Plugin):
         takers = [scheme for scheme in self.schemes if "authorization" in [name.lower() for name in scheme.credential_headers]]
         self.key_prefix = b"bearer fg_" if takers and all(scheme.name == "api_key" for scheme in takers) else None
         # A request without any credential is the usual one to be refused: it costs no call of a scheme.
+        self.needs = tuple([None if scheme.needs is None else tuple([name.lower().encode("latin-1") for name in scheme.needs])
+                            for scheme in self.schemes])
         self.claims = tuple([(tuple([name.lower().encode("latin-1") for name in scheme.claims]), scheme) for scheme in self.schemes])
         self.concealing = tuple(scheme for scheme in self.schemes if scheme.hide or scheme.credential_query is not None)
         # Fields that only a scheme may set are dropped from client requests, in every spelling; and a credential has only one
@@ -455,6 +457,8 @@ cdef class AuthGate(Plugin):
         cdef int i
         for i in range(start, len(self.schemes)):
             scheme = self.schemes[i]
+            if self.needs[i] is not None and not has_any(ctx.headers, <tuple>self.needs[i]):
+                continue
             if wrong is not None and scheme.name == ANONYMOUS:
                 continue                                # an invalid credential is not a missing one
             scheme.outcome = ""
@@ -485,15 +489,12 @@ cdef class AuthGate(Plugin):
 
     cdef Reason unclaimed(self, RequestContext ctx):
         """The row for a request without an accepted credential: `missing`, unless a scheme reads the place of an existing one."""
-        cdef bytes name
         for names, scheme in self.claims:
-            for name in <tuple>names:
-                if ctx.headers.find_field(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)) != NULL:
-                    outcome = scheme.unclaimed(ctx)
-                    if outcome is not None:
-                        scheme.count(outcome)
-                        return <Reason?>self.reasons[outcome]
-                    break
+            if has_any(ctx.headers, <tuple>names):
+                outcome = scheme.unclaimed(ctx)
+                if outcome is not None:
+                    scheme.count(outcome)
+                    return <Reason?>self.reasons[outcome]
         return self.missing
 
     cdef int relay(self, RequestContext ctx) except -1:
@@ -569,6 +570,15 @@ cdef class AuthGate(Plugin):
             if verdict != V_SUSPEND:
                 return verdict
             i, wrong, unavailable = ctx.recall(self)
+
+
+cdef bint has_any(Headers headers, tuple names) except -1:
+    """True if one of the fields is there. names: lower case."""
+    cdef bytes name
+    for name in names:
+        if headers.find_field(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)) != NULL:
+            return True
+    return False
 
 
 cdef bytes challenge_lines(challenges):

@@ -1,0 +1,44 @@
+"""C interface of fastgate.upstream.local_stream."""
+
+from libc.stdint cimport int64_t
+
+from fastgate._core.http.headers cimport Headers
+from fastgate._core.pipeline.context cimport Reason
+from fastgate.upstream.pool cimport Target
+from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
+
+cdef class LocalTarget(Target):
+    cdef readonly object handler
+    cdef readonly int active                # requests under way
+
+cdef class LocalBody:
+    cdef LocalStream stream                 # None once the request is over
+    cdef object pieces                      # deque of bytes
+    cdef readonly Py_ssize_t size           # of all pieces: bytes that came and that the handler has not taken
+    cdef bint complete
+    cdef readonly Headers trailers
+    cdef object waiter                      # of the handler, while it waits for a piece
+
+cdef class LocalRequest:
+    cdef readonly str method
+    cdef readonly str target
+    cdef readonly Headers headers
+    cdef readonly LocalBody body
+
+cdef class LocalStream(UpstreamStream):
+    cdef LocalTarget owner                  # None once the request is over
+    cdef ResponseSink sink
+    cdef LocalRequest request
+    cdef object task
+    cdef bint paused
+    cdef Headers trailers
+    cdef object room                        # future: the sink takes more
+    cdef bint head_only
+    cdef bint answered                      # the final head is told
+    cdef int64_t body_left                  # of a response that told its length; -1: it did not
+    cdef int _let_go(self) except -1
+    cdef int _tell_failed(self, Reason reason) except -1
+    cdef int _tell_done(self) except -1
+    cdef int _taken(self) except -1
+    cdef int _head(self, int status, Headers headers) except -1
+    cdef int _chunk(self, bytes chunk) except -1

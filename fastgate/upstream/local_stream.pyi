@@ -1,0 +1,39 @@
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TypeAlias
+
+from fastgate._core.http.headers import Headers
+from fastgate.upstream.pool import Target, Upstream
+from fastgate.upstream.stream import UpstreamStream
+
+__all__ = ["LocalBody", "LocalRequest", "LocalStream", "LocalTarget"]
+
+Part: TypeAlias = bytes | Headers | tuple[int, Headers | Iterable[tuple[str, str]]]
+
+class LocalTarget(Target):
+    def __init__(
+        self, upstream: Upstream, handler: Callable[[LocalRequest], AsyncIterator[Part]], name: str
+    ) -> None: ...
+    @property
+    def handler(self) -> Callable[[LocalRequest], AsyncIterator[Part]]: ...
+    @property
+    def active(self) -> int: ...
+
+class LocalBody:
+    def __aiter__(self) -> LocalBody: ...
+    async def __anext__(self) -> bytes: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def trailers(self) -> Headers | None: ...
+
+class LocalRequest:
+    @property
+    def method(self) -> str: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def headers(self) -> Headers: ...
+    @property
+    def body(self) -> LocalBody: ...
+
+class LocalStream(UpstreamStream): ...
