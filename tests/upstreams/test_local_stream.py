@@ -19,7 +19,7 @@ from fastgate.proxy.dataplane import DataPlane
 from fastgate.state.memory import HostMemory
 from fastgate.upstream.local_stream import LocalRequest, LocalTarget
 from tests.client import Client, get, request
-from tests.server.gateway_rig import until
+from tests.server.gateway_harness import until
 from tests.strict import Malformed
 
 WAIT_S = 60
