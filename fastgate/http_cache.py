@@ -1,4 +1,4 @@
-"""The HTTP caching rules (RFC 9111) for any service: public names of `fastgate._core.cache.http_cache`."""
+"""The HTTP caching rules (RFC 9111) for any service: public names of `fastgate._core.cache`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from fastgate._core.cache.http_cache import (
     ONLY_IF_CACHED,
     REVALIDATE,
     STALE_WHILE_REVALIDATE,
-    Decision,
-    RequestRules,
     Rules,
-    StoredResponse,
-    Vary,
     judge,
-    merge_vary,
 )
+from fastgate._core.cache.http_decision import Decision
+from fastgate._core.cache.http_keys import Vary, merge_vary
+from fastgate._core.cache.http_request import RequestRules
+from fastgate._core.cache.http_stored import StoredResponse
 
 __all__ = [
     "BYPASS",

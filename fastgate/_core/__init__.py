@@ -7,12 +7,14 @@ from fastgate._core.cache.cache import Cache
 from fastgate._core.clock import monotonic_ns, realtime_ns
 from fastgate._core.hashing import siphash64, siphash128
 from fastgate._core.http.cidr import CidrSet
-from fastgate._core.http.router import Match, Route, Router
+from fastgate._core.http.route import Route
+from fastgate._core.http.router import Match, Router
 from fastgate._core.http.sse import SseEvent, SseEventTooLarge, SseParser
+from fastgate._core.limits.decision import Decision, Refusal
 from fastgate._core.limits.inflight import InflightTable
 from fastgate._core.limits.keyed import KeyedLimiter, Reservation
 from fastgate._core.limits.leases import ConcurrencyLimit, Lease
-from fastgate._core.limits.limits import Decision, FixedWindow, Limit, Refusal, SlidingWindow, TokenBucket
+from fastgate._core.limits.limits import FixedWindow, Limit, SlidingWindow, TokenBucket
 from fastgate._core.limits.penalty import PenaltyBox
 from fastgate._core.resilience.adaptive import AdaptiveLimit
 from fastgate._core.resilience.breaker import CircuitBreaker, CircuitOpen

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from fastgate._core.gates.auth import AuthGate, CredentialCache
+from fastgate._core.gates.auth import AuthGate
+from fastgate._core.gates.credentials import CredentialCache
 from fastgate.auth.anonymous import AnonymousScheme
 from fastgate.auth.api_key import ApiKeyScheme
 from fastgate.auth.consumers import Consumers

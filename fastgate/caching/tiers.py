@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from fastgate._core.cache.http_cache import url_tag
+from fastgate._core.cache.http_keys import url_tag
 from fastgate._core.clock import realtime_ns
 from fastgate._core.shm.epochs import Epochs
 from fastgate._core.shm.metric import MetricTable

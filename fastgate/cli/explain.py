@@ -22,7 +22,7 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
-from fastgate._core.http.router import Route
+from fastgate._core.http.route import Route
 from fastgate._core.http.urlpath import normalise
 from fastgate.checks import TOKEN
 from fastgate.config import AccessLogConfig, Config, ListenerConfig, PluginUse, RouteConfig, TlsConfig

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fastgate._core.cache.http_cache import url_pattern
+from fastgate._core.cache.http_keys import url_pattern
 from fastgate._core.http.urlpath import normal_escapes, read_url
 from fastgate._core.shm.epochs import Epochs
 from fastgate._core.shm.metric import MetricTable

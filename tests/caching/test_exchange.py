@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastgate._core.cache.http_fields import format_date
+from fastgate._core.cache.http_dates import format_date
 from tests.client import Client, get, request
 from tests.control.admin_client import call, scrape, value
 from tests.gateway import Gateway

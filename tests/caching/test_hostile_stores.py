@@ -14,8 +14,10 @@ import pytest
 import redis as client
 
 from fastgate._core.cache.envelope import open_fields
-from fastgate._core.cache.http_cache import Rules, StoredResponse, Vary
-from fastgate._core.cache.http_fields import format_date
+from fastgate._core.cache.http_cache import Rules
+from fastgate._core.cache.http_dates import format_date
+from fastgate._core.cache.http_keys import Vary
+from fastgate._core.cache.http_stored import StoredResponse
 from fastgate._core.hashing import siphash64
 from fastgate.state.envelope import seal
 from tests.caching.redis_server import RedisServer

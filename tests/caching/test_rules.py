@@ -13,15 +13,13 @@ from fastgate._core.cache.http_cache import (
     ONLY_IF_CACHED,
     REVALIDATE,
     STALE_WHILE_REVALIDATE,
-    Decision,
     Rules,
-    StoredResponse,
-    Vary,
     judge,
-    merge_vary,
-    url_tag,
 )
-from fastgate._core.cache.http_fields import format_date, parse_date
+from fastgate._core.cache.http_dates import format_date, parse_date
+from fastgate._core.cache.http_decision import Decision
+from fastgate._core.cache.http_keys import Vary, merge_vary, url_tag
+from fastgate._core.cache.http_stored import StoredResponse
 from fastgate._core.cache.worker_cache import RouteCache, WorkerCache
 from fastgate._core.shm.epochs import Epochs
 from fastgate._core.shm.metric import MetricTable

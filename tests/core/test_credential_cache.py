@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastgate._core.gates.auth import AuthGate, CredentialCache, weight
+from fastgate._core.gates.auth import AuthGate
+from fastgate._core.gates.credentials import CredentialCache, weight
 from fastgate._core.pipeline.context import CONTINUE
 from fastgate._core.pipeline.identity import Identity
 from fastgate._core.shm.metric import MetricTable

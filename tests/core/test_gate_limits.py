@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgate._core import LimiterTable, PenaltyBox, SharedMemory
-from fastgate._core.gates.limits import RECORD_WORDS, Health, LimitRule, Usual, client_key
+from fastgate._core.gates.client_key import client_key
+from fastgate._core.gates.limit_factor import Health, Usual
+from fastgate._core.gates.limit_rule import RECORD_WORDS, LimitRule
 from fastgate._core.limits.inflight import InflightTable
 from tests.core.processes import Tallies, in_processes, spawn
 

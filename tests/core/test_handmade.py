@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastgate._core
-from fastgate._core.cache.http_cache import StoredResponse
+from fastgate._core.cache.http_stored import StoredResponse
 from fastgate._core.shm.metric import Metric
 
 ROOT = Path(__file__).parents[2]

@@ -9,14 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgate._core.cache.http_cache import Rules, StoredResponse
-from fastgate._core.cache.http_fields import (
-    format_date,
-    normalise_value,
-    parse_cache_control,
-    parse_date,
-    parse_dictionary,
-)
+from fastgate._core.cache.http_cache import Rules
+from fastgate._core.cache.http_dates import format_date, parse_date
+from fastgate._core.cache.http_fields import normalise_value, parse_cache_control, parse_dictionary
+from fastgate._core.cache.http_stored import StoredResponse
 
 NOW_S = 1_700_000_000
 FIELD_TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60).map(str.encode)

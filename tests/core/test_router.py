@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastgate._core.http.router import Match, Route, Router, live_objects
+from fastgate._core.http.route import Route
+from fastgate._core.http.router import Match, Router, live_objects
 
 Key = tuple[object, ...]
 

@@ -21,14 +21,16 @@ SOURCES     Yang et al.: FIFO queues are all you need for cache eviction (SOSP 2
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_INCREF
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from fastgate._core.arguments cimport float_argument, int_argument, text_argument
-from fastgate._core.cache.cache_entry cimport (block_size, entry_block, entry_key, entry_t, entry_tags, ghost_add, ghost_take,
+from fastgate._core.cache.cache_entry cimport (block_size, bury, entry_block, entry_key, entry_t, entry_tags, ghost_add, ghost_take,
                                          queue_push, queue_remove, queue_t, tag_acquire, tag_find, tag_release, tag_t)
+from fastgate._core.cache.cache_key cimport KEY_MAX, cache_hash_bytes, key_argument
+from fastgate._core.coarse_clock cimport coarse_ns
 from fastgate._core.debug cimport debug_assert, debug_live_add, debug_live_count
 from fastgate._core.http.glob cimport glob_check
 from fastgate._core.shm.linear_hash cimport (node_t, table_bucket, table_bytes, table_free, table_grow, table_init, table_link,
@@ -36,44 +38,6 @@ from fastgate._core.shm.linear_hash cimport (node_t, table_bucket, table_bytes, 
 from fastgate._core.shm.purges cimport purges_add, purges_forget, purges_free, purges_hit, purges_retire
 
 __all__ = ["Cache"]
-
-cdef extern from *:
-    """
-    #include <time.h>
-    #if PY_VERSION_HEX >= 0x030E0000
-    #define cache_hash_bytes(at, n) ((uint64_t)Py_HashBuffer((at), (n)))
-    #else
-    #define cache_hash_bytes(at, n) ((uint64_t)_Py_HashBytes((at), (n)))
-    #endif
-
-    /* Bytes, length and hash of a bytes or ASCII str: both hash their bytes the same way and remember it. 0 for others. */
-    static inline int cache_key_view(PyObject *key, const char **at, Py_ssize_t *n, uint64_t *hash) {
-        if (PyBytes_CheckExact(key)) {
-            *at = PyBytes_AS_STRING(key);
-            *n = PyBytes_GET_SIZE(key);
-        } else if (PyUnicode_CheckExact(key) && PyUnicode_IS_COMPACT_ASCII(key)) {
-            *at = (const char *)PyUnicode_1BYTE_DATA(key);
-            *n = PyUnicode_GET_LENGTH(key);
-        } else {
-            return 0;
-        }
-        *hash = (uint64_t)PyObject_Hash(key);
-        return 1;
-    }
-
-    static inline int64_t cache_clock_ns(void) {
-        struct timespec t;
-    #ifdef CLOCK_MONOTONIC_COARSE
-        clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
-    #else
-        clock_gettime(CLOCK_MONOTONIC, &t);
-    #endif
-        return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-    }
-    """
-    uint64_t cache_hash_bytes(const char* at, Py_ssize_t n) noexcept
-    int cache_key_view(object key, const char** at, Py_ssize_t* n, uint64_t* hash) noexcept
-    int64_t cache_clock_ns() noexcept nogil
 
 cdef enum:
     MAIN = 0
@@ -91,7 +55,6 @@ cdef enum:
     ROTATIONS_TOTAL = 8192                      # second chances in one set()
     PURGES_MAX = 1024                           # active prefixes and patterns; one more clears the cache
     PURGE_SWEEP = 64
-    KEY_MAX = 65535
     TEXT_MAX = 1024                             # of tags, prefixes and patterns
     TAGS_MAX = 255                              # a byte counts them
     MAX_BYTES_MIN = 65536                       # 13 % of it is the empty index
@@ -103,28 +66,6 @@ cdef double TTL_MAX_S = 1e9                     # 31 years
 
 cdef uint64_t value_size(Py_ssize_t n) noexcept nogil:
     return block_size(<uint64_t>n + 33)         # 33 = sys.getsizeof(b"")
-
-
-cdef void bury(entry_t* grave) noexcept:
-    """Release entries that are no longer linked anywhere. Destructors run here, and may use the cache."""
-    cdef entry_t* next
-    while grave != NULL:
-        next = grave.next
-        value = <object>grave.value
-        Py_DECREF(value)
-        free(grave)
-        value = None
-        grave = next
-
-
-cdef inline int key_argument(object key, const char** at, Py_ssize_t* n, uint64_t* hash) except -1:
-    """Bytes, length and hash of a key; valid while it lives."""
-    if not cache_key_view(key, at, n, hash):
-        text_argument(key, "key", KEY_MAX, at, n)
-        hash[0] = cache_hash_bytes(at[0], n[0])
-    elif n[0] > KEY_MAX:
-        raise ValueError(f"key: expected 0 to {KEY_MAX} bytes, got {n[0]}")
-    return 0
 
 
 cdef int64_t ttl_argument(object ttl_s) except -1:
@@ -141,7 +82,7 @@ cdef class Cache:
     max_bytes   65 536 to 2**48. Charged are the values, the keys, the index, tags and pending purges. An entry of more
                 than half of it is refused.
     policy      "s3fifo" (default): keys seen once leave early, so scans do not empty it. "lru": least recently used first.
-    ttl_s       how long an entry lives unless set() says otherwise, 1e-9 to 1e9 seconds; None = until evicted.
+    ttl_s       lifetime of an entry unless set() is given one, 1e-9 to 1e9 seconds; None = until evicted.
 
     Keys are bytes, or str, which means its UTF-8; up to 65 535 bytes. Values are bytes, kept by reference, or any object
     with a size_bytes. The garbage collector does not look inside: a value that refers to its cache keeps both alive until
@@ -192,7 +133,7 @@ cdef class Cache:
             self.misses += 1
             return default
         if now < 0 and e.expires_ns != NEVER:
-            now = cache_clock_ns()
+            now = coarse_ns()
         value = self.hit(e, now)
         return default if value is None else value
 
@@ -203,7 +144,7 @@ cdef class Cache:
         cdef uint64_t hash
         key_argument(key, &at, &n, &hash)
         cdef entry_t* e = self.find(at, n, hash)
-        return e != NULL and self.state_of(e, cache_clock_ns() if e.expires_ns != NEVER else 0) == ALIVE
+        return e != NULL and self.state_of(e, coarse_ns() if e.expires_ns != NEVER else 0) == ALIVE
 
     cdef object lookup(self, const char* key, Py_ssize_t n, int64_t now_ns):
         cdef entry_t* e = self.find(key, n, cache_hash_bytes(key, n))
@@ -299,7 +240,7 @@ cdef class Cache:
     cdef int64_t now_of(self, object now_ns, bint needed) except -1:
         if now_ns is not None:
             return int_argument(now_ns, "now_ns", 0, NOW_MAX)
-        return cache_clock_ns() if needed else 0
+        return coarse_ns() if needed else 0
 
     cdef int store(self, const char* key, Py_ssize_t n, object value, uint64_t size, int64_t expires_ns, int lives,
                    tuple tags, int64_t now_ns) except -1:
@@ -396,7 +337,7 @@ cdef class Cache:
     # ── purging
 
     def purge_tag(self, tag):
-        """Every entry stored with this tag up to now is gone, at once."""
+        """Removes every entry stored with this tag up to now, at once."""
         cdef const char* at
         cdef Py_ssize_t n
         cdef entry_t* grave = NULL
@@ -424,7 +365,7 @@ cdef class Cache:
         self.purge(pattern, "pattern", True)
 
     def clear(self):
-        """Every entry is gone. Their memory comes back over the next calls; len() is 0 at once."""
+        """Removes every entry. Their memory is released over the next calls; len() is 0 at once."""
         cdef entry_t* grave = NULL
         self.seq += 1
         self.floor_seq = self.seq
@@ -450,7 +391,7 @@ cdef class Cache:
             self.clear()
             return 0
         if not purges_add(&self.purges, self.seq + 1, at, <uint32_t>n, is_pattern):
-            self.clear()                        # no memory to remember it: purging too much is the safe side
+            self.clear()                        # no memory to record it: purging too much is safe
             raise MemoryError
         self.seq += 1
         self.sweep_some(PURGE_SWEEP, 0, &grave)
@@ -459,7 +400,7 @@ cdef class Cache:
         return 0
 
     cdef int state_of(self, entry_t* e, int64_t now_ns) noexcept:
-        """ALIVE, EXPIRED or PURGED; what was found out about purges is noted on the entry."""
+        """ALIVE, EXPIRED or PURGED; the result for purges is noted on the entry."""
         cdef uint8_t i
         if e.checked_seq != self.seq:
             if e.checked_seq < self.floor_seq:
@@ -475,7 +416,7 @@ cdef class Cache:
     def sweep(self, max_entries=1024, *, now_ns=None):
         """Look at up to max_entries (1 to 2**20) entries and free the expired and purged; how many were freed.
 
-        Calls do this by themselves, a few entries each. For idle moments.
+        Every call sweeps a few entries anyway. For idle moments.
         """
         cdef entry_t* grave = NULL
         cdef uint64_t steps = int_argument(max_entries, "max_entries", 1, 1 << 20)
@@ -510,13 +451,13 @@ cdef class Cache:
             freed += self.drop_dead(e, now_ns, grave)
         return freed
 
-    # ── leaving
+    # ── eviction
 
     cdef uint64_t used(self) noexcept:
         return self.entry_bytes + self.tag_bytes + self.purges.bytes + table_bytes(&self.entries) + table_bytes(&self.tags)
 
     cdef void drop(self, entry_t* e, entry_t** grave) noexcept:
-        """Take e out of everything and put it on the grave list; its value is released by bury()."""
+        """Unlink e and put it on the grave list; its value is released by bury()."""
         cdef uint8_t i
         if self.cursor == e:
             self.cursor = e.prev
@@ -595,7 +536,7 @@ cdef class Cache:
         self.drop(e, grave)
         return True
 
-    # ── looking at it
+    # ── inspection
 
     def __len__(self):
         """How many entries are held, including expired and purged ones not yet met by the sweep."""

@@ -7,6 +7,7 @@
 # SOURCES        Yang et al., FIFO queues are all you need for cache eviction (SOSP 2023), for the ghosts.
 
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
@@ -151,3 +152,15 @@ cdef inline void tag_release(table_t* tags, uint64_t* charged, tag_t* tag) noexc
         charged[0] -= block_size(sizeof(tag_t) + tag.n)
         table_unlink(tags, &tag.node)
         free(tag)
+
+
+cdef inline void bury(entry_t* grave) noexcept:
+    """Release entries that are no longer linked anywhere. Destructors run here, and may use the cache."""
+    cdef entry_t* next
+    while grave != NULL:
+        next = grave.next
+        value = <object>grave.value
+        Py_DECREF(value)
+        free(grave)
+        value = None
+        grave = next

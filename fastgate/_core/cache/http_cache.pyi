@@ -1,8 +1,14 @@
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Final
 
-from typing_extensions import Buffer
-
+from fastgate._core.cache.http_decision import Decision
+from fastgate._core.cache.http_keys import merge_vary as merge_vary
+from fastgate._core.cache.http_keys import url_pattern as url_pattern
+from fastgate._core.cache.http_keys import url_tag as url_tag
+from fastgate._core.cache.http_request import RequestRules
+from fastgate._core.cache.http_settings import REPLACED_FIELDS as REPLACED_FIELDS
+from fastgate._core.cache.http_settings import CacheSettings
+from fastgate._core.cache.http_stored import StoredResponse
 from fastgate._core.http.headers import Headers
 
 __all__ = [
@@ -13,12 +19,7 @@ __all__ = [
     "REPLACED_FIELDS",
     "REVALIDATE",
     "STALE_WHILE_REVALIDATE",
-    "Decision",
-    "RequestRules",
     "Rules",
-    "StoredResponse",
-    "Vary",
-    "identity_key",
     "judge",
     "merge_vary",
     "url_pattern",
@@ -31,74 +32,10 @@ STALE_WHILE_REVALIDATE: Final[int]
 REVALIDATE: Final[int]
 ONLY_IF_CACHED: Final[int]
 BYPASS: Final[int]
-REPLACED_FIELDS: Final[tuple[bytes, ...]]
 
 _Fields = Headers | Iterable[tuple[str | bytes, str | bytes]]
 
-class _Identity(Protocol):
-    @property
-    def consumer(self) -> str: ...
-    @property
-    def tier(self) -> str: ...
-    @property
-    def scopes(self) -> Iterable[str]: ...
-    @property
-    def roles(self) -> Iterable[str]: ...
-
-def url_pattern(pattern: bytes) -> bytes: ...
-def url_tag(url: bytes) -> bytes: ...
-def identity_key(identity: _Identity | None) -> bytes | None: ...
-
-class Rules:
-    ttl_ns: Final[int]
-    override: Final[bool]
-    caches_post: Final[bool]
-    statuses: Final[frozenset[int]]
-    swr_ns: Final[int]
-    sie_ns: Final[int]
-    heuristic_max_ns: Final[int]
-    min_size: Final[int]
-    max_size: Final[int]
-    max_variants: Final[int]
-    max_vary: Final[int]
-    client_control: Final[bool]
-    enforce: Final[bool]
-    tags: Final[tuple[bytes, ...]]
-    share_private: Final[bool]
-    wants_consumer: Final[bool]
-    wants_body: Final[bool]
-    def __init__(
-        self,
-        *,
-        ttl_ns: int = 0,
-        respect: str = "origin",
-        methods: Iterable[str] = ...,
-        statuses: Iterable[int] = ...,
-        query: str | Iterable[str] = "all",
-        headers: Iterable[str] = (),
-        cookies: Iterable[str] = (),
-        consumer: str = "auto",
-        body: bool = False,
-        tags: Iterable[str] = (),
-        min_size: int = 0,
-        max_size: int = 16_000_000,
-        stale_while_revalidate_ns: int = 0,
-        stale_if_error_ns: int = 0,
-        heuristic_max_ns: int = ...,
-        private: str = "never",
-        set_cookie: str = "never",
-        share_private: bool = False,
-        max_variants: int = 64,
-        max_vary: int = 8,
-        targeted: Iterable[str] = ...,
-        client_control: bool = True,
-        enforce: bool = True,
-        status_name: str = "fastgate",
-        route: bytes = b"",
-        shown: Iterable[str] = (),
-        secrets: Iterable[str] = (),
-        never_vary: Iterable[str] = (),
-    ) -> None: ...
+class Rules(CacheSettings):
     @property
     def query_form(self) -> tuple[int, frozenset[bytes]]: ...
     def read_request(self, method: str, headers: _Fields = (), has_body: bool = False) -> RequestRules: ...
@@ -164,70 +101,4 @@ class Rules:
         detail: bytes | None = None,
     ) -> bytes: ...
 
-class RequestRules:
-    cacheable: Final[bool]
-    unsafe: Final[bool]
-    head: Final[bool]
-    post: Final[bool]
-    plain: Final[bool]
-    simple: Final[bool]
-    why: Final[str | None]
-    key: Final[bytes | None]
-    @property
-    def url_key(self) -> bytes | None: ...
-
-class Decision:
-    storable: Final[bool]
-    why: Final[str]
-    status: Final[int]
-    lifetime_ns: Final[int]
-    implied: Final[bool]
-    vary: Final[tuple[bytes, ...]]
-    tags: Final[tuple[bytes, ...]]
-    max_size: Final[int]
-    def finish(self, body: bytes) -> StoredResponse: ...
-    def fits(self, size: int) -> bool: ...
-
-class StoredResponse:
-    status: Final[int]
-    flags: Final[int]
-    head: Final[bytes]
-    body: Final[bytes]
-    etag: Final[bytes | None]
-    tags: Final[tuple[bytes, ...]]
-    vary: Final[tuple[bytes, ...]]
-    born_ns: Final[int]
-    stored_ns: Final[int]
-    fresh_until_ns: Final[int]
-    swr_until_ns: Final[int]
-    sie_until_ns: Final[int]
-    date_s: Final[int]
-    modified_s: Final[int]
-    @property
-    def keep_until_ns(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    def age_s(self, now_ns: int) -> int: ...
-    def tail(self, rules: Rules | None, now_ns: int) -> bytes: ...
-    def may_serve_on_error(self, request: RequestRules | None, now_ns: int) -> bool: ...
-    def field(self, name: bytes) -> bytes | None: ...
-    def fields(self) -> list[tuple[str, str]]: ...
-    def conditions(self) -> list[tuple[bytes, bytes]]: ...
-    def answer(self, request: RequestRules) -> tuple[int, bytes, bytes]: ...
-    def to_bytes(self) -> bytes: ...
-    @staticmethod
-    def from_bytes(data: Buffer) -> StoredResponse | None: ...
-
-class Vary:
-    names: Final[tuple[bytes, ...]]
-    def __init__(self, names: Iterable[bytes] = ()) -> None: ...
-    def key(self, primary: bytes, headers: _Fields) -> bytes: ...
-    def admit(self, key: bytes, limit: int) -> list[bytes]: ...
-    @property
-    def size(self) -> int: ...
-    def to_bytes(self) -> bytes: ...
-    @staticmethod
-    def from_bytes(data: bytes) -> Vary | None: ...
-
 def judge(stored: StoredResponse | None, request: RequestRules, now_ns: int) -> int: ...
-def merge_vary(old: Vary | None, names: tuple[bytes, ...]) -> Vary: ...

@@ -35,9 +35,13 @@ cdef int directives_read(directives_t* d, const char* p, Py_ssize_t n, list list
 # True when the field is a valid dictionary with at least one member (RFC 9213 §2.1); d is set only then.
 cdef bint directives_structured(directives_t* d, bytes value) except -1
 
-cdef int64_t NO_DATE
-cdef int64_t date_read(const char* p, Py_ssize_t n, int64_t now_s) noexcept nogil   # seconds since 1970, or NO_DATE
-cdef bytes date_text(int64_t seconds)
 cdef int64_t seconds_read(const char* p, Py_ssize_t n) noexcept nogil
 cdef bytes normalised(const char* lower, Py_ssize_t lower_n, bytes value)
 cdef bint etag_listed(const char* p, Py_ssize_t n, bytes etag) except -1
+cdef bint etag_weak(bytes etag)
+
+cdef enum:
+    MAX_NAMES = 32                          # of fields that the responses for one URL vary by
+    MAX_NAME = 256                          # bytes of one
+
+cdef bint are_tokens(names) except -1

@@ -1,236 +1,39 @@
 # cython: boundscheck=False
-"""The gate that authenticates requests.
+"""The authentication gate.
 
-WHAT     `AuthGate` calls a route's schemes (fastgate/auth/scheme.py) in order until one identifies the client. A credential that was
-         verified before is found in the `CredentialCache` of the worker and costs a hash and a lookup: no scheme is called.
-STATE    CredentialCache: verified credentials of a worker, four places for each hash, the oldest one is evicted. Bounded in bytes
-         (the memory of the identities) and in entries; expired ones are swept every few seconds, and a mostly empty table
-         shrinks. Kept under a keyed 128-bit hash (SipHash under a random key of this process): the credential itself is not
-         stored, and a lookup compares two words, so its time reveals nothing about the credential.
-         An identity read from the Directory is dropped the moment its record changes there: revocation is one load.
+WHAT     `AuthGate` tries a route's schemes (fastgate/auth/scheme.py) in order until one authenticates the request. A credential that
+         was verified before is found in the worker's `CredentialCache` (credentials.pyx); no scheme is called.
+STATE    An identity read from the Directory is dropped as soon as its record changes there: revocation is one load.
 WHO      The worker's loop.
-COST     known credential: about 60 ns. Unknown: the cost of its scheme.
+COST     Known credential: about 60 ns. Unknown: the cost of its scheme.
 SOURCES  RFC 9110 §11 (401, WWW-Authenticate, one credential), RFC 6750 §3 (Bearer)
 """
 
 import asyncio
-import contextlib
 import re
-import sys
 
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport calloc, free
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
-from fastgate._core.clock cimport monotonic_ns, realtime_ns
+from fastgate._core.clock cimport realtime_ns
 from fastgate._core.pipeline.context cimport Reason, RequestContext
 from fastgate._core.shm.directory cimport Directory
-from fastgate._core.hashing cimport hash128, hash128_t, hash_key_random
+from fastgate._core.gates.refusal cimport refuse
+from fastgate._core.hashing cimport hash128_t
 from fastgate._core.http.headers cimport H_DROPPED, H_OTHER, Headers, field_t, name_equal, names_fold
 from fastgate._core.pipeline.identity cimport Identity
 from fastgate._core.pipeline.pipeline cimport V_CONTINUE, V_RESPOND, V_SUSPEND, Plugin
 
-__all__ = ["AuthGate", "CredentialCache"]
+__all__ = ["AuthGate"]
 
 cdef enum:
-    FIRST_CREDENTIALS = 1024
-    MOST_CREDENTIALS = 524288                   # with 100 000 in use, one in a hundred then shares a set with more than fit
-    WAYS = 4                                    # places for one hash
-    SWEPT_AT_ONCE = 8192                        # places checked at once: 20 us
-    BASE_BYTES = 1536                           # an Identity with its texts, its place here, and the limits built for it
-    MOST_DEPTH = 32                             # of claims; deeper ones count like their text
     NO_FIELD = -1
     REPEATED_FIELD = -2                         # and below: the repeated place
     LOADING_LIMIT_MS = 5000         # 100 000 keys take one second
 
 cdef int64_t NEVER_NS = 0x7FFFFFFFFFFFFFFF
-cdef int64_t MOST_BYTES = 64 << 20              # of identities per worker: 20 000 tokens of 1 kB, or 40 000 keys
 cdef object ANONYMOUS = "anonymous"
-SWEEP_S = 1.0
-
-
-def weight(object value, int depth=0):
-    """Approximate memory of a value of claims or metadata, in bytes."""
-    cdef Py_ssize_t total = sys.getsizeof(value)
-    if depth >= MOST_DEPTH:
-        return total + len(repr(value))
-    if isinstance(value, dict):
-        for key, item in (<dict>value).items():
-            total += sys.getsizeof(key) + <Py_ssize_t>weight(item, depth + 1)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            total += <Py_ssize_t>weight(item, depth + 1)
-    return total
-
-
-cdef class CredentialCache:
-    """The verified credentials of a worker. metrics, worker: for its size and its evictions."""
-
-    def __init__(self, int64_t max_bytes=MOST_BYTES, metrics=None, str worker="0"):
-        self.max_bytes = max_bytes
-        if metrics is not None:
-            self.told = (metrics.gauge("fastgate_auth_cache_bytes", worker=worker),
-                         metrics.gauge("fastgate_auth_cache_entries", worker=worker),
-                         metrics.counter("fastgate_auth_cache_evictions_total"))
-
-    def __cinit__(self):
-        self.capacity = FIRST_CREDENTIALS
-        self.max_bytes = MOST_BYTES
-        self.rows = <credential_t*>calloc(self.capacity, sizeof(credential_t))
-        if self.rows == NULL:
-            raise MemoryError()
-        self.identities = [None] * self.capacity
-        hash_key_random(self.secret)
-
-    def __dealloc__(self):
-        free(self.rows)
-
-    cdef void key_of(self, uint64_t family, const char* data, Py_ssize_t n, hash128_t* out) noexcept:
-        """The key of a credential among those of one family: gates that verify it alike."""
-        cdef uint64_t key[2]
-        key[0] = self.secret[0] ^ family
-        key[1] = self.secret[1]
-        hash128(data, n, key, out)
-
-    cdef Identity find(self, const hash128_t* key, int64_t now_ns):
-        """The cached identity, or None."""
-        cdef Py_ssize_t first = <Py_ssize_t>(key.low & <uint64_t>(self.capacity - WAYS))
-        cdef Py_ssize_t i
-        for i in range(first, first + WAYS):
-            if self.rows[i].low == key.low and self.rows[i].high == key.high:
-                if now_ns < self.rows[i].until_ns:
-                    self.hits += 1
-                    return <Identity>self.identities[i]
-                break
-        self.misses += 1
-        return None
-
-    cdef int keep(self, const hash128_t* key, Identity identity, int64_t until_ns) except -1:
-        """Caches it until until_ns (CLOCK_MONOTONIC)."""
-        cdef Py_ssize_t first = <Py_ssize_t>(key.low & <uint64_t>(self.capacity - WAYS))
-        cdef Py_ssize_t i, place = -1
-        cdef int64_t size = BASE_BYTES + <Py_ssize_t>weight(identity.claims) + <Py_ssize_t>weight(identity.metadata) \
-            + <Py_ssize_t>weight(identity.scopes) + <Py_ssize_t>weight(identity.roles) + 2 * PyBytes_GET_SIZE(identity.upstream_lines)
-        if size > self.max_bytes // 8:
-            self.evictions += 1                         # one that would evict an eighth of all others is verified each time
-            return 0
-        for i in range(first, first + WAYS):
-            if self.rows[i].low == key.low and self.rows[i].high == key.high:
-                place = i
-                break
-        if place < 0:
-            for i in range(first, first + WAYS):
-                if self.identities[i] is None:
-                    place = i
-                    break
-        if place < 0:
-            # A full set happens early (birthday problem); the table grows when an eighth is in use.
-            if self.used * 8 > self.capacity and self.capacity < MOST_CREDENTIALS:
-                self.resize(2 * self.capacity)
-                return self.keep(key, identity, until_ns)
-            place = first
-            for i in range(first + 1, first + WAYS):
-                if self.rows[i].until_ns < self.rows[place].until_ns:
-                    place = i
-            self.evictions += 1
-        if self.identities[place] is not None:
-            self.drop(place)
-        while self.bytes + size > self.max_bytes and self.used > 0:
-            self.hand = (self.hand + 1) & (self.capacity - 1)
-            if self.identities[self.hand] is not None:
-                self.drop(self.hand)
-                self.evictions += 1
-        self.rows[place].low = key.low
-        self.rows[place].high = key.high
-        self.rows[place].until_ns = until_ns
-        self.rows[place].size = size
-        self.identities[place] = identity
-        self.used += 1
-        self.bytes += size
-        return 0
-
-    cdef void drop(self, Py_ssize_t place):
-        self.bytes -= self.rows[place].size
-        self.used -= 1
-        self.rows[place].low = self.rows[place].high = 0
-        self.rows[place].until_ns = 0
-        self.identities[place] = None
-
-    def resize(self, Py_ssize_t capacity):
-        """Resizes the table to this many places, a power of two. Growing splits each set in two, so everything fits; entries that
-        do not fit after shrinking are dropped."""
-        cdef Py_ssize_t old_capacity = self.capacity, i, j, end
-        cdef credential_t* old = self.rows
-        cdef credential_t* rows = <credential_t*>calloc(capacity, sizeof(credential_t))
-        cdef list identities = self.identities
-        if rows == NULL:
-            raise MemoryError()
-        self.rows = rows
-        self.capacity = capacity
-        self.identities = [None] * capacity
-        self.hand = self.swept = 0
-        self.used = 0
-        self.bytes = 0
-        for i in range(old_capacity):
-            if identities[i] is None:
-                continue
-            j = <Py_ssize_t>(old[i].low & <uint64_t>(capacity - WAYS))
-            end = j + WAYS
-            while j < end and self.identities[j] is not None:
-                j += 1
-            if j == end:
-                self.evictions += 1
-                continue
-            rows[j] = old[i]
-            self.identities[j] = identities[i]
-            self.used += 1
-            self.bytes += old[i].size
-        free(old)
-
-    def sweep(self, int64_t now_ns):
-        """Drops expired entries in the next few thousand places. True if the whole table has been checked."""
-        cdef Py_ssize_t end = min(self.swept + SWEPT_AT_ONCE, self.capacity)
-        while self.swept < end:
-            if self.identities[self.swept] is not None and (self.rows[self.swept].until_ns <= now_ns):
-                self.drop(self.swept)
-            self.swept += 1
-        if self.swept < self.capacity:
-            return False
-        self.swept = 0
-        if self.capacity > FIRST_CREDENTIALS and self.used * 64 < self.capacity:
-            self.resize(self.capacity // 2)
-        return True
-
-    def tell(self):
-        """Adds the size and the evictions to the metrics."""
-        if self.told is None:
-            return
-        self.told[0].set(self.bytes)
-        self.told[1].set(self.used)
-        if self.evictions:
-            self.told[2].add(self.evictions)
-            self.evictions = 0
-
-    async def start(self):
-        """Sweeps from now on, in the background."""
-        self.sweeper = asyncio.get_running_loop().create_task(self._sweeping())
-
-    async def close(self):
-        if self.sweeper is not None:
-            self.sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.sweeper
-            self.sweeper = None
-
-    async def _sweeping(self):
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            self.sweep(monotonic_ns())
-            self.tell()
-
-    def __len__(self):
-        return self.used
 
 
 cdef class AuthGate(Plugin):
@@ -427,12 +230,7 @@ cdef class AuthGate(Plugin):
 
     cdef int refuse(self, RequestContext ctx, Reason reason) except -1:
         cdef bytes lines = None
-        ctx.reason = reason
-        ctx.detail = None
-        ctx.answer = None
-        ctx.ready_body = None
-        ctx.extra_before = 0 if ctx.extra_response is None else len(ctx.extra_response)
-        ctx.lines_before = ctx.gate_lines
+        refuse(ctx, reason)
         if reason is not self.unavailable:
             lines = self.challenge_lines if reason is self.missing or not shows_bearer(ctx.headers) else self.invalid_lines
         if lines:

@@ -1,13 +1,10 @@
-"""C interface of the router. Public: other extensions may cimport it."""
+"""C interface of the router, with that of its routes. Public: other extensions may cimport it."""
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int32_t, uint8_t
+from libc.stdint cimport int32_t
 
+from fastgate._core.http.route cimport ROUTER_MAX_PARAMS, ROUTER_MAX_SEGMENTS, Route
 from fastgate._core.shm.texttable cimport table_t
-
-cdef enum:
-    ROUTER_MAX_PARAMS = 16
-    ROUTER_MAX_SEGMENTS = 63
 
 ctypedef struct span_t:
     int32_t start       # offset into the path
@@ -33,23 +30,6 @@ ctypedef struct bucket_t:
     int32_t has_literals
 
 ctypedef bint (*accept_t)(void* arg, Route route) noexcept
-
-
-cdef class Route:
-    cdef public object value            # the caller's object
-    cdef public object pattern          # the path pattern as given
-    cdef public int predicates          # number of further conditions that accept() checks
-    cdef readonly object host           # as given, lower-cased; None = any
-    cdef readonly tuple param_names     # bytes, in the order of match_t.params
-    cdef readonly object kind           # "literal", "params", "regex" or "prefix"
-    cdef readonly Py_ssize_t order      # position in which it was added
-    cdef object _regex
-    cdef tuple _segments
-    cdef tuple _groups
-    cdef int32_t _tail                  # segment at which the tail starts, or -1
-    cdef bint _tail_named
-    cdef int32_t _param_count           # without the tail
-    cdef uint8_t _param_segments[ROUTER_MAX_PARAMS]
 
 
 cdef class Match:

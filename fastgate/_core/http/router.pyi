@@ -1,18 +1,9 @@
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Never, final
+from typing import Any, Never, final
 
-__all__ = ["Match", "Route", "Router"]
+from fastgate._core.http.route import Route
 
-@final
-class Route:
-    value: Any
-    pattern: str
-    predicates: int
-    host: str | None
-    param_names: tuple[bytes, ...]
-    kind: Literal["literal", "params", "regex", "prefix"]
-    order: int
-    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
+__all__ = ["Match", "Router"]
 
 @final
 class Match:

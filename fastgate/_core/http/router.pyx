@@ -45,9 +45,10 @@ from libc.string cimport memcpy
 
 from fastgate._core.arguments cimport int_argument
 from fastgate._core.debug cimport debug_live_add, debug_live_count
+from fastgate._core.http.route cimport leaf_of, plant
 from fastgate._core.shm.texttable cimport reversed_hash, table_allocate, table_find, table_insert, text_hash
 
-__all__ = ["Match", "Route", "Router"]
+__all__ = ["Match", "Router"]
 
 cdef enum:
     EXACT = 0
@@ -85,17 +86,6 @@ cdef void release(Router self) noexcept:
 
 
 # --- the classes -----------------------------------------------------------------------------------------------------------
-
-@cython.final
-cdef class Route:
-    """One pattern in a router, and the caller's value. Created by Router.add()."""
-
-    def __init__(self):
-        raise TypeError("a Route is created by Router.add()")
-
-    def __repr__(self):
-        return f"<Route {self.host or '*'} {self.pattern} predicates={self.predicates}>"
-
 
 @cython.final
 cdef class Match:
@@ -516,63 +506,6 @@ cdef Route search_regexes(Router self, int32_t index, search_t* search, match_t*
             out.count = at
         return <Route>found
     return None
-
-
-cdef int plant(Route route, dict buckets, dict literals, dict edges, list nodes, list bucket_rows) except -1:
-    """Sorts one route into the dictionaries from which freezing() fills the tables."""
-    cdef list row
-    bucket = buckets.get(route.host)
-    if bucket is None:
-        bucket = buckets[route.host] = len(bucket_rows)
-        bucket_rows.append([-1, None, False])
-    row = bucket_rows[bucket]
-    if route.kind == "literal":
-        literals.setdefault((bucket, route._segments[0]), []).append(route)
-        row[2] = True
-        return 0
-    if route.kind == "regex":
-        if row[1] is None:
-            row[1] = {}
-        row[1].setdefault(route.pattern, []).append(route)
-        return 0
-    if row[0] < 0:
-        row[0] = len(nodes)
-        nodes.append([-1, None, None, False])
-    node = row[0]
-    for segment in route._segments:
-        if segment is None:
-            child = nodes[node][0]
-            if child < 0:
-                child = nodes[node][0] = len(nodes)
-                nodes.append([-1, None, None, False])
-        else:
-            child = edges.get((node, segment))
-            if child is None:
-                child = edges[node, segment] = len(nodes)
-                nodes.append([-1, None, None, False])
-                nodes[node][3] = True
-        node = child
-    row = nodes[node]
-    index = 1 if route._tail < 0 else 2
-    if row[index] is None:
-        row[index] = []
-    row[index].append(route)
-    return 0
-
-
-cdef int32_t leaf_of(list leaves, list order, list routes) except -2:
-    """Appends the routes, best first, and returns the number of their leaf; -1 for None."""
-    if routes is None:
-        return -1
-    if len(routes) > 1:
-        routes.sort(key=_rank)
-    leaves.append((len(order), len(routes)))
-    order.extend(routes)
-    return <int32_t>(len(leaves) - 1)
-
-
-def _rank(Route route):
-    return (-route.predicates, route.order)
 
 
 cdef void split(search_t* search) noexcept nogil:

@@ -76,7 +76,7 @@ cdef enum:
     BUCKET = 16
     RESERVE = 2                 # entries of a bucket that a rule with FEW in it leaves to others
     FEW = 6
-    RULE_SHIFT = 2              # from bits 14 to 23, as in a mark of table.pyx, to bits 16 to 25: the tag lies below
+    RULE_SHIFT = 2              # from bits 14 to 23, as in a mark of table_slots.pyx, to bits 16 to 25: the tag lies below
     LARGEST_CAPACITY = 8_000_000
     LARGEST_SEATS = 4096        # 1024 workers, four generations
     LANE_MOST = 65_535

@@ -1,7 +1,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Literal, final
 
-from fastgate._core.limits.limits import Decision, Limit, Refusal
+from fastgate._core.limits.decision import Decision, Refusal
+from fastgate._core.limits.limits import Limit
 from fastgate._core.shm.shm import SharedMemory
 from fastgate._core.shm.table import LimiterTable, _Statistics
 

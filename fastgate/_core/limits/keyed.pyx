@@ -10,7 +10,7 @@ WHO WRITES  one swing of one index word per decision. All limits of a key lie in
             refusal writes nothing, and a process that dies has either taken from all of them or from none.
 COST        three limits, 1 000 000 keys in shared memory: under 300 ns from Python, most of it two cache misses.
             126 bytes per key up to 5 words of state (a bucket is 1, a window 2), 238 up to 13.
-SOURCES     limits.pyx and table.pyx name theirs; SipHash: hashing.pyx
+SOURCES     limits.pyx and table_slots.pyx name theirs; SipHash: hashing.pyx
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -226,7 +226,7 @@ cdef class KeyedLimiter:
         """The Decision; if allowed, `amount` was taken from every limit of the key, else nothing was.
 
         amount: one int for all limits, or a tuple with one per limit (0 = this limit does not count it). source: who brought the
-        key, str or bytes; new keys of one source cannot take the room that those of others need (table.pyx, Shares).
+        key, str or bytes; new keys of one source cannot take the room that those of others need (table_slots.pyx, Shares).
         """
         return self.decision(key, amount, now_ns, True, source)
 

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from fastgate._core.limits.decision cimport NEVER, Decision, Refusal, new_decision, new_refusal
 from fastgate._core.shm.shm cimport SharedMemory
 from fastgate._core.shm.table cimport LimiterTable, cursor_t
 
@@ -12,11 +13,9 @@ cdef enum:
 
 cdef extern from *:
     """
-    #define FASTGATE_NEVER INT64_MAX
     #define FASTGATE_LATEST_NS ((INT64_C(1) << 62) - 1)
     #define FASTGATE_LARGEST ((INT64_C(1) << 39) - 1)
     """
-    const int64_t NEVER "FASTGATE_NEVER"            # retry_after_ns of an amount that can never be granted
     const int64_t LATEST_NS "FASTGATE_LATEST_NS"    # the largest now_ns: the year 2116 of Unix time
     const int64_t LARGEST "FASTGATE_LARGEST"        # the largest limit, burst and amount
 
@@ -39,30 +38,16 @@ cdef bint limit_take(const limit_t* limit, int64_t* state, int64_t amount, int64
                      outcome_t* outcome) noexcept nogil
 # Debits without asking, down to one whole limit below zero; what was debited.
 cdef int64_t limit_charge(const limit_t* limit, int64_t* state, int64_t amount, int64_t now_ns) noexcept nogil
-# Gives back what was taken at taken_ns; what was given back (a window that has passed takes nothing back).
+# Refunds what was taken at taken_ns; what was refunded (a window that has passed refunds nothing).
 cdef int64_t limit_refund(const limit_t* limit, int64_t* state, int64_t amount, int64_t taken_ns,
                           int64_t now_ns) noexcept nogil
-# Nanoseconds until the state is as good as new; 0 if it is.
+# Nanoseconds until the state is unused again; 0 if it is.
 cdef int64_t limit_reset_ns(const limit_t* limit, const int64_t* state, int64_t now_ns) noexcept nogil
 # The same, rounded up cheaply (for the idle-at of a table entry).
 cdef int64_t limit_idle_at_ns(const limit_t* limit, const int64_t* state, int64_t now_ns) noexcept nogil
 cdef int limit_state_words(const limit_t* limit) noexcept nogil
 
 cdef int64_t now_argument(object now_ns) except -1
-
-
-cdef class Decision:
-    cdef readonly bint allowed
-    cdef readonly int limit
-    cdef readonly int64_t remaining
-    cdef readonly int64_t retry_after_ns
-    cdef readonly int64_t reset_ns
-
-cdef class Refusal(Decision):
-    pass
-
-cdef Decision new_decision(bint allowed, int limit, int64_t remaining, int64_t retry_after_ns, int64_t reset_ns)
-cdef Refusal new_refusal(int limit, int64_t remaining, int64_t retry_after_ns, int64_t reset_ns)
 
 
 cdef class Limit:

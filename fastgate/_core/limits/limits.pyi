@@ -1,25 +1,9 @@
-from typing import ClassVar, Literal, final
+from typing import ClassVar
 
+from fastgate._core.limits.decision import Decision
 from fastgate._core.shm.shm import SharedMemory
 
-__all__ = ["Decision", "FixedWindow", "Limit", "Refusal", "SlidingWindow", "TokenBucket", "live_objects"]
-
-class Decision:
-    NEVER: ClassVar[int]
-    allowed: bool
-    limit: int
-    remaining: int
-    retry_after_ns: int
-    reset_ns: int
-    def __bool__(self) -> bool: ...
-    @property
-    def retry_after_s(self) -> float: ...
-    @property
-    def reset_s(self) -> float: ...
-
-@final
-class Refusal(Decision):
-    def __bool__(self) -> Literal[False]: ...
+__all__ = ["FixedWindow", "Limit", "SlidingWindow", "TokenBucket", "live_objects"]
 
 class Limit:
     @property

@@ -11,7 +11,7 @@ STATE       TokenBucket     [time the bucket is full again, in ticks]           
             A tick is a token / 2**shift with the shift chosen so that a tick lasts 1 to 2 ns: then one multiplication turns
             nanoseconds into ticks, the rate is exact to 2**-61 whatever it is, and `burst` tokens are exactly that many.
             A window's number is now // window: windows start at multiples of their length on the caller's clock.
-WHO WRITES  A bucket: CAS on its word, from any process or thread. A window in shared memory: one table entry (table.pyx), changed
+WHO WRITES  A bucket: CAS on its word, from any process or thread. A window in shared memory: one table entry (table_slots.pyx), changed
             in one swing. Private windows: the GIL.
             A clock that goes back frees nothing: the bucket keeps its debt and the window its count. A state that lies more than
             a minute beyond what it could (a clock set back by more) is taken over to the new time, amounts kept, so that a
@@ -40,7 +40,7 @@ from fastgate._core.shm.table cimport (
 
 from fractions import Fraction
 
-__all__ = ["Decision", "FixedWindow", "Limit", "Refusal", "SlidingWindow", "TokenBucket", "live_objects"]
+__all__ = ["FixedWindow", "Limit", "SlidingWindow", "TokenBucket", "live_objects"]
 
 cdef extern from *:
     """
@@ -174,13 +174,13 @@ cdef inline int64_t sliding_weight(const limit_t* limit, const sliding_t* s, int
     cdef int64_t elapsed = now_ns - s.number * limit.window_ns
     if s.before == 0:
         return 0
-    if elapsed <= 0:        # the clock went back a little: time stands still
+    if elapsed <= 0:        # the clock went back a little: no time has passed
         return s.before
     return limits_ceil(s.before, limit.window_ns - elapsed, limit.window_ns)
 
 
 cdef int64_t sliding_wait(const limit_t* limit, const sliding_t* s, int64_t amount, int64_t now_ns) noexcept nogil:
-    """Nanoseconds until `amount` (refused now, but at most the limit) would be granted if nobody else takes."""
+    """Nanoseconds until `amount` (refused now, but at most the limit) would be granted if no other call takes anything."""
     cdef int64_t room = limit.limit - amount - s.used
     cdef int64_t start = s.number * limit.window_ns
     if room >= 0:           # the window before has to fade: before * left / window <= room
@@ -293,7 +293,7 @@ cdef int64_t limit_reset_ns(const limit_t* limit, const int64_t* state, int64_t 
 
 
 cdef int64_t limit_idle_at_ns(const limit_t* limit, const int64_t* state, int64_t now_ns) noexcept nogil:
-    """A time from which on the state is as good as new; for a bucket rounded up by at most a part in 2**50."""
+    """A time from which the state is unused again; for a bucket rounded up by at most a part in 2**50."""
     cdef double ticks
     if limit.kind == BUCKET:
         ticks = <double>(state[0] - limits_ticks(now_ns, limit.ticks_per_ns))
@@ -313,61 +313,6 @@ cdef int64_t now_argument(object now_ns) except -1:
 
 
 # --- objects
-
-@cython.freelist(64)
-cdef class Decision:
-    """What a limiter decided. True in a condition if allowed. Made by decide(), take() and peek().
-
-    limit: which limit was the tightest, by position: of the refusing ones the one with the longest wait, else the one with the
-    least remaining; -1 if the table had no place for a new key. remaining: what could still be taken from it now.
-    retry_after_ns: when the same call would be granted if nobody else takes; 0 if allowed, NEVER (2**63 - 1) if the amount is more
-    than the limit. reset_ns: when that limit is as good as new.
-    """
-
-    NEVER = 2**63 - 1
-
-    def __bool__(self):
-        return self.allowed
-
-    @property
-    def retry_after_s(self):
-        """retry_after_ns in seconds; inf for NEVER."""
-        return float("inf") if self.retry_after_ns == NEVER else self.retry_after_ns / 1e9
-
-    @property
-    def reset_s(self):
-        """reset_ns in seconds."""
-        return self.reset_ns / 1e9
-
-    def __repr__(self):
-        return (f"{type(self).__name__}(allowed={self.allowed}, limit={self.limit}, remaining={self.remaining}, "
-                f"retry_after_s={self.retry_after_s}, reset_s={self.reset_s})")
-
-
-@cython.final
-cdef class Refusal(Decision):
-    """A Decision that is never allowed. Made by KeyedLimiter.reserve() where there is no Reservation, so that a type checker
-    can tell the two apart by their truth."""
-
-
-cdef Decision new_decision(bint allowed, int limit, int64_t remaining, int64_t retry_after_ns, int64_t reset_ns):
-    cdef Decision made = Decision.__new__(Decision)
-    made.allowed = allowed
-    made.limit = limit
-    made.remaining = remaining
-    made.retry_after_ns = retry_after_ns
-    made.reset_ns = reset_ns
-    return made
-
-
-cdef Refusal new_refusal(int limit, int64_t remaining, int64_t retry_after_ns, int64_t reset_ns):
-    cdef Refusal made = Refusal.__new__(Refusal)
-    made.limit = limit
-    made.remaining = remaining
-    made.retry_after_ns = retry_after_ns
-    made.reset_ns = reset_ns
-    return made
-
 
 cdef class Limit:
     """What TokenBucket, FixedWindow and SlidingWindow have in common. Make one of those.
@@ -486,7 +431,7 @@ cdef class Limit:
         return self.adjust_at(n, now, now)
 
     def refund(self, amount, taken_ns=None, now_ns=None):
-        """Gives back what was taken at taken_ns (default: now_ns) and not used; returns how much came back.
+        """Refunds what was taken at taken_ns (default: now_ns) and not used; returns how much was refunded.
 
         A bucket takes back up to full; a window only into the window it was taken from (a sliding one also into the window before).
         """

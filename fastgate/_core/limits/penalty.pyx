@@ -3,7 +3,7 @@
 WHAT        strike(key) counts a violation; `strikes` of them within within_s start a ban of bans_s[0], the next time of bans_s[1], and so on;
             the last step repeats. A key that behaves for forget_s after its last ban begins again at the first step.
 STATE       per key one table entry: [banned until, ns] [first strike of this count, ns] [strikes 32 | set by hand 1 | step 31] [last ban's end or strike, ns]
-WHO WRITES  one swing per strike (table.pyx); banned() only reads.
+WHO WRITES  one swing per strike (table_slots.pyx); banned() only reads.
             Strikes during a ban count nothing: a ban ends. A clock set back cannot make a ban longer than the longest step.
 COST        banned about 60 ns, strike about 100 ns from Python; 126 bytes per key of capacity.
 SOURCES     fail2ban (bantime.increment); HAProxy stick tables

@@ -42,6 +42,7 @@ from fastgate._core.shm.atomic cimport (
     atomic_add_relaxed_u64, atomic_cas_u64, atomic_load, atomic_load_u64, atomic_store, atomic_store_u64,
 )
 from fastgate._core.resilience.breaker_window cimport count_in_window, learn, limits, sum_window
+from fastgate._core.resilience.breaker_word cimport LATEST_NS, is_over, later, open_time_ns, tag_of, word_of
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.debug cimport debug_live_add, debug_live_count
 
@@ -54,63 +55,12 @@ from fastgate._core.resilience.protect import exception_classes, protected
 __all__ = ["CircuitBreaker", "CircuitOpen"]
 
 cdef enum:
-    TAG_BITS = 40
     MAX_TRIPS = 63
     COUNT_12 = 4095
     COUNT_24 = 16777215
 
-cdef int64_t LATEST_NS = 0x7FFFFFFFFFFFFFFF
-cdef int64_t SKEW_NS = 1_000_000_000    # how far clocks of two readers may differ before "the clock went back" is concluded
-cdef uint64_t TAG_MASK = (<uint64_t>1 << TAG_BITS) - 1
-
 
 # --- the slot ---------------------------------------------------------------------------------------------------------------
-
-cdef inline int64_t later(int64_t now_ns, int64_t span_ns) noexcept nogil:
-    """now + span without overflow."""
-    return now_ns + span_ns if now_ns <= LATEST_NS - 127 - span_ns else LATEST_NS - 127
-
-
-cdef inline uint64_t word_of(int state, uint64_t trips, int64_t time_ns) noexcept nogil:
-    """The state word; the time is rounded up to 128 ns, so an open time is never cut short."""
-    return (<uint64_t>time_ns + 127) >> 7 << 8 | trips << 2 | <uint64_t>state
-
-
-cdef inline uint64_t tag_of(uint64_t word) noexcept nogil:
-    return word >> 8 & TAG_MASK
-
-
-cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
-    """splitmix64's output function."""
-    x += <uint64_t>0x9E3779B97F4A7C15
-    x = (x ^ x >> 30) * <uint64_t>0xBF58476D1CE4E5B9
-    x = (x ^ x >> 27) * <uint64_t>0x94D049BB133111EB
-    return x ^ x >> 31
-
-
-cdef int64_t open_time_ns(const breaker_config_t* c, uint64_t trips, int64_t now_ns) noexcept nogil:
-    """How long the trips-th opening in a row lasts."""
-    cdef double factor = 1.0, before = 0.0, span
-    cdef int step
-    if c.backoff == BREAKER_LINEAR:
-        factor = <double>trips
-    elif c.backoff == BREAKER_EXPONENTIAL:
-        factor = <double>(<uint64_t>1 << (trips - 1))
-    elif c.backoff == BREAKER_FIBONACCI:
-        for step in range(1, <int>trips):
-            factor, before = factor + before, factor
-    span = <double>c.recovery_ns * factor
-    if span > <double>c.max_recovery_ns:
-        span = <double>c.max_recovery_ns
-    if c.jitter_ratio > 0:
-        span *= 1.0 + c.jitter_ratio * (<double>(mixed(c.seed ^ trips ^ <uint64_t>now_ns) >> 11) * (1.0 / 9007199254740992.0))
-    return <int64_t>span
-
-
-cdef inline bint is_over(int64_t until_ns, int64_t now_ns, int64_t longest_ns) noexcept nogil:
-    """True when until has passed, or lies so far ahead that it was not set by this clock (a reboot, a clock set back)."""
-    return now_ns >= until_ns or until_ns - now_ns > 2 * longest_ns + SKEW_NS
-
 
 cdef inline void said(int32_t* moved, uint64_t old, uint64_t new) noexcept nogil:
     if moved != NULL:

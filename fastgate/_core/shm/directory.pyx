@@ -39,6 +39,10 @@ from fastgate._core.shm.atomic cimport (
     atomic_add_relaxed, atomic_add_u64, atomic_cas, atomic_cas_u64, atomic_fence, atomic_load, atomic_load_relaxed, atomic_load_relaxed_u64, atomic_load_u64,
     atomic_store, atomic_store_relaxed, atomic_store_relaxed_u64, atomic_store_u64,
 )
+from fastgate._core.shm.directory_arena cimport (
+    AT_CAPACITY, AT_COMPACTIONS, AT_ENTRIES, AT_GENERATION, AT_HIGH, AT_LAYOUT, AT_LIVE, AT_LOADED, AT_NAME, AT_SCRATCH, AT_STATE, AT_TAKEOVERS, AT_UNITS, AT_WRITER, HEADER_WORDS, MAX_UNITS, PLACE_BITS, UNIT, WATCHES,
+    arena_compact, arena_rebuild, next_head, place_of, units_of,
+)
 from fastgate._core.shm.owners cimport owner_alive, owner_self
 from fastgate._core.shm.shm cimport SharedMemory
 
@@ -58,29 +62,8 @@ cdef extern from *:
 
 cdef enum:
     LAYOUT = 2
-    HEADER_WORDS = 16
-    WATCHES = 256                   # a power of two; there are about ten kinds of documents
-    UNIT = 16                       # bytes; blobs have about 150, so half a unit is lost on each
     LENGTH_BYTES = 4
-    UNITS_BITS = 16
-    PLACE_BITS = 26
-    MAX_UNITS = (1 << UNITS_BITS) - 1
     LARGEST_CAPACITY = 1 << 27
-    # words of the header
-    AT_STATE = 0                    # 0 new, DIRECTORY_MAGIC ready, else the owner that is initializing it
-    AT_LAYOUT = 1
-    AT_CAPACITY = 2
-    AT_UNITS = 3
-    AT_SCRATCH = 4
-    AT_WRITER = 5
-    AT_NAME = 6                     # random id of this directory
-    AT_ENTRIES = 7
-    AT_COMPACTIONS = 9
-    AT_TAKEOVERS = 10
-    AT_LIVE = 11
-    AT_LOADED = 12
-    AT_HIGH = 13                    # number of records ever in use; those after it are untouched memory
-    AT_GENERATION = 8               # on the second line
 
 LARGEST_BLOB = MAX_UNITS * UNIT - LENGTH_BYTES
 """Bytes; less in an arena of under 4 MB, of which a quarter is scratch."""
@@ -90,30 +73,6 @@ cdef object LARGEST_ARENA = UNIT << PLACE_BITS
 
 class DirectoryFull(Exception):
     """No record or no space in the arena is left. Nothing was changed. Raised by Directory.put()."""
-
-
-ctypedef struct blob_t:
-    uint64_t place
-    uint64_t record
-
-
-cdef int by_place(const void* a, const void* b) noexcept nogil:
-    cdef uint64_t left = (<const blob_t*>a).place
-    cdef uint64_t right = (<const blob_t*>b).place
-    return -1 if left < right else left > right
-
-
-cdef inline uint64_t units_of(uint64_t head) noexcept nogil:
-    return head & MAX_UNITS
-
-
-cdef inline uint64_t place_of(uint64_t head) noexcept nogil:
-    return (head >> UNITS_BITS) & ((<uint64_t>1 << PLACE_BITS) - 1)
-
-
-cdef inline uint64_t next_head(uint64_t head, uint64_t place, uint64_t units) noexcept nogil:
-    """The head after this one: one change more, and the blob at this place."""
-    return (((head >> (UNITS_BITS + PLACE_BITS)) + 1) << (UNITS_BITS + PLACE_BITS)) | (place << UNITS_BITS) | units
 
 
 cdef inline uint64_t units_for(size_t n) noexcept nogil:
@@ -472,7 +431,7 @@ cdef class Directory:
             # The old blob of this record counts as live until the new one is in place.
             if d.live + units > d.units:
                 raise DirectoryFull(f"the arena of {d.units * UNIT} bytes is full")
-            self.compact()
+            arena_compact(d)
         at = d.arena + d.top * UNIT
         memcpy(at, &length, LENGTH_BYTES)
         memcpy(at + LENGTH_BYTES, PyBytes_AS_STRING(blob), length)
@@ -497,119 +456,10 @@ cdef class Directory:
                     atomic_add_u64(&d.header[AT_TAKEOVERS], 1)
                 found = me
         if d.writer != me or d.generation != atomic_load_u64(&d.header[AT_GENERATION]):
-            self.rebuild()
+            arena_rebuild(d)
             d.writer = me
             d.generation = atomic_load_u64(&d.header[AT_GENERATION])
         return 0
-
-    cdef int rebuild(self) except -1:
-        """Finds the free records and the live blobs, and completes what a killed writer left half done."""
-        cdef directory_t* d = &self.d
-        cdef unsigned char* is_linked = <unsigned char*>calloc(d.capacity, 1)
-        cdef uint64_t i, at, head
-        cdef uint64_t count = 0
-        cdef uint64_t* link
-        cdef bint strayed = False
-        cdef int watch
-        if d.free == NULL:
-            d.free = <uint32_t*>malloc(d.capacity * sizeof(uint32_t))
-        if is_linked == NULL or d.free == NULL:
-            free(is_linked)
-            raise MemoryError(f"capacity: {d.capacity} entries")
-        d.live = 0
-        d.top = 0
-        d.free_count = 0
-        # Chain by chain, by following the records: buckets that no record refers to are untouched memory.
-        for i in range(d.header[AT_HIGH]):
-            link = &d.buckets[d.records[i].digest[0] & d.mask]
-            while link[0] != 0:
-                at = link[0] - 1
-                head = d.records[at].head
-                if units_of(head) == 0:
-                    atomic_store_u64(link, d.records[at].next)      # removed, but not yet unlinked from its chain
-                    continue
-                if not is_linked[at]:
-                    is_linked[at] = 1
-                    count += 1
-                    d.live += units_of(head)
-                    if place_of(head) >= d.units:
-                        strayed = True
-                    else:
-                        d.top = max(d.top, place_of(head) + units_of(head))
-                link = &d.records[at].next
-        # From the end, so that the first records are used first.
-        for i in range(d.header[AT_HIGH]):
-            at = d.header[AT_HIGH] - 1 - i
-            if not is_linked[at]:
-                if units_of(d.records[at].head) != 0:               # filled, but never put into its chain
-                    atomic_store_u64(&d.records[at].head, next_head(d.records[at].head, 0, 0))
-                d.free[d.free_count] = <uint32_t>at
-                d.free_count += 1
-        free(is_linked)
-        d.header[AT_LIVE] = d.live
-        atomic_store_u64(&d.header[AT_ENTRIES], count)
-        if strayed:
-            self.compact()
-        # The last change of the previous writer may be in effect without having been announced.
-        atomic_add_u64(&d.header[AT_GENERATION], 1)
-        for watch in range(WATCHES):
-            atomic_add_u64(&d.watches[2 * watch + 1], 1)
-        return 0
-
-    cdef int compact(self) except -1:
-        """Moves the blobs to the beginning of the arena, each with one change of its head; may be killed at any instruction.
-
-        Readers continue meanwhile: a place is overwritten only after the head that referred to it was changed.
-        """
-        cdef directory_t* d = &self.d
-        cdef uint64_t count = 0
-        cdef uint64_t i, head, units, place
-        cdef uint64_t top = 0
-        cdef blob_t* blobs = <blob_t*>malloc((d.capacity + 1) * sizeof(blob_t))
-        if blobs == NULL:
-            raise MemoryError(f"capacity: {d.capacity} entries")
-        for i in range(d.header[AT_HIGH]):
-            head = d.records[i].head
-            if units_of(head) != 0:
-                blobs[count].place = place_of(head)
-                blobs[count].record = i
-                count += 1
-        qsort(blobs, count, sizeof(blob_t), by_place)
-        if count != 0 and blobs[count - 1].place >= d.units:
-            # A previous compaction was killed with a blob in the scratch area. Its original gap still exists.
-            units = units_of(d.records[blobs[count - 1].record].head)
-            top = 0
-            for i in range(count - 1):
-                if blobs[i].place - top >= units:
-                    break
-                top = blobs[i].place + units_of(d.records[blobs[i].record].head)
-            move(d, blobs[count - 1].record, top)
-            blobs[count - 1].place = top
-            qsort(blobs, count, sizeof(blob_t), by_place)
-            top = 0
-        for i in range(count):
-            place = blobs[i].place
-            units = units_of(d.records[blobs[i].record].head)
-            if place != top:
-                if place - top < units:
-                    move(d, blobs[i].record, d.units)               # it would be overwritten while it is being read
-                move(d, blobs[i].record, top)
-            top += units
-        free(blobs)
-        d.top = top
-        d.header[AT_COMPACTIONS] += 1
-        atomic_add_u64(&d.header[AT_GENERATION], 1)
-        d.generation = atomic_load_u64(&d.header[AT_GENERATION])
-        return 0
-
-
-cdef void move(directory_t* d, uint64_t index, uint64_t place) noexcept nogil:
-    """Copies the blob of a record to another, unused place, and changes the head."""
-    cdef record_t* record = &d.records[index]
-    cdef uint64_t head = record.head
-    memcpy(d.arena + place * UNIT, d.arena + place_of(head) * UNIT, units_of(head) * UNIT)
-    atomic_store_u64(&record.head, next_head(head, place, units_of(head)))
-
 
 cdef uint64_t bucket_count(uint64_t capacity) noexcept nogil:
     cdef uint64_t count = 1

@@ -1,30 +1,25 @@
-# The declarations of epochs.pyx, for cimport.
+"""Public C interface of fastgate._core.shm.epochs."""
 
 from libc.stdint cimport int64_t, uint64_t
 
 from fastgate._core.cache.cache cimport Cache
 from fastgate._core.hashing cimport hash128_t
+from fastgate._core.shm.fills cimport FILL_ALONE, FILL_BUSY, FILL_NONE, fills_t
 from fastgate._core.shm.shm cimport SharedMemory
 
 cdef enum:
-    # Kinds of purge records; text is empty for PURGE_ALL.
+    # The kind of a purge record; text is empty for PURGE_ALL.
     PURGE_ALL = 1
     PURGE_KEY = 2
     PURGE_TAG = 3
     PURGE_PREFIX = 4
     PURGE_PATTERN = 5
-    # Results of fill_lead and fill_state; 0 and above: a fill that this process now leads; pass it to c_done.
-    FILL_NONE = -1          # state only: no process fetches this key
-    FILL_BUSY = -2          # a process fetches it: wait, look into the cache, ask again
-    FILL_ALONE = -3         # do not wait: the response was not shareable, or the table was full
 
 
 cdef class Epochs:
     cdef int64_t* header
-    cdef uint64_t* fill_words
+    cdef fills_t fill_table
     cdef char* ring
-    cdef int64_t generation         # fork_generation() when the slot was taken
-    cdef int64_t slot
     cdef uint64_t secret[2]
     cdef readonly Py_ssize_t purges
     cdef readonly Py_ssize_t fills
@@ -39,7 +34,7 @@ cdef class Epochs:
     cdef bint c_concerns(self, const char* key, Py_ssize_t n, tuple tags, int64_t since) except -1
     # Brings a worker's cache up to date; returns the number to remember and compare with c_sequence.
     cdef int64_t c_apply(self, Cache cache, int64_t seen) except -1
-    # Fills: see FILL_* above. max_age_ns: time after which a leader without a result is replaced.
+    # Fills: see FILL_* above. max_age_ns: when a silent leader is given up.
     cdef void c_hash(self, const void* key, size_t n, hash128_t* out) noexcept nogil
     cdef int64_t c_lead(self, const hash128_t* key, int64_t max_age_ns, int64_t now_ns) noexcept nogil
     cdef int64_t c_state(self, const hash128_t* key, int64_t max_age_ns, int64_t now_ns) noexcept nogil
@@ -53,5 +48,3 @@ cdef class Epochs:
     cdef void unlock(self) noexcept nogil
     cdef int64_t append(self, int kind, bint far, const char* text, Py_ssize_t n) noexcept nogil
     cdef int64_t purge(self, int kind, object text, str name, bint far) except -1
-    cdef bint ready(self) noexcept nogil
-    cdef bint is_over(self, uint64_t word, int64_t max_age_ns, int64_t now_ns) noexcept nogil

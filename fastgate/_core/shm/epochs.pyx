@@ -1,43 +1,39 @@
-"""Epochs: the purges and the fetches in progress of all processes of a host.
+"""Epochs: which cached responses are no longer valid, and which are being fetched, for all processes of a host.
 
-WHAT        The purge log: numbered records (everything, one key, one tag, a prefix, a pattern) that every process applies to its
-            own cache before its next lookup. A purge is in effect on the whole host when its call returns.
-            The fills: which process is fetching a key, so that the others wait instead of fetching it too.
+WHAT        The purge log: numbered records (everything, one key, one tag, a prefix, a pattern) that every process applies to its own
+            cache before its next lookup. A purge is in effect on the whole host when its call returns.
+            The fills: which process is fetching a key (fills.pyx).
             The roles: tasks that one process of a host does for all (reading the purge bus), with a few words each.
-            It holds no responses; cache.pyx and the disk store do.
+            It stores no responses; cache.pyx and the store on disk do.
 STATE       header 32 words | roles 8 × 8 words | slots 1024 words | ring of records | fills, 8 words to a bucket
 
               record   sequence | kind 8, far 8, length 48 | time, ns | text up to 1 024 bytes
-              fill     fingerprint 36 | mark 2 | slot 10 | time in 2**23 ns 16         0 = free
 
-            A sequence starts at the wall clock's nanoseconds, so that numbers stored on disk by an earlier run are older
-            than all of this one. Readers that fall behind by more than the ring holds treat that as a purge of everything.
-            A record is written before `head` refers to it, and under its own sequence word (a seqlock), so that a reader of an
-            overwritten record detects it.
-            Fill: 36 bits of fingerprint and the bucket represent the key. Two keys that collide (1 in 10**13) share
-            a wait, never a response. A new word is inserted marked pending, then the bucket is searched for a rival: a
-            pending one is removed, a live one wins. So one leads.
-WHO WRITES  records and `head`: the holder of the lock word. The lock contains its owner's name; the lock of a dead process is
-            taken over, and its incomplete record was not yet referred to by `head`. Fill words: CAS only. A process killed at
-            any instruction leaves at most a fill that ends by its age, by the death of its owner, or when its slot is reused.
-COST        no new purge: one load. c_lead, c_done: one cache line, two CAS, about 30 ns. An append about 100 ns.
-            Memory: 1 048 bytes a purge, 8 bytes a fill.
-SOURCES     Varnish bans and its busy objects; Lameter, Effective synchronization on Linux (seqlock); robust futexes.
+            A sequence begins at the wall clock's nanoseconds, so that numbers stored on disk by an earlier run are older than all of this
+            one. A reader that is behind by more than the ring holds treats that as a purge of everything.
+            A record is written before `head` refers to it, and under its own sequence word (a seqlock), so that a reader of an overwritten
+            record notices.
+WHO WRITES  Records and `head`: the holder of the lock word. The lock carries its owner's identity; the lock of a dead process is taken
+            over, and `head` did not yet refer to what it had half written.
+COST        Nothing new: one load. An append about 100 ns. Memory: 1 048 bytes a purge, 8 bytes a fill.
+SOURCES     Varnish bans; Lameter, Effective synchronization on Linux (seqlock); robust futexes.
 """
 
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from fastgate._core.arguments cimport int_argument, text_argument
 from fastgate._core.shm.atomic cimport (
-    atomic_add_relaxed, atomic_cas, atomic_cas_u64, atomic_fence, atomic_load, atomic_load_relaxed, atomic_load_u64,
-    atomic_max, atomic_store,
+    atomic_add_relaxed, atomic_cas, atomic_fence, atomic_load, atomic_load_relaxed, atomic_max, atomic_store,
 )
 from fastgate._core.cache.cache cimport Cache
 from fastgate._core.clock cimport monotonic_ns, realtime_ns
 from fastgate._core.http.glob cimport glob_check, glob_match
 from fastgate._core.hashing cimport hash128, hash128_t, hash_key_random
-from fastgate._core.shm.owners cimport fork_generation, owner_alive, owner_self
+from fastgate._core.shm.fills cimport (
+    FILL_BUCKET, FILL_BUSY, FILL_SLOTS, FILLS_CROWDED, FILLS_LED, FILLS_TAKEN_OVER, fills_done, fills_lead, fills_state, fills_under_way,
+)
+from fastgate._core.shm.owners cimport owner_alive, owner_self
 from fastgate._core.shm.shm cimport SharedMemory
 
 from collections import namedtuple
@@ -53,11 +49,9 @@ cdef extern from *:
         if (round < 64) sched_yield(); else nanosleep(&t, NULL);
     }
     static inline void epochs_read_fence(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
-    static inline uint64_t epochs_scale(uint64_t hash, uint64_t n) { return (uint64_t)(((unsigned __int128)hash * n) >> 64); }
     """
     void epochs_pause(int round) noexcept nogil
     void epochs_read_fence() noexcept nogil
-    uint64_t epochs_scale(uint64_t hash, uint64_t n) noexcept nogil
 
 cdef enum:
     LAYOUT = 1
@@ -69,58 +63,22 @@ cdef enum:
     AT_APPLIED = 9
     AT_LOCK = 16
     AT_SECRET = 17          # 2 words
-    AT_LED = 24             # counters
-    AT_TAKEN_OVER = 25
-    AT_CROWDED = 26
+    AT_FILLS = 24           # counters of fills.pyx
     ROLES = 8
     ROLE_WORDS = 8          # the owner, and NOTES words
     NOTES = 7
-    SLOTS = 1024
     TEXT_MAX = 1024         # as in cache.pyx
     RECORD_BYTES = 1048
     RECORD_TEXT = 24
-    BUCKET = 8              # fills of one cache line
-    TRIES = 64
-    # the fill word
-    FILL_LEADING = 0
-    FILL_PENDING = 1
-    FILL_SPENT = 2          # fetched, and not shareable
-    TICK_SHIFT = 23         # 8.4 ms; its 16 bits wrap in 9 minutes
-    LOCK_ROUNDS = 5000      # about 0.3 s: a holder needs 100 ns, so it has been stopped
-
-cdef int64_t SPENT_NS = 1_000_000_000
-cdef int64_t MAX_AGE_NS = 300_000_000_000
+    LOCK_ROUNDS = 5000      # about 0.3 s: a holder needs 100 ns, so it was suspended
 
 Purge = namedtuple("Purge", "sequence kind text is_far realtime_ns")
 KINDS = (None, "all", "key", "tag", "prefix", "pattern")
 
 
-cdef inline uint64_t fill_word(const hash128_t* key, uint64_t mark, int64_t slot, int64_t now_ns) noexcept nogil:
-    cdef uint64_t print_ = key.high >> 28
-    return (print_ << 28) | (mark << 26) | (<uint64_t>slot << 16) | ((<uint64_t>now_ns >> TICK_SHIFT) & 0xffff)
-
-
-cdef inline uint64_t fill_mark(uint64_t word) noexcept nogil:
-    return (word >> 26) & 3
-
-
-cdef inline int64_t fill_slot(uint64_t word) noexcept nogil:
-    return <int64_t>((word >> 16) & 0x3ff)
-
-
-cdef inline int64_t fill_age_ns(uint64_t word, int64_t now_ns) noexcept nogil:
-    cdef uint64_t ticks = ((<uint64_t>now_ns >> TICK_SHIFT) - word) & 0xffff
-    # Another process may have read its clock after this one: up to 2 s from the future counts as now.
-    return <int64_t>(ticks << TICK_SHIFT) if ticks < 0xff00 else 0
-
-
-cdef inline bint fill_is(uint64_t word, const hash128_t* key) noexcept nogil:
-    return word != 0 and word >> 28 == key.high >> 28
-
-
 cdef class Epochs:
     """Epochs(purges=1024, fills=65536, shared=None)\n--\n
-    The purge log, the fetches in progress and the roles of one host.
+    The purge log, the fills in progress and the roles of one host.
 
     purges: records in the ring, 16 to 65 536. fills: keys fetched concurrently, 64 to 1 000 000. shared: SharedMemory of
     Epochs.size(purges, fills) bytes, whose users must see the same pids; without it the memory belongs to this process and its
@@ -133,8 +91,8 @@ cdef class Epochs:
 
     def __cinit__(self, purges=1024, fills=65_536, SharedMemory shared=None):
         cdef int64_t records = int_argument(purges, "purges", 16, 65_536)
-        cdef int64_t words = (int_argument(fills, "fills", 64, 1_000_000) + BUCKET - 1) // BUCKET * BUCKET
-        cdef int64_t layout = (<int64_t>LAYOUT << 48) | (records << 24) | (words // BUCKET)
+        cdef int64_t words = (int_argument(fills, "fills", 64, 1_000_000) + FILL_BUCKET - 1) // FILL_BUCKET * FILL_BUCKET
+        cdef int64_t layout = (<int64_t>LAYOUT << 48) | (records << 24) | (words // FILL_BUCKET)
         cdef int64_t found = 0
         cdef size_t needed = Epochs.size(purges, fills)
         if shared is not None and shared.size < needed:
@@ -142,12 +100,15 @@ cdef class Epochs:
         self.shared = shared
         self.keep = shared if shared is not None else SharedMemory(needed)
         self.header = <int64_t*>(<SharedMemory>self.keep).address
-        self.ring = <char*>(self.header + HEADER_WORDS + ROLES * ROLE_WORDS + SLOTS)
-        self.fill_words = <uint64_t*>(self.ring + ((records * RECORD_BYTES + 63) // 64) * 64)
+        self.ring = <char*>(self.header + HEADER_WORDS + ROLES * ROLE_WORDS + FILL_SLOTS)
+        self.fill_table.words = <uint64_t*>(self.ring + ((records * RECORD_BYTES + 63) // 64) * 64)
+        self.fill_table.count = words
+        self.fill_table.slots = self.header + HEADER_WORDS + ROLES * ROLE_WORDS
+        self.fill_table.counters = self.header + AT_FILLS
         self.purges = records
         self.fills = words
         if not atomic_cas(&self.header[AT_LAYOUT], &found, layout) and found != layout:
-            raise ValueError(f"shared: it holds {(found >> 24) & 0xffffff} purges and {(found & 0xffffff) * BUCKET} fills, "
+            raise ValueError(f"shared: it holds {(found >> 24) & 0xffffff} purges and {(found & 0xffffff) * FILL_BUCKET} fills, "
                              f"expected {records} and {words}")
         hash_key_random(self.secret)
         found = 0
@@ -168,7 +129,7 @@ cdef class Epochs:
         return atomic_load(&self.header[AT_START]) + atomic_load(&self.header[AT_APPLIED])
 
     cdef int64_t oldest(self, int64_t head) noexcept nogil:
-        """The oldest count that the ring still holds; records are identified by their counts 1, 2, …"""
+        """The oldest count the ring still holds; records are identified by their counts 1, 2, …"""
         return head - self.purges + 1 if head > self.purges else 1
 
     cdef bint lock(self) noexcept nogil:
@@ -242,8 +203,7 @@ cdef class Epochs:
         return sequence
 
     def purge_all(self, *, far=False):
-        """Purges everything; returns the sequence of the purge, which is in effect on the whole host. far: received from another
-        host."""
+        """Purges everything; the sequence of the purge, which is in effect on the whole host. far: it came from another host."""
         return self.purge(PURGE_ALL, None, "", far)
 
     def purge_key(self, key, *, far=False):
@@ -390,134 +350,22 @@ cdef class Epochs:
 
     # ── the fills
 
-    cdef bint ready(self) noexcept nogil:
-        """True if this process has a slot. A dead process's slot is reused after its fills have been ended."""
-        cdef int64_t* slots = self.header + HEADER_WORDS + ROLES * ROLE_WORDS
-        cdef int64_t me = owner_self()
-        cdef int64_t holder, i
-        cdef uint64_t word
-        cdef int attempt
-        cdef Py_ssize_t at
-        if self.generation == fork_generation():
-            return self.slot > 0
-        self.generation = fork_generation()
-        self.slot = 0
-        for attempt in range(2):
-            for i in range(1, SLOTS):
-                holder = atomic_load(&slots[i])
-                if holder == me:
-                    self.slot = i       # another object of this process over the same memory
-                    return True
-                if holder != 0 and (attempt == 0 or owner_alive(holder)):
-                    continue
-                if not atomic_cas(&slots[i], &holder, me):
-                    continue
-                if holder != 0:
-                    for at in range(self.fills):
-                        word = atomic_load_u64(&self.fill_words[at])
-                        if word != 0 and fill_slot(word) == i:
-                            atomic_cas_u64(&self.fill_words[at], &word, 0)
-                self.slot = i
-                return True
-        return False
-
-    cdef bint is_over(self, uint64_t word, int64_t max_age_ns, int64_t now_ns) noexcept nogil:
-        """Whether the fill of that word is abandoned or has ended."""
-        cdef int64_t age_ns = fill_age_ns(word, now_ns)
-        cdef int64_t holder
-        if fill_mark(word) == FILL_SPENT:
-            return age_ns >= SPENT_NS
-        if age_ns >= max_age_ns:
-            return True
-        # Reading /proc takes 10 µs; a fill that ends before that never pays for it.
-        if age_ns < (<int64_t>2 << TICK_SHIFT):
-            return False
-        holder = atomic_load(&self.header[HEADER_WORDS + ROLES * ROLE_WORDS + fill_slot(word)])
-        return not owner_alive(holder)
-
     cdef void c_hash(self, const void* key, size_t n, hash128_t* out) noexcept nogil:
         hash128(key, n, self.secret, out)
 
     cdef int64_t c_lead(self, const hash128_t* key, int64_t max_age_ns, int64_t now_ns) noexcept nogil:
-        cdef uint64_t first = epochs_scale(key.low, self.fills // BUCKET) * BUCKET
-        cdef uint64_t* words = self.fill_words + first
-        cdef uint64_t word, mine, old
-        cdef int place, i, attempt
-        cdef bint beaten
-        if max_age_ns > MAX_AGE_NS:
-            max_age_ns = MAX_AGE_NS
-        if not self.ready():
-            return FILL_ALONE
-        for attempt in range(TRIES):
-            # Is it already being fetched?
-            place = -1
-            old = 0
-            for i in range(BUCKET):
-                word = atomic_load_u64(&words[i])
-                if fill_is(word, key):
-                    if fill_mark(word) == FILL_PENDING and not self.is_over(word, max_age_ns, now_ns):
-                        continue        # pending: decided by the search below
-                    if not self.is_over(word, max_age_ns, now_ns):
-                        return FILL_ALONE if fill_mark(word) == FILL_SPENT else FILL_BUSY
-                    if fill_mark(word) != FILL_SPENT:
-                        atomic_add_relaxed(&self.header[AT_TAKEN_OVER], 1)
-                    place, old = i, word
-                    break
-                if word == 0:
-                    if place < 0 or old != 0:
-                        place, old = i, 0
-                elif place < 0 and self.is_over(word, MAX_AGE_NS, now_ns):
-                    place, old = i, word
-            if place < 0:
-                atomic_add_relaxed(&self.header[AT_CROWDED], 1)
-                return FILL_ALONE
-            mine = fill_word(key, FILL_PENDING, self.slot, now_ns)
-            if not atomic_cas_u64(&words[place], &old, mine):
-                continue
-            # Rivals that were inserted at the same time: the one that searches second sees the first.
-            beaten = False
-            for i in range(BUCKET):
-                word = atomic_load_u64(&words[i])
-                # A rival that cannot be removed any longer has just become live: then it has won.
-                while i != place and fill_is(word, key) and fill_mark(word) == FILL_PENDING:
-                    if atomic_cas_u64(&words[i], &word, 0):
-                        word = 0
-                if i != place and fill_is(word, key) and not self.is_over(word, max_age_ns, now_ns):
-                    beaten = True
-            old = mine
-            if beaten:
-                atomic_cas_u64(&words[place], &old, 0)
-                continue
-            word = fill_word(key, FILL_LEADING, self.slot, now_ns)
-            if atomic_cas_u64(&words[place], &old, word):
-                atomic_add_relaxed(&self.header[AT_LED], 1)
-                # With its time, so that a replaced leader cannot end the fill of a successor in this same process.
-                return (<int64_t>first + place) | <int64_t>((word & 0xffff) << 32)
-            epochs_pause(0)
-        return FILL_ALONE
+        return fills_lead(&self.fill_table, key, max_age_ns, now_ns)
 
     cdef int64_t c_state(self, const hash128_t* key, int64_t max_age_ns, int64_t now_ns) noexcept nogil:
-        cdef uint64_t* words = self.fill_words + epochs_scale(key.low, self.fills // BUCKET) * BUCKET
-        cdef uint64_t word
-        cdef int i
-        for i in range(BUCKET):
-            word = atomic_load_u64(&words[i])
-            if fill_is(word, key) and not self.is_over(word, min(max_age_ns, MAX_AGE_NS), now_ns):
-                return FILL_ALONE if fill_mark(word) == FILL_SPENT else FILL_BUSY
-        return FILL_NONE
+        return fills_state(&self.fill_table, key, max_age_ns, now_ns)
 
     cdef bint c_done(self, const hash128_t* key, int64_t place, bint alone, int64_t now_ns) noexcept nogil:
-        """True if the fill still belonged to this process: it had not been replaced."""
-        cdef uint64_t new = fill_word(key, FILL_SPENT, self.slot, now_ns) if alone else 0
-        cdef uint64_t word = fill_word(key, FILL_LEADING, self.slot, 0) | <uint64_t>(place >> 32)
-        cdef int64_t at = <int64_t>(<uint32_t>place)
-        if place < 0 or at >= self.fills or self.generation != fork_generation():
-            return False
-        return atomic_cas_u64(&self.fill_words[at], &word, new)
+        """True if the fill was still ours: it had not been given up."""
+        return fills_done(&self.fill_table, key, place, alone, now_ns)
 
     def lead(self, key, *, max_age_s=30.0, now_ns=None):
-        """A Fill: this process is to fetch the key; or None: another one fetches it, wait; or False: fetch it without a Fill,
-        since its response was just found not to be shareable, or the table is full."""
+        """A Fill: this process is to make the key; or None: another one makes it, wait; or False: make it without a Fill,
+        since it was not shareable a moment ago, or there is no place."""
         cdef const char* at
         cdef Py_ssize_t n
         cdef Fill fill = Fill.__new__(Fill)
@@ -580,24 +428,20 @@ cdef class Epochs:
     # ── statistics
 
     def statistics(self):
-        """Counts since the start: purges; fills led, taken over from unresponsive leaders, evicted; and fills in progress."""
-        cdef Py_ssize_t i
-        cdef int64_t under_way = 0
-        for i in range(self.fills):
-            if self.fill_words[i] != 0 and fill_mark(self.fill_words[i]) != FILL_SPENT:
-                under_way += 1
+        """Counts since the start: purges; fills led, taken over from a silent process, crowded out; and fills in progress."""
+        cdef int64_t under_way = fills_under_way(&self.fill_table)
         return {
-            "purges": atomic_load(&self.header[AT_HEAD]), "led": atomic_load_relaxed(&self.header[AT_LED]),
-            "taken_over": atomic_load_relaxed(&self.header[AT_TAKEN_OVER]),
-            "crowded": atomic_load_relaxed(&self.header[AT_CROWDED]), "under_way": under_way,
+            "purges": atomic_load(&self.header[AT_HEAD]), "led": atomic_load_relaxed(&self.header[AT_FILLS + FILLS_LED]),
+            "taken_over": atomic_load_relaxed(&self.header[AT_FILLS + FILLS_TAKEN_OVER]),
+            "crowded": atomic_load_relaxed(&self.header[AT_FILLS + FILLS_CROWDED]), "under_way": under_way,
         }
 
     @staticmethod
     def size(purges=1024, fills=65_536):
         """Bytes of shared memory for so many purge records and fills."""
         records = int_argument(purges, "purges", 16, 65_536)
-        words = (int_argument(fills, "fills", 64, 1_000_000) + BUCKET - 1) // BUCKET * BUCKET
-        return (HEADER_WORDS + ROLES * ROLE_WORDS + SLOTS) * 8 + (records * RECORD_BYTES + 63) // 64 * 64 + words * 8
+        words = (int_argument(fills, "fills", 64, 1_000_000) + FILL_BUCKET - 1) // FILL_BUCKET * FILL_BUCKET
+        return (HEADER_WORDS + ROLES * ROLE_WORDS + FILL_SLOTS) * 8 + (records * RECORD_BYTES + 63) // 64 * 64 + words * 8
 
     def __repr__(self):
         return f"Epochs(purges={self.purges}, fills={self.fills}: sequence={self.c_sequence()})"
@@ -611,8 +455,7 @@ cdef class Fill:
     cdef int64_t place
 
     def done(self, *, alone=False):
-        """True if it still belonged to this process. alone: the response is not shareable, and others should not wait for this
-        key."""
+        """True if it was still ours. alone: the response is not shareable, others should not wait for this key for now."""
         cdef Epochs owner = self.owner
         self.owner = None
         return owner is not None and owner.c_done(&self.key, self.place, alone, monotonic_ns())

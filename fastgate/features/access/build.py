@@ -1,8 +1,8 @@
 """Allow and deny lists by client address, for a route and for the whole gateway.
 
 The address is the one that limits and logs use: that of the TCP peer, or the one reported by a trusted proxy.
-The gate is compiled (`_core/gates/limits.AccessGate`): two binary searches. The root and the route have
-separate gates, so shadow mode of one does not weaken the other.
+The gate is compiled (`_core/gates/access.pyx`): two binary searches. The root and the route have separate
+gates, so shadow mode of one does not weaken the other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
-from fastgate._core.gates.limits import AccessGate
+from fastgate._core.gates.access import AccessGate
 from fastgate._core.http.cidr import CidrSet
 from fastgate.errors import REASONS
 from fastgate.plugin import FeatureEnv

@@ -1,9 +1,9 @@
 """Limits: rates, concurrency and cost per client; tiers; penalties.
 
-Builds the compiled gates of a route from the config. `_core/gates/limits.pyx` counts; docs/limits.md has the
-error bounds of the algorithms. Counts are in the host's LimiterTable under stable names (`tier`, `root:…`,
-`route:<name>:…`), so they survive reloads and worker deaths and can be found by the admin API: `client.py`
-reads and resets those of one client.
+Builds the compiled gates of a route from the config. `_core/gates/limit_rule.pyx` counts; docs/limits.md
+has the error bounds of the algorithms. Counts are in the host's LimiterTable under stable names (`tier`,
+`root:…`, `route:<name>:…`), so they survive reloads and worker deaths and can be found by the admin API:
+`client.py` reads and resets those of one client.
 """
 
 from __future__ import annotations
@@ -14,14 +14,9 @@ from typing import Any
 
 import msgspec
 
-from fastgate._core.gates.limits import (
-    CostedLimitGate,
-    Health,
-    LimitGate,
-    LimitRule,
-    TierBook,
-    Usual,
-)
+from fastgate._core.gates.limit_factor import Health, Usual
+from fastgate._core.gates.limit_rule import LimitRule
+from fastgate._core.gates.limits import CostedLimitGate, LimitGate, TierBook
 from fastgate._core.limits.inflight import InflightTable
 from fastgate._core.limits.penalty import PenaltyBox
 from fastgate._core.pipeline.identity import Identity

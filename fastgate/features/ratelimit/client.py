@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastgate._core.clock import monotonic_ns
-from fastgate._core.gates.limits import (
-    LimitRule,
-    client_key,
-)
+from fastgate._core.gates.client_key import client_key
+from fastgate._core.gates.limit_rule import LimitRule
 from fastgate._core.limits.penalty import PenaltyBox
 from fastgate._core.pipeline.identity import Identity
 from fastgate.features.ratelimit.build import _section_rules, _Tiers

@@ -1,0 +1,15 @@
+from typing import Final
+
+__all__ = ["RequestRules"]
+
+class RequestRules:
+    cacheable: Final[bool]
+    unsafe: Final[bool]
+    head: Final[bool]
+    post: Final[bool]
+    plain: Final[bool]
+    simple: Final[bool]
+    why: Final[str | None]
+    key: Final[bytes | None]
+    @property
+    def url_key(self) -> bytes | None: ...

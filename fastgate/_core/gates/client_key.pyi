@@ -1,0 +1,3 @@
+__all__ = ["client_key"]
+
+def client_key(client: str, v4_bits: int = 32, v6_bits: int = 64) -> bytes: ...
