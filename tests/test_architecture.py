@@ -56,7 +56,7 @@ ADDRESSES: dict[str, tuple[str, ...]] = {
     "jsonschema_rs": ("features.validation.build",),
     "httptools": ("proxy.h1_client", "upstream.h1_stream", "cli.bench"),
     "jwt": ("auth.jwks",),
-    "lmdb": ("caching.disk",),
+    "lmdb": ("caching.disk", "caching.disk_file"),
     "msgspec": (
         *("settings", "plugin", "state", "auth", "caching", "features", "upstream"),
         *("config", "plan", "proxy", "server", "control", "cli.explain"),

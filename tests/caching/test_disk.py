@@ -18,8 +18,9 @@ import pytest
 from fastgate._core.shm.epochs import Epochs
 from fastgate._core.shm.metric import MetricTable
 from fastgate._core.shm.shm import SharedMemory
-from fastgate.caching import disk
-from fastgate.caching.disk import DISK_ROLE, LATER, DiskStore
+from fastgate.caching import disk, disk_file, disk_writer
+from fastgate.caching.disk import LATER, DiskStore
+from fastgate.caching.disk_file import DISK_ROLE
 from fastgate.state.envelope import Damaged, open_envelope, seal
 from tests.core.processes import kill, spawn
 
@@ -227,7 +228,7 @@ def test_the_last_value_of_a_key_is_the_one_that_is_found(machine: Machine) -> N
 def test_a_value_is_not_found_after_its_time_and_then_removed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "_SWEEP_S", 0.05)
+    monkeypatch.setattr(disk_writer, "_SWEEP_S", 0.05)
     store = machine.store()
 
     expires_ns = time.time_ns() + SECOND
@@ -586,10 +587,10 @@ def test_what_an_unclean_stop_of_the_machine_left_is_dropped(
     same_boot = Machine(machine.path)
     assert same_boot.store().get(b"k") == b"v"
     for store in same_boot.stores:
-        store._instance, fd = -1, store._instance  # as if it had been killed, too
+        store._file._instance, fd = -1, store._file._instance  # as if it had been killed, too
         store.close()
         os.close(fd)
-    monkeypatch.setattr(disk, "_boot_id", lambda: "the next boot")
+    monkeypatch.setattr(disk_file, "_boot_id", lambda: "the next boot")
     after = Machine(machine.path)
     assert after.store().get(b"k") is None
     after.close()
