@@ -61,7 +61,7 @@ ADDRESSES: dict[str, tuple[str, ...]] = {
         *("settings", "plugin", "state", "auth", "caching", "features", "upstream"),
         *("config", "plan", "proxy", "server", "control", "cli.explain"),
     ),
-    "redis": ("state.fleet",),
+    "redis": ("state.fleet", "state.redis_url"),
     "rich": ("cli",),
     "starlette": ("control",),
     "uvicorn": ("control",),

@@ -11,7 +11,7 @@ from fastgate.caching.predictor import problems as predict_problems
 from fastgate.caching.settings import CacheConfig, CacheStoreConfig
 from fastgate.caching.strategy import StrategyConfig, make_strategy
 from fastgate.checks import TOKEN, Path, Report, RouteSite
-from fastgate.state.fleet import check_url, masked
+from fastgate.state.redis_url import check_url, masked
 
 __all__ = ["check_root", "check_route"]
 

@@ -32,14 +32,14 @@ from collections import deque
 from collections.abc import Awaitable, Iterable, Mapping
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from fastgate._core.clock import realtime_ns
 from fastgate._core.shm.epochs import Epochs, Purge
 from fastgate._core.shm.metric import MetricTable
 from fastgate.state.envelope import Damaged, Envelope, open_envelope, seal
+from fastgate.state.redis_url import CONNECT_S, connect, masked
 
-__all__ = ["BUS_ROLE", "Fleet", "check_url", "masked"]
+__all__ = ["BUS_ROLE", "Fleet"]
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,8 @@ BUS_ROLE: Final = 1
 POSITION, SENT, HEARD = 0, 1, 2
 """Notes of the role: the position that was read; the purge that was sent; when Redis last replied."""
 
-_SCHEMES: Final = (
-    *("redis", "rediss", "unix"),
-    *("redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
-)
 _FAILURES: Final = 3  # consecutive failures before requests skip Redis
 _BACK_OFF_S: Final = (0.2, 5.0)
-_CONNECT_S: Final = 1.0
 _BACKGROUND_S: Final = 2.0
 _POLL_S: Final = 0.01  # how soon a local purge is sent
 _BLOCK_S: Final = 1.0
@@ -61,7 +56,6 @@ _QUEUE_BYTES: Final = 16 << 20
 _QUEUE_ITEMS: Final = 10_000
 _BATCH: Final = 64
 _CANCELS: Final = 10
-_CONNECTIONS: Final = 64
 _STREAM_LENGTH: Final = 10_000
 _LONGEST_TTL_NS: Final = 7 * 86_400_000_000_000
 _MARK_MS: Final = 8 * 86_400_000  # purge marks outlive every response
@@ -83,33 +77,6 @@ class _Item(NamedTuple):
     tags: tuple[bytes, ...]
     expires_ns: int
     sequence: int
-
-
-def masked(url: str) -> str:
-    """The URL without its password, for logs and pages."""
-    return re.sub(r"(?<=://)[^@/]*@", "***@", url)
-
-
-def check_url(url: str) -> str | None:
-    """The fault of a Redis URL, or None."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme not in _SCHEMES:
-            return f"a URL that begins with one of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
-        if parts.scheme == "unix":
-            return None if parts.path else "unix:///path/of/the.sock"
-        for host, port in _hosts(parts.netloc, 6379):
-            if not host or not 0 < port < 65536:
-                return "host or host:port"
-        first, _, second = parts.path.strip("/").partition("/")
-        if parts.scheme.endswith("+sentinel") and not first:
-            return "redis+sentinel://host:port,host:port/name-of-the-master"
-        database = second if parts.scheme.endswith("+sentinel") else first
-        if database and not re.fullmatch(r"[0-9]{1,5}", database):
-            return "a number as database, such as redis://host:6379/0"
-    except ValueError:
-        return "a URL such as redis://host:6379/0"
-    return None
 
 
 class Fleet:
@@ -179,8 +146,9 @@ class Fleet:
             *(exceptions.RedisError, exceptions.RedisClusterException),
             *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError),
         )
-        self._client = self._connect(_BACKGROUND_S)
-        self._bus_client = self._connect(_BLOCK_S + _BACKGROUND_S)
+        self._client, ours = connect(self.url, self._tls, _BACKGROUND_S)
+        self._bus_client, theirs = connect(self.url, self._tls, _BLOCK_S + _BACKGROUND_S)
+        self._sentinels = [*ours, *theirs]
         for work in (self._write(), self._probe(), self._bus()):
             self._tasks.append(asyncio.create_task(work))
 
@@ -224,52 +192,6 @@ class Fleet:
             **{event: counter.value for event, counter in self._counts.items()},
             **{f"purges_{event}": counter.value for event, counter in self._bus_counts.items()},
         }
-
-    def _connect(self, timeout_s: float) -> Any:
-        from redis.asyncio import Redis
-        from redis.asyncio import sentinel as sentinels
-        from redis.asyncio.cluster import RedisCluster
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-
-        parts = urlsplit(self.url)
-        common: dict[str, Any] = {
-            "socket_timeout": timeout_s,
-            "socket_connect_timeout": _CONNECT_S,
-            "retry": Retry(NoBackoff(), 0),
-            "protocol": 2,
-        }
-        if parts.scheme.startswith("rediss"):
-            common |= {
-                option: self._tls[name]
-                for name, option in (
-                    ("ca_file", "ssl_ca_certs"),
-                    ("certificate_file", "ssl_certfile"),
-                    ("key_file", "ssl_keyfile"),
-                )
-                if self._tls.get(name)
-            }
-        if "+" not in parts.scheme:
-            return Redis.from_url(self.url, max_connections=_CONNECTIONS, **common)
-        if parts.scheme.startswith("rediss"):
-            common["ssl"] = True
-        for name, value in (("username", parts.username), ("password", parts.password)):
-            if value:
-                common[name] = unquote(value)
-        common |= {name: value for name, value in parse_qsl(parts.query) if name == "client_name"}
-        if parts.scheme.endswith("+cluster"):
-            host, port = _hosts(parts.netloc, 6379)[0]
-            # The cluster client has its own word for "do not try again".
-            return RedisCluster(host=host, port=port, max_connections=_CONNECTIONS, **common)
-        name, _, database = parts.path.strip("/").partition("/")
-        make: Any = sentinels.Sentinel
-        sentinel = make(
-            _hosts(parts.netloc, 26379),
-            sentinel_kwargs={"socket_timeout": _CONNECT_S, "socket_connect_timeout": _CONNECT_S},
-            **common,
-        )
-        self._sentinels += sentinel.sentinels
-        return sentinel.master_for(name, db=int(database or 0), max_connections=_CONNECTIONS)
 
     # ── responses
 
@@ -454,13 +376,13 @@ class Fleet:
         while True:
             try:
                 began = time.monotonic()
-                async with asyncio.timeout(_CONNECT_S + self._timeout_s):
+                async with asyncio.timeout(CONNECT_S + self._timeout_s):
                     answer = await self._client.ping()
                 if answer is not True and answer != b"PONG":
                     raise ValueError(f"unexpected PING reply {answer!r}")
                 # The first ping pays for the connection; the second one says how fast it is.
                 began = time.monotonic()
-                async with asyncio.timeout(_CONNECT_S):
+                async with asyncio.timeout(CONNECT_S):
                     await self._client.ping()
                 if time.monotonic() - began > max(self._timeout_s, 0.05):
                     raise TimeoutError(f"a ping took {time.monotonic() - began:.3f} s")
@@ -664,13 +586,3 @@ def _position(name: Any) -> int:
 
 def _unpacked(position: int) -> bytes:
     return b"%d-%d" % (position >> 20, position & 0xFFFFF)
-
-
-def _hosts(authority: str, port: int) -> list[tuple[str, int]]:
-    found = []
-    for each in authority.rpartition("@")[2].split(","):
-        match = re.fullmatch(r"(\[[^\]]+\]|[^:]*)(?::([0-9]{1,5}))?", each)
-        if match is None:
-            raise ValueError(f"expected host:port, got {each!r}")
-        found.append((match[1].strip("[]"), int(match[2] or port)))
-    return found

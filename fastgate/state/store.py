@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import sqlite3
@@ -40,6 +39,15 @@ from fastgate.state.backlog import (
 )
 from fastgate.state.records import KeyState, StoredConsumer, StoredKey
 from fastgate.state.sealing import Sealer
+from fastgate.state.store_rows import (
+    CONSUMER_COLUMNS,
+    INSERT_KEY,
+    KEY_COLUMNS,
+    consumer_of,
+    key_conditions,
+    key_of,
+    row_of,
+)
 from fastgate.state.versions import MIGRATION as STATE_MIGRATION
 from fastgate.state.versions import StateVersions
 
@@ -115,12 +123,6 @@ class StoredSecret(msgspec.Struct, frozen=True):
     name: str
     created_ns: int
     updated_ns: int
-
-
-KEY_COLUMNS = StoredKey.__struct_fields__
-CONSUMER_COLUMNS = StoredConsumer.__struct_fields__
-_JSON_COLUMNS = frozenset({"scopes", "roles", "metadata", "limits"})
-_TUPLES = frozenset({"scopes", "roles"})
 
 
 class Store:
@@ -201,12 +203,12 @@ class Store:
     def insert_keys(self, keys: Iterable[StoredKey]) -> None:
         """All or none."""
         with self._transaction() as db:
-            db.executemany(_INSERT_KEY, map(_key_row, keys))
+            db.executemany(INSERT_KEY, map(row_of, keys))
 
     def replace_key(self, old: StoredKey, new: StoredKey) -> None:
         """Stores the new key and what the old one has become, together."""
         with self._transaction() as db:
-            db.execute(_INSERT_KEY, _key_row(new))
+            db.execute(INSERT_KEY, row_of(new))
             self._update(db, old)
 
     def update_key(self, key: StoredKey) -> None:
@@ -222,7 +224,7 @@ class Store:
     @staticmethod
     def _update(db: sqlite3.Connection, key: StoredKey) -> None:
         columns = [column for column in KEY_COLUMNS if column not in ("key_id", "used", "last_used_ns")]
-        values = dict(zip(KEY_COLUMNS, _key_row(key), strict=True))
+        values = dict(zip(KEY_COLUMNS, row_of(key), strict=True))
         db.execute(
             f"UPDATE keys SET {', '.join(f'{column} = ?' for column in columns)} WHERE key_id = ?",
             [*(values[column] for column in columns), key.key_id],
@@ -230,7 +232,7 @@ class Store:
 
     def key(self, key_id: str) -> StoredKey | None:
         rows = self._read("SELECT * FROM keys WHERE key_id = ?", key_id)
-        return self._seen(_key_of(rows[0])) if rows else None
+        return self._seen(key_of(rows[0])) if rows else None
 
     def keys(
         self,
@@ -244,7 +246,7 @@ class Store:
         """Keys, oldest first, from behind `after`."""
         if state is not None and self._changed_keys():
             return self._filtered_keys(consumer, state, now_ns, after, limit)
-        where, values = _key_conditions(consumer, state, time.time_ns() if now_ns is None else now_ns)
+        where, values = key_conditions(consumer, state, time.time_ns() if now_ns is None else now_ns)
         if after is not None:
             where.append("(created_ns, key_id) > (?, ?)")
             values += [after.created_ns, after.key_id]
@@ -252,7 +254,7 @@ class Store:
         rows = self._read(
             f"SELECT * FROM keys {condition} ORDER BY created_ns, key_id LIMIT ?", *values, limit
         )
-        return [key for row in rows if (key := self._seen(_key_of(row))) is not None]
+        return [key for row in rows if (key := self._seen(key_of(row))) is not None]
 
     def _filtered_keys(
         self, consumer: str | None, state: KeyState, now_ns: int | None, after: StoredKey | None, limit: int
@@ -268,14 +270,14 @@ class Store:
         return found[:limit]
 
     def count_keys(self, *, consumer: str | None = None, state: KeyState | None = None) -> int:
-        where, values = _key_conditions(consumer, state, time.time_ns())
+        where, values = key_conditions(consumer, state, time.time_ns())
         condition = f"WHERE {' AND '.join(where)}" if where else ""
         rows = self._read(f"SELECT count(*) FROM keys {condition}", *values)
         count = int(rows[0][0]) if rows else 0
         now_ns = time.time_ns()
         for key_id in self._changed_keys():
             for row in self._read("SELECT * FROM keys WHERE key_id = ?", key_id):
-                stored = _key_of(row)
+                stored = key_of(row)
                 if consumer is None or stored.consumer == consumer:
                     seen = self._seen(stored)
                     count -= state is None or stored.state(now_ns) == state
@@ -295,7 +297,7 @@ class Store:
             for row in self._db.execute(
                 "SELECT * FROM keys WHERE revoked_ns = 0 AND (expires_ns = 0 OR expires_ns > ?)", (now_ns,)
             ):
-                key = self._seen(_key_of(row))
+                key = self._seen(key_of(row))
                 if key is not None and not key.revoked_ns:
                     yield key
 
@@ -323,11 +325,11 @@ class Store:
         if waiting is not None:
             return waiting
         rows = self._read("SELECT * FROM consumers WHERE name = ?", name)
-        return _consumer_of(rows[0]) if rows else None
+        return consumer_of(rows[0]) if rows else None
 
     def consumers(self) -> list[StoredConsumer]:
         stored = {
-            consumer.name: consumer for consumer in map(_consumer_of, self._read("SELECT * FROM consumers"))
+            consumer.name: consumer for consumer in map(consumer_of, self._read("SELECT * FROM consumers"))
         }
         return [consumer for _name, consumer in sorted((stored | self._waiting_consumers()).items())]
 
@@ -543,7 +545,7 @@ def _apply(db: sqlite3.Connection, write: Write) -> None:
             db.execute(
                 f"INSERT OR REPLACE INTO consumers ({', '.join(CONSUMER_COLUMNS)}) "
                 f"VALUES ({', '.join('?' * len(CONSUMER_COLUMNS))})",
-                _row(write.consumer),
+                row_of(write.consumer),
             )
         case RemoveSecret():
             db.execute("DELETE FROM secrets WHERE name = ?", (write.name,))
@@ -553,58 +555,3 @@ def _apply(db: sqlite3.Connection, write: Write) -> None:
 
 def _pragma(db: sqlite3.Connection, name: str) -> int:
     return int(db.execute(f"PRAGMA {name}").fetchone()[0])
-
-
-def _key_conditions(consumer: str | None, state: KeyState | None, now_ns: int) -> tuple[list[str], list[Any]]:
-    where: list[str] = []
-    values: list[Any] = []
-    if consumer is not None:
-        where.append("consumer = ?")
-        values.append(consumer)
-    if state == "revoked":
-        where.append("revoked_ns != 0")
-    elif state is not None:
-        where.append("revoked_ns = 0")
-        is_expired = "(expires_ns != 0 AND expires_ns <= ?)"
-        where.append(is_expired if state == "expired" else f"NOT {is_expired}")
-        values.append(now_ns)
-        if state != "expired":
-            where.append("not_before_ns > ?" if state == "pending" else "not_before_ns <= ?")
-            values.append(now_ns)
-            if state != "pending":
-                where.append("replaced_by != ''" if state == "rotating" else "replaced_by = ''")
-    return where, values
-
-
-def _row(stored: StoredKey | StoredConsumer) -> list[Any]:
-    row = []
-    for column in stored.__struct_fields__:
-        value = getattr(stored, column)
-        if column in _JSON_COLUMNS and value is not None:
-            value = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        row.append(int(value) if isinstance(value, bool) else value)
-    return row
-
-
-_key_row = _row
-_INSERT_KEY = f"INSERT INTO keys ({', '.join(KEY_COLUMNS)}) VALUES ({', '.join('?' * len(KEY_COLUMNS))})"
-
-
-def _values(columns: tuple[str, ...], row: Any) -> dict[str, Any]:
-    values = dict(zip(columns, row, strict=True))
-    for column in _JSON_COLUMNS & values.keys():
-        if values[column] is not None:
-            decoded = json.loads(values[column])
-            values[column] = tuple(decoded) if column in _TUPLES else decoded
-    return values
-
-
-def _key_of(row: Any) -> StoredKey:
-    return StoredKey(**_values(KEY_COLUMNS, row))
-
-
-def _consumer_of(row: Any) -> StoredConsumer:
-    values = _values(CONSUMER_COLUMNS, row)
-    if values["disabled"] is not None:
-        values["disabled"] = bool(values["disabled"])
-    return StoredConsumer(**values)

@@ -20,7 +20,8 @@ from fastgate._core.shm.metric import MetricTable
 from fastgate._core.shm.shm import SharedMemory
 from fastgate.caching.tiers import Tiers, purge, settled
 from fastgate.state import fleet as module
-from fastgate.state.fleet import BUS_ROLE, POSITION, SENT, Fleet, check_url, masked
+from fastgate.state.fleet import BUS_ROLE, POSITION, SENT, Fleet
+from fastgate.state.redis_url import check_url, masked
 from tests.authority import Authority
 from tests.caching.redis_server import RedisServer
 from tests.ports import reserved_port
