@@ -14,6 +14,9 @@ from urllib.parse import quote, urlencode
 
 import click
 
+from fastgate.cli.cache import add_cache_commands
+from fastgate.cli.output import print_fields, print_table
+
 __all__ = ["AdminCall", "add_commands"]
 
 PAGE = 1000
@@ -57,7 +60,7 @@ def add_commands(main: click.Group, admin: AdminCall, config_option: Callable[[A
     _add_consumers(main, shared, ask)
     _add_limits(main, shared, ask)
     _add_secrets(main, shared, ask)
-    _add_cache(main, shared, ask)
+    add_cache_commands(main, shared, ask)
 
 
 Shared = Callable[[Any], Any]
@@ -158,7 +161,7 @@ def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
             for row in rows:
                 if row.get("pending_write"):
                     row["state"] += " (not stored yet)"
-            _table(
+            print_table(
                 rows, ("key_id", "name", "hint", "consumer", "state", "tier", "expires", "used", "last_used")
             )
 
@@ -167,7 +170,7 @@ def _add_keys(main: click.Group, shared: Shared, ask: Ask) -> None:
     @shared
     def show(key_id: str, config: str | None, admin: str | None, as_json: bool) -> None:
         """Show the properties and the usage of a key."""
-        _tell(ask("GET", f"/api/keys/{quote(key_id, safe='')}", config, admin), as_json)
+        print_fields(ask("GET", f"/api/keys/{quote(key_id, safe='')}", config, admin), as_json)
 
     @keys.command()
     @click.argument("key_id")
@@ -243,7 +246,9 @@ def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
     @shared
     def create(name: str, config: str | None, admin: str | None, as_json: bool, **given: Any) -> None:
         """Create a consumer."""
-        _tell(ask("POST", "/api/consumers", config, admin, {"name": name, **body_of(**given)}), as_json)
+        print_fields(
+            ask("POST", "/api/consumers", config, admin, {"name": name, **body_of(**given)}), as_json
+        )
 
     @consumers.command(name="set")
     @click.argument("name")
@@ -251,7 +256,7 @@ def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
     @shared
     def change(name: str, config: str | None, admin: str | None, as_json: bool, **given: Any) -> None:
         """Change the given properties. They are in effect on every worker when the command returns."""
-        _tell(ask("PATCH", f"/api/consumers/{quote(name)}", config, admin, body_of(**given)), as_json)
+        print_fields(ask("PATCH", f"/api/consumers/{quote(name)}", config, admin, body_of(**given)), as_json)
 
     @consumers.command(name="list")
     @shared
@@ -268,14 +273,14 @@ def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
         if as_json:
             click.echo(json.dumps(rows, indent=2))
         else:
-            _table(rows, ("name", "tier", "source", "disabled", "keys", "scopes", "roles"))
+            print_table(rows, ("name", "tier", "source", "disabled", "keys", "scopes", "roles"))
 
     @consumers.command()
     @click.argument("name")
     @shared
     def show(name: str, config: str | None, admin: str | None, as_json: bool) -> None:
         """Show the properties of a consumer in effect."""
-        _tell(ask("GET", f"/api/consumers/{quote(name)}", config, admin), as_json)
+        print_fields(ask("GET", f"/api/consumers/{quote(name)}", config, admin), as_json)
 
     @consumers.command()
     @click.argument("name")
@@ -294,82 +299,6 @@ def _add_consumers(main: click.Group, shared: Shared, ask: Ask) -> None:
         if response.get("source") == "config":
             told = f"{response['removed']} has the values of the config again"
         click.echo(json.dumps(response, indent=2) if as_json else told)
-
-
-def _add_cache(main: click.Group, shared: Shared, ask: Ask) -> None:
-    cache = main.commands["cache"]
-    assert isinstance(cache, click.Group)
-
-    @cache.command(name="purge")
-    @click.argument("urls", nargs=-1, metavar="[URL]...")
-    @click.option("--tag", "tags", multiple=True, help="Responses with this tag. Repeatable.")
-    @click.option("--pattern", "patterns", multiple=True, help="URLs that match this glob: '/products/*'.")
-    @click.option("--prefix", "prefixes", multiple=True, help="URLs with this prefix.")
-    @click.option("--key", "keys", multiple=True, help="One cache key, without other variants.")
-    @click.option("--all", "everything", is_flag=True, help="Everything.")
-    @shared
-    def purge(
-        urls: tuple[str, ...],
-        tags: tuple[str, ...],
-        patterns: tuple[str, ...],
-        prefixes: tuple[str, ...],
-        keys: tuple[str, ...],
-        everything: bool,
-        config: str | None,
-        admin: str | None,
-        as_json: bool,
-    ) -> None:
-        """Purge cached responses. No worker serves them when the command returns.
-
-        \b
-        fastgate cache purge https://shop.example/products/7
-        fastgate cache purge --tag product-7 --pattern '/category/*'
-        """
-        body = {
-            "url": list(urls),
-            "tag": list(tags),
-            "pattern": list(patterns),
-            "prefix": list(prefixes),
-            "key": list(keys),
-            "all": everything,
-        }
-        if not any(body.values()):
-            raise click.UsageError(
-                "name a URL, --tag, --pattern, --prefix or --key, or purge everything with --all"
-            )
-        for url in urls:
-            if not url.startswith(("http://", "https://")):
-                raise click.UsageError(
-                    f"expected a URL with its host, got {url!r}; a path on every host is --pattern {url!r}"
-                )
-        response = ask("POST", "/api/cache/purge", config, admin, {name: v for name, v in body.items() if v})
-        if as_json:
-            click.echo(json.dumps(response, indent=2))
-            return
-        click.echo("purged")
-        for tier, late in (
-            ("disk", "the disk tier has not applied it yet"),
-            ("redis", "Redis has not confirmed it yet"),
-        ):
-            if response.get(tier) is False:
-                click.echo(f"{late}: it is in effect on this machine, and will complete", err=True)
-
-    @cache.command(name="stats")
-    @shared
-    def stats(config: str | None, admin: str | None, as_json: bool) -> None:
-        """Show hits and misses by route, and statistics of the tiers."""
-        response = ask("GET", "/api/cache", config, admin)
-        if as_json:
-            click.echo(json.dumps(response, indent=2))
-            return
-        rows = [{"route": name, **counts} for name, counts in response["routes"].items()]
-        _table(rows, ("route", "hit_ratio", "hit", "stale", "coalesced", "revalidated", "miss", "bypass"))
-        rows = [{"tier": name, **counts} for name, counts in response["tiers"].items()]
-        if rows:
-            click.echo()
-            _table(
-                rows, ("tier", "hit_ratio", "hit", "miss", "stored", "dropped", "evicted", "bytes", "entries")
-            )
 
 
 def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
@@ -413,7 +342,7 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         if as_json:
             click.echo(json.dumps(response, indent=2))
             return
-        _tell({field: value for field, value in response.items() if field != "rules"}, False)
+        print_fields({field: value for field, value in response.items() if field != "rules"}, False)
         rows = [
             {
                 "rule": f"{rule['rule']} {rule['route']}".strip(),
@@ -428,7 +357,7 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
             for limit in rule["limits"]
         ]
         if rows:
-            _table(rows, ("rule", "limit", "allowed", "left", "new_in_s", "requests", "cost"))
+            print_table(rows, ("rule", "limit", "allowed", "left", "new_in_s", "requests", "cost"))
         else:
             click.echo("no limits apply: none by route, tier or client")
 
@@ -467,7 +396,9 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
             response = ask("PUT", "/api/limits", config, admin, _amounts(amounts), consumer=consumer)
         else:
             response = ask("DELETE", "/api/limits", config, admin, consumer=consumer)
-        _tell({field: value for field, value in response.items() if as_json or field != "rules"}, as_json)
+        print_fields(
+            {field: value for field, value in response.items() if as_json or field != "rules"}, as_json
+        )
 
     @limits.command()
     @client
@@ -488,7 +419,7 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         response = ask(
             "POST", "/api/limits/ban", config, admin, {"for": span}, consumer=consumer, key=key, ip=ip
         )
-        _tell(response, as_json)
+        print_fields(response, as_json)
 
     @limits.command()
     @client
@@ -502,7 +433,9 @@ def _add_limits(main: click.Group, shared: Shared, ask: Ask) -> None:
         as_json: bool,
     ) -> None:
         """Lift the ban of a client."""
-        _tell(ask("POST", "/api/limits/pardon", config, admin, consumer=consumer, key=key, ip=ip), as_json)
+        print_fields(
+            ask("POST", "/api/limits/pardon", config, admin, consumer=consumer, key=key, ip=ip), as_json
+        )
 
 
 def _add_secrets(main: click.Group, shared: Shared, ask: Ask) -> None:
@@ -523,7 +456,7 @@ def _add_secrets(main: click.Group, shared: Shared, ask: Ask) -> None:
             value = click.prompt(name, hide_input=True)
         else:
             value = sys.stdin.read().removesuffix("\n")
-        _tell(ask("PUT", f"/api/secrets/{quote(name)}", config, admin, {"value": value}), as_json)
+        print_fields(ask("PUT", f"/api/secrets/{quote(name)}", config, admin, {"value": value}), as_json)
 
     @secrets.command(name="list")
     @shared
@@ -533,7 +466,7 @@ def _add_secrets(main: click.Group, shared: Shared, ask: Ask) -> None:
         if as_json:
             click.echo(json.dumps(rows, indent=2))
         else:
-            _table(rows, ("name", "value", "created", "updated"))
+            print_table(rows, ("name", "value", "created", "updated"))
 
     @secrets.command()
     @click.argument("name")
@@ -577,34 +510,3 @@ def _tell_key(response: dict[str, Any], as_json: bool) -> None:
         return
     click.echo(f"{response['key_id']} of {response['consumer']}; the key cannot be shown again:", err=True)
     click.echo(response["api_key"])
-
-
-def _tell(response: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(response, indent=2))
-        return
-    for name, value in response.items():
-        if value not in (None, "", [], {}):
-            click.echo(f"{name}: {_cell(value)}")
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return " ".join(f"{name}={_cell(inner)}" for name, inner in value.items())
-    if isinstance(value, list):
-        return " ".join(map(_cell, value))
-    return "none" if value is None else str(value)
-
-
-def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Columns sized to their contents, for terminals and for `grep`."""
-    if not rows:
-        click.echo("none", err=True)
-        return
-    lines = [[column.replace("_", " ") for column in columns]]
-    lines += [["" if row.get(column) is None else _cell(row[column]) for column in columns] for row in rows]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -9,29 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastgate import __version__
 from fastgate.cli.access import add_commands
+from fastgate.cli.admin_call import admin_json, admin_of, call
+from fastgate.cli.config_file import (
+    EXIT_NO,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    fail,
+    find_config,
+    first_listener,
+    load_config,
+    load_or_exit,
+    print_errors,
+)
 from fastgate.cli.manual import docs
 
 if TYPE_CHECKING:
-    from fastgate.config import AdminConfig, Config
-    from fastgate.settings import ConfigError
+    from fastgate.config import Config
 
-__all__ = ["find_config", "main"]
-
-EXIT_NO: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_UNREACHABLE: Final = 3
-DEFAULT_FILES: Final = ("gateway.yaml", "gateway.yml", "gateway.toml", "gateway.json")
-ADMIN_TIMEOUT_S: Final = 60.0  # a reload returns when the new config is in effect
+__all__ = ["main"]
 
 _config_option = click.option(
     "-c",
@@ -103,7 +106,7 @@ def check(file: str | None, config: str | None, form: str, dev: bool) -> None:
     path = find_config(file or config)
     if dev:
         sys.path.insert(0, str(path.resolve().parent))
-    loaded, errors = _load(path)
+    loaded, errors = load_config(path)
     if form == "json":
         rows = [
             {
@@ -117,7 +120,7 @@ def check(file: str | None, config: str | None, form: str, dev: bool) -> None:
         ]
         click.echo(json.dumps({"file": str(path), "good": not errors, "errors": rows}, indent=2))
     elif errors:
-        _print_errors(errors)
+        print_errors(errors)
         click.echo(f"{path}: {_count(len(errors), 'error')}", err=True)
     elif loaded is not None:
         listen = ", ".join(listener.address for listener in loaded.listen)
@@ -171,7 +174,7 @@ def explain(
     if response is not None:
         explanation = Explanation.of(response)
     else:
-        loaded = _load_or_exit(find_config(config))
+        loaded = load_or_exit(find_config(config))
         try:
             explanation = explain_request(loaded, method, url, fields, client)
         except ValueError as error:
@@ -286,7 +289,7 @@ def status(config: str | None, admin: str | None, as_json: bool, watch: float | 
     from fastgate.cli.status import show_status
 
     def ask() -> dict[str, Any]:
-        return _admin("GET", "/api/gateway/status", config, admin)
+        return admin_json("GET", "/api/gateway/status", config, admin)
 
     with contextlib.suppress(KeyboardInterrupt):
         show_status(ask, as_json=as_json, every_s=watch)
@@ -297,7 +300,7 @@ def status(config: str | None, admin: str | None, as_json: bool, watch: float | 
 @click.option("--admin", metavar="ADDRESS", help="Address of the admin API, instead of the config's.")
 def reload(config: str | None, admin: str | None) -> None:
     """Apply the changed config file. Exit 1 if it is refused; the previous config then stays in effect."""
-    response = _admin("POST", "/api/gateway/reload", config, admin)
+    response = admin_json("POST", "/api/gateway/reload", config, admin)
     errors = response.get("errors") or response.get("problems") or []
     for error in errors:
         click.echo(error.get("text", json.dumps(error)) if isinstance(error, dict) else str(error), err=True)
@@ -353,7 +356,7 @@ def warm_cache(
 
     from fastgate.cli.warm import Client, Outcome, SourceError, read_source, wanted_of, warm
 
-    base = to or _first_listener(config)
+    base = to or first_listener(config)
     fields = {name.strip(): value.strip() for name, _, value in (text.partition(":") for text in headers)}
     try:
         with contextlib.closing(Client(base, fields)) as client:
@@ -367,7 +370,7 @@ def warm_cache(
         raise click.BadParameter(str(error), param_hint="--to") from None
     except (SourceError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        _fail(f"cannot read {source}: {reason}", EXIT_USAGE)
+        fail(f"cannot read {source}: {reason}", EXIT_USAGE)
     with Progress(
         TextColumn("warming"),
         BarColumn(),
@@ -425,43 +428,6 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "fastgate", "_FASTGATE_COMPLETE").source())
 
 
-def find_config(given: str | None, environ: Mapping[str, str] | None = None) -> Path:
-    """The config file: the one given, $FASTGATE_CONFIG, or ./gateway.*. Exits with instructions if there is
-    none.
-    """
-    environ = os.environ if environ is None else environ
-    if given:
-        return Path(given)
-    if environ.get("FASTGATE_CONFIG"):
-        return Path(environ["FASTGATE_CONFIG"])
-    found = [Path(name) for name in DEFAULT_FILES if Path(name).exists()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        _fail(
-            f"more than one config here: {', '.join(map(str, found))}. Select one: -c {found[0]}", EXIT_USAGE
-        )
-    return _fail(
-        "no config found (looked for $FASTGATE_CONFIG and ./gateway.yaml, .yml, .toml, .json).\n\n"
-        "  fastgate demo               starts a gateway with demo services and prints commands to try\n"
-        "  fastgate run -c FILE        starts a gateway with your config; a minimal config:\n\n"
-        "      routes:\n"
-        "        - path: /*\n"
-        "          upstream: http://127.0.0.1:9000",
-        EXIT_USAGE,
-    )
-
-
-def _first_listener(config: str | None) -> str:
-    """The URL of the config's first listener, as reached from this host."""
-    listener = _load_or_exit(find_config(config)).listen[0]
-    address = listener.endpoint()
-    if address.unix_path or not address.port:
-        _fail(f"the first listener is {address}; specify the URL with --to", EXIT_USAGE)
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
-    return f"{'https' if listener.tls else 'http'}://{address._replace(host=host)}"
-
-
 def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None, dev: bool) -> int:
     from fastgate.server.launch import serve
 
@@ -480,20 +446,20 @@ def _explained_live(
     because an explanation from the file alone could be mistaken for the gateway's."""
     from fastgate.cli.admin_client import AdminUnreachable
 
-    if address is None and _admin_of(config).listen == "off":
+    if address is None and admin_of(config).listen == "off":
         return None
     try:
-        code, response = _call("POST", "/api/gateway/explain", config, address, question)
+        code, response = call("POST", "/api/gateway/explain", config, address, question)
     except AdminUnreachable as error:
         if address is not None:
-            _fail(str(error), EXIT_UNREACHABLE)
+            fail(str(error), EXIT_UNREACHABLE)
         note = "explained from the config file only, without keys, counts and run-time settings"
         click.echo(f"{error}: {note}", err=True)
         return None
     if code == 400:
         raise click.BadParameter(response.get("error", ""), param_hint="URL")
     if code != 200:
-        _fail(f"the admin API returned {code}: {response.get('error', '')} (see --offline)", EXIT_NO)
+        fail(f"the admin API returned {code}: {response.get('error', '')} (see --offline)", EXIT_NO)
     return response
 
 
@@ -506,35 +472,6 @@ def _explain_live(
     return explain_request(config, method, url, fields, client, memory).as_dict()
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"fastgate: {message}", err=True)
-    sys.exit(code)
-
-
-def _load(path: Path) -> tuple[Config | None, list[ConfigError]]:
-    from fastgate.config import InvalidConfig, load
-
-    try:
-        return load(path), []
-    except InvalidConfig as problem:
-        return None, list(problem.errors)
-
-
-def _load_or_exit(path: Path) -> Config:
-    loaded, errors = _load(path)
-    if loaded is None:
-        _print_errors(errors)
-        raise SystemExit(EXIT_NO)
-    return loaded
-
-
-def _print_errors(errors: list[ConfigError]) -> None:
-    for error in errors:
-        where = click.style(f"{error.where}: ", dim=True) if error.where else ""
-        path, _, rest = str(error).removeprefix(f"{error.where}: ").partition(": ")
-        click.echo(f"{where}{click.style(path, bold=True)}: {rest}", err=True)
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -543,57 +480,5 @@ def _is_short(value: Any) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
-def _call(
-    method: str, target: str, config: str | None, address: str | None, body: Any = None
-) -> tuple[int, dict[str, Any]]:
-    """Status and JSON of the admin API at this address, or at the configured one. AdminUnreachable."""
-    from fastgate.cli.admin_client import AdminClient
-
-    token = os.environ.get("FASTGATE_ADMIN_TOKEN")
-    if address is None:
-        found = _admin_of(config)
-        if found.listen == "off":
-            _fail("the admin API is off in this config (admin.listen)", EXIT_USAGE)
-        address, token = found.listen, token or found.token
-    try:
-        return AdminClient(address, token, ADMIN_TIMEOUT_S).call(method, target, body)
-    except ValueError as error:
-        return _fail(f"{address}: expected {error}", EXIT_USAGE)
-
-
-def _admin(
-    method: str, target: str, config: str | None, address: str | None, body: Any = None
-) -> dict[str, Any]:
-    """The JSON response of the admin API. Exits with 3 if it cannot be reached, with 1 if it refuses."""
-    from fastgate.cli.admin_client import AdminUnreachable
-
-    try:
-        code, response = _call(method, target, config, address, body)
-    except AdminUnreachable as error:
-        _fail(
-            f"{error}. Is the gateway running? The admin address is admin.listen of the config, or --admin",
-            EXIT_UNREACHABLE,
-        )
-    if code in (401, 403):
-        _fail("the admin API requires a token: set $FASTGATE_ADMIN_TOKEN", EXIT_NO)
-    if code >= 400 and not any(key in response for key in ("errors", "problems", "error")):
-        _fail(f"the admin API returned {code}", EXIT_NO)
-    return response
-
-
-def _admin_of(config: str | None) -> AdminConfig:
-    """The address of the running gateway's admin API. Without a config it is the default, as for `fastgate
-    demo`. A file with errors elsewhere is accepted, because the gateway runs with the previous one."""
-    from fastgate.config import AdminConfig, InvalidConfig, load_admin
-
-    if not config and not os.environ.get("FASTGATE_CONFIG") and not any(map(os.path.exists, DEFAULT_FILES)):
-        return AdminConfig()
-    try:
-        return load_admin(find_config(config))
-    except InvalidConfig as problem:
-        _print_errors(list(problem.errors))
-        return _fail("this config has no valid admin address: use --admin ADDRESS", EXIT_NO)
-
-
-add_commands(main, _admin, _config_option)
+add_commands(main, admin_json, _config_option)
 main.add_command(docs)
