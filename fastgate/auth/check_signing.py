@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from fastgate.auth.secrets import secret_bytes
 from fastgate.auth.section import ConsumerConfig
-from fastgate.auth.settings import HmacConfig, SignaturesConfig
 from fastgate.auth.signatures import load_key
+from fastgate.auth.signing_settings import HmacConfig, SignaturesConfig
 from fastgate.checks import LOWER_TOKEN, Path, Report, nearest
 
 __all__ = ["check_hmac", "check_signatures"]

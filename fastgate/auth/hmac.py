@@ -40,7 +40,7 @@ from fastgate.auth.consumers import Consumers
 from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED, CounterOf, Scheme, authorization
 from fastgate.auth.secrets import secret_bytes
-from fastgate.auth.settings import HmacConfig
+from fastgate.auth.signing_settings import HmacConfig
 from fastgate.checks import LOWER_TOKEN
 from fastgate.plugin import FeatureEnv
 from fastgate.settings import SECOND

@@ -1,6 +1,7 @@
 """The `auth` section of the config and of a route.
 
-Each method's own settings are in `settings.py`; a route lists methods by the names defined here.
+Each method's own settings are in `settings.py` and `signing_settings.py`; a route lists methods by the names
+defined here.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ from fastgate.auth.settings import (
     AnonymousConfig,
     BasicConfig,
     ForwardConfig,
-    HmacConfig,
     IntrospectionConfig,
     JwtConfig,
     MtlsConfig,
-    SignaturesConfig,
 )
+from fastgate.auth.signing_settings import HmacConfig, SignaturesConfig
 from fastgate.settings import Settings, Text
 
-__all__ = ["ApiKeyConfig", "AuthConfig", "AuthUse", "ConsumerConfig", "RootKeys", "RouteKeys"]
+__all__ = ["ApiKeyConfig", "AuthConfig", "AuthUse", "ConsumerConfig", "RootKeys", "RouteKeys", "explain"]
 
 
 class ApiKeyConfig(Settings, frozen=True, kw_only=True):
@@ -178,3 +178,8 @@ class RootKeys(Settings, frozen=True, kw_only=True):
     consumers: Annotated[dict[str, ConsumerConfig], Meta(description="Clients of the gateway, by name.")] = (
         msgspec.field(default_factory=dict)
     )
+
+
+def explain(route: Any) -> dict[str, str]:
+    """The methods of the route, in the order in which they are tried."""
+    return {} if route.auth is None else {"auth": ", then ".join(route.auth.schemes)}

@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, get_args
 
-from fastgate.auth.settings import SignatureAlgorithm
+from fastgate.auth.signing_settings import SignatureAlgorithm
 
 __all__ = ["ALGORITHMS", "VerifyingKey", "public_verifier", "secret_verifier"]
 

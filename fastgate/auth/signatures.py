@@ -21,9 +21,9 @@ from fastgate.auth.consumers import Consumers
 from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED, CounterOf, Scheme
 from fastgate.auth.secrets import secret_bytes
-from fastgate.auth.settings import SignatureKeyConfig, SignaturesConfig
 from fastgate.auth.signature_base import Message, coverage, signature_base
 from fastgate.auth.signature_keys import VerifyingKey, public_verifier, secret_verifier
+from fastgate.auth.signing_settings import SignatureKeyConfig, SignaturesConfig
 from fastgate.auth.structured_fields import InnerList, Item, Token, dictionary
 from fastgate.plugin import FeatureEnv
 from fastgate.settings import SECOND

@@ -15,7 +15,7 @@ from fastgate._core.pipeline.identity import Identity
 from fastgate.auth.hmac import Hmac, canonical_string, sorted_query
 from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED
-from fastgate.auth.settings import HmacConfig
+from fastgate.auth.signing_settings import HmacConfig
 from fastgate.settings import SECOND
 from fastgate.state.memory import HostMemory
 from fastgate.state.records import secret_digest

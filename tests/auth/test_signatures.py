@@ -20,10 +20,10 @@ from http_message_signatures import HTTPMessageSigner, HTTPSignatureKeyResolver,
 from fastgate._core.pipeline.identity import Identity
 from fastgate.auth.nonces import NonceWindow
 from fastgate.auth.scheme import REJECTED, Unavailable
-from fastgate.auth.settings import SignatureKeyConfig, SignaturesConfig
 from fastgate.auth.signature_base import Message, signature_base
 from fastgate.auth.signature_keys import ALGORITHMS, public_verifier
 from fastgate.auth.signatures import Signatures, load_key
+from fastgate.auth.signing_settings import SignatureKeyConfig, SignaturesConfig
 from fastgate.auth.structured_fields import InnerList, dictionary
 from fastgate.settings import SECOND
 from fastgate.state.memory import HostMemory
