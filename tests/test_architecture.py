@@ -369,23 +369,75 @@ def test_every_module_imports_alone_in_silence() -> None:
     assert not failed, "\n".join(f"--- {name}\n{said}" for name, said in failed.items())
 
 
-#: Keys of features that `config` and `plan` name, each with its reason. `config.foreign` is left out: it has
-#: what other gateways call things.
+MOST_LINES = 600
+
+#: Modules above MOST_LINES, each with its reason. Five at most: another one is split instead.
+LONG: dict[str, str] = {
+    "control.keyring": "the one writer of keys and consumers: each change needs both store and directory",
+    "proxy.exchange": "the life of a request, readable in one file",
+    "proxy.h1_client": "one connection: its parser callbacks, timers and writes share their state",
+    "upstream.h1_stream": "one connection, as proxy.h1_client",
+}
+
+
+def test_no_module_is_longer_than_one_can_read() -> None:
+    found = {
+        module_of(path)
+        for path in sources()
+        if path.suffix in {".py", ".pyx"} and len(path.read_text().splitlines()) > MOST_LINES
+    }
+
+    assert len(LONG) <= 5
+    assert not found - set(LONG), f"above {MOST_LINES} lines, split them by purpose: {found - set(LONG)}"
+    assert not set(LONG) - found, f"take them off the list: {set(LONG) - found}"
+
+
+#: Modules outside a feature that import its folder, each with its reason.
+FEATURE_USERS: dict[tuple[str, str], str] = {
+    ("control.limits", "ratelimit"): "the admin API of limits",
+    ("control.policies", "policy"): "the admin API of policies",
+}
+
+
+def test_only_the_registry_imports_features() -> None:
+    found = set()
+    for edge in edges():
+        parts = edge.target.removeprefix("fastgate.").split(".")
+        if parts[0] != "features" or len(parts) < 2 or parts[1] == "registry":
+            continue
+        if edge.source.split(".")[:2] != parts[:2] and edge.source != "features.registry":
+            found.add((edge.source, parts[1]))
+
+    assert found == set(FEATURE_USERS)
+
+
+def test_plan_and_explain_import_no_feature_package() -> None:
+    large = {"auth", "caching", "ai", "delivery", "observe"}
+    found = [
+        f"fastgate.{edge.source}:{edge.line} imports {edge.target}"
+        for edge in edges()
+        if (edge.source.split(".")[0] == "plan" or edge.source == "cli.explain")
+        and edge.target.removeprefix("fastgate.").split(".")[0] in large
+    ]
+
+    assert not found, "\n".join(found)
+
+
+#: Keys of features that `config`, `plan` and `cli.explain` name, each with its reason. Without
+#: `config.foreign`: it has what other gateways call things.
 NAMED: dict[tuple[str, str], str] = {
     ("config.check", "access"): "os.access",
     ("config.check", "redirect"): "of a listener",
     ("config.load", "respond"): "the smallest route, for a config of which only the admin section is read",
     ("config.server", "redirect"): "of a listener",
     ("plan.freeze", "redirect"): "of a listener",
-    ("plan.freeze", "rewrite"): "a part of the route's plan, and no step of its own",
-    ("plan.freeze", "request_headers"): "a part of the route's plan, and no step of its own",
-    ("plan.freeze", "response_headers"): "a part of the route's plan, and no step of its own",
-    ("plan.destinations", "request_headers"): "a part of the route's plan, and no step of its own",
-    ("plan.destinations", "cache"): "a part of the destination, and no step of its own",
+    ("cli.explain", "redirect"): "of a listener",
+    ("cli.explain", "respond"): "RequestContext.respond",
+    ("cli.explain", "limits"): "time limits and sizes of the explained route",
 }
 
 
-def test_config_and_plan_know_no_feature_by_name() -> None:
+def test_config_plan_and_explain_know_no_feature_by_name() -> None:
     from fastgate.features.registry import FEATURES
 
     keys = {
@@ -396,7 +448,8 @@ def test_config_and_plan_know_no_feature_by_name() -> None:
         for name in part.__struct_fields__
     }
     found = set()
-    for path in [*(PACKAGE / "config").glob("*.py"), *(PACKAGE / "plan").glob("*.py")]:
+    explain = PACKAGE / "cli" / "explain.py"
+    for path in [*(PACKAGE / "config").glob("*.py"), *(PACKAGE / "plan").glob("*.py"), explain]:
         module = module_of(path)
         for node in ast.walk(ast.parse(path.read_text(), str(path))):
             if isinstance(node, ast.Attribute):

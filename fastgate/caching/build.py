@@ -18,7 +18,7 @@ from fastgate.caching.settings import CacheConfig, CacheStoreConfig, build_rules
 from fastgate.caching.strategy import make_strategy
 from fastgate.plugin import FeatureEnv
 
-__all__ = ["build", "route_identity", "worker_cache"]
+__all__ = ["build", "destination_parts", "route_identity", "worker_cache"]
 
 
 def build(cache: CacheConfig | None, env: FeatureEnv, gates: Sequence[Any] = ()) -> Any:
@@ -196,3 +196,8 @@ def worker_cache(settings: CacheStoreConfig, env: FeatureEnv, tiers: Any) -> Wor
         memory = Cache(settings.memory.size_bytes, settings.memory.policy)
     shared = env.context.memory
     return WorkerCache(memory, shared.epochs, tiers, shared.metrics.counter)
+
+
+def destination_parts(env: FeatureEnv, gates: Sequence[Any]) -> dict[str, Any]:
+    """The cache of a route's destination."""
+    return {"cache": build(env.route.cache, env, gates)}

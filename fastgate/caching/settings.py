@@ -24,6 +24,7 @@ __all__ = [
     "RootKeys",
     "RouteKeys",
     "build_rules",
+    "explain",
 ]
 
 
@@ -469,3 +470,8 @@ class RootKeys(Settings, frozen=True, kw_only=True):
     cache_store: Annotated[
         CacheStoreConfig, Meta(description="Storage of cached responses, for all routes.")
     ] = CacheStoreConfig()
+
+
+def explain(route: Any) -> dict[str, str]:
+    """Whether the route caches."""
+    return {} if route.cache is None else {"cache": "yes"}

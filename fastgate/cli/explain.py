@@ -27,7 +27,7 @@ from fastgate._core.http.urlpath import normalise
 from fastgate.checks import TOKEN
 from fastgate.config import AccessLogConfig, Config, ListenerConfig, PluginUse, RouteConfig, TlsConfig
 from fastgate.errors import REASONS
-from fastgate.features.policy.violations import ViolationLog
+from fastgate.features.registry import FEATURES
 from fastgate.plan.freeze import freeze_now
 from fastgate.plugin import CONTINUE, Plugin, RequestContext
 from fastgate.proxy.dataplane import DataPlane
@@ -191,8 +191,9 @@ def explain_request(
         if memory is None:
             memory = HostMemory.private(len(routes) + 1)
             memory.directory.loaded = 1  # there is no controller to wait for
-        violations = ViolationLog(memory.violations)
-        seen_violations = violations.total
+        observed = [
+            feature.explain_decisions(memory) for feature in FEATURES if feature.explain_decisions is not None
+        ]
         plane = DataPlane(loop, memory, 0)
         plan = freeze_now(_bare(config, routes), plane)
         plane.install(plan)
@@ -221,11 +222,8 @@ def explain_request(
             recorder.decisions.append(
                 "evaluated without the keys and policies of a running gateway, which may change the result"
             )
-        recorder.decisions += [
-            f"policy {violation.policy} {'refuses' if violation.enforced else 'would refuse'} it"
-            + (f" ({violation.detail})" if violation.detail else "")
-            for _number, violation in reversed(violations.recent(violations.total - seen_violations))
-        ]
+        for sentences in observed:
+            recorder.decisions += sentences()
     finally:
         loop.close()
     seen = routes.get(recorder.route.name) if recorder.route is not None else None
@@ -277,14 +275,11 @@ def explain_request(
 
 
 def _rate_limit(written: bytes) -> dict[str, str]:
-    """The response fields about limits."""
+    """The response fields by which features tell clients how much they may still use."""
+    names = {name for feature in FEATURES for name in feature.explain_fields}
     head = written.partition(b"\r\n\r\n")[0].decode("latin-1")
     fields = [line.partition(": ") for line in head.split("\r\n")[1:]]
-    return {
-        name: value
-        for name, _, value in fields
-        if name.lower() in ("ratelimit", "ratelimit-policy", "retry-after")
-    }
+    return {name: value for name, _, value in fields if name.lower() in names}
 
 
 MOST_COMPARED = 5000
@@ -349,25 +344,25 @@ def _path_difference(pattern: str, path: str) -> tuple[float, str]:
 
 
 def _guards(route: RouteConfig) -> dict[str, str]:
-    """The settings of the route for access, limits and cache, by key."""
-    guards = {}
-    if route.auth is not None:
-        guards["auth"] = ", then ".join(route.auth.schemes)
-    for name in ("scopes", "any_scopes", "roles", "permissions"):
-        if getattr(route, name):
-            guards[name] = ", ".join(getattr(route, name))
-    guards |= {name: "yes" for name in ("limits", "cache", "validation") if getattr(route, name) is not None}
+    """What features say about the route, by key."""
+    guards: dict[str, str] = {}
+    for feature in FEATURES:
+        if feature.explain is not None:
+            guards |= feature.explain(route)
     return guards
 
 
 def _bare(config: Config, routes: Mapping[str, RouteConfig]) -> Config:
-    """The config with the recorder instead of all plugins, and without log and cache."""
+    """The config with the recorder instead of all plugins, without log and without the features that would
+    store something.
+    """
+    without: dict[str, Any] = {feature.name: None for feature in FEATURES if not feature.is_explained}
     return msgspec.structs.replace(
         config,
         plugins=(PluginUse(use=f"{__name__}:Recorder"),),
         access_log=AccessLogConfig(output="off"),
         routes=tuple(
-            msgspec.Raw(msgspec.msgpack.encode(msgspec.structs.replace(route, plugins=(), cache=None)))
+            msgspec.Raw(msgspec.msgpack.encode(msgspec.structs.replace(route, plugins=(), **without)))
             for route in routes.values()
         ),
     )
@@ -462,7 +457,7 @@ def _consequences(config: Config, route: RouteConfig, recorder: Recorder, writte
         status, _ = _parts(written)
         head = written.decode("latin-1")
         return {
-            "action": "redirect" if route.redirect else "respond",
+            "action": recorder.route.pipeline.plugins[-1].name,
             "status": status,
             "response": head,
             "limits": limits,

@@ -6,13 +6,14 @@ builders. Neither knows a feature by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from fastgate.auth import build as auth
 from fastgate.auth import check as auth_check
 from fastgate.auth import section as auth_section
+from fastgate.caching import build as caching
 from fastgate.caching import check as caching_check
 from fastgate.caching import settings as caching_settings
 from fastgate.checks import Report, RouteSite
@@ -23,6 +24,7 @@ from fastgate.features.cors import check as cors_check
 from fastgate.features.policy import build as policy
 from fastgate.features.policy import check as policy_check
 from fastgate.features.policy import settings as policy_settings
+from fastgate.features.policy import violations as policy_violations
 from fastgate.features.ratelimit import build as ratelimit
 from fastgate.features.ratelimit import check as ratelimit_check
 from fastgate.features.ratelimit import settings as ratelimit_settings
@@ -69,6 +71,23 @@ class Feature:
     scope: Literal["guard", "action"] = "guard"
     """When its plugins decide: a guard before the plugins of the config, an action after them and instead of
     the upstream."""
+    route_parts: Callable[[FeatureEnv], Mapping[str, Any]] | None = None
+    """What it adds to the plan of a route without a step of its own: keyword arguments of RoutePlan."""
+    destination_parts: Callable[[FeatureEnv, Sequence[Plugin]], Mapping[str, Any]] | None = None
+    """What it adds to a route's destination (FeatureEnv, the route's plugins): keyword arguments of
+    Destination."""
+    owned_headers: Callable[[FeatureEnv], Iterable[bytes]] | None = None
+    """Request fields that only the gateway sets on this route, in lower case, in addition to `owned` of its
+    plugins."""
+    explain: Callable[[Any], Mapping[str, str]] | None = None
+    """What `fastgate explain` prints about one route's settings (the route's config): label to text."""
+    explain_decisions: Callable[[Any], Callable[[], list[str]]] | None = None
+    """For `fastgate explain`: begins to observe decisions (HostMemory). The function it returns is called
+    after the request and returns the decisions as sentences."""
+    explain_fields: tuple[str, ...] = ()
+    """Response fields that `fastgate explain` prints, in lower case."""
+    is_explained: bool = True
+    """False: `fastgate explain` runs requests without it, because it would store something."""
 
 
 FEATURES: Final[tuple[Feature, ...]] = (
@@ -104,6 +123,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
         check_route=auth_check.check_route,
         check_together=auth_check.check_together,
         build=(auth.build, auth.build_digest),
+        explain=auth_section.explain,
     ),
     Feature(
         name="rbac",
@@ -111,6 +131,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
         root=rbac.RootKeys,
         check_together=rbac_check.check_together,
         build=(rbac.build,),
+        explain=rbac.explain,
     ),
     Feature(
         name="policies",
@@ -119,6 +140,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
         check_together=policy_check.check_together,
         build=(policy.build,),
         runtime_names=policy.runtime_names,
+        explain_decisions=policy_violations.observe,
     ),
     Feature(
         name="limits",
@@ -127,6 +149,8 @@ FEATURES: Final[tuple[Feature, ...]] = (
         check_root=ratelimit_check.check_root,
         check_route=ratelimit_check.check_route,
         build=(ratelimit.build, ratelimit.build_watched),
+        explain=ratelimit_settings.explain,
+        explain_fields=("ratelimit", "ratelimit-policy", "retry-after"),
     ),
     # Reads bodies, therefore after authentication, authorization and limits.
     Feature(
@@ -134,6 +158,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
         route=validation.RouteKeys,
         check_route=validation_check.check_route,
         build=(validation.build,),
+        explain=validation.explain,
     ),
     Feature(
         name="routing",
@@ -141,11 +166,14 @@ FEATURES: Final[tuple[Feature, ...]] = (
         check_route=routing_check.check_route,
         build=(routing.build_redirect, routing.build_respond),
         scope="action",
+        route_parts=routing.route_parts,
     ),
     Feature(
         name="transform",
         route=transform.RouteKeys,
         check_route=transform_check.check_route,
+        route_parts=transform.route_parts,
+        owned_headers=transform.owned_headers,
     ),
     Feature(
         name="cache",
@@ -153,6 +181,9 @@ FEATURES: Final[tuple[Feature, ...]] = (
         root=caching_settings.RootKeys,
         check_root=caching_check.check_root,
         check_route=caching_check.check_route,
+        destination_parts=caching.destination_parts,
+        explain=caching_settings.explain,
+        is_explained=False,
     ),
 )
 """In the order in which a request passes them, followed by the plugins of the config."""

@@ -12,9 +12,8 @@ import msgspec
 from fastgate._core.http.edits import PLACE
 from fastgate._core.pipeline.pipeline import Plugin
 from fastgate._core.pipeline.plan import Destination, RoutePlan
-from fastgate.caching import build as caching
 from fastgate.config import Config, RouteConfig, decode_route
-from fastgate.features.transform.build import edits_of
+from fastgate.features.registry import FEATURES
 from fastgate.plugin import PlanContext
 from fastgate.upstream.pool import Target, Upstream
 from fastgate.upstream.settings import CredentialConfig, UpstreamConfig
@@ -99,14 +98,19 @@ class Destinations:
 
 def make_destination(upstream: Upstream, env: Env, gates: Sequence[Plugin]) -> Destination:
     route = env.route
-    edits = edits_of(route.request_headers, env.params, owns=True)
     owned = {name for gate in gates for name in getattr(gate, "owned", ())}
+    parts: dict[str, Any] = {}
+    for feature in FEATURES:
+        if feature.owned_headers is not None:
+            owned.update(feature.owned_headers(env))
+        if feature.destination_parts is not None:
+            parts |= feature.destination_parts(env, gates)
     return Destination(
         upstream,
         upstream.config.timeouts.overridden(route.timeouts),
         preserve_host=(upstream.config.preserve_host if route.preserve_host is None else route.preserve_host),
-        cache=caching.build(route.cache, env, gates),
-        owned=owned if edits is None else owned.union(edits.owned),
+        owned=owned,
+        **parts,
     )
 
 

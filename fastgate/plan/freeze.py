@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -24,8 +25,6 @@ from fastgate.config import TRUSTED_UNIX, Changes, Config, RouteConfig
 from fastgate.config.root import ROUTE_DEFAULTS
 from fastgate.errors import REASONS
 from fastgate.features.registry import FEATURES
-from fastgate.features.routing.build import rewrite_of
-from fastgate.features.transform.build import edits_of
 from fastgate.plan.destinations import (
     Destinations,
     Env,
@@ -184,6 +183,10 @@ def _route(
 ) -> RoutePlan:
     context = env.context
     gates = [*_made(env, "guard"), *plugins, *_made(env, "action")]
+    parts: dict[str, Any] = {}
+    for feature in FEATURES:
+        if feature.route_parts is not None:
+            parts |= feature.route_parts(env)
     return RoutePlan(
         route.name,
         pipeline=Pipeline(gates),
@@ -197,9 +200,6 @@ def _route(
             if route.request_buffering_bytes is None
             else route.request_buffering_bytes
         ),
-        rewrite=rewrite_of(route.rewrite, env.params),
-        request_edits=edits_of(route.request_headers, env.params, owns=True),
-        response_edits=edits_of(route.response_headers, env.params),
         methods=route.methods,
         allow_encoded_slashes=route.allow_encoded_slashes,
         accepts_preflight=any(getattr(gate, "accepts_preflight", False) for gate in gates),
@@ -207,6 +207,7 @@ def _route(
             (name.lower().encode("latin-1"), _test(value)) for name, value in route.headers.items()
         ],
         query_tests=[(name.encode(), _test(value, "utf-8")) for name, value in route.query.items()],
+        **parts,
     )
 
 

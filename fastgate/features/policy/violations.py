@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import msgspec
 
 from fastgate._core.shm.recordring import RecordRing
 
-__all__ = ["Violation", "ViolationLog"]
+__all__ = ["Violation", "ViolationLog", "observe"]
 
 
 class Violation(msgspec.Struct, frozen=True, array_like=True):
@@ -78,3 +79,18 @@ class ViolationLog:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def observe(memory: Any) -> Callable[[], list[str]]:
+    """A function that returns the violations since now as sentences."""
+    log = ViolationLog(memory.violations)
+    before = log.total
+
+    def sentences() -> list[str]:
+        return [
+            f"policy {violation.policy} {'refuses' if violation.enforced else 'would refuse'} it"
+            + (f" ({violation.detail})" if violation.detail else "")
+            for _number, violation in reversed(log.recent(log.total - before))
+        ]
+
+    return sentences

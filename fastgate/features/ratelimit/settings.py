@@ -28,6 +28,7 @@ __all__ = [
     "amounts_dict",
     "amounts_of",
     "amounts_problems",
+    "explain",
     "is_address",
     "is_empty",
     "rule_id",
@@ -420,3 +421,8 @@ def rule_id(rule: RuleConfig) -> str:
 
 def amounts_dict(amounts: Amounts) -> dict[str, Any]:
     return {name: getattr(amounts, name) for name in AMOUNT_NAMES if getattr(amounts, name) is not None}
+
+
+def explain(route: Any) -> dict[str, str]:
+    """Whether the route has limits of its own."""
+    return {} if route.limits is None else {"limits": "yes"}

@@ -25,7 +25,18 @@ from fastgate.errors import REASONS, Reason
 from fastgate.plugin import FeatureEnv
 from fastgate.settings import Settings, Text, wildcard_matches
 
-__all__ = ["Access", "Grant", "GrantConfig", "RoleConfig", "Roles", "RootKeys", "RouteKeys", "asks", "build"]
+__all__ = [
+    "Access",
+    "Grant",
+    "GrantConfig",
+    "RoleConfig",
+    "Roles",
+    "RootKeys",
+    "RouteKeys",
+    "asks",
+    "build",
+    "explain",
+]
 
 Refusal = tuple[Reason, dict[str, Any] | None, list[tuple[str, str]]]
 
@@ -304,3 +315,9 @@ def build(_settings: Any, env: FeatureEnv) -> AuthorizeGate | None:
     gate = AuthorizeGate(access.judge)
     gate.enforce = route.enforce_authorization
     return gate
+
+
+def explain(route: Any) -> dict[str, str]:
+    """What the route requires, by key."""
+    names = ("scopes", "any_scopes", "roles", "permissions")
+    return {name: ", ".join(getattr(route, name)) for name in names if getattr(route, name)}

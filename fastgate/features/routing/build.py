@@ -29,6 +29,7 @@ __all__ = [
     "build_redirect",
     "build_respond",
     "rewrite_of",
+    "route_parts",
 ]
 
 
@@ -206,3 +207,8 @@ def rewrite_of(settings: RewriteConfig | None, params: Sequence[str]) -> Rewrite
     if settings.path is not None:
         return Rewrite.to_template(Template(settings.path, list(params), in_path=True))
     return Rewrite.by_regex(settings.regex or "", settings.to or "")
+
+
+def route_parts(env: FeatureEnv) -> dict[str, Any]:
+    """The rewrite of a route's paths."""
+    return {"rewrite": rewrite_of(env.route.rewrite, env.params)}

@@ -8,14 +8,15 @@ gateway and cannot be edited here. Values are templates, for example `{client_ip
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, field
 
 from fastgate._core.http.edits import HeaderEdits
+from fastgate.plugin import FeatureEnv
 from fastgate.settings import Places, Settings
 
-__all__ = ["HeaderEditsConfig", "RouteKeys", "edits_of"]
+__all__ = ["HeaderEditsConfig", "RouteKeys", "edits_of", "owned_headers", "route_parts"]
 
 
 class HeaderEditsConfig(Settings, frozen=True, kw_only=True):
@@ -62,3 +63,21 @@ def edits_of(
     if settings is None or settings == HeaderEditsConfig():
         return None
     return HeaderEdits(settings.rename, settings.remove, settings.set, settings.add, list(params), owns)
+
+
+def route_parts(env: FeatureEnv) -> dict[str, Any]:
+    """The edits of a route's requests and responses."""
+    return {
+        "request_edits": _request_edits(env),
+        "response_edits": edits_of(env.route.response_headers, env.params),
+    }
+
+
+def owned_headers(env: FeatureEnv) -> frozenset[bytes]:
+    """The request fields that the edits set."""
+    edits = _request_edits(env)
+    return frozenset() if edits is None else frozenset(edits.owned)
+
+
+def _request_edits(env: FeatureEnv) -> HeaderEdits | None:
+    return edits_of(env.route.request_headers, env.params, owns=True)

@@ -32,6 +32,7 @@ __all__ = [
     "ValidationConfig",
     "build",
     "compile_schema",
+    "explain",
     "json_fault",
 ]
 
@@ -280,3 +281,8 @@ def build(settings: ValidationConfig | None, env: FeatureEnv) -> Validation | No
         for outcome in Validation.outcomes
     }
     return Validation(settings, validator, counters)
+
+
+def explain(route: Any) -> dict[str, str]:
+    """Whether the route validates requests."""
+    return {} if route.validation is None else {"validation": "yes"}
