@@ -224,7 +224,7 @@ def test_prefetches_that_nobody_uses_are_settled_as_wasted() -> None:
         ({"strategy": "tests.caching.strategies:Missing"}, "has no 'Missing'"),
         ({"strategy": "tests.caching.strategies:S"}, "has no 'S'"),
         ({"strategy": "fastgate.settings:Settings"}, "not a subclass"),
-        ({"strategy": "unknown"}, "no cache strategy is called"),
+        ({"strategy": "unknown"}, "no cache strategy named"),
         ({"strategy": {"use": "tests.caching.strategies:Plain", "options": {"a": 1}}}, "takes no settings"),
         (
             {"strategy": {"use": "tests.caching.strategies:ByGroup", "options": {"seconds": "x"}}},
