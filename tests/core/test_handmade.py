@@ -16,7 +16,11 @@ from fastgate._core.cache.http_stored import StoredResponse
 from fastgate._core.shm.metric import Metric
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted(module.name for module in pkgutil.iter_modules(fastgate._core.__path__, "fastgate._core."))
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(fastgate._core.__path__, "fastgate._core.")
+    if not module.ispkg
+)
 
 
 def is_plain_python(module: str) -> bool:
