@@ -78,6 +78,7 @@ cdef class AttemptOwner(Timed):
 
 
 @cython.final
+@cython.no_gc                                           # it lets go of its owner when it ends
 cdef class Attempt(ResponseSink):
     """One try. Made by `Attempts`."""
 
@@ -161,6 +162,7 @@ cdef class Attempt(ResponseSink):
 
 
 @cython.final
+@cython.no_gc
 @cython.freelist(64)
 cdef class Attempts:
     """The attempts of one request, in order, and what is tried next."""

@@ -24,6 +24,7 @@ cdef class RequestBody:
     cpdef int replace(self, bytes content) except -1
     cpdef bytes whole(self)
     cpdef BodyCursor begin(self)
+    cdef list take_all(self)
     cpdef int keep(self, int64_t most_bytes) except -1
     cpdef int64_t unread_bytes(self) noexcept
     cpdef int close(self) except -1

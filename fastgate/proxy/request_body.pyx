@@ -39,6 +39,7 @@ cdef int add_piece(list pieces, bytes piece, bint may_join) except -1:
 
 
 @cython.final
+@cython.no_gc                                           # the circle with its cursors is broken by close
 @cython.freelist(64)
 cdef class RequestBody:
     """The body of one request, as far as it is in memory."""
@@ -67,7 +68,9 @@ cdef class RequestBody:
             self.pieces = [piece]
         else:
             add_piece(self.pieces, piece, self.first + len(self.pieces) > self.sealed)
-        self._hold(n)
+        self.held_bytes += n
+        if self.plane is not None:
+            self.plane.body_bytes += n
         while cursor is not None:
             cursor.unread += n
             cursor = cursor.after
@@ -100,6 +103,15 @@ cdef class RequestBody:
         cursor.after = self.cursors
         self.cursors = cursor
         return cursor
+
+    cdef list take_all(self):
+        """All of a body that nobody else reads, now or later."""
+        cdef list pieces = self.pieces
+        if pieces is not None:
+            self.first = self.sealed = self.first + len(pieces)
+            self.pieces = None
+            self._hold(-self.held_bytes)
+        return pieces
 
     cpdef int keep(self, int64_t most_bytes) except -1:
         """Keep the body from its first byte on as long as it has no more than so many bytes. 0: let go of what every cursor has
@@ -146,7 +158,8 @@ cdef class RequestBody:
 
     cpdef int close(self) except -1:
         """Nobody needs it any more."""
-        self._hold(-self.held_bytes)
+        if self.held_bytes:
+            self._hold(-self.held_bytes)
         self.pieces = None
         self.cursors = None
         self.plane = None
@@ -154,6 +167,7 @@ cdef class RequestBody:
 
 
 @cython.final
+@cython.no_gc
 @cython.freelist(64)
 cdef class BodyCursor:
     """How far one reader has come in a RequestBody."""

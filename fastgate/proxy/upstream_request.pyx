@@ -259,10 +259,13 @@ cdef class UpstreamRequest(AttemptOwner):
         cdef bint ends = self.body_complete and not attempt.end_sent
         cdef list pieces = None
         if self.body is not None:
-            if attempt.cursor is None:
-                self.body.keep_bytes = REPLAY_BYTES if self.repeatable else 0
-                attempt.cursor = self.body.begin()
-            pieces = attempt.cursor.take()
+            if attempt.cursor is None and self.body_complete and not self.repeatable:
+                pieces = self.body.take_all()           # the usual body: here when the head goes out, and sent once
+            else:
+                if attempt.cursor is None:
+                    self.body.keep_bytes = REPLAY_BYTES if self.repeatable else 0
+                    attempt.cursor = self.body.begin()
+                pieces = attempt.cursor.take()
         if pieces is not None or ends:
             if self.route.pipeline.request_chunk and self.ctx.has_body:
                 pieces = request_chunk_hooks(self.plane, self.route, self.ctx, pieces, ends)

@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Self, final
 
 from fastgate._core.cache.http_decision import Decision
 from fastgate._core.cache.http_keys import merge_vary as merge_vary
@@ -35,7 +35,40 @@ BYPASS: Final[int]
 
 _Fields = Headers | Iterable[tuple[str | bytes, str | bytes]]
 
+@final
 class Rules(CacheSettings):
+    def __new__(
+        cls,
+        *,
+        ttl_ns: int = 0,
+        respect: str = "origin",
+        methods: Iterable[str] = ...,
+        statuses: Iterable[int] = ...,
+        query: str | Iterable[str] = "all",
+        headers: Iterable[str] = (),
+        cookies: Iterable[str] = (),
+        consumer: str = "auto",
+        body: bool = False,
+        tags: Iterable[str] = (),
+        min_size: int = 0,
+        max_size: int = 16_000_000,
+        stale_while_revalidate_ns: int = 0,
+        stale_if_error_ns: int = 0,
+        heuristic_max_ns: int = ...,
+        private: str = "never",
+        set_cookie: str = "never",
+        share_private: bool = False,
+        max_variants: int = 64,
+        max_vary: int = 8,
+        targeted: Iterable[str] = ...,
+        client_control: bool = True,
+        enforce: bool = True,
+        status_name: str = "fastgate",
+        route: bytes = b"",
+        shown: Iterable[str] = (),
+        secrets: Iterable[str] = (),
+        never_vary: Iterable[str] = (),
+    ) -> Self: ...
     @property
     def query_form(self) -> tuple[int, frozenset[bytes]]: ...
     def read_request(self, method: str, headers: _Fields = (), has_body: bool = False) -> RequestRules: ...

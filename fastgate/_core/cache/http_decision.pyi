@@ -1,9 +1,10 @@
-from typing import Final
+from typing import Final, final
 
 from fastgate._core.cache.http_stored import StoredResponse
 
 __all__ = ["Decision"]
 
+@final
 class Decision:
     storable: Final[bool]
     why: Final[str]

@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Final, Protocol, final
 
 from fastgate._core.http.headers import Headers
 
@@ -21,6 +21,7 @@ def url_pattern(pattern: bytes) -> bytes: ...
 def url_tag(url: bytes) -> bytes: ...
 def identity_key(identity: _Identity | None) -> bytes | None: ...
 
+@final
 class Vary:
     names: Final[tuple[bytes, ...]]
     def __init__(self, names: Iterable[bytes] = ()) -> None: ...

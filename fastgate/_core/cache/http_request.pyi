@@ -1,7 +1,8 @@
-from typing import Final
+from typing import Final, final
 
 __all__ = ["RequestRules"]
 
+@final
 class RequestRules:
     cacheable: Final[bool]
     unsafe: Final[bool]

@@ -1,4 +1,4 @@
-from typing import Final
+from typing import Final, final
 
 from typing_extensions import Buffer
 
@@ -7,6 +7,7 @@ from fastgate._core.cache.http_settings import CacheSettings
 
 __all__ = ["StoredResponse"]
 
+@final
 class StoredResponse:
     status: Final[int]
     flags: Final[int]

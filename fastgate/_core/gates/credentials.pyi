@@ -1,9 +1,12 @@
+from typing import final
+
 from fastgate._core.shm.metric import MetricTable
 
 __all__ = ["CredentialCache"]
 
 def weight(value: object, depth: int = 0) -> int: ...
 
+@final
 class CredentialCache:
     def __init__(
         self, max_bytes: int = ..., metrics: MetricTable | None = None, worker: str = "0"

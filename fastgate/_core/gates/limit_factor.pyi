@@ -1,7 +1,10 @@
+from typing import final
+
 from fastgate._core.shm.table import LimiterTable
 
 __all__ = ["Health", "Usual"]
 
+@final
 class Health:
     def __new__(
         cls,
@@ -18,6 +21,7 @@ class Health:
     @property
     def factor(self) -> float: ...
 
+@final
 class Usual:
     def __new__(cls, table: LimiterTable, scope: str, multiple: float, lowest: float) -> Usual: ...
     def see(self, client: bytes, now_ns: int) -> float: ...

@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, final
 
 from fastgate._core.limits.inflight import InflightTable
 from fastgate._core.shm.table import LimiterTable
@@ -10,6 +10,7 @@ LIMIT_TYPES: tuple[str, ...]
 COST_UNIT: int
 RECORD_WORDS: int
 
+@final
 class LimitRule:
     name: str
     scope: str

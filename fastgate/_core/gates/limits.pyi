@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterable, Mapping
+from typing import final
 
 from fastgate._core.gates.limit_factor import Health, Usual
 from fastgate._core.gates.limit_rule import LimitRule
@@ -10,6 +11,7 @@ from fastgate._core.shm.metric import MetricTable
 
 __all__ = ["CostedLimitGate", "LimitGate", "TierBook"]
 
+@final
 class TierBook:
     rules: dict[str, LimitRule]
     def __new__(
