@@ -110,7 +110,7 @@ def verdict(plugin: Probe, ctx: RequestContext, action: str, argument: str) -> A
         case "remember":
             ctx.remember(plugin, [label])
         case "override":
-            ctx.upstream_override = argument
+            ctx.send_to(argument)
     return None
 
 

@@ -84,7 +84,7 @@ cdef class RequestContext:
     cdef public list tags             # set by policies; None without any
     cdef bytes cache_word             # the result of the cache, for the log
     cdef bytes upstream_lines         # ready header lines that gates add to the request upstream
-    cdef public str upstream_override # name of the upstream selected by a policy, instead of the route's
+    cdef readonly str upstream_override   # name of the upstream selected by a policy, instead of the route's
     cdef bytes gate_lines             # ready header lines that gates add to every response
     cdef bytes local_lines            # the same for local responses: upstream responses have them among their fields
     cdef bytes lines_before           # gate_lines before a gate refused: restored in shadow mode

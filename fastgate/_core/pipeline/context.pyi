@@ -146,8 +146,9 @@ class RequestContext:
         """When the request ended; 0 before `log`."""
     tags: list[str] | None
     """Tags set by policies; a plugin may add tags. They are in the access log."""
-    upstream_override: str | None
-    """Name of another upstream of the config to send the request to. Set it in `decide` or `request`."""
+    @property
+    def upstream_override(self) -> str | None:
+        """The name given to `send_to`; None if it was not called."""
     @property
     def identity(self) -> Identity | None:
         """The authenticated client: `consumer`, `tier`, `key_id`, `scopes`, `roles`, `claims`; or None."""
@@ -159,6 +160,7 @@ class RequestContext:
     def refuse(self, reason: Reason, detail: dict[str, Any] | None = None, headers: _Fields = ()) -> int: ...
     def add_response_header(self, name: str | bytes, value: str | bytes) -> None: ...
     def replace_body(self, body: bytes) -> None: ...
+    def send_to(self, upstream: str) -> None: ...
     def remember(self, plugin: Any, value: object) -> None: ...
     @overload
     def recall(self, plugin: Any) -> Any: ...

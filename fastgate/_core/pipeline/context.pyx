@@ -281,6 +281,11 @@ cdef class RequestContext:
         self.body = body
         self.body_replaced = True
 
+    def send_to(self, str upstream not None):
+        """Send this request to another upstream of the config, with the settings of that upstream. For `decide` and `request`; the
+        last call counts. A name that the config does not have is 500 `unknown_upstream`."""
+        self.upstream_override = upstream
+
     def remember(self, plugin, value):
         """Keeps value for this plugin until the request is over."""
         cdef int place = plugin.place

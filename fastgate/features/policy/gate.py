@@ -221,8 +221,8 @@ class PolicyGate(WatchingGate):
                 if rule.enforce:
                     tags = ctx.tags or []
                     ctx.tags = tags + [tag for tag in rule.config.tags if tag not in tags]
-            elif rule.enforce and ctx.upstream_override is None:
-                ctx.upstream_override = rule.config.upstream
+            elif rule.enforce and ctx.upstream_override is None and rule.config.upstream is not None:
+                ctx.send_to(rule.config.upstream)
         return CONTINUE
 
     async def request(self, ctx: RequestContext) -> int:
