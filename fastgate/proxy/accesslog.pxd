@@ -14,14 +14,14 @@ cdef class AccessLog:
     cdef bint is_pipe
     cdef bint json
     cdef bint off
-    cdef public frozenset secrets         # names of query parameters whose values must not be written
+    cdef public frozenset secrets         # names of query parameters whose values are masked
     cdef HeadWriter lines
     cdef int64_t second
     cdef bytes second_text
     cdef object counters
     cdef worker_counts_t* counts
-    cdef bint torn                        # the last write ended within a line
-    cdef uint64_t dropped                 # lines since the file was last written in full
+    cdef bint torn                        # the last write ended in the middle of a line
+    cdef uint64_t dropped                 # lines dropped since the file was last written in full
     cdef log_throttle_t dropped_log
     cdef int _count_dropped(self, uint64_t lines, object reason) except -1
     cdef int record(self, RequestContext ctx) except -1

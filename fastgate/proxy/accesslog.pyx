@@ -1,10 +1,11 @@
 # cython: boundscheck=False
-"""The access log: one line per request, formatted compiled, written in batches.
+"""The access log: one line per request, formatted in compiled code, written in batches.
 
-WHAT     `AccessLog.record` appends a line to a buffer; `flush` writes it out. Files are written with O_APPEND in one call, so lines
-         of several workers do not mix. A pipe or terminal is written without ever blocking, in pieces of whole lines no longer
-         than PIPE_BUF, which the kernel keeps together; what a slow reader leaves no room for is dropped and counted. So that a
-         line always fits, what a client may make long is cut there and ends in `...`; a file gets it whole.
+WHAT     `AccessLog.record` appends a line to a buffer; `flush` writes it out. Files are written with O_APPEND in one call, so
+         lines of several workers do not interleave. A pipe or terminal is written without blocking, in pieces of whole lines no
+         longer than PIPE_BUF, which the kernel writes atomically; lines for which a slow reader leaves no room are dropped and
+         counted. So that every line fits into a pipe, fields of client-controlled length are truncated there and end in `...`; a
+         file gets them in full.
 STATE    One buffer of at most 256 kB; beyond it lines are dropped and counted.
 WHO      The worker's loop.
 COST     About 0.4 us a line; one write per 64 kB or per tick.
@@ -44,13 +45,14 @@ cdef enum:
     FLUSH_BYTES = 65536
     MOST_BYTES = 262144
     PIPE_PIECE = 4096
-    # What a field may take of a line in a pipe; all lines then fit into PIPE_PIECE unless a route's name has over 500 bytes.
+    # Bytes that one field may take of a line in a pipe; every line then fits into PIPE_PIECE unless a route's name has over 500
+    # bytes.
     ANY = 1 << 30
     TARGET_BYTES = 1400
     AGENT_BYTES = 900
     HOST_BYTES = 270
 
-cdef int64_t TELL_NS = 60_000_000_000   # between two reports that lines are lost
+cdef int64_t TELL_NS = 60_000_000_000   # between two reports of dropped lines
 
 
 cdef class AccessLog:
@@ -69,7 +71,7 @@ cdef class AccessLog:
         self.reopen()
 
     def reopen(self):
-        """Open the file anew, after it was moved away. OSError when that fails; the old file is then kept."""
+        """Reopen the file after log rotation moved it. Raises OSError on failure and keeps the old file open."""
         cdef int fd
         if self.off:
             return
@@ -84,7 +86,7 @@ cdef class AccessLog:
         self.is_pipe = not stat.S_ISREG(os.fstat(fd).st_mode)
 
     def close(self):
-        """Write out what is buffered and close the file."""
+        """Write out the buffer and close the file."""
         self.flush()
         if self.fd >= 0:
             os.close(self.fd)
@@ -199,7 +201,7 @@ cdef class AccessLog:
         return w.put(b"\n", 1)
 
     cdef bytes _masked(self, bytes target):
-        """The target without the secrets that some clients must put into its query."""
+        """The target with the values of `secrets` in its query masked: some clients must put credentials there."""
         cdef bytes path, query
         if not self.secrets or target is None or b"?" not in target:
             return target
@@ -230,8 +232,8 @@ cdef class AccessLog:
         return self._span(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), most)
 
     cdef int _span(self, const char* p, Py_ssize_t n, Py_ssize_t most) except -1:
-        """A JSON string of latin-1 bytes (RFC 8259 §7), in a pipe of at most `most` bytes. Also what keeps a client from forging
-        log lines."""
+        """A JSON string of latin-1 bytes (RFC 8259 §7), in a pipe of at most `most` bytes. The escaping also prevents clients
+        from forging log lines."""
         cdef HeadWriter w = self.lines
         cdef Py_ssize_t i
         cdef unsigned char c
@@ -268,7 +270,7 @@ cdef class AccessLog:
         return 0
 
     cpdef int flush(self) except -1:
-        """Write out what is buffered."""
+        """Write out the buffer."""
         cdef HeadWriter w = self.lines
         cdef Py_ssize_t start = 0, end, last
         cdef pollfd watched
@@ -280,13 +282,13 @@ cdef class AccessLog:
             reason = None
             try:
                 written = os.write(self.fd, data)
-            except OSError as error:                    # disk full: the lines are lost, the request is not
+            except OSError as error:                    # disk full: the lines are lost, the request is unaffected
                 written = 0
                 reason = (error.strerror or str(error)).lower()
             if written:
                 self.torn = data[written - 1] != c"\n"
             if written < len(data):
-                # What did not fit; a line that was cut counts with its end.
+                # Lines that did not fit; a truncated line counts as well.
                 return self._count_dropped(data.count(b"\n", max(written, 1 if data[0] == c"\n" else 0)),
                                            reason or "no space left on device")
             if self.dropped:
@@ -301,7 +303,7 @@ cdef class AccessLog:
                 if w.data[end] == c"\n":
                     last = end + 1
                 end += 1
-            if last == start:                           # one line longer than PIPE_BUF: written, it could block and be torn
+            if last == start:                           # one line longer than PIPE_BUF: its write could block or be split
                 while w.data[end] != c"\n":
                     end += 1
                 start = end + 1
@@ -322,7 +324,7 @@ cdef class AccessLog:
         return 0
 
     cdef int _drop(self, Py_ssize_t start) except -1:
-        """Count and forget the lines from start on; with start at the end, count the one that found no room."""
+        """Count and discard the lines from start on; with start at the end, count the one for which there was no room."""
         cdef Py_ssize_t i
         cdef uint64_t lines = 1 if start == self.lines.size else 0
         for i in range(start, self.lines.size):
@@ -334,7 +336,7 @@ cdef class AccessLog:
         return 0
 
     cdef int _count_dropped(self, uint64_t lines, object reason) except -1:
-        """Count lines that were lost, and say so at once and then once a minute."""
+        """Count dropped lines, and report them immediately and then once a minute."""
         cdef int64_t now_ns = monotonic_ns()
         if self.counts != NULL:
             atomic_add_relaxed_u64(&self.counts.log_lines_dropped, lines)

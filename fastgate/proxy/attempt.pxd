@@ -11,7 +11,7 @@ from fastgate.upstream.pool cimport Target, Upstream
 from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
 
 cdef enum:
-    # What `Attempt.begin` found. The others are those of `Target.acquire`: A_OPENING, A_QUEUED, A_FULL
+    # Result of `Attempt.begin`. The other values are those of `Target.acquire`: A_OPENING, A_QUEUED, A_FULL
     A_CONNECTED = 3
 
 cdef class AttemptOwner(Timed):
@@ -31,19 +31,19 @@ cdef class AttemptOwner(Timed):
 cdef class Attempt(ResponseSink):
     cdef AttemptOwner owner
     cdef readonly Target target
-    cdef UpstreamStream stream            # None until there is one
+    cdef UpstreamStream stream            # None until connected
     cdef BodyCursor cursor                # None for a request without a body
-    cdef bint replay                      # the request is sent once more, because its connection was closed
-    cdef bint fresh                       # only a connection that has carried nothing will do
-    cdef bint sent                        # the head is out: the upstream may have acted on it
-    cdef bint end_sent                    # the request is complete upstream
+    cdef bint replay                      # the request is resent because its connection was closed
+    cdef bint fresh                       # accept only a connection that has not been used yet
+    cdef bint sent                        # the head was sent: the upstream may have acted on it
+    cdef bint end_sent                    # the request was sent completely
     cdef bint reused                      # its connection had carried a request before
-    cdef bint answered                    # a byte of a response came
+    cdef bint answered                    # at least one byte of a response arrived
     cdef readonly int64_t started_ns
     cdef readonly int64_t sent_ns
     cdef readonly int64_t first_byte_ns
-    cdef readonly int status              # of its response; 0 before
-    cdef readonly Reason reason           # why it failed; None while it has not
+    cdef readonly int status              # of its response; 0 before there is one
+    cdef readonly Reason reason           # cause of the failure; None unless it failed
     cdef int begin(self, int64_t now_ns) except -1
     cdef int end(self, bint whole, int64_t now_ns) except -1
 
@@ -51,7 +51,7 @@ cdef class Attempt(ResponseSink):
 cdef class Attempts:
     cdef Upstream upstream
     cdef readonly Attempt last
-    cdef list earlier                     # those before it; None when there were none
+    cdef list earlier                     # the previous attempts; None if there were none
     cdef int targets_left
     cdef bint replayed
     cdef Attempt first(self, AttemptOwner owner)

@@ -1,19 +1,19 @@
 # cython: boundscheck=False, nonecheck=True
-"""One try to have a request answered by a target, and what is tried after it failed.
+"""One attempt to get a response from a target, and the choice of the next attempt after a failure.
 
-WHAT     `Attempt` takes a connection to its target, or waits for one, and carries what the stream tells to the request that owns it:
-         each callback of a stream belongs to one attempt. `Attempts` says which attempt is the first, and which comes after one
-         that failed, if any; it is the list that logs, spans and metrics read.
+WHAT     `Attempt` takes a connection to its target, or waits for one, and forwards the events of the stream to the request that
+         owns it: each callback of a stream belongs to one attempt. `Attempts` chooses the first attempt and the one after a
+         failure, if any; it is the list that logs, spans and metrics read.
 STATE    begin → (waits) → connected → sent → response, or failed; `end` from any of them, once.
 WHO      The worker's loop.
 COST     Two small objects from freelists a request; one virtual call more per callback.
-SOURCES  pingora-error (which errors may be retried); RFC 9110 §9.2.2 (idempotent methods); RFC 9112 §9.3.1 (retrying a request whose
-         connection was closed before a response); Go net/http `shouldRetryRequest`.
+SOURCES  pingora-error (which errors may be retried); RFC 9110 §9.2.2 (idempotent methods); RFC 9112 §9.3.1 (retrying a request
+         whose connection was closed before a response); Go net/http `shouldRetryRequest`.
 
-What may be tried again is said by two things. `Reason.retryable`: the upstream failed, and another try may do better. And by what the
-upstream can have seen: nothing (no connection was made), so the next target is asked, whatever the method; or a kept-alive
-connection was closed as the request was written, and not one byte came back, so an idempotent request whose body is still here is
-sent once more to the same target on a new connection.
+Two conditions decide whether there is another attempt. `Reason.retryable`: the upstream failed, and another attempt may succeed.
+And what the upstream can have seen of the request: if nothing (no connection was made), the next target is tried, whatever the
+method; if a kept-alive connection was closed while the request was written, and not one byte came back, an idempotent request
+whose body is still in memory is resent once to the same target on a new connection.
 """
 
 cimport cython
@@ -30,14 +30,14 @@ __all__ = ["Attempt", "AttemptOwner", "Attempts"]
 
 
 cdef class AttemptOwner(Timed):
-    """What an attempt tells the request it is made for. Abstract."""
+    """The events that an attempt reports to the request it is made for. Abstract."""
 
     cdef int shared_with(self, AttemptOwner other) noexcept:
-        """What this request has in common with another, as SAME_* bits. 0: it counts against no share of a pool."""
+        """What this request has in common with another, as SAME_* bits. 0: it does not count against any share of a pool."""
         return 0
 
     cdef int attempt_connected(self, Attempt attempt) except -1:
-        """It has its stream: send the request."""
+        """Connected to a stream: send the request."""
         missing(self, "attempt_connected")
 
     cdef int attempt_interim(self, Attempt attempt) except -1:
@@ -57,11 +57,11 @@ cdef class AttemptOwner(Timed):
         missing(self, "attempt_end")
 
     cdef int attempt_read_done(self, Attempt attempt, int64_t now_ns) except -1:
-        """Everything that one read brought has been told."""
+        """All events of one read have been reported."""
         missing(self, "attempt_read_done")
 
     cdef int attempt_failed(self, Attempt attempt, Reason reason, str detail) except -1:
-        """No connection, or the response ends here. The stream is gone. detail: of a failure to connect, else None."""
+        """Connecting failed, or the response ends prematurely. The stream is gone. detail: of a failure to connect, else None."""
         missing(self, "attempt_failed")
 
     cdef int attempt_writable(self, Attempt attempt, bint writable) except -1:
@@ -69,7 +69,7 @@ cdef class AttemptOwner(Timed):
         missing(self, "attempt_writable")
 
     cdef int attempt_tunnel_data(self, Attempt attempt, bytes data) except -1:
-        """Bytes behind a 101 arrived."""
+        """Bytes after a 101 arrived."""
         missing(self, "attempt_tunnel_data")
 
     cdef int attempt_tunnel_eof(self, Attempt attempt) except -1:
@@ -78,12 +78,13 @@ cdef class AttemptOwner(Timed):
 
 
 @cython.final
-@cython.no_gc                                           # it lets go of its owner when it ends
+@cython.no_gc                                           # it drops the reference to its owner when it ends
 cdef class Attempt(ResponseSink):
-    """One try. Made by `Attempts`."""
+    """One attempt. Created by `Attempts`."""
 
     cdef int begin(self, int64_t now_ns) except -1:
-        """Take an idle connection to the target (A_CONNECTED), or wait for one (A_OPENING, A_QUEUED); A_FULL when too many wait."""
+        """Take an idle connection to the target (A_CONNECTED), or wait for one (A_OPENING, A_QUEUED); A_FULL when too many
+        requests wait."""
         cdef UpstreamStream stream
         self.started_ns = now_ns
         if not self.fresh:
@@ -94,7 +95,7 @@ cdef class Attempt(ResponseSink):
         return self.target.acquire(self)
 
     cdef int end(self, bint whole, int64_t now_ns) except -1:
-        """Leave the queue, and give back the stream: for another request when the response (or the tunnel) is whole, else at once."""
+        """Leave the queue, and release the stream: for reuse if the response (or the tunnel) is complete, else it is closed."""
         cdef UpstreamStream stream = self.stream
         if self.waiting:
             self.target.forget(self)
@@ -110,7 +111,7 @@ cdef class Attempt(ResponseSink):
                 stream.abort()
         return 0
 
-    # What the pool and the stream tell
+    # Callbacks of the pool and the stream
 
     cdef int shared_with(self, ResponseSink other) noexcept:
         if type(other) is not Attempt or self.owner is None or (<Attempt>other).owner is None:
@@ -140,7 +141,7 @@ cdef class Attempt(ResponseSink):
 
     cdef int on_read_done(self, int64_t now_ns) except -1:
         if self.owner is None:
-            return 0                                    # it ended in this read
+            return 0                                    # it ended during this read
         return self.owner.attempt_read_done(self, now_ns)
 
     cdef int on_failed(self, UpstreamStream stream, Reason reason) except -1:
@@ -165,10 +166,10 @@ cdef class Attempt(ResponseSink):
 @cython.no_gc
 @cython.freelist(64)
 cdef class Attempts:
-    """The attempts of one request, in order, and what is tried next."""
+    """The attempts of one request, in order, and the choice of the next."""
 
     cdef Attempt first(self, AttemptOwner owner):
-        """The first attempt, at the target that the balancer picks. It is not begun."""
+        """The first attempt, at the target that the balancer picks. It has not begun."""
         self.targets_left = len(self.upstream.targets)
         return self._next(owner, self.upstream.pick())
 
@@ -186,9 +187,9 @@ cdef class Attempts:
         return attempt
 
     cdef Attempt after(self, AttemptOwner owner, Attempt failed, Reason reason, bint repeatable):
-        """What is tried after an attempt has failed and ended; None when its failure is the request's.
+        """The next attempt after one has failed and ended; None if the request fails with it.
 
-        repeatable: the request may be sent twice and every byte of it is still here.
+        repeatable: the request may be sent twice and its whole body is still in memory.
         """
         cdef Attempt following
         failed.reason = reason
@@ -197,10 +198,10 @@ cdef class Attempts:
         if not failed.sent:
             if self.targets_left <= 0:
                 return None
-            # Not by the balancer, which other requests move on: it might name this very target again.
+            # Not chosen by the balancer: other requests advance it, so it could return this very target again.
             return self._next(owner, self.upstream.after(failed.target))
         if repeatable and failed.reused and not failed.answered and failed.end_sent and not self.replayed:
-            # A kept-alive connection that the upstream closed as we used it says nothing about the request.
+            # A kept-alive connection that the upstream closed while it was reused is no evidence against the request.
             self.replayed = True
             self.targets_left += 1
             following = self._next(owner, failed.target)

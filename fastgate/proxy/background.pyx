@@ -1,10 +1,10 @@
 # cython: boundscheck=False, nonecheck=True
-"""A request of the gateway's own that no client waits for: what it brings is for its stages.
+"""A request that the gateway makes for itself, without a client: its response goes to its stages only.
 
-WHAT     `background_get` makes a GET for what another request asks for, by the same route, in the name of the same client. The cache
-         revalidates and prefetches with it.
+WHAT     `background_get` sends a GET for the resource that another request asks for, by the same route, on behalf of the same
+         client. The cache revalidates and prefetches with it.
 STATE    As an UpstreamRequest; not counted as a request of its route, and not logged.
-WHO      The worker's loop. It starts in the loop's next turn: nothing waits for it.
+WHO      The worker's loop. It starts in the loop's next iteration and delays no other request.
 COST     A copy of the request's fields.
 SOURCES  RFC 5861 §3 (stale-while-revalidate); Varnish's background fetch.
 """
@@ -34,7 +34,7 @@ cdef class BackgroundRequest(UpstreamRequest):
     """A request without a client."""
 
     cdef int start(self) except -1:
-        """Forward it in the loop's next turn."""
+        """Forward it in the loop's next iteration."""
         self.begin()
         self.plane.loop.call_soon(forward, self)
         return 0
@@ -82,7 +82,7 @@ cdef class BackgroundRequest(UpstreamRequest):
 
 
 cdef BackgroundRequest background_get(UpstreamRequest x):
-    """A GET for what x asks for. It is not started, and has no stages yet."""
+    """A GET for the resource that x asks for. It is not started, and has no stages yet."""
     cdef BackgroundRequest behind = BackgroundRequest.__new__(BackgroundRequest)
     cdef RequestContext ctx = RequestContext.__new__(RequestContext)
     cdef RequestContext source = x.ctx
@@ -122,7 +122,7 @@ cdef BackgroundRequest background_get(UpstreamRequest x):
 
 
 def forward(BackgroundRequest behind):
-    """The loop's call."""
+    """Callback of the loop."""
     behind.ctx.now_ns = monotonic_ns()
     try:
         behind.forward()

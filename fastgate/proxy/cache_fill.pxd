@@ -11,9 +11,9 @@ from fastgate.proxy.stages cimport ResponseStage
 
 @cython.final
 cdef class CacheFill(ResponseStage):
-    cdef CacheRequest place               # where the response is kept
+    cdef CacheRequest place               # where the response is stored
     cdef RequestContext ctx
-    cdef Decision decision                # None: it is not kept
+    cdef Decision decision                # None: it is not stored
     cdef list pieces
     cdef int64_t size
     cdef int _uncached(self, int status, Headers fields) except -1

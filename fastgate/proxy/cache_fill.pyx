@@ -1,13 +1,13 @@
 # cython: boundscheck=False, nonecheck=True
-"""The cache as a stage of a response: what comes from the upstream is judged, kept, and told to the cache of others.
+"""The cache as a response stage: stores upstream responses and applies their effect on other stored responses.
 
-WHAT     `CacheFill` asks the upstream the cache's own question in place of the client's (`ask`), judges the head, gathers the body and
-         keeps it when it is whole. A 304 to that question, and a failure that a stored response may stand in for, replace the
-         upstream's response by the stored one. It also carries out what a response does to others: the invalidation by an unsafe
-         request, and the purges that the upstream asks for.
-STATE    One per request that goes upstream on a route with `cache`. A response is held once more until it is whole.
+WHAT     `CacheFill` replaces the client's conditions by those of the cache (`ask`), decides from the head whether to store the
+         response, collects the body and stores it once it is complete. A 304 to the cache's conditions, and a failure for which a
+         stale response may be served, replace the upstream's response by the stored one. The stage also applies the effects of a
+         response on other entries: invalidation by an unsafe request, and purges that the upstream requests.
+STATE    One per request that goes upstream on a route with `cache`. A response is held in memory until it is complete.
 WHO      The worker's loop.
-COST     One judgement per response; a piece of the body is a reference, not a copy.
+COST     One decision per response; a piece of the body is a reference, not a copy.
 SOURCES  RFC 9111 §3 (storing), §4.3 (validation), §4.4 (invalidation); RFC 5861 §4 (stale-if-error); RFC 9211 (Cache-Status).
 """
 
@@ -33,22 +33,22 @@ __all__ = ["CacheFill"]
 
 log = logging.getLogger("fastgate")
 
-# Why a request is kept out of the cache, where the request itself does not show it.
+# Why a request bypasses the cache, if that is not visible in the request itself.
 cdef dict BYPASS_DETAILS = {"identity": b"identity", "plugin": b"plugin", "key": b"key", "strategy": b"strategy"}
 cdef enum:
-    MOST_PURGES = 64                            # that one response may ask for
+    MOST_PURGES = 64                            # purges that one response may request
 
 
 @cython.final
 cdef class CacheFill(ResponseStage):
-    """Takes the response to one request into the cache."""
+    """Stores the response to one request."""
 
     def __cinit__(self, CacheRequest place not None):
         self.place = place
         self.ctx = place.ctx
 
     cdef int ask(self, Headers fields) except -1:
-        """The head for the upstream: the cache's question in place of the client's own."""
+        """Edit the head for the upstream: the cache's conditions replace the client's."""
         cdef CacheRequest place = self.place
         cdef bytes lower
         place.sent_ns = realtime_ns()
@@ -67,7 +67,7 @@ cdef class CacheFill(ResponseStage):
         cdef int64_t now = realtime_ns()
         if place.route.purge_header is not None:
             self._purge_as_told(status, fields)
-        if not place.rules.cacheable or place.key is None:          # without a key there is nowhere to keep it
+        if not place.rules.cacheable or place.key is None:          # without a key there is no place to store it
             return self._uncached(status, fields)
         if place.revalidating and status == 304 and not place.rules.head:
             return self._revalidated(fields, now)
@@ -81,7 +81,7 @@ cdef class CacheFill(ResponseStage):
         return self._judge(status, phrase, fields, now)
 
     cdef int _uncached(self, int status, Headers fields) except -1:
-        """The cache has nothing to do with the response, but the response may with what is in the cache."""
+        """The response is not stored, but it may affect stored responses."""
         cdef CacheRequest place = self.place
         if place.rules.unsafe:
             self._invalidate(status, fields)
@@ -89,7 +89,7 @@ cdef class CacheFill(ResponseStage):
         return S_PASS
 
     cdef int _revalidated(self, Headers fields, int64_t now) except -1:
-        """A 304 to the cache's question: what is stored holds on, with the new fields."""
+        """A 304 to the cache's conditions: the stored response stays valid, updated with the new fields."""
         cdef CacheRequest place = self.place
         cdef StoredResponse stored = place.found
         cdef Decision decision = place.route.rules.update(place.rules, stored, fields, place.sent_ns, now)
@@ -103,7 +103,7 @@ cdef class CacheFill(ResponseStage):
         return S_REPLACED
 
     cdef int _head_only(self, int status, Headers fields, int64_t now) except -1:
-        """The response to HEAD: it may freshen what is stored (RFC 9111 §4.3.5), and is not stored itself."""
+        """The response to HEAD: it may freshen the stored response (RFC 9111 §4.3.5), and is not stored itself."""
         cdef CacheRequest place = self.place
         cdef Decision decision
         if place.found is not None and status == 200:
@@ -116,13 +116,13 @@ cdef class CacheFill(ResponseStage):
         return S_PASS
 
     cdef int _judge(self, int status, bytes phrase, Headers fields, int64_t now) except -1:
-        """Decide whether the response is kept."""
+        """Decide whether to store the response."""
         cdef CacheRequest place = self.place
         cdef Rules rules = place.route.rules
         cdef Decision decision
         try:
             decision = rules.c_store(place.rules, status, phrase if phrase else b"", fields, place.sent_ns, now)
-        except Exception:                               # what cannot be judged is not stored
+        except Exception:                               # if the decision fails, do not store
             log.exception("while judging the response to request %s", self.ctx.request_id)
             place.release(None, True)
             return S_PASS
@@ -154,13 +154,13 @@ cdef class CacheFill(ResponseStage):
         return b""
 
     cdef int _give_up(self) except -1:
-        """The response is too large to be kept."""
+        """The response is too large to be stored."""
         self.decision = None
         self.pieces = None
         return self.place.release(None, True)
 
     cdef int whole(self) except -1:
-        """The response is whole, and all that came with it was read: keep it, and wake who waits."""
+        """The response is complete, and everything that arrived with it was read: store it, and wake waiting requests."""
         cdef Decision decision = self.decision
         cdef StoredResponse stored = None
         cdef bytes body
@@ -173,7 +173,7 @@ cdef class CacheFill(ResponseStage):
                 self._live_adapted(decision, body)
                 stored = decision.c_finish(body)
                 self.place.keep(stored)
-        except Exception:                               # what cannot be stored is not stored; the request has its response
+        except Exception:                               # a response that cannot be stored still reaches its client
             log.exception("while storing for request %s", self.ctx.request_id)
             stored = None
         self.pieces = None
@@ -196,23 +196,23 @@ cdef class CacheFill(ResponseStage):
         return self.place.finish()
 
     cdef int _live_adapted(self, Decision decision, bytes body) except -1:
-        """The lifetime that was learned, where the origin gives none. body None: it is the one that is stored."""
+        """Apply the learned lifetime if the origin gives none. body None: the same as the stored one."""
         cdef CacheRequest place = self.place
         if place.route.predict is not None and place.route.predict.is_adaptive and decision.implied and decision.status == 200:
             decision.c_live(place.route.predict.ttl_ns(place.variant, decision.etag, body, realtime_ns(), decision.lifetime_ns))
         return 0
 
     def _keep_safely(self, StoredResponse stored):
-        """Keep a response that goes out whether or not it can be kept."""
+        """Store a response that is sent whether or not it can be stored."""
         try:
             self.place.keep(stored)
         except Exception:
             log.exception("while storing for request %s", self.ctx.request_id)
 
-    # what a response does to others
+    # effects of a response on other entries
 
     def _invalidate(self, int status, Headers fields):
-        """An unsafe request was carried out: what is stored for its URL may no longer hold, on any route."""
+        """An unsafe request succeeded: responses stored for its URL, on any route, may be outdated and are invalidated."""
         cdef RequestContext ctx = self.ctx
         cdef WorkerCache store = self.place.route.store
         cdef set urls = set()
@@ -223,11 +223,11 @@ cdef class CacheFill(ResponseStage):
                                                        ctx.query_bytes, merge=merge))
             for url in urls:
                 store.epochs.purge_tag(url_tag(url))
-        except Exception:                               # the upstream has acted: its response goes out, come what may
+        except Exception:                               # the upstream has acted: its response is sent in any case
             log.exception("while invalidating for request %s", ctx.request_id)
 
     def _purge_url(self, bytes what):
-        """Purge a path with its query, on the request's host, for every route."""
+        """Purge a path with its query, on the request's host, on every route."""
         cdef RequestContext ctx = self.ctx
         cdef set urls = set()
         cdef bint merge = self.place.request.plan.merge_slashes
@@ -239,7 +239,7 @@ cdef class CacheFill(ResponseStage):
             self.place.route.store.epochs.purge_tag(url_tag(url))
 
     def _purge_as_told(self, int status, Headers fields):
-        """Carry out the purges that the upstream's response asks for, and keep them from the client."""
+        """Carry out the purges that the upstream's response requests, and remove the fields before the client sees them."""
         cdef RequestContext ctx = self.ctx
         cdef bytes name = self.place.route.purge_header
         cdef bytes value = fields.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))

@@ -10,32 +10,32 @@ from fastgate.proxy.stages cimport ResponseStage
 from fastgate.proxy.upstream_request cimport UpstreamRequest
 
 cdef enum:
-    # What the request does next
-    L_FORWARD = 0             # ask the upstream, with `stage` in the way of the response
+    # The next step of the request
+    L_FORWARD = 0             # ask the upstream, and pass the response through `stage`
     L_STORED = 1              # send the stored response that is ready in status, head, tail and body
-    L_NOT_STORED = 2          # the client wants nothing but a stored response, and there is none
-    L_WAIT = 3                # for the cache: it says `looked` when it has its verdict
-    L_BODY = 4                # read the whole body, of at most KEY_BODY_BYTES, then look
+    L_NOT_STORED = 2          # only-if-cached, and there is no stored response
+    L_WAIT = 3                # for the cache: it calls `looked` with its verdict
+    L_BODY = 4                # read the whole body, of at most KEY_BODY_BYTES, then look up
 
 cdef enum:
     KEY_BODY_BYTES = 1048576  # of a request whose body is part of the key
 
 @cython.final
 cdef class CacheLookup(CacheRequest):
-    cdef Fill fill                        # the one it leads, or waits for
+    cdef Fill fill                        # the fill that it leads or waits for
     cdef bint leads
     cdef bint waiting
-    cdef bint foreseen                    # what follows this request was looked at
+    cdef bint foreseen                    # the prediction of the next requests was consulted
     cdef int source
     cdef int64_t waits_until_ns           # CLOCK_MONOTONIC; 0 before the first wait
     cdef object poll
     cdef object stall                     # the timer of a leader whose client does not read
-    cdef object task                      # asks the tier that must be awaited
+    cdef object task                      # awaits the asynchronous tier
     # The stored response that is ready
     cdef int status
     cdef bytes head
     cdef bytes body
-    cdef char[TAIL_ROOM] tail             # what of its head changes from one request to the next
+    cdef char[TAIL_ROOM] tail             # the part of its head that changes between requests
     cdef int tail_n
     cdef int begin(self) except -1
     cdef int look(self) except -1

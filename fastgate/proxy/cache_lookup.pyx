@@ -1,19 +1,19 @@
 # cython: boundscheck=False, nonecheck=True
-"""What the cache does for one request, between the decisions and the upstream.
+"""The cache lookup of one request, between the decisions and the upstream.
 
-WHAT     `CacheLookup` looks for a stored response and says what the request does next: send it, wait for another request that fetches
-         the same, or forward and let `stage` keep what comes back. It also starts what is fetched in the background.
+WHAT     `CacheLookup` looks for a stored response and returns the next step of the request: send it, wait for another request
+         that fetches the same resource, or forward and let `stage` store the response. It also starts background fetches.
 
              look ─ fresh ──────────────────────────────────────► STORED
-               │ ├─ stale-while-revalidate ─► fetch behind, and ► STORED
-               │ ├─ only-if-cached, not there ──────────────────► NOT_STORED
-               │ └─ another request fetches it ─► WAIT ─ it came ─► look again
-               ▼                                  └─ it is not for sharing, failed, or took too long ─► FORWARD
-             FORWARD ─► stage (cache_fill.pyx) ─► release: wake who waits
+               │ ├─ stale-while-revalidate ─► refetch, and ─────► STORED
+               │ ├─ only-if-cached, not stored ─────────────────► NOT_STORED
+               │ └─ another request fetches it ─► WAIT ─ stored ──► look again
+               ▼                                  └─ not shareable, failed, or timed out ─► FORWARD
+             FORWARD ─► stage (cache_fill.pyx) ─► release: wake waiters
 
 STATE    One per request of a route with `cache`. It leads at most one Fill or waits for one; `finish` gives either up.
 WHO      The worker's loop.
-COST     A hit is two small objects, a look-up and one send.
+COST     A hit is two small objects, a lookup and one send.
 SOURCES  RFC 9111 §4; RFC 5861; Varnish's busy objects and hit-for-miss; nginx proxy_cache_lock.
 """
 
@@ -46,14 +46,14 @@ __all__ = ["CacheLookup"]
 
 log = logging.getLogger("fastgate")
 
-cdef double POLL_S = 0.003                      # between looks at what another worker fetches
-cdef double STALLED_S = 0.1                     # a client that has not taken a byte for so long holds up nobody else
+cdef double POLL_S = 0.003                      # between polls for a response that another worker fetches
+cdef double STALLED_S = 0.1                     # a client that has not taken a byte for this long no longer delays others
 cdef enum:
     MOST_BEHIND = 64                            # background requests at once in a worker
 
 
 cdef CacheLookup cache_lookup(UpstreamRequest x):
-    """The look-up of a request whose destination caches. It has not begun."""
+    """The lookup of a request whose destination caches. It has not begun."""
     cdef CacheLookup lookup = CacheLookup.__new__(CacheLookup)
     lookup.request = x
     lookup.ctx = x.ctx
@@ -64,21 +64,21 @@ cdef CacheLookup cache_lookup(UpstreamRequest x):
 
 @cython.final
 cdef class CacheLookup(CacheRequest):
-    """The look-up of one request."""
+    """The lookup of one request."""
 
     cdef int begin(self) except -1:
-        """Decide whether to look at all; then look."""
+        """Decide whether to use the cache; if so, look up."""
         cdef RequestContext ctx = self.ctx
         if not self.rules.cacheable:
             return self._bypass(b"method" if self.rules.unsafe else b"request")
         if self.route.rules.wants_body and self.rules.post and ctx.has_body and ctx.body is None:
             if not 0 <= ctx.content_length <= KEY_BODY_BYTES:
-                return self._bypass(b"request")         # too large to be held for the sake of a key
+                return self._bypass(b"request")         # too large to be held just for a key
             return L_BODY
         return self.look()
 
     cdef int look(self) except -1:
-        """Look for a stored response. The verdict."""
+        """Look for a stored response. Returns the verdict."""
         cdef RequestContext ctx = self.ctx
         cdef WorkerCache store = self.route.store
         cdef object value
@@ -100,7 +100,7 @@ cdef class CacheLookup(CacheRequest):
                 value = store.get(self.variant, ctx.now_ns, now)
                 if isinstance(value, Vary):
                     value = None
-        except Exception:                               # a cache that cannot be asked costs nobody a response
+        except Exception:                               # an error in the cache must not fail a request
             log.exception("while asking the cache for request %s", ctx.request_id)
             self.key = None
             return self._bypass(b"bypass")
@@ -111,7 +111,7 @@ cdef class CacheLookup(CacheRequest):
         return self._judge(<StoredResponse>value)
 
     async def _ask_later(self):
-        """Ask the tier that must be awaited; it has its own time limit."""
+        """Query the asynchronous tier; it has its own time limit."""
         cdef WorkerCache store = self.route.store
         cdef RequestContext ctx = self.ctx
         cdef object value
@@ -148,7 +148,7 @@ cdef class CacheLookup(CacheRequest):
                 self.request.fail(REASONS["internal_error"])
 
     cdef int _judge(self, StoredResponse found) except -1:
-        """What there is, or None: use it, or fetch."""
+        """Use the stored response (None: there is none), or fetch."""
         cdef int verdict = CACHE_MISS
         if found is not None:
             verdict = found.c_judge(self.rules, self.now())
@@ -158,7 +158,7 @@ cdef class CacheLookup(CacheRequest):
         elif self.rules.flags & CC_ONLY_IF_CACHED:
             verdict = CACHE_ONLY_IF_CACHED
         if not self.route.rules.enforce and verdict != CACHE_MISS:
-            self.count(C_HIT if verdict == CACHE_FRESH else C_STALE)        # shadow mode: only what it would have been
+            self.count(C_HIT if verdict == CACHE_FRESH else C_STALE)        # shadow mode: count what would have happened
             self.why = b"bypass"
             return L_FORWARD
         if self.route.predict is not None:
@@ -186,7 +186,7 @@ cdef class CacheLookup(CacheRequest):
         return self._fetch()
 
     cdef int _fetch(self) except -1:
-        """Ask the upstream, unless another request is doing so already."""
+        """Ask the upstream, unless another request is already doing so."""
         cdef WorkerCache store = self.route.store
         cdef Fill fill
         cdef int64_t now_ns = self.ctx.now_ns
@@ -219,11 +219,11 @@ cdef class CacheLookup(CacheRequest):
         return L_FORWARD
 
     cdef int64_t wait_ns(self) noexcept:
-        """How long it waits for another request's response; 0: for as long as the tier that it asks allows itself."""
+        """How long to wait for another request's response; 0: as long as the time limit of the tier that is queried."""
         return max(self.waits_until_ns - self.ctx.now_ns, 1) if self.waiting else 0
 
     cdef int wait_over(self) except -1:
-        """What it waited for did not come in time: fetch it alone."""
+        """The response did not arrive in time: fetch it without coalescing."""
         self.waiting = False
         if self.poll is not None:
             self.poll.cancel()
@@ -235,13 +235,13 @@ cdef class CacheLookup(CacheRequest):
         return L_FORWARD
 
     cdef int _go_on(self, int verdict) except -1:
-        """Tell the request the verdict on what it waited for."""
+        """Report the verdict after the wait to the request."""
         if verdict == L_WAIT:
             return self.request.arm(self.wait_ns(), None)
         return self.request.looked(verdict)
 
     cdef ResponseStage stage(self):
-        """What the response of the upstream passes."""
+        """The stage that the upstream's response passes."""
         return CacheFill(self)
 
     cdef int ready(self, StoredResponse stored, int result) except -1:
@@ -266,7 +266,7 @@ cdef class CacheLookup(CacheRequest):
         self.fill = None
         self.leads = False
         if stored is not None and stored.fresh_until_ns <= self.sent_ns and stored.swr_until_ns <= self.sent_ns:
-            alone = True                                # stale as it came: everybody asks the upstream, not one after the other
+            alone = True                                # stale on arrival: all waiters ask the upstream in parallel
         self.route.store.done(fill, alone, now_ns)
         waiters = fill.waiters
         fill.waiters = []
@@ -281,7 +281,7 @@ cdef class CacheLookup(CacheRequest):
             try:
                 if not alone:
                     waiter._go_on(waiter.look())
-                elif self.failed and waiter._stands_in():   # the upstream need not be asked by each to hear that it fails
+                elif self.failed and waiter._stands_in():   # saves each waiter from asking an upstream that fails
                     waiter.request.looked(L_STORED)
                 else:
                     waiter.collapsed = False
@@ -305,7 +305,7 @@ cdef class CacheLookup(CacheRequest):
         return True
 
     cdef int refused(self) except -1:
-        """The gateway answers by itself: say in Cache-Status what the cache had to do with it."""
+        """The gateway responds locally: report the cache's part in Cache-Status."""
         cdef RequestContext ctx = self.ctx
         cdef Rules rules = self.route.rules
         cdef bytes line
@@ -319,7 +319,7 @@ cdef class CacheLookup(CacheRequest):
         return 0
 
     cdef int finish(self) except -1:
-        """The request is over: who waits for it must not wait for nothing."""
+        """The request is over: wake the requests that wait for it."""
         if self.request is None:
             return 0
         if self.task is not None:
@@ -353,7 +353,8 @@ cdef class CacheLookup(CacheRequest):
         return 0
 
     cdef int _step_aside(self) except -1:
-        """Others wait for what a client takes slowly: let it be fetched for them by a request that no client can slow down."""
+        """Other requests wait for a response that a client reads slowly: refetch it in the background, independently of any
+        client."""
         cdef WorkerCache store = self.route.store
         cdef Fill fill = self.fill
         cdef CacheLookup behind
@@ -362,7 +363,7 @@ cdef class CacheLookup(CacheRequest):
         if not fill.waiters:
             self.fill = None
             self.leads = False
-            return store.done(fill, False, monotonic_ns())  # who waits in another worker fetches it
+            return store.done(fill, False, monotonic_ns())  # waiters in other workers fetch it
         if store.background >= MOST_BEHIND or self.rules.post:
             return self.release(None, True)
         self.fill = None
@@ -376,10 +377,10 @@ cdef class CacheLookup(CacheRequest):
         behind.ctx.now_ns = monotonic_ns()
         return self._start_behind(behind, fill)
 
-    # what is fetched in the background
+    # background fetches
 
     cdef CacheLookup _behind(self):
-        """The look-up of a background request for the same; neither has begun."""
+        """The lookup of a background request for the same resource; neither has begun."""
         cdef CacheLookup behind = CacheLookup.__new__(CacheLookup)
         behind.request = background_get(self.request)
         behind.ctx = behind.request.ctx
@@ -388,7 +389,7 @@ cdef class CacheLookup(CacheRequest):
         return behind
 
     cdef int _same_place(self, CacheLookup other) except -1:
-        """What the other fetches is kept where this request looked."""
+        """Make the other lookup store where this one looked."""
         other.key = self.key
         other.variant = self.variant
         other.vary = self.vary
@@ -409,7 +410,7 @@ cdef class CacheLookup(CacheRequest):
         return (<BackgroundRequest>behind.request).start()
 
     cdef int _revalidate_behind(self, StoredResponse found) except -1:
-        """Ask the upstream whether a stored response still holds, while it is already on its way to the client. 1: it is asked."""
+        """Revalidate a stored response at the upstream while it is being sent to the client. 1: the request was started."""
         cdef WorkerCache store = self.route.store
         cdef CacheLookup behind
         cdef Fill fill
@@ -428,7 +429,7 @@ cdef class CacheLookup(CacheRequest):
         return 1
 
     cdef int _hit_again(self, StoredResponse found) except -1:
-        """A hit of a route that predicts: fetch the response again when it is popular and near its end."""
+        """A hit on a route that predicts: refetch the response if it is popular and about to expire."""
         cdef int64_t left
         found.hits += 1
         if not self.route.predict.refreshes or not self.rules.simple or self.rules.head:
@@ -437,12 +438,12 @@ cdef class CacheLookup(CacheRequest):
         if left * 2 < found.fresh_until_ns - found.stored_ns \
                 and self.route.predict.due(left, found.fresh_until_ns - found.stored_ns, found.took_ns, found.hits) \
                 and self._revalidate_behind(found):
-            found.hits = 0                              # when it fails, it must be earned again before the next try
+            found.hits = 0                              # if it fails, hits are counted from zero before the next try
             metric_add(self.route.refreshed, 1)
         return 0
 
     cdef int _prefetch(self) except -1:
-        """Fetch what usually follows this request, within the budget."""
+        """Prefetch the resources that usually follow this request, within the budget."""
         cdef RequestContext ctx = self.ctx
         cdef bytes target = ctx.path_bytes if not ctx.query_bytes else ctx.path_bytes + b"?" + ctx.query_bytes
         self.foreseen = True
@@ -454,12 +455,13 @@ cdef class CacheLookup(CacheRequest):
         try:
             for other in self.route.predict.follows(client, target, ctx.now_ns):
                 self._fetch_ahead(<bytes>other)
-        except Exception:                               # such as a plugin's condition on routes: the request goes on
+        except Exception:                               # for example a plugin's condition on routes: the request continues
             log.exception("while fetching ahead for request %s", ctx.request_id)
         return 0
 
     cdef int _fetch_ahead(self, bytes target) except -1:
-        """Fetch this target for the next request for it, as this request's client would, unless it is there or not this route's."""
+        """Prefetch this target, as this request's client would request it, unless it is stored already or does not belong to this
+        route."""
         cdef WorkerCache store = self.route.store
         cdef Rules rules = self.route.rules
         cdef CacheLookup behind
@@ -507,7 +509,7 @@ cdef class CacheLookup(CacheRequest):
 
 
 cdef int without_conditions(RequestContext ctx) except -1:
-    """Drop what the client asked of its own copy: a whole response is fetched."""
+    """Remove the client's conditions and ranges, so that a whole response is fetched."""
     cdef bytes lower
     for name in REPLACED_FIELDS:
         lower = <bytes>name
@@ -516,7 +518,7 @@ cdef int without_conditions(RequestContext ctx) except -1:
 
 
 def look_again(CacheLookup lookup):
-    """Another worker fetches it: see whether it has come."""
+    """Another worker fetches it: check whether it has arrived."""
     if lookup.request is None or not lookup.waiting:
         return
     lookup.waiting = False
@@ -530,7 +532,7 @@ def look_again(CacheLookup lookup):
 
 
 def leader_stalled(CacheLookup lookup):
-    """It was paused by its client a moment ago: see whether it still is."""
+    """The client paused the leader a moment ago: check whether it still does."""
     if lookup.request is None:
         return
     lookup.stall = None

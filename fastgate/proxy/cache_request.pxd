@@ -13,20 +13,20 @@ cdef class CacheRequest:
     cdef RouteCache route
     cdef RequestContext ctx
     cdef RequestRules rules
-    cdef bytes key                        # primary; None: there is nowhere to keep its response
-    cdef bytes variant                    # where its response is kept: key, or that of its variant
+    cdef bytes key                        # primary key; None: its response is not stored
+    cdef bytes variant                    # key under which the response is stored: `key`, or that of its variant
     cdef Vary vary
-    cdef StoredResponse found             # what may be revalidated, or serve when the upstream fails
-    cdef bint revalidating                # the upstream is asked whether `found` still holds
+    cdef StoredResponse found             # may be revalidated, or served when the upstream fails
+    cdef bint revalidating                # the upstream is asked whether `found` is still valid
     cdef bint collapsed                   # it waited for another request's response
-    cdef bint failed                      # the upstream did, and a stale response stands in
-    cdef bint background                  # no client waits for it
+    cdef bint failed                      # the upstream failed, and a stale response is served
+    cdef bint background                  # there is no client
     cdef bytes why                        # fwd= of Cache-Status
-    cdef Headers sent                     # the fields as they go upstream, once they were needed
-    cdef int64_t looked_ns                # ctx.now_ns when looked_real_ns was read
+    cdef Headers sent                     # the fields as sent upstream, created on first use
+    cdef int64_t looked_ns                # value of ctx.now_ns when looked_real_ns was read
     cdef int64_t looked_real_ns
-    cdef int64_t began                    # the purge log when the fetching began
-    cdef int64_t sent_ns                  # CLOCK_REALTIME of the head that went upstream
+    cdef int64_t began                    # position in the purge log when the fetch began
+    cdef int64_t sent_ns                  # CLOCK_REALTIME when the head was sent upstream
     cdef bytes key_of(self, RequestRules r)
     cdef bytes shown(self)
     cdef Headers sent_fields(self)
@@ -34,7 +34,7 @@ cdef class CacheRequest:
     cdef int64_t now(self) noexcept
     cdef int count(self, int result) except -1
     cdef int keep(self, StoredResponse stored) except -1
-    # What is done about those who wait for the same response
+    # How requests that wait for the same response are informed
     cdef int ready(self, StoredResponse stored, int result) except -1
     cdef int release(self, StoredResponse stored, bint alone) except -1
     cdef int finish(self) except -1

@@ -1,11 +1,11 @@
 # cython: boundscheck=False, nonecheck=True
-"""A request as the cache sees it: under which key its response lies, and how one is kept there.
+"""The cache's view of a request: its key, and how its response is stored.
 
-WHAT     `CacheRequest` makes the key of a request (cache_lookup.pyx looks with it) and keeps a response under it (cache_fill.pyx). Whether
-         and how long is `_core/cache/http_cache`'s word, where `_core/cache/worker_cache`'s.
-STATE    key, variant and vary are set by the first look and name the place from then on.
+WHAT     `CacheRequest` computes the key of a request (cache_lookup.pyx looks up with it) and stores a response under it
+         (cache_fill.pyx). `_core/cache/http_cache` decides whether and for how long, `_core/cache/worker_cache` where.
+STATE    key, variant and vary are set by the first lookup and identify the entry from then on.
 WHO      The worker's loop.
-COST     One hash of the key; the fields that go upstream are made only where the key or a Vary needs them.
+COST     One hash of the key; the fields as sent upstream are created only where the key or a Vary needs them.
 SOURCES  RFC 9111 §2 (the cache key), §4.1 (Vary).
 """
 
@@ -40,7 +40,7 @@ log = logging.getLogger("fastgate")
 
 cdef tuple WORDS = tuple(word.encode() for word in RESULTS)
 
-# What proxies call the client's address, beside X-Forwarded-For and X-Real-IP
+# Names that proxies use for the client's address, in addition to X-Forwarded-For and X-Real-IP
 cdef frozenset ADDRESS_CLAIMS = frozenset((b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip", b"cf-connecting-ip"))
 
 cdef int64_t DAY_NS = 86_400_000_000_000
@@ -52,8 +52,8 @@ cdef class CacheRequest:
     """A request of a route with `cache`."""
 
     cdef bytes key_of(self, RequestRules r):
-        """The key of a request: the URL, the route, who asks, and what else the upstream is shown that its response may depend on.
-        None: it is not for the cache, r.why says why."""
+        """The key of a request: URL, route, identity of the client, and everything else shown to the upstream on which its
+        response may depend. None: the request bypasses the cache, and r.why gives the reason."""
         cdef RequestContext ctx = self.ctx
         cdef RouteCache route = self.route
         cdef Rules rules = route.rules
@@ -69,7 +69,7 @@ cdef class CacheRequest:
             if rules.wants_consumer:
                 consumer = identity.cache_key()
         if route.guarded and (identity is None or (shared and not identity.by_address)) and not rules.share_private:
-            rules.bypass(r, "identity")                     # only the upstream knows who it is
+            rules.bypass(r, "identity")                     # only the upstream knows the client's identity
             return None
         if rules.wants_body and r.post and ctx.body:
             body = hashlib.blake2b(ctx.body, digest_size=16).digest()
@@ -98,7 +98,8 @@ cdef class CacheRequest:
         return rules.c_key(r, ctx.c_secure(), ctx.authority, path, query, consumer, shared, shown, body)
 
     cdef bytes shown(self):
-        """What the upstream is told of this client beside its own fields, each part with its length; None: not for the cache."""
+        """What the upstream is told about this client in addition to the client's own fields, each part with its length; None:
+        bypass the cache."""
         cdef RequestContext ctx = self.ctx
         cdef Headers headers = ctx.headers
         cdef field_t* f
@@ -111,7 +112,8 @@ cdef class CacheRequest:
                 if f.id == H_X_FORWARDED_PROTO or f.id == H_X_FORWARDED_HOST or f.id == H_X_FORWARDED_PORT \
                         or f.id == H_X_FORWARDED_OTHER:
                     name = headers.name_at(i).lower()
-                    # Who asked is for the origin's Vary, as X-Forwarded-For is: else no two clients would share a response.
+                    # The client's address is left to the origin's Vary, as X-Forwarded-For is: otherwise no two clients would
+                    # share a response.
                     part = None if name in ADDRESS_CLAIMS else headers.value_at(i)
                 elif f.id == H_FORWARDED:
                     name = b"forwarded"
@@ -133,9 +135,10 @@ cdef class CacheRequest:
         return b"".join(out)
 
     cdef Headers sent_fields(self):
-        """The fields of the request as the upstream sees them, for those of which the gateway may say something else than the client.
+        """The fields of the request as the upstream sees them, where the gateway may have changed those of the client.
 
-        They are read from the head itself, so that they are what is sent; but for the target's Host, which is no client's word.
+        They are read from the serialized head, so they are exactly what is sent, except for the target's Host, which the client
+        does not control.
         """
         cdef RequestContext ctx = self.ctx
         cdef HeadWriter w
@@ -171,7 +174,7 @@ cdef class CacheRequest:
         return vary.c_key(self.key, self.sent_fields() if vary.written else self.ctx.headers)
 
     cdef int64_t now(self) noexcept:
-        """CLOCK_REALTIME, read once for all that happens at one reading of the other clock."""
+        """CLOCK_REALTIME, read once per value of the monotonic clock."""
         if self.looked_ns != self.ctx.now_ns:
             self.looked_ns = self.ctx.now_ns
             self.looked_real_ns = realtime_ns()
@@ -183,7 +186,7 @@ cdef class CacheRequest:
         return 0
 
     cdef int keep(self, StoredResponse stored) except -1:
-        """Put a response under its key, or under its variant's with a Vary under the key."""
+        """Store a response under its key, or under its variant's with a Vary under the key."""
         cdef WorkerCache store = self.route.store
         cdef int64_t now_ns = monotonic_ns()
         cdef int64_t now = realtime_ns()
@@ -204,13 +207,13 @@ cdef class CacheRequest:
         return 0
 
     cdef int ready(self, StoredResponse stored, int result) except -1:
-        """The client has this stored response in place of the upstream's."""
+        """The client has received this stored response in place of the upstream's."""
         missing(self, "ready")
 
     cdef int release(self, StoredResponse stored, bint alone) except -1:
-        """The fetch is over: stored is what others may have. alone: its response is not for sharing."""
+        """The fetch is over: stored is the response for the waiting requests. alone: the response must not be shared."""
         missing(self, "release")
 
     cdef int finish(self) except -1:
-        """The request is over. May be told more than once."""
+        """The request is over. May be called more than once."""
         missing(self, "finish")

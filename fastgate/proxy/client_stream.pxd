@@ -7,14 +7,14 @@ from fastgate._core.pipeline.context cimport Answer, Reason
 from fastgate._core.pipeline.wheel cimport Timed
 
 cdef enum:
-    # What the client side is told about the length of a body, besides a number of bytes
+    # Length of a body as told to the client side, if it is not a number of bytes
     LENGTH_UNKNOWN = -1
     LENGTH_NONE = -2          # no body at all: HEAD, 204, 304
 
 cdef class ClientStream(Timed):
     cdef bint client_writable
-    cdef int redirect_port                # its listener redirects plain HTTP to HTTPS at this port; 0: it does not
-    cdef str listener                     # its address; None where there is none
+    cdef int redirect_port                # port to which the listener redirects plain HTTP for HTTPS; 0: no redirect
+    cdef str listener                     # address of the listener, or None
     cdef int respond_head(self, int status, bytes phrase, Headers fields, int64_t length) except -1
     cdef int respond_chunk(self, bytes chunk) except -1
     cdef int respond_end(self, Headers trailers) except -1

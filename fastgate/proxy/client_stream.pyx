@@ -1,12 +1,12 @@
 # cython: boundscheck=False
-"""The client side of one request: the verbs an exchange writes its response with.
+"""The client side of one request: the methods with which an exchange writes its response.
 
-WHAT     `ClientStream` is abstract: an HTTP/1.1 connection implements it (proxy/responses.pyx), and so does the client of a background
-         revalidation, which drops everything (`NoClient`). An implementation knows the exchange that it serves; a verb that it does
-         not implement raises NotImplementedError with its name.
+WHAT     `ClientStream` is abstract: an HTTP/1.1 connection implements it (proxy/responses.pyx), and so does the client of a
+         background revalidation, which discards everything (`NoClient`). An implementation knows the exchange that it serves; a
+         method that it does not implement raises NotImplementedError with its name.
 STATE    client_writable: whether the client takes more bytes now.
 WHO      The worker's loop.
-COST     One virtual call per verb.
+COST     One virtual call per method.
 SOURCES  RFC 9110 §6 (a message: head, content, trailers), §15.2 (interim responses), §7.8 (upgrade).
 """
 
@@ -55,19 +55,19 @@ cdef class ClientStream(Timed):
         missing(self, "respond_ready")
 
     cdef int flush(self) except -1:
-        """Send what the verbs above have written."""
+        """Send everything that the methods above have written."""
         missing(self, "flush")
 
     cdef int pause_body(self) except -1:
-        """Read no more of the request body."""
+        """Pause reading the request body."""
         missing(self, "pause_body")
 
     cdef int resume_body(self) except -1:
-        """Read the request body again."""
+        """Resume reading the request body."""
         missing(self, "resume_body")
 
     cdef int send_continue(self) except -1:
-        """Send 100 (Continue) at once."""
+        """Send 100 (Continue) immediately."""
         missing(self, "send_continue")
 
     cdef int open_tunnel(self) except -1:
@@ -75,7 +75,7 @@ cdef class ClientStream(Timed):
         missing(self, "open_tunnel")
 
     cdef int tunnel_write(self, bytes data) except -1:
-        """Send bytes of a tunnel at once."""
+        """Send bytes of a tunnel immediately."""
         missing(self, "tunnel_write")
 
     cdef int tunnel_eof(self) except -1:
@@ -87,9 +87,9 @@ cdef class ClientStream(Timed):
         missing(self, "exchange_finished")
 
     cdef Reason too_slow(self, int64_t now_ns):
-        """Why a client that has bytes to take is given up; None while it takes them fast enough."""
+        """The reason to give up a client that has bytes to take; None while it takes them fast enough."""
         missing(self, "too_slow")
 
     cdef int cut(self) except -1:
-        """End the response so that an unfinished one cannot be taken for a complete one."""
+        """Terminate the response in a way that no client can mistake for a complete one."""
         missing(self, "cut")

@@ -1,7 +1,7 @@
 # cython: boundscheck=False, nonecheck=True
-"""What a worker holds: the plan in force, every client connection, the wheel, the access log.
+"""The state of a worker: the plan in effect, every client connection, the timer wheel, the access log.
 
-WHAT     `DataPlane` makes the protocols of new connections, puts a new plan in force between two requests, turns the timer wheel, and
+WHAT     `DataPlane` creates the protocols of new connections, replaces the plan between two requests, turns the timer wheel, and
          drains.
 STATE    connections: every open client connection.
 WHO      The worker's loop.
@@ -30,7 +30,7 @@ __all__ = ["DataPlane"]
 
 log = logging.getLogger("fastgate")
 
-cdef double CLOSE_S = 60.0              # a tunnel of an old plan may stay open for days: its plugins are closed under it
+cdef double CLOSE_S = 60.0              # a tunnel of an old plan may stay open for days: its plugins are closed after this time
 cdef int64_t STALL_NS = 200_000_000     # between two ticks of 20 ms: something blocked the worker, or it got no CPU
 
 
@@ -39,7 +39,7 @@ cdef bint goes_to(RoutePlan route, upstream):
 
 
 cdef class DataPlane(Plane):
-    """One worker's data plane: the plan in force and every client connection."""
+    """One worker's data plane: the plan in effect and every client connection."""
 
     def __init__(self, loop, memory, int slot, AccessLog access_log=None):
         if access_log is None:
@@ -53,7 +53,7 @@ cdef class DataPlane(Plane):
         cdef int64_t now_ns = monotonic_ns()
         cdef bint stalled = now_ns - self.turned_ns >= STALL_NS
         self.turned_ns = now_ns
-        self.skipped = stalled and not self.skipped     # never twice: a worker that is always late has deadlines too
+        self.skipped = stalled and not self.skipped     # never twice: a worker that is always late must enforce deadlines too
         self.ticker = self.loop.call_later(0.02, self._tick)
         self.ticks += 1
         atomic_add_relaxed_u64(&self.counts.loop_ticks, 1)
@@ -61,8 +61,8 @@ cdef class DataPlane(Plane):
             if stalled:
                 atomic_add_relaxed_u64(&self.counts.loop_stalls, 1)
             if not self.skipped:
-                # Timers run before sockets are read. What upstreams and clients sent while the worker was blocked is read first, so
-                # that its own pause is not held against them.
+                # Timers would run before sockets are read. Data that upstreams and clients sent while the worker was blocked is
+                # read first, so that the pause does not expire their deadlines.
                 self.wheel.turn(now_ns)
             if self.ticks % 10 == 0:
                 self.log.flush()
@@ -70,8 +70,8 @@ cdef class DataPlane(Plane):
             log.exception("while turning the timer wheel")
 
     def install(self, Plan plan not None):
-        """Put a plan in force. Requests under way end with the plan they began with; upstreams that only the old plan used close
-        what is idle and drain."""
+        """Put a plan into effect. Requests in flight end with the plan they began with; upstreams that only the old plan used
+        close their idle connections and drain."""
         cdef Plan old = self.plan
         server = plan.config.server
         self.max_header_bytes = server.max_header_bytes
@@ -85,11 +85,11 @@ cdef class DataPlane(Plane):
         # An eighth: a client that stops is then given up after body_timeout and not up to twice as late.
         self.look_ns = max(WHEEL_TICK_NS, min(1_000_000_000, server.body_timeout_ns // 8, server.rate_grace_ns))
         self.idle_timeout_ns = server.idle_timeout_ns
-        # The descriptors this process may open bound its connections too: half of them is for clients, three eighths for
-        # upstreams (Upstream.budget), the rest for files, listeners and Redis.
+        # The limit of file descriptors bounds the connections too: half of it is for clients, three eighths for upstreams
+        # (Upstream.budget), the rest for files, listeners and Redis.
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.max_connections = min(server.max_connections, max(64, descriptors // 2))
-        # With several listeners a tenth is left to the others by each: a flood of one does not shut the rest.
+        # With several listeners, each leaves a tenth to the others: a flood on one does not block the rest.
         self.max_of_listener = self.max_connections - (self.max_connections // 10 if len(plan.config.listen) > 1 else 0)
         self.max_requests = server.max_requests_per_connection
         self.half_close_allowed = server.client_half_close == "allow"
@@ -127,7 +127,7 @@ cdef class DataPlane(Plane):
                 self.loop.create_task(self._close_plugin(plugin))
 
     async def _close_plugin(self, plugin):
-        """Close a plugin once no request of a plan that has it is left, or after a minute."""
+        """Close a plugin once all requests of plans that contain it have ended, or after a minute."""
         users = [(<Plan>plan).unused for plan in self.replaced if plugin in (<Plan>plan).plugins]
         if users:
             await asyncio.wait(users, timeout=CLOSE_S)
@@ -135,7 +135,7 @@ cdef class DataPlane(Plane):
             await plugin.close()
         except asyncio.CancelledError:
             if asyncio.current_task().cancelling():
-                raise                                   # the worker's end, and not the plugin's own
+                raise                                   # the worker is stopping; not an error of the plugin
             log.exception("%s failed in close", plugin_title(plugin))
         except BaseException:
             log.exception("%s failed in close", plugin_title(plugin))
@@ -152,33 +152,33 @@ cdef class DataPlane(Plane):
 
     @property
     def open_connections(self):
-        """Client connections open now."""
+        """Number of open client connections."""
         return len(self.connections)
 
     @property
     def active_requests(self):
-        """Requests being answered now, tunnels included."""
+        """Number of requests in flight, including tunnels."""
         return sum(1 for c in self.connections if (<ClientConnection>c).exchange is not None)
 
     def begin_drain(self, close_tunnels=True):
-        """Take no further request on connections that are idle, and none after the current one on the others. Tunnels are closed
-        (WebSockets with 1001) unless close_tunnels is False: then they go on until `abort`."""
+        """Close idle connections after a grace period, and the others after their current request. Tunnels are closed (WebSockets
+        with 1001) unless close_tunnels is False: then they stay open until `abort`."""
         self.draining = True
         for connection in list(self.connections):
             try:
                 (<ClientConnection>connection)._begin_drain(close_tunnels)
-            except Exception:                           # one connection must not end the others
+            except Exception:                           # an error on one connection must not affect the others
                 log.exception("while draining a connection")
 
     def abort(self):
-        """The drain time is over: close tunnels, cut what is left."""
+        """The drain time is over: close tunnels and all remaining connections."""
         for connection in list(self.connections):
             if (<ClientConnection>connection).tunnel:
                 (<ClientConnection>connection)._close_websocket()
             (<ClientConnection>connection).cut()
 
     def reopen_logs(self):
-        """Open the access log's file anew, after it was moved away."""
+        """Reopen the file of the access log after log rotation moved it."""
         try:
             self.log.reopen()
         except OSError:

@@ -12,29 +12,29 @@ from fastgate.proxy.upstream_request cimport UpstreamRequest
 
 cdef enum:
     # What a body is collected for
-    FOR_UPSTREAM = 0          # a slow client holds no connection to the upstream
+    FOR_UPSTREAM = 0          # so that a slow client does not occupy an upstream connection
     FOR_PLUGIN = 1            # a plugin's request() reads it whole
     FOR_KEY = 2               # it is part of the cache key
 
 @cython.final
 cdef class Exchange(UpstreamRequest):
-    cdef Reason early                     # why it is refused before it could be decided on
+    cdef Reason early                     # reason for a refusal before the decisions
     # Decisions
-    cdef int suspended_at                 # the step of the pipeline that gave the last verdict
+    cdef int suspended_at                 # the step of the pipeline that returned the last verdict
     cdef object task                      # awaits a plugin
     cdef CacheLookup lookup               # None on routes that do not cache
-    # The client's sending
+    # Receiving the body
     cdef int64_t body_timeout_ns
     cdef int collects_for                 # FOR_*
-    cdef int64_t collects_bytes           # … and no more than this
+    cdef int64_t collects_bytes           # upper bound for it
     cdef bint body_paused
-    cdef int64_t body_paused_ns           # since when
-    cdef int64_t body_clock_ns            # when the gateway began to wait for the body, less the time in which it did not read
+    cdef int64_t body_paused_ns           # start of the current pause
+    cdef int64_t body_clock_ns            # start of the wait for the body, shifted by the time in which the gateway did not read
     cdef int64_t body_clock_from          # body_bytes at that time
     # The response
-    cdef HookStage chunk_hooks            # None when no plugin edits its pieces
+    cdef HookStage chunk_hooks            # None if no plugin edits the pieces of the body
     cdef readonly bint response_started
-    cdef int tunnel_ends                  # 1: the client closed its half, 2: the upstream
+    cdef int tunnel_ends                  # bits: 1: the client closed its half, 2: the upstream closed its half
 
     cdef int start(self) except -1
     cdef int refuse(self, Reason reason) except -1

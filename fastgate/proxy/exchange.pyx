@@ -1,9 +1,10 @@
 # cython: boundscheck=False, nonecheck=True
 """The life of a request. Read this file first.
 
-WHAT     An `Exchange` takes one request from its parsed head to its log line: decide, suspend, forward, relay, reply, fail, finish.
-         Its upstream half is an `UpstreamRequest` (upstream_request.pyx); this is the half that faces the client. It knows nothing of
-         wire versions: a `ClientStream` writes the response, an `UpstreamStream` sends the request and tells what came back.
+WHAT     An `Exchange` takes one request from its parsed head to its log line: decide, suspend, forward, relay, reply, fail,
+         finish. Its upstream half is an `UpstreamRequest` (upstream_request.pyx); this is the half that faces the client. It is
+         independent of wire versions: a `ClientStream` writes the response, an `UpstreamStream` sends the request and reports the
+         response.
 
              start ─ no route ───────────────────────────────► reply
                │ decide ─ RESPOND ───────────────────────────► reply ─────────────┐
@@ -12,13 +13,13 @@ WHAT     An `Exchange` takes one request from its parsed head to its log line: d
              look up (cache_lookup.pyx) ─ stored ────────────► serve ─────────────┤
                ▼                                                                  │
              forward ─► attempts (upstream_request.pyx) ─► respond ─ end ─────────┤
-                          └─ failed ─► fail ─ nothing out yet ─► serve or reply   ▼
-                                          └── bytes are out ──► cut ──────────► finish
+                          └─ failed ─► fail ─ nothing sent ────► serve or reply   ▼
+                                          └── bytes sent ─────► cut ──────────► finish
 
-STATE    NEW → SUSPENDED | COLLECTING | LOOKING → NEW → WAITING → SENDING → HOLDING → RELAYING | TUNNEL → FINISHED. Every path ends in
-         `finish`, exactly once.
+STATE    NEW → SUSPENDED | COLLECTING | LOOKING → NEW → WAITING → SENDING → HOLDING → RELAYING | TUNNEL → FINISHED. Every path
+         ends in `finish`, exactly once.
 WHO      The worker's loop.
-COST     See DESIGN: the kernel is most of it. No task, dict, closure or exception unless a plugin must await.
+COST     See DESIGN: most of it is the kernel's. No task, dict, closure or exception unless a plugin must await.
 SOURCES  Varnish cache_req_fsm.c (steps and verdicts); pingora-error (source, retryable).
 """
 
@@ -57,10 +58,10 @@ from fastgate.errors import REASONS
 log = logging.getLogger("fastgate")
 
 cdef enum:
-    # Body held for an upstream connection that is not there yet; beyond it the client is not read.
+    # Bytes of the body held until an upstream connection is available; beyond it the client is not read.
     PENDING_BYTES = 65536
 
-cdef int64_t PLUGIN_WAIT_NS = 60_000_000_000    # a plugin's request() may take this long, unless the route's total is less
+cdef int64_t PLUGIN_WAIT_NS = 60_000_000_000    # time limit of a plugin's request(), unless the route's total is less
 
 cdef Reason AMBIGUOUS_PATH = REASONS["ambiguous_path"]
 cdef Reason NO_ROUTE = REASONS["no_route"]
@@ -89,12 +90,12 @@ cdef class Exchange(UpstreamRequest):
     # start, decide, suspend
 
     cdef int start(self) except -1:
-        """The head is parsed and checked: decide. What has arrived of the body is in `body`."""
+        """The head is parsed and checked: decide. The part of the body that has arrived is in `body`."""
         cdef RequestContext ctx = self.ctx
         cdef RoutePlan route
         cdef bytes allow
         self.begin()
-        self.counts = self.plan.unmatched               # also for what fails before a route is found
+        self.counts = self.plan.unmatched               # also for failures before a route is found
         if self.body is not None:
             self.body.charge(self.plane)
         route = self.plan.match(ctx) if self.client.redirect_port == 0 else self.plan.match_redirect(ctx, self.client.redirect_port)
@@ -120,7 +121,7 @@ cdef class Exchange(UpstreamRequest):
         return self._after_decide(self._decide(0))
 
     cdef int _decide(self, int start) except -1:
-        """Walk the steps from start. A refusal of a plugin in shadow mode is counted and passed over."""
+        """Run the steps from start. A refusal by a plugin in shadow mode is counted and skipped."""
         cdef Pipeline pipeline = self.route.pipeline
         cdef Plugin plugin
         cdef int at = start
@@ -139,14 +140,14 @@ cdef class Exchange(UpstreamRequest):
             return verdict
 
     cdef int _plugin_error(self, object plugin, str phase) except -1:
-        """A plugin failed in a decision: the verdict, with the reason set."""
+        """A plugin failed during the decisions: the verdict, with the reason set."""
         plugin_failed(self.plane, self.route, self.ctx, plugin, phase)
         self.ctx.reason = PLUGIN_ERROR
         self.ctx.answer = None
         return V_RESPOND
 
     cdef bint _pass_over(self, Plugin plugin) except -1:
-        """Shadow mode: undo a refusal; True if it was one."""
+        """Shadow mode: undo a refusal; True if there was one."""
         cdef RequestContext ctx = self.ctx
         if ctx.reason is None:
             return False
@@ -159,7 +160,7 @@ cdef class Exchange(UpstreamRequest):
         ctx.gate_lines = ctx.lines_before
         ctx.ready_body = None
         if ctx.extra_response is not None:
-            del ctx.extra_response[ctx.extra_before:]   # those of the refusal; what others added stays
+            del ctx.extra_response[ctx.extra_before:]   # those of the refusal; those added by others stay
         return True
 
     cdef int _after_decide(self, int verdict) except -1:
@@ -168,7 +169,7 @@ cdef class Exchange(UpstreamRequest):
                 return self.refuse(UNKNOWN_UPSTREAM)
             if self.destination is None:
                 return self.refuse(INTERNAL_ERROR)
-            if self.destination.cache is None or self.ctx.upgrade:      # a tunnel is nobody else's
+            if self.destination.cache is None or self.ctx.upgrade:      # a tunnel cannot be shared
                 return self.forward()
             self.lookup = cache_lookup(self)
             return self.looked(self.lookup.begin())
@@ -181,7 +182,7 @@ cdef class Exchange(UpstreamRequest):
         return self.refuse(PLUGIN_ERROR)
 
     cdef int _suspend(self) except -1:
-        """The step at suspended_at must be awaited, with the whole body where it asks for that."""
+        """The step at suspended_at must be awaited, with the whole body if it needs that."""
         cdef Pipeline pipeline = self.route.pipeline
         if (<Plugin>pipeline.steps[self.suspended_at]).request_body_bytes > 0 and self.ctx.body is None:
             return self._read_whole(pipeline.request_body_bytes, FOR_PLUGIN)
@@ -191,7 +192,8 @@ cdef class Exchange(UpstreamRequest):
         return 0
 
     async def _suspended(self):
-        """Await the request hooks, in listed order, then go on where the walk stopped. A step that needs the body ends the task."""
+        """Await the request hooks, in listed order, then continue with the step where the decisions stopped. A step that needs
+        the body ends the task."""
         cdef Plugin plugin = None
         cdef int verdict = V_SUSPEND
         try:
@@ -214,7 +216,7 @@ cdef class Exchange(UpstreamRequest):
                     self.state = X_SUSPENDED
         except asyncio.CancelledError:
             if self.state != X_SUSPENDED:
-                return                                  # we cancelled it: the request is over
+                return                                  # cancelled by the exchange: the request is over
             verdict = self._plugin_error(plugin, "request (cancelled itself)")
         except BaseException:
             if self.state != X_SUSPENDED:
@@ -232,7 +234,7 @@ cdef class Exchange(UpstreamRequest):
                 self.finish()
 
     cdef int looked(self, int verdict) except -1:
-        """The cache has its verdict."""
+        """The cache has returned its verdict."""
         if self.state == X_LOOKING:
             self.state = X_NEW
         if verdict == L_FORWARD:
@@ -250,7 +252,7 @@ cdef class Exchange(UpstreamRequest):
     # the request's body
 
     cdef bint upstream_takes_body(self):
-        """True while an upstream connection takes the request body."""
+        """True while an upstream connection accepts the request body."""
         return self.attempt is not None and self.attempt.stream is not None
 
     cdef int body_chunk(self, bytes chunk) except -1:
@@ -273,7 +275,7 @@ cdef class Exchange(UpstreamRequest):
         return 0
 
     cdef int body_read_done(self) except -1:
-        """One read from the client is digested: send what it brought, or keep it within bounds."""
+        """One read from the client has been processed: send its data, or enforce the bounds on it."""
         if self.state == X_FINISHED or self.response_complete:
             return 0
         if self.state == X_COLLECTING:
@@ -300,7 +302,7 @@ cdef class Exchange(UpstreamRequest):
         return 0
 
     cdef int await_body(self) except -1:
-        """Wait for the client to send more of the body: not longer than body_timeout, and not below the minimum rate."""
+        """Wait for the client to send more of the body: no longer than body_timeout, and no slower than the minimum rate."""
         cdef Plane plane = self.plane
         cdef int64_t now_ns = self.ctx.now_ns
         cdef int64_t left_ns
@@ -317,7 +319,7 @@ cdef class Exchange(UpstreamRequest):
         return self.arm(self.body_timeout_ns, BODY_TIMEOUT)
 
     cdef int _read_whole(self, int64_t most_bytes, int purpose) except -1:
-        """Read the whole body, then go on with its purpose; one larger than most_bytes is refused."""
+        """Read the whole body, then continue according to purpose; one larger than most_bytes is refused."""
         cdef RequestContext ctx = self.ctx
         if ctx.content_length > most_bytes:
             return self.fail(BODY_TOO_LARGE)
@@ -336,7 +338,7 @@ cdef class Exchange(UpstreamRequest):
         return self._collect()
 
     cdef int _collect(self) except -1:
-        """Wait until the body is whole, or, when it need not be, until it has reached its bound."""
+        """Wait until the body is complete, or, if completeness is not required, until it has reached its bound."""
         cdef int64_t held = 0 if self.body is None else self.body.held_bytes
         if self.collects_for == FOR_UPSTREAM:
             if self.body_complete or held >= self.collects_bytes or self.plane.body_bytes > HELD_MOST_BYTES:
@@ -364,7 +366,7 @@ cdef class Exchange(UpstreamRequest):
         return 0
 
     cdef int prepare(self) except -1:
-        """The upstream is known: what its requests' bodies are like, and whether this one is collected first."""
+        """The upstream is known: set how its request bodies are sent, and decide whether this one is collected first."""
         cdef RequestContext ctx = self.ctx
         if ctx.body_replaced:
             self.replace_body(ctx.body)
@@ -383,7 +385,7 @@ cdef class Exchange(UpstreamRequest):
         return self.client.respond_interim(attempt.stream.status, attempt.stream.phrase, attempt.stream.fields)
 
     cdef int respond(self, int status, bytes phrase, Headers fields, int64_t length, bytes body) except -1:
-        """Run the edits and the response hooks, and give the head to the client."""
+        """Run the edits and the response hooks, and write the head to the client."""
         cdef ResponseHead head
         if self.route.response_edits is not None:
             self.route.response_edits.apply(self.ctx, fields)
@@ -430,7 +432,7 @@ cdef class Exchange(UpstreamRequest):
     cdef int attempt_read_done(self, Attempt attempt, int64_t now_ns) except -1:
         if self.state == X_FINISHED:
             return 0
-        if now_ns > self.ctx.now_ns:                    # a hook may have read the clock since
+        if now_ns > self.ctx.now_ns:                    # a hook may have advanced the clock
             self.ctx.now_ns = now_ns
         self.client.flush()
         if not self.client.client_writable and not self.response_complete and self.attempt is not None:
@@ -460,7 +462,8 @@ cdef class Exchange(UpstreamRequest):
         return self._serve()
 
     cdef int _serve(self) except -1:
-        """Send the response that the look-up has ready; the request ends here unless its upstream is still to be read to the end."""
+        """Send the stored response that the lookup has ready; the request ends here unless its upstream must still be read to the
+        end."""
         cdef CacheLookup lookup = self.lookup
         self.response_started = True
         self.state = X_RELAYING
@@ -472,13 +475,13 @@ cdef class Exchange(UpstreamRequest):
         else:
             self.client.respond_ready(lookup.head, lookup.tail, lookup.tail_n, lookup.body)
         if self.attempt is not None:
-            return 0                                    # a 304 of the upstream: it ends by itself, and then the request
+            return 0                                    # a 304 of the upstream: its end also ends the request
         self.response_complete = True
         self.client.flush()
         return self.finish()
 
     cdef int _serve_edited(self) except -1:
-        """The same through the route's edits and response hooks."""
+        """As `_serve`, through the route's edits and response hooks."""
         cdef RequestContext ctx = self.ctx
         cdef CacheLookup lookup = self.lookup
         cdef Headers fields = Headers()
@@ -522,8 +525,8 @@ cdef class Exchange(UpstreamRequest):
     # tunnel
 
     cdef int switch_protocols(self, Attempt attempt) except -1:
-        """Give the client a 101 as gates, hooks and edits leave it, and open the tunnel. What is switched to is the upstream's word:
-        neither status nor Upgrade can be changed."""
+        """Write a 101 to the client, edited by gates and hooks, and open the tunnel. The upstream chooses the protocol: neither
+        status nor Upgrade can be changed."""
         cdef RequestContext ctx = self.ctx
         cdef Headers fields = attempt.stream.fields
         cdef bytes protocol = fields.find_known(H_UPGRADE)
@@ -585,14 +588,14 @@ cdef class Exchange(UpstreamRequest):
     # reply, fail, finish
 
     cdef int refuse(self, Reason reason) except -1:
-        """Answer with a row of REASONS."""
+        """Respond with a row of REASONS."""
         self.ctx.reason = reason
         self.ctx.answer = None
         self.ctx.ready_body = None
         return self.reply()
 
     cdef int reply(self) except -1:
-        """Write a local response: the refusal or the answer of ctx."""
+        """Write a local response: the refusal or the response set in ctx."""
         cdef RequestContext ctx = self.ctx
         cdef Reason reason = ctx.reason
         cdef Answer answer = ctx.answer
@@ -645,8 +648,8 @@ cdef class Exchange(UpstreamRequest):
         return self.finish()
 
     cdef int _challenge(self, bint has_one) except -1:
-        """Add the challenges of the route to a 401 that has none (RFC 9110 §11.6.1), whether a policy, a plugin, a fixed response or
-        the service that forward-auth asked made it."""
+        """Add the route's challenges to a 401 that has none (RFC 9110 §11.6.1), whether it comes from a policy, a plugin, a fixed
+        response or the service that forward-auth asked."""
         cdef RequestContext ctx = self.ctx
         cdef bytes lines = None
         if has_one or (ctx.gate_lines is not None and b"WWW-Authenticate: " in ctx.gate_lines):
@@ -661,7 +664,7 @@ cdef class Exchange(UpstreamRequest):
         return 0
 
     cdef int client_gone(self) except -1:
-        """The client closed: cancel the upstream at once, answer nothing."""
+        """The client closed the connection: cancel the upstream request immediately, send no response."""
         if self.state == X_FINISHED:
             return 0
         if self.state != X_TUNNEL:
@@ -669,7 +672,8 @@ cdef class Exchange(UpstreamRequest):
         return self.finish()
 
     cdef int fail(self, Reason reason) except -1:
-        """It cannot go on: say so if nothing is out yet, else cut what is out so that nobody takes it for whole."""
+        """The request fails: send an error if nothing was sent yet, else truncate the response so that no client takes it for
+        complete."""
         if self.state == X_FINISHED:
             return 0
         self._let_go()
@@ -683,7 +687,7 @@ cdef class Exchange(UpstreamRequest):
         return self.finish()
 
     cdef int _let_go(self) except -1:
-        """Give up what is waited for: the body, a plugin, the upstream."""
+        """Cancel what the request waits for: the body, a plugin, the upstream."""
         if self.state == X_COLLECTING:
             self._end_collecting()
         if self.task is not None:
@@ -695,7 +699,7 @@ cdef class Exchange(UpstreamRequest):
         return self.give_up_attempt()
 
     cdef int finish(self) except -1:
-        """The end of every request, exactly once."""
+        """End of every request; called exactly once."""
         cdef RequestContext ctx = self.ctx
         cdef route_counts_t* counts = self.counts
         cdef ClientStream client = self.client
@@ -727,7 +731,7 @@ cdef class Exchange(UpstreamRequest):
             if self.route.pipeline.log:
                 log_hooks(self.plane, self.route, ctx)
         self.plane.log.record(ctx)
-        atomic_add_relaxed_u64(&self.plane.counts.requests_active, <uint64_t>-1)    # last: who sees none active finds all counted
+        atomic_add_relaxed_u64(&self.plane.counts.requests_active, <uint64_t>-1)    # last: at zero active requests, all are counted
         self.release()
         self.client = None
         return client.exchange_finished()
@@ -739,7 +743,7 @@ cdef class Exchange(UpstreamRequest):
             if self.body_paused:
                 return self.arm(self.destination.between_bytes_ns, BETWEEN_BYTES_TIMEOUT)
             if self.ctx.expects_continue and self.body_bytes == 0:
-                return self.arm(self.destination.first_byte_ns, FIRST_BYTE_TIMEOUT)       # it is for the upstream to say 100
+                return self.arm(self.destination.first_byte_ns, FIRST_BYTE_TIMEOUT)       # the upstream has to send the 100
         elif (self.state == X_RELAYING or self.state == X_TUNNEL) and not self.client.client_writable:
             return self.arm(self.plane.look_ns, CLIENT_STALLED)
         return UpstreamRequest.rearm(self)
@@ -774,7 +778,7 @@ cdef bytes refusal_body(Reason reason, RequestContext ctx):
 
 
 cdef Headers answer_fields(Answer answer):
-    """An Answer's ready lines as a table, for hooks that want to edit them."""
+    """The prebuilt lines of an `Answer` as a table, for hooks that edit them."""
     cdef Headers fields = Headers()
     for line in answer.lines.split(b"\r\n"):
         if line:

@@ -1,13 +1,14 @@
 # cython: boundscheck=False
-"""Who asks, by which scheme and for which host: decided here, once for each request, and told to the upstream.
+"""The client's address, scheme and host: determined here, once for each request, and passed on to the upstream.
 
-WHAT     `believe` reads what a trusted proxy says of the client (X-Forwarded-*, or else Forwarded) and settles the client's address
-         and scheme in the context. Everything else reads them there: policies, templates, forward-auth, the cache, the log.
-         The lines in `ctx.forwarding` tell the upstream the same story in both notations, so that it cannot believe another one.
-STATE    None. Whether the peer is trusted is the connection's business (proxy/h1_client.pyx).
+WHAT     `believe` reads the statements of a trusted proxy about the client (X-Forwarded-*, or else Forwarded) and sets the
+         client's address and scheme in the context. All other code reads them there: policies, templates, forward-auth, the
+         cache, the log. The lines in `ctx.forwarding` give the upstream the same facts in both notations, so that it cannot
+         derive different ones.
+STATE    None. The connection decides whether the peer is trusted (proxy/h1_client.pyx).
 WHO      The worker's loop, for each request of a trusted peer; the lines of an untrusted one are kept with its connection.
 COST     A trusted request about 3 µs; an untrusted one nothing.
-SOURCES  RFC 7239 (Forwarded), §5.2 (for), §7.4 (beside X-Forwarded-*); RFC 9110 §7.6.
+SOURCES  RFC 7239 (Forwarded), §5.2 (for), §7.4 (together with X-Forwarded-*); RFC 9110 §7.6.
 """
 
 import re
@@ -30,18 +31,18 @@ from fastgate._core.http.field_names import TCHAR
 __all__ = ["canonical_address", "forwarded_elements"]
 
 cdef enum:
-    MOST_HOPS = 32                  # proxies in a row; what stands before the last so many is neither read nor passed on
+    MOST_HOPS = 32                  # proxies in a chain; earlier entries are neither read nor passed on
 
-# RFC 7239 §4: parameter = token "=" ( token / quoted-string ). White space is read apart: at its beginning the pattern would look at
-# a run of it once from each of its bytes.
+# RFC 7239 §4: parameter = token "=" ( token / quoted-string ). White space is matched separately: at the start of the pattern, a
+# run of it would be scanned again from each of its bytes.
 cdef object PAIR = re.compile(rf"""([{TCHAR}]+)=(?:([{TCHAR}:\[\]]+)|"((?:[^"\\]|\\.)*)")[ \t]*""".encode())
 cdef object ESCAPED = re.compile(rb"\\(.)")
 cdef dict SCHEMES = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
 
 
 def canonical_address(bytes text not None):
-    """The address in text, which may have brackets or a port, in its one form (bytes); IPv4-mapped IPv6 is IPv4. None for what is
-    no address."""
+    """The canonical form (bytes) of an address that may have brackets or a port; IPv4-mapped IPv6 becomes IPv4. None if the text
+    is not an address."""
     cdef bytes packed
     if text.startswith(b"["):
         text, _, rest = text[1:].partition(b"]")
@@ -90,7 +91,7 @@ def forwarded_elements(bytes value not None):
 
 
 cdef bytes quoted_node(bytes peer):
-    """An address as RFC 7239 §6 wants it: IPv6 in brackets and quotes, anything odd as `unknown`."""
+    """An address in the syntax of RFC 7239 §6: IPv6 in brackets and quotes, unexpected text as `unknown`."""
     if not peer or not peer.replace(b".", b"").replace(b":", b"").isalnum():
         return b"unknown"
     if b":" in peer:
@@ -99,7 +100,7 @@ cdef bytes quoted_node(bytes peer):
 
 
 cdef bytes forwarding_lines(bytes peer, str scheme, bytes authority):
-    """The forwarding fields for a peer that is not a trusted proxy: what it says of itself is replaced."""
+    """The forwarding fields for a peer that is not a trusted proxy: they replace the ones it sent."""
     cdef bytes proto = scheme.encode()
     return (b"X-Forwarded-For: " + (peer or b"unknown") + b"\r\nX-Forwarded-Proto: " + proto
             + b"\r\nX-Forwarded-Host: " + authority + b"\r\nForwarded: for=" + quoted_node(peer) + b";proto=" + proto
@@ -107,7 +108,7 @@ cdef bytes forwarding_lines(bytes peer, str scheme, bytes authority):
 
 
 cdef list listed(Headers headers, int known):
-    """The members of a field that is a list, over all its lines."""
+    """The members of a list-valued field, over all its lines."""
     cdef list out = []
     cdef int i
     for i in range(headers.count):
@@ -117,18 +118,18 @@ cdef list listed(Headers headers, int known):
 
 
 cdef bytes at_hop(list members, Py_ssize_t hops):
-    """What the proxy `hops` steps away says, in a list to which each proxy appended; the only one counts for all."""
+    """The value given by the proxy `hops` steps away, in a list to which each proxy appends; a single value applies to all."""
     if not members:
         return None
     return members[max(0, len(members) - hops)]
 
 
 cdef int believe(RequestContext ctx, object trusted) except -1:
-    """Settle client, scheme and what is told of them, for a request from a trusted proxy.
+    """Set client, scheme and the forwarding fields for a request from a trusted proxy.
 
-    trusted: the set of trusted addresses, or None where only Unix sockets are. Address, scheme and host are taken from X-Forwarded-*
-    when the proxy sent any of them, else from Forwarded: a proxy writes one of the two, and passes on what a client wrote into
-    the other.
+    trusted: the set of trusted addresses, or None if only Unix sockets are trusted. Address, scheme and host are taken from
+    X-Forwarded-* if the proxy sent any of them, else from Forwarded: a proxy writes one of the two, and passes on the client's
+    value of the other.
     """
     cdef Headers headers = ctx.headers
     cdef field_t* field
@@ -148,10 +149,10 @@ cdef int believe(RequestContext ctx, object trusted) except -1:
         chain = listed(headers, H_X_FORWARDED_FOR)[-MOST_HOPS:]
     elif forwarded:
         elements = forwarded_elements(b", ".join(forwarded))
-        if elements is None:                            # nobody can say what it means: not believed, and not passed on
+        if elements is None:                            # ambiguous: ignored, and not passed on
             elements = []
         chain = [element.get(b"for", b"unknown") for element in elements]
-    # The last address that is not a trusted proxy itself
+    # The last address that is not itself a trusted proxy
     for node in reversed(chain[-MOST_HOPS:]):
         address = canonical_address(node)
         if address is None:
@@ -179,8 +180,8 @@ cdef int believe(RequestContext ctx, object trusted) except -1:
         port = field.value[:field.value_n]
         if not (port.isdigit() and len(port) <= 5):
             port = None
-    # RFC 9110 §5.6.1.2: empty members are no members. The search above ends at one all the same: a proxy that wrote one for an address
-    # it did not know must not make the member before it, which its client wrote, the client.
+    # RFC 9110 §5.6.1.2: empty members do not count as members. The search above nevertheless ends at one: if a proxy wrote an
+    # empty member for an unknown address, the member before it, which the client wrote, must not become the client.
     told_chain = [canonical_address(node) or b"unknown" for node in chain if node]
     lines = [b"X-Forwarded-For: ", b", ".join([*told_chain, ctx.peer or b"unknown"]),
              b"\r\nX-Forwarded-Proto: ", ctx.scheme.encode(), b"\r\nX-Forwarded-Host: ",

@@ -15,16 +15,16 @@ cdef class ClientConnection(AnswerStream):
     cdef str scheme
     cdef bint takes_proxy_header
     cdef bint admitted
-    cdef bint excess                      # bytes came behind a request that said it is the last
+    cdef bint excess                      # bytes arrived after a request that was declared the last
     cdef int64_t advance_ns               # when the response before the queued requests ended
     cdef bytearray proxy_bytes
     cdef bytes peer
-    cdef bytes certificate                # the client's, DER, verified by the handshake
-    cdef bint is_unix                        # the peer is a process of this host
+    cdef bytes certificate                # the client's certificate, DER, verified by the handshake
+    cdef bint is_unix                        # the peer is a process on this host
     cdef bint trusted                     # whether it is one of the trusted proxies …
-    cdef Plan trusted_by                  # … of this plan; judged anew when another is in force
+    cdef Plan trusted_by                  # … of this plan; checked again when the plan changes
     cdef int64_t linger_bytes
-    cdef bytes last_received              # the Host of the request before, and what became of it
+    cdef bytes last_received              # the Host of the previous request, and its canonical form
     cdef bytes last_host
     cdef bytes last_authority
     cdef bytes last_forwarding            # the forwarding fields for this authority
@@ -38,14 +38,14 @@ cdef class ClientConnection(AnswerStream):
     cdef int begun                        # requests whose first byte lies in this read
     cdef int64_t chunk_overhead           # bytes of chunked framing since the last body byte
     cdef bytes target
-    cdef bytes held                       # the first bytes of a request whose method is not whole yet …
+    cdef bytes held                       # the first bytes of a request whose method is incomplete …
     cdef bint begun_early                 # … and which the parser has not seen
-    cdef bytes extension                  # the method of the request in the parser, where llhttp does not know it
-    cdef int64_t body_left                # of a body passed on by count, without the parser
+    cdef bytes extension                  # the method of the request in the parser, if llhttp does not know it
+    cdef int64_t body_left                # rest of a body that is passed on by length, without the parser
     cdef Headers trailers
-    cdef Exchange skipping                # its body is framed by a parser of its own (see _upgraded)
+    cdef Exchange skipping                # its body is framed by a separate parser (see _upgraded)
     # Exchanges
-    cdef list queue                       # parsed and waiting for the one being answered: queue_n of them, from queue_at on
+    cdef list queue                       # parsed requests waiting for the current one: queue_n of them, from queue_at on
     cdef Py_ssize_t queue_at
     cdef Py_ssize_t queue_n
     cdef bint advancing

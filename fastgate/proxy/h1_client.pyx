@@ -1,15 +1,15 @@
 # cython: boundscheck=False, nonecheck=True
-"""HTTP/1.1 to clients: bytes to requests, answers to bytes.
+"""HTTP/1.1 with clients: parsing of requests, in order.
 
-WHAT     `ClientConnection` is the asyncio protocol of one client connection. httptools parses; this file adds the checks llhttp leaves
-         to its user (Host, Transfer-Encoding, version, sizes, edges of values), and keeps pipelined
-         requests in order. Writing is the other half, in responses.pyx.
-STATE    parsing: the request whose bytes arrive; queue: requests parsed behind the one being answered (at most one read's worth, for
-         the client is then not read); exchange: the one being answered.
+WHAT     `ClientConnection` is the asyncio protocol of one client connection. httptools parses; this file adds the checks that
+         llhttp leaves to its user (Host, Transfer-Encoding, version, sizes, white space around values), and keeps pipelined
+         requests in order. The writing half is in responses.pyx.
+STATE    parsing: the request whose bytes arrive; queue: requests parsed after the current one (at most one read's worth, because
+         the client is not read meanwhile); exchange: the current one.
 WHO      The worker's loop.
-COST     Idle, a connection holds this object, its parser and its transport: about 2 kB, and no buffer.
+COST     An idle connection holds this object, its parser and its transport: about 2 kB, and no buffer.
 SOURCES  RFC 9112 (messages), §9.3.2 (pipelining), §9.6 (lingering close); RFC 9110 §7.2 (Host), §10.1.1 (Expect);
-         RFC 6455 §5.2 (WebSocket frames, tracked only to find where a close frame may be put).
+         RFC 6455 §5.2 (WebSocket frames, tracked only to find where a close frame may be inserted).
 """
 
 import logging
@@ -82,22 +82,24 @@ __all__ = ["ClientConnection"]
 log = logging.getLogger("fastgate")
 
 cdef enum:
-    # More unsent and the upstream is not read. With one read more, the gateway holds at most 64 kB for a client that stalls.
+    # With more unsent bytes, the upstream is not read. With one more read, the gateway holds at most 64 kB for a client that
+    # stalls.
     WRITE_HIGH_BYTES = 32768
-    # Unsent bytes the kernel takes for one client. Linux would grow its send buffer to 4 MB for a slow reader, all of it read
-    # ahead of the client; 128 kB keeps a 10 Gbit/s client with 100 us of latency busy.
+    # Unsent bytes that the kernel accepts for one client. Linux would grow its send buffer to 4 MB for a slow reader, all of it
+    # read ahead of the client; 128 kB keeps a 10 Gbit/s client with 100 us of latency busy.
     NOTSENT_LOWAT_BYTES = 131072
-    SMALL_REST_BYTES = 65536              # what is read and thrown away of a request body after the answer to keep the connection
-    # … and so that the client can read the answer before a reset can reach it (RFC 9112 §9.6)
+    SMALL_REST_BYTES = 65536              # bytes of a request body read and discarded after the response to keep the connection
+    # The same before a close, so that the client can read the response before a reset can reach it (RFC 9112 §9.6)
     LINGER_BYTES = 1048576
-    KEPT_PLACES = 8                       # of the queue of an idle connection
+    KEPT_PLACES = 8                       # capacity of the queue kept by an idle connection
     METHOD_BYTES = 32                     # the longest registered one has 17
-    CHUNK_OVERHEAD_BYTES = 16384          # chunk extensions and trailers with no body byte in between
+    CHUNK_OVERHEAD_BYTES = 16384          # chunk extensions and trailers without a body byte in between
 
-# An idle connection is closed this long after the drain began. At once would lose the request that is just on its way to it,
-# on a new connection the first; what comes in this time is answered with Connection: close, so a busy client never meets a reset.
+# An idle connection is closed this long after the drain began. Closing it at once would lose a request that is in flight, on a
+# new connection the first one; requests that arrive within this time get a response with Connection: close, so a busy client
+# never sees a reset.
 cdef int64_t DRAIN_IDLE_NS = 500_000_000
-cdef int64_t UNREAD_NS = 20_000_000     # until an idle connection whose next request has arrived is looked at again
+cdef int64_t UNREAD_NS = 20_000_000     # until an idle connection whose next request has arrived is checked again
 
 cdef Reason BAD_REQUEST_LINE = REASONS["bad_request_line"]
 cdef Reason BAD_HEADER = REASONS["bad_header"]
@@ -119,7 +121,7 @@ cdef str ALLOW = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"
 cdef Answer ASTERISK_ANSWER = Answer(200, b"", [("Allow", ALLOW)])
 
 
-# Those that llhttp takes for HTTP (llhttp 9, HTTP_METHOD_MAP), and PRI, of which it knows that it is none
+# Methods that llhttp parses as HTTP (llhttp 9, HTTP_METHOD_MAP), and PRI, which it rejects explicitly
 cdef frozenset LLHTTP_METHODS = frozenset((
     b"DELETE", b"GET", b"HEAD", b"POST", b"PUT", b"CONNECT", b"OPTIONS", b"TRACE", b"COPY", b"LOCK", b"MKCOL", b"MOVE", b"PROPFIND",
     b"PROPPATCH", b"SEARCH", b"UNLOCK", b"BIND", b"REBIND", b"UNBIND", b"ACL", b"REPORT", b"MKACTIVITY", b"CHECKOUT", b"MERGE",
@@ -130,7 +132,7 @@ cdef bytes POST = b"POST"
 
 
 cdef inline bytes method_bytes(const char* p, Py_ssize_t n):
-    """The method as bytes; the two that make up most traffic are not made anew."""
+    """The method as bytes; no new object for the two most frequent ones."""
     if n == 3 and memcmp(p, b"GET", 3) == 0:
         return GET
     if n == 4 and memcmp(p, b"POST", 4) == 0:
@@ -144,7 +146,7 @@ class _Refused(Exception):
 
 @cython.final
 cdef class ClientConnection(AnswerStream):
-    """One HTTP/1.1 client connection. Made by DataPlane.connection."""
+    """One HTTP/1.1 client connection. Created by DataPlane.connection."""
 
     # asyncio protocol
 
@@ -170,7 +172,7 @@ cdef class ClientConnection(AnswerStream):
         if plane.admitted >= plane.max_connections or of_listener >= plane.max_of_listener:
             atomic_add_relaxed_u64(&plane.counts.connections_refused, 1)
             if len(plane.connections) > plane.max_connections + plane.max_connections // 8 + 8:
-                transport.abort()                       # a flood: no response either
+                transport.abort()                       # connection flood: no response either
                 return
             request_id = plane.new_request_id()
             body = OVERLOADED.body_start + b',"request_id":"' + request_id + b'"}'
@@ -184,13 +186,13 @@ cdef class ClientConnection(AnswerStream):
         plane.wheel.arm(self, monotonic_ns() + plane.idle_timeout_ns)
 
     def _set_peer(self, str address):
-        cdef bytes raw = address.partition("%")[0].encode("latin-1")    # an IPv6 zone says nothing beyond this host
+        cdef bytes raw = address.partition("%")[0].encode("latin-1")    # an IPv6 zone has no meaning outside this host
         self.peer = canonical_address(raw) or raw
         self.trusted_by = None
         self.last_forwarding = None
 
     cdef int _judge_peer(self, Plan plan) except -1:
-        """Whether the peer is one of the trusted proxies of this plan."""
+        """Determine whether the peer is one of the trusted proxies of this plan."""
         self.trusted_by = plan
         if self.is_unix:
             self.trusted = plan.trusts_unix
@@ -223,7 +225,8 @@ cdef class ClientConnection(AnswerStream):
             self.cut()
 
     cdef bytes _proxy_header(self, bytes data, int64_t now_ns):
-        """What is behind the PROXY protocol header, which gives the peer's address; None while it is not whole or not one."""
+        """The bytes after the PROXY protocol header, which gives the peer's address; None while it is incomplete or if it is
+        invalid."""
         if self.proxy_bytes is not None:
             self.proxy_bytes += data
             data = bytes(self.proxy_bytes)
@@ -251,8 +254,8 @@ cdef class ClientConnection(AnswerStream):
         return data[size:]
 
     cdef int _feed(self, bytes data, int64_t now_ns) except -1:
-        """Parse one read, then let the exchanges go on; and again with what llhttp leaves behind a request with Upgrade. A loop:
-        thousands of them may lie in one read."""
+        """Parse one read, then advance the exchanges; repeat with the bytes that llhttp leaves after a request with Upgrade. A
+        loop, because one read may contain thousands of them."""
         while True:
             data = self._feed_until_upgrade(data, now_ns)
             if not data or self.closed or self.lingering:
@@ -264,7 +267,7 @@ cdef class ClientConnection(AnswerStream):
                 return 0
 
     cdef bytes _feed_until_upgrade(self, bytes data, int64_t now_ns):
-        """What is left behind a request with Upgrade, or None."""
+        """The bytes left after a request with Upgrade, or None."""
         cdef bytes rest = None
         cdef const char* newline
         cdef const char* start = PyBytes_AS_STRING(data)
@@ -300,7 +303,8 @@ cdef class ClientConnection(AnswerStream):
                 start = PyBytes_AS_STRING(data)
                 n -= taken
         if self.parsing is None and self.close_after:
-            # Behind the last request: read and forgotten, so that closing does not reset the connection under its response.
+            # After the last request: read and discarded, so that closing does not reset the connection before its response is
+            # read.
             self.excess = True
             self.linger_bytes += n
             if self.linger_bytes > LINGER_BYTES:
@@ -319,7 +323,7 @@ cdef class ClientConnection(AnswerStream):
         start = PyBytes_AS_STRING(data)
         n = PyBytes_GET_SIZE(data)
         if self.parsing is None or self.begun_early:
-            # At the start of a request the version is read off the line itself: asking the parser costs a string.
+            # At the start of a request the version is read directly from the line: asking the parser creates a string.
             newline = <const char*>memchr(start, c"\n", n)
             self.line_is_http11 = newline != NULL and newline - start > 13 and memcmp(newline - 10, b" HTTP/1.1\r", 10) == 0
         elif receiving is not None:
@@ -328,7 +332,7 @@ cdef class ClientConnection(AnswerStream):
             self.head_bytes += n
         self.chunk_overhead += n
         if self.parser is None:
-            self.parser = HttpRequestParser(self)       # most connections never need one
+            self.parser = HttpRequestParser(self)       # created on demand: most connections never need one
         try:
             if n:
                 self.parser.feed_data(data)
@@ -342,10 +346,10 @@ cdef class ClientConnection(AnswerStream):
         if self.closed:
             return None
         if rest and not self.paused & PAUSED_UPGRADE and (receiving is None or receiving is not self.exchange):
-            return rest                                 # nobody waits for what came so far: one answer after all of it
+            return rest                                 # no exchange waits for what was parsed so far: advance after the rest
         if self.in_head and not self.close_after:
             if self.head_bytes == 0:
-                # Behind other messages in this read, nobody says where it begins: it counts from the next read on.
+                # After other messages in this read, the start of the head is unknown: its size counts from the next read on.
                 self.head_bytes = n if receiving is None and self.begun == 1 else 1
                 self.parsing.ctx.started_ns = now_ns
                 if self.exchange is None:
@@ -362,7 +366,7 @@ cdef class ClientConnection(AnswerStream):
             else:
                 self.parsing.early = BAD_FRAMING
         if self.in_head and receiving is self.parsing and self.exchange is None and self.queue_n == 0:
-            return rest                                 # more of the same head: its deadline stands
+            return rest                                 # more of the same head: its deadline is unchanged
         if receiving is not None and receiving is self.exchange:
             receiving.body_read_done()
         if self.exchange is None or self.queue_n:
@@ -372,9 +376,9 @@ cdef class ClientConnection(AnswerStream):
         return rest
 
     cdef bytes _known_method(self, bytes data):
-        """The first bytes of a request as llhttp can read them: it knows a fixed list of methods, and RFC 9110 §16.1 knows no end of
-        them. Any other is remembered, and POST stands in its place, which has the same framing. Empty while the method is not
-        whole: its bytes are held."""
+        """The first bytes of a request in a form that llhttp can parse: it knows a fixed list of methods, but RFC 9110 §16.1
+        allows any. An unknown method is remembered and replaced by POST, which has the same framing. Empty while the method is
+        incomplete: its bytes are held."""
         cdef const char* p = PyBytes_AS_STRING(data)
         cdef Py_ssize_t n = PyBytes_GET_SIZE(data), start = 0, end
         while start < n and (p[start] == c"\r" or p[start] == c"\n"):
@@ -383,7 +387,7 @@ cdef class ClientConnection(AnswerStream):
         while end < n and end - start <= METHOD_BYTES and TOKEN[<unsigned char>p[end]]:
             end += 1
         if end == start or end - start > METHOD_BYTES:
-            return data                                 # the parser says what is wrong with it
+            return data                                 # let the parser report the error
         if end == n:
             if not self.begun_early:
                 self.on_message_begin()
@@ -396,8 +400,8 @@ cdef class ClientConnection(AnswerStream):
         return b"POST" + data[end:]
 
     cdef Py_ssize_t _plain_requests(self, bytes data, int64_t now_ns) except -1:
-        """Take requests whose heads lie whole and plain in this read and whose bodies are counted: the usual ones, without the
-        parser. How many bytes they took; the rest is the parser's."""
+        """Take requests whose heads are complete and simple in this read and whose bodies have a Content-Length: the common ones,
+        without the parser. Returns how many bytes they took; the rest goes to the parser."""
         cdef request_line_t line
         cdef Headers headers
         cdef Exchange exchange
@@ -446,7 +450,7 @@ cdef class ClientConnection(AnswerStream):
         return offset
 
     cdef Py_ssize_t _counted_body(self, bytes data, Py_ssize_t start) except -1:
-        """Take body bytes, from start, of a request taken by `_plain_requests`. How many there were."""
+        """Take body bytes, from start, of a request taken by `_plain_requests`. Returns how many."""
         cdef Py_ssize_t n = PyBytes_GET_SIZE(data) - start
         if n > self.body_left:
             n = self.body_left
@@ -470,17 +474,17 @@ cdef class ClientConnection(AnswerStream):
         return exchange
 
     cdef int _parser_error(self, object error) except -1:
-        """Malformed bytes: refuse the request they belong to."""
+        """Malformed bytes: refuse the request that they belong to."""
         cdef Reason reason
         cdef Exchange parsing = self.parsing
         message = str(error)
         if parsing is None or self.close_after:
-            # Bytes behind a request that said `Connection: close` are not a request (RFC 9112 §9.6).
+            # Bytes after a request with `Connection: close` are not a request (RFC 9112 §9.6).
             self.close_after = True
             self.excess = True
             return 0
         if isinstance(error, HttpParserInvalidMethodError):
-            reason = BAD_REQUEST_LINE                   # no token: what is one, is known here
+            reason = BAD_REQUEST_LINE                   # not a token: only this code knows which methods are valid
         elif isinstance(error, HttpParserInvalidURLError):
             reason = BAD_TARGET
         elif "version" in message.lower() and "after version" not in message:
@@ -505,7 +509,7 @@ cdef class ClientConnection(AnswerStream):
         return self._refuse_early(reason)
 
     cdef int _refuse_early(self, Reason reason) except -1:
-        """Refuse the request being parsed, in its turn, and take no further one."""
+        """Refuse the request being parsed, in order, and accept no further ones."""
         cdef Exchange parsing = self.parsing
         cdef RequestContext ctx = parsing.ctx
         self.close_after = True
@@ -513,7 +517,7 @@ cdef class ClientConnection(AnswerStream):
         parsing.early = reason
         if ctx.now_ns == 0:
             ctx.now_ns = monotonic_ns()
-        if ctx.started_ns == 0:                         # refused in the read in which it began
+        if ctx.started_ns == 0:                         # refused in the same read in which it began
             ctx.started_ns = ctx.now_ns
         if ctx.method_bytes is None:
             ctx.method_bytes = b"-"
@@ -546,7 +550,7 @@ cdef class ClientConnection(AnswerStream):
         return 0
 
     cdef bytes _upgraded(self, bytes rest):
-        """llhttp stopped behind a request with Upgrade (or CONNECT). What is left to be parsed."""
+        """llhttp stopped after a request with Upgrade (or CONNECT). Returns the bytes that are still to be parsed."""
         cdef Exchange parsing = self.parsing
         cdef RequestContext ctx
         cdef Py_ssize_t taken
@@ -554,7 +558,7 @@ cdef class ClientConnection(AnswerStream):
         if self.close_after or self.closed:
             return None
         if parsing is not None:
-            # httptools skips the body of a request with Upgrade; here is where it is read.
+            # httptools skips the body of a request with Upgrade, so it is parsed here.
             ctx = parsing.ctx
             if ctx.content_length > 0:
                 self.body_left = ctx.content_length
@@ -563,16 +567,16 @@ cdef class ClientConnection(AnswerStream):
                 if self.body_left > 0:
                     return None
             else:
-                # A new parser that is told the framing alone.
+                # A new parser that receives only the framing.
                 self.parsing = None
-                self.in_body = False                    # until the made-up head is through
+                self.in_body = False                    # until the synthetic head is parsed
                 self.skipping = parsing
                 self.parser = HttpRequestParser(self)
                 self.parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
         return rest
 
     cdef int _advance(self) except -1:
-        """Start the next request in the queue, and the next, as long as they are answered at once."""
+        """Start the queued requests, one after the other, as long as they finish immediately."""
         cdef Exchange exchange
         if self.advancing or self.closed:
             return 0
@@ -584,7 +588,7 @@ cdef class ClientConnection(AnswerStream):
                 self.queue_at += 1
                 self.queue_n -= 1
                 if self.queue_n == 0 and len(self.queue) > KEPT_PLACES:
-                    self.queue = None                   # room for a burst of pipelined requests: not kept
+                    self.queue = None                   # grown for a burst of pipelined requests: released
                 self.exchange = exchange
                 exchange.plan = self.plane.plan
                 self._set_client(exchange.ctx, exchange.plan)
@@ -592,7 +596,7 @@ cdef class ClientConnection(AnswerStream):
                 if exchange.ctx.now_ns < exchange.ctx.started_ns:
                     exchange.ctx.now_ns = exchange.ctx.started_ns
                 if exchange.ctx.now_ns < self.advance_ns:
-                    exchange.ctx.now_ns = self.advance_ns       # it was parsed long ago, and waited
+                    exchange.ctx.now_ns = self.advance_ns       # it was parsed earlier, and has waited
                 try:
                     if exchange.early is not None:
                         exchange.counts = self.plane.plan.unmatched
@@ -625,12 +629,12 @@ cdef class ClientConnection(AnswerStream):
         return self._idle(monotonic_ns())
 
     cdef int _idle(self, int64_t now_ns) except -1:
-        """No request is being answered: wait for the next one, or for the rest of one."""
+        """No request is in flight: wait for the next one, or for the rest of one."""
         if self.parsing is not None:
             if self.in_head:
                 self.plane.wheel.arm(self, now_ns + self.plane.header_timeout_ns)
             else:
-                self.plane.wheel.arm(self, now_ns + self.plane.body_timeout_ns)     # the rest of an answered request's body
+                self.plane.wheel.arm(self, now_ns + self.plane.body_timeout_ns)     # rest of the body after the response
         elif self.plane.draining:
             self.plane.wheel.arm(self, now_ns + min(DRAIN_IDLE_NS, self.plane.idle_timeout_ns))
         elif self.buffered and self.transport.get_write_buffer_size():
@@ -658,7 +662,7 @@ cdef class ClientConnection(AnswerStream):
         cdef Plane plane = self.plane
         cdef Exchange exchange = self.exchange
         self.closed = True
-        self.parser = None                              # holds bound methods of this object: a cycle
+        self.parser = None                              # holds bound methods of this object: a reference cycle
         self.queue = None
         self.queue_n = 0
         self.parsing = None
@@ -695,7 +699,7 @@ cdef class ClientConnection(AnswerStream):
             self.exchange.client_drained(True)
 
     cdef int expired(self, int64_t now_ns) except -1:
-        """The deadline on the wheel is over."""
+        """The deadline on the wheel has passed."""
         if self.closed:
             return 0
         try:
@@ -709,12 +713,12 @@ cdef class ClientConnection(AnswerStream):
                 self._advance()
             elif self.parsing is not None:
                 self.cut()
-            elif self.slow_since_ns:                    # the last response is not taken yet
+            elif self.slow_since_ns:                    # the client has not taken the last response yet
                 if self.too_slow(now_ns) is not None:
                     self._reset()
                 else:
                     self._idle(now_ns)
-            elif self._has_unread():                    # the next request is here; this turn of the loop has not read it yet
+            elif self._has_unread():                    # the next request has arrived, but has not been read yet
                 self.plane.wheel.arm(self, now_ns + UNREAD_NS)
             else:
                 self._close()
@@ -733,7 +737,7 @@ cdef class ClientConnection(AnswerStream):
         if self.close_after:
             self.excess = True
             raise _Refused()
-        if self.begun_early:                            # its first bytes were held back
+        if self.begun_early:                            # its first bytes were held
             self.begun_early = False
             self.parsing.ctx.version_minor = 1 if self.line_is_http11 else -1
             self.line_is_http11 = False
@@ -773,7 +777,7 @@ cdef class ClientConnection(AnswerStream):
                 value = value.rstrip(b" \t")
                 n = PyBytes_GET_SIZE(value)
                 v = PyBytes_AS_STRING(value)
-            # Some parsers trim these as white space and then see another value than we did.
+            # Some parsers trim these as white space and would see a different value than the gateway.
             if n and (trimmed_by_some(<unsigned char>v[0]) or trimmed_by_some(<unsigned char>v[n - 1])):
                 reason = BAD_HEADER
         known = header_id(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
@@ -837,7 +841,7 @@ cdef class ClientConnection(AnswerStream):
 
     def on_message_complete(self):
         if self.parsing is not None and self.parsing.ctx.has_body and self.skipping is None and self.parser.should_upgrade():
-            return                                      # only the head is; see _upgraded
+            return                                      # only the head is complete; see _upgraded
         self._message_complete()
 
     cdef int _message_complete(self) except -1:
@@ -850,13 +854,13 @@ cdef class ClientConnection(AnswerStream):
         exchange.body_end(self.trailers)
         self.trailers = None
         if exchange.ctx.upgrade:
-            self._pause(PAUSED_UPGRADE)                 # what follows is not HTTP, if the upstream agrees
+            self._pause(PAUSED_UPGRADE)                 # the bytes that follow are not HTTP if the upstream accepts the upgrade
         if not exchange.ctx.keep_alive:
             self.close_after = True
         return 0
 
     cdef Reason _check_head(self, RequestContext ctx):
-        """Everything about a head that must hold before it is a request. The reason to refuse it, or None."""
+        """Check everything that a head must satisfy. Returns the reason to refuse it, or None."""
         cdef Headers headers = ctx.headers
         cdef bytes host
         cdef field_t* field
@@ -882,9 +886,9 @@ cdef class ClientConnection(AnswerStream):
                 continue
             if field.id > H_EXPECT:
                 if H_FORWARDED <= field.id <= H_X_FORWARDED_PORT or field.id == H_X_REAL_IP or field.id == H_X_FORWARDED_OTHER:
-                    ctx.claims = True                   # who may say this is decided with the plan, in _set_client
+                    ctx.claims = True                   # _set_client decides with the plan whether to trust it
                 elif field.id >= H_FIRST_OWNED:
-                    field.id = H_DROPPED                # only the gateway says this of a request
+                    field.id = H_DROPPED                # only the gateway may set this field
                 continue
             if field.id == H_HOST:
                 if ctx.host_received is not None:
@@ -931,7 +935,7 @@ cdef class ClientConnection(AnswerStream):
         if outcome != T_OK and outcome != T_ASTERISK:
             return BAD_TARGET
         if given is None and ctx.version_minor == 1:
-            return BAD_HOST                             # absolute-form does not excuse from Host (RFC 9112 §3.2.2)
+            return BAD_HOST                             # the absolute-form does not make Host optional (RFC 9112 §3.2.2)
         if ctx.host_received is None:
             ctx.host_received = ctx.authority = ctx.host_bytes = b""
         elif ctx.host_received is self.last_received:
@@ -947,13 +951,13 @@ cdef class ClientConnection(AnswerStream):
             self.last_host = host
             self.last_authority = ctx.authority
         if given is not ctx.host_received and given is not None:
-            # The absolute-form: what it says is the Host, for everybody who looks (RFC 9112 §3.2.2).
+            # The absolute-form replaces the Host for all later code (RFC 9112 §3.2.2).
             if host_of(given) is None:
                 return BAD_HOST
             headers.replace_value(headers.find_id(H_HOST), ctx.host_received)
         if wants_upgrade and ctx.version_minor == 1 and not chunked:
             field = headers.find_id(H_UPGRADE)
-            # h2c by Upgrade is obsolete (RFC 9113 §3.1) and would carry requests past every check of ours
+            # h2c by Upgrade is obsolete (RFC 9113 §3.1), and its requests would bypass every check of the gateway
             if field != NULL and not has_token(field.value, field.value_n, b"h2c", 3):
                 ctx.upgrade = True
         if listed:
@@ -963,8 +967,8 @@ cdef class ClientConnection(AnswerStream):
         return None
 
     cdef int _set_client(self, RequestContext ctx, Plan plan) except -1:
-        """Who asks: the peer, or what a trusted proxy says; the request id; the forwarding fields. By the plan that carries the
-        request out: a connection may live longer than the trust in it."""
+        """Set the client (the peer, or the one that a trusted proxy reports), the request id and the forwarding fields. Uses the
+        plan that carries out the request: a connection may outlive the trust in its peer."""
         cdef bytes value
         if self.trusted_by is not plan:
             self._judge_peer(plan)
@@ -988,12 +992,12 @@ cdef class ClientConnection(AnswerStream):
         return 0
 
     cdef bint _has_unread(self):
-        """True if the client sent, or sends, more than will be read: closing would reset the connection, and could take the last
-        response with it."""
+        """True if the client sent, or is sending, more than will be read: closing would reset the connection, and the client
+        could lose the last response."""
         return not self.half_closed and (self.excess or self.fd >= 0 and waits_unread(self.fd))
 
     cdef int exchange_finished(self) except -1:
-        """The answer is out, or given up. What next: another request, or the end of the connection."""
+        """The response was sent, or given up. Continue with another request, or end the connection."""
         cdef Exchange exchange = self.exchange
         cdef bytes rest
         cdef int64_t left
@@ -1005,7 +1009,7 @@ cdef class ClientConnection(AnswerStream):
             self.exchange = None
             return self._close()
         self.exchange = None
-        if self.lingering:                              # cut
+        if self.lingering:                              # by `cut`
             return self._close()
         self._resume(PAUSED_BODY)
         if not exchange.body_complete:
@@ -1016,7 +1020,7 @@ cdef class ClientConnection(AnswerStream):
             if exchange.body_complete and self.parsing is None and not self._has_unread():
                 return self._close()
             return self._linger()
-        if self.paused & PAUSED_UPGRADE:                # the upgrade was not taken: on as HTTP
+        if self.paused & PAUSED_UPGRADE:                # the upgrade was declined: continue with HTTP
             rest = self.upgrade_rest
             self.upgrade_rest = None
             self._resume(PAUSED_UPGRADE)

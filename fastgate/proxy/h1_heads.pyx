@@ -1,8 +1,8 @@
 # cython: boundscheck=False
 """The bytes of a response head for an HTTP/1.1 client.
 
-WHAT     Pure functions over a HeadWriter. They strip what belongs to one connection (RFC 9110 §7.6.1). Nothing here decides anything.
-         The head of a request for an upstream is written by upstream/h1_request.pyx.
+WHAT     Pure functions over a HeadWriter. They remove the fields that belong to one connection (RFC 9110 §7.6.1) and make no
+         decisions. The head of a request for an upstream is written by upstream/h1_request.pyx.
 STATE    None.
 COST     One pass over the fields and one memcpy each.
 SOURCES  RFC 9112 §4, §6; RFC 9110 §7.6.
@@ -17,7 +17,7 @@ from fastgate._core.http.writing cimport put_text
 
 __all__ = []
 
-cdef list STATUS_LINES = [None] * 1000       # three digits: upstreams may send more than RFC 9110 knows
+cdef list STATUS_LINES = [None] * 1000       # three digits: upstreams may send codes that RFC 9110 does not define
 cdef list PHRASES = [b""] * 1000
 
 def _fill_status_lines():
@@ -54,7 +54,7 @@ cdef int write_status_line(HeadWriter w, int status, bytes phrase) except -1:
 
 
 cdef int write_response_fields(HeadWriter w, Headers fields, bint keep_trailer) except -1:
-    """The fields of an upstream's answer that may pass: no connection fields, no framing, not its request id."""
+    """The fields of an upstream's response that are passed on: no connection fields, no framing, not its request id."""
     cdef int i, known
     for i in range(fields.count):
         known = fields.fields[i].id

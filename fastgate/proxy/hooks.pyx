@@ -1,8 +1,8 @@
 # cython: boundscheck=False, nonecheck=True
-"""The calls into plugins on the way to the upstream and back, and the checks of what they made.
+"""Calls of plugin hooks on the way to the upstream and back, and checks of their results.
 
-WHAT     One function per phase that runs after the decisions. Whatever a plugin raises is logged with its name and counted; the caller
-         is told that it failed, and decides what becomes of the request.
+WHAT     One function per phase that runs after the decisions. An exception in a plugin is logged with the plugin's name and
+         counted; the function reports the failure, and its caller decides how the request continues.
 STATE    None.
 WHO      The worker's loop.
 COST     A clock reading and a Python call per hook; a route without hooks calls none of this.
@@ -36,7 +36,7 @@ cdef int plugin_failed(Plane plane, RoutePlan route, RequestContext ctx, object 
 
 
 cdef bint upstream_request_hooks(Plane plane, RoutePlan route, RequestContext ctx, RequestHead head) except -1:
-    """Run the upstream_request hooks on the head of one attempt. False when one failed."""
+    """Run the upstream_request hooks on the head of one attempt. False if one failed."""
     cdef int64_t began_ns = monotonic_ns()
     for plugin in route.pipeline.upstream_request:
         try:
@@ -51,7 +51,7 @@ cdef bint upstream_request_hooks(Plane plane, RoutePlan route, RequestContext ct
 
 
 cdef bint upstream_response_hooks(Plane plane, RoutePlan route, RequestContext ctx, ResponseHead head) except -1:
-    """Run the upstream_response hooks on the head of a response. head.body: its body, when it is held. False when one failed."""
+    """Run the upstream_response hooks on the head of a response. head.body: its body, if it is held. False if one failed."""
     cdef int status = head.status
     cdef int64_t began_ns
     cdef object body = head.body
@@ -71,7 +71,7 @@ cdef bint upstream_response_hooks(Plane plane, RoutePlan route, RequestContext c
 
 
 cdef int response_hooks(Plane plane, RoutePlan route, RequestContext ctx, ResponseHead head) except -1:
-    """Run the response hooks. The response goes on as it was before a hook that fails."""
+    """Run the response hooks. If a hook fails, the response continues without its edits."""
     cdef Headers fields
     cdef int status
     cdef int64_t began_ns
@@ -91,7 +91,7 @@ cdef int response_hooks(Plane plane, RoutePlan route, RequestContext ctx, Respon
             began_ns = ctx.now_ns
         except BaseException:
             plugin_failed(plane, route, ctx, plugin, "response")
-            began_ns = monotonic_ns()                   # its time is not the next plugin's
+            began_ns = monotonic_ns()                   # the next plugin is not charged for its time
             head.headers = fields
             head.status = status
             head.body = body
@@ -99,7 +99,7 @@ cdef int response_hooks(Plane plane, RoutePlan route, RequestContext ctx, Respon
 
 
 cdef list request_chunk_hooks(Plane plane, RoutePlan route, RequestContext ctx, list pieces, bint ends):
-    """The pieces as the request_chunk hooks make them; None when a hook failed."""
+    """The pieces as edited by the request_chunk hooks; None if a hook failed."""
     cdef list out = []
     cdef list todo = pieces if pieces is not None else []
     cdef int64_t began_ns
@@ -124,7 +124,7 @@ cdef list request_chunk_hooks(Plane plane, RoutePlan route, RequestContext ctx, 
 
 
 cdef bytes response_chunk_hooks(Plane plane, RoutePlan route, RequestContext ctx, bytes chunk, bint last):
-    """A piece as the response_chunk hooks make it; None when a hook failed."""
+    """A piece as edited by the response_chunk hooks; None if a hook failed."""
     cdef int64_t began_ns
     for plugin in route.pipeline.response_chunk:
         try:
@@ -141,7 +141,7 @@ cdef bytes response_chunk_hooks(Plane plane, RoutePlan route, RequestContext ctx
 
 
 cdef int log_hooks(Plane plane, RoutePlan route, RequestContext ctx) except -1:
-    """Run the log hooks, each once, whatever the others do."""
+    """Run the log hooks, each once, even if others fail."""
     cdef int64_t began_ns
     for plugin in route.pipeline.log:
         try:
@@ -154,21 +154,22 @@ cdef int log_hooks(Plane plane, RoutePlan route, RequestContext ctx) except -1:
 
 
 cdef int edited_only(object returned, RequestContext ctx, Reason reason, Answer answer, str phase) except -1:
-    """TypeError when a hook that edits in place returned something, or refused: what was meant is not done, so it must not pass.
-    reason and answer are what they were."""
+    """Raises TypeError if a hook that edits in place returned a value or refused: its intent is not carried out, so the request
+    must not pass. reason, `answer`: from before the hook."""
     if ctx.reason is not reason or ctx.answer is not answer:
         ctx.reason = reason
         ctx.answer = answer
         raise TypeError(f"{phase} called ctx.refuse or ctx.respond; only decide and request may")
     if returned is not None:
-        if hasattr(returned, "close"):                  # a coroutine that nobody will await
+        if hasattr(returned, "close"):                  # a coroutine that would never be awaited
             returned.close()
         raise TypeError(f"{phase} returned a {type(returned).__name__}; expected None: it edits head in place")
     return 0
 
 
 cdef int check_head(RequestHead head, RequestContext ctx) except -1:
-    """ValueError or TypeError when what a plugin made of a request cannot be sent, or would be answered in another framing."""
+    """Raises ValueError or TypeError if a request edited by a plugin cannot be sent, or if its response would be framed
+    differently."""
     if not isinstance(head.method, str) or not isinstance(head.target, str):
         raise TypeError(f"method and target: expected str, got {head.method!r} and {head.target!r}")
     if not (head.method.isascii() and head.method.isalpha()) or (head.method == "HEAD") != (ctx.method_id == M_HEAD) \
@@ -182,7 +183,8 @@ cdef int check_head(RequestHead head, RequestContext ctx) except -1:
 
 
 cdef int check_response(ResponseHead head, int status, object body, RequestContext ctx) except -1:
-    """ValueError or TypeError when what a plugin made of a response cannot be sent. status and body are what they were."""
+    """Raises ValueError or TypeError if a response edited by a plugin cannot be sent. status and body are the values from before
+    the hook."""
     if head.status != status:
         if status == 101:
             raise ValueError(f"status: 101 cannot become {head.status}, the upstream has switched protocols")

@@ -23,7 +23,7 @@ cdef class Plane:
     cdef readonly AccessLog log
     cdef readonly bint draining
     cdef readonly set connections         # every open client connection
-    cdef HeadWriter out                   # the answer bytes of out_owner that are not sent yet
+    cdef HeadWriter out                   # the response bytes of out_owner that are not sent yet
     cdef ClientStream out_owner
     # From the config's `server`
     cdef int64_t max_header_bytes
@@ -34,12 +34,12 @@ cdef class Plane:
     cdef int64_t min_upload_rate          # bytes per second; 0: none
     cdef int64_t min_download_rate
     cdef int64_t rate_grace_ns
-    cdef int64_t look_ns                  # between two looks at a client that does not take its response
-    cdef int64_t body_bytes               # of request bodies in memory, of all requests
+    cdef int64_t look_ns                  # between two checks of a client that does not take its response
+    cdef int64_t body_bytes               # bytes of request bodies in memory, over all requests
     cdef int64_t idle_timeout_ns
     cdef int64_t max_connections
-    cdef int64_t max_of_listener          # of max_connections
-    cdef int64_t admitted                 # connections that are not just being refused
+    cdef int64_t max_of_listener          # share of max_connections
+    cdef int64_t admitted                 # connections, without those that are being refused
     cdef dict of_listener                 # the same by the listener's address
     cdef int64_t max_requests
     cdef bint half_close_allowed

@@ -1,11 +1,11 @@
 # cython: boundscheck=False, nonecheck=True
-"""What all requests of one worker share.
+"""The state that all requests of one worker share.
 
-WHAT     `Plane` holds the loop, the shared memory, the timer wheel, the plan in force, the limits of the config's `server` section
-         and the worker's totals. `DataPlane` (dataplane.pyx) is the part of it that does something.
+WHAT     `Plane` holds the loop, the shared memory, the timer wheel, the plan in effect, the limits of the config's `server`
+         section and the worker's totals. `DataPlane` (dataplane.pyx) adds the operations.
 STATE    connections and of_listener: open client connections. body_bytes: of all request bodies in memory (request_body.pyx).
 WHO      The worker's loop.
-COST     A request id: 20 ns. The Date field is made twice a second.
+COST     A request id: 20 ns. The Date field is formatted twice a second.
 SOURCES  Steele, Lea, Flood: Fast splittable pseudorandom number generators (splitmix64); RFC 9110 §6.6.1 (Date).
 """
 
@@ -26,7 +26,7 @@ __all__ = ["Plane"]
 
 
 cdef class Plane:
-    """What all exchanges of one worker share."""
+    """The state that all exchanges of one worker share."""
 
     def __init__(self, loop, memory, int slot, AccessLog access_log not None):
         self.loop = loop
@@ -43,7 +43,7 @@ cdef class Plane:
         self.id_low = int.from_bytes(os.urandom(8), "little")
 
     cdef bytes new_request_id(self):
-        """32 hex digits: 64 random bits of this worker, then a mixed counter that started at random (splitmix64)."""
+        """32 hex digits: 64 random bits of this worker, then a mixed counter with a random start (splitmix64)."""
         cdef uint64_t z
         cdef char[32] digits
         self.id_low += <uint64_t>0x9E3779B97F4A7C15
@@ -58,7 +58,7 @@ cdef class Plane:
         return PyBytes_FromStringAndSize(digits, 32)
 
     cdef bytes date_value(self, int64_t now_ns):
-        """The value of Date, made once a second."""
+        """The value of Date, formatted twice a second."""
         if now_ns >= self.date_until_ns:
             self.date = formatdate(time(NULL), usegmt=True).encode()
             self.date_until_ns = now_ns + 500_000_000

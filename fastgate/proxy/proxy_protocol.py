@@ -32,7 +32,7 @@ TCP4, TCP6 = 0x11, 0x21
 
 
 class Address(NamedTuple):
-    """Who connected to whom, as the balancer saw it."""
+    """The client's and the server's address as the load balancer saw them."""
 
     source_ip: str
     source_port: int
@@ -78,7 +78,7 @@ def _parse_v1(data: bytes) -> tuple[int, Address | None] | None:
 
 
 def _ip(text: bytes, version: int) -> str:
-    # A scope (fe80::1%eth0) has a meaning on one machine only and no place in the header.
+    # A scope (fe80::1%eth0) has a meaning on one machine only and is not allowed in the header.
     if b"%" in text or not text.isascii():
         raise ValueError("v1: malformed address")
     if version == 4:
@@ -87,14 +87,14 @@ def _ip(text: bytes, version: int) -> str:
 
 
 def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    # A balancer that listens on [::] says ::ffff:192.0.2.1 of an IPv4 client (RFC 4291 2.5.5.2): to lists and
-    # limits that is the same client.
+    # A balancer that listens on [::] reports an IPv4 client as ::ffff:192.0.2.1 (RFC 4291 2.5.5.2): for lists
+    # and limits that is the same client.
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
 
 
 def _port(text: bytes) -> int:
-    # bytes.isdigit is ASCII only. No leading zeros: spec 2.1 wants "exactly" the decimal form.
+    # bytes.isdigit is ASCII only. No leading zeros: spec 2.1 requires "exactly" the decimal form.
     if not text.isdigit() or len(text) > 5 or (len(text) > 1 and text.startswith(b"0")):
         raise ValueError("v1: malformed port")
     port = int(text)

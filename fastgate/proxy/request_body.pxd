@@ -6,19 +6,19 @@ from libc.stdint cimport int64_t
 from fastgate.proxy.plane cimport Plane
 
 cdef enum:
-    # Of all request bodies in memory in a worker. Beyond it a body that may be sent as it arrives is not collected, and one that must
+    # Bound on all request bodies in memory in a worker. Beyond it a body that can be streamed is not collected, and one that must
     # be read whole is refused.
     HELD_MOST_BYTES = 67108864
 
 @cython.final
 cdef class RequestBody:
-    cdef Plane plane                      # whose body_bytes has the bytes held here; None before `charge`
-    cdef list pieces                      # what is held, in order; None when nothing is
-    cdef readonly Py_ssize_t first        # how many pieces stood before pieces[0] and were let go
-    cdef Py_ssize_t sealed                # pieces before this one have been read by a cursor: nothing is joined to them
+    cdef Plane plane                      # its body_bytes include the bytes held here; None before `charge`
+    cdef list pieces                      # the pieces held, in order; None if there are none
+    cdef readonly Py_ssize_t first        # number of released pieces before pieces[0]
+    cdef Py_ssize_t sealed                # pieces before this one have been read by a cursor: no bytes are appended to them
     cdef readonly int64_t held_bytes
     cdef int64_t keep_bytes               # a body up to this length is kept from its first byte, for a cursor that begins later
-    cdef BodyCursor cursors               # the first of those that read it; `after` leads to the next
+    cdef BodyCursor cursors               # first of the list of cursors that read it; `after` links to the next
     cpdef int charge(self, Plane plane) except -1
     cpdef int add(self, bytes piece) except -1
     cpdef int replace(self, bytes content) except -1
@@ -36,8 +36,8 @@ cdef class RequestBody:
 cdef class BodyCursor:
     cdef RequestBody body                 # None once it is closed
     cdef BodyCursor after
-    cdef Py_ssize_t at                    # the number of the piece that it reads next
-    cdef int64_t unread                   # bytes from there on
+    cdef Py_ssize_t at                    # number of the piece that it reads next
+    cdef int64_t unread                   # bytes that it has not read
     cpdef list take(self)
     cpdef int close(self) except -1
 

@@ -1,12 +1,13 @@
 # cython: boundscheck=False, nonecheck=True
 """The bytes of a request's body that are in memory.
 
-WHAT     `RequestBody` holds the pieces as they arrived. Any number of cursors read it, each at its own pace and from the first byte: the
-         attempts of a request, a copy of it for another upstream, a reader of the whole. A piece is let go once every cursor has
-         read it, unless the body is short enough to be kept for a cursor that begins later (`keep`). Without a cursor all is held.
-STATE    pieces[i] is piece number first + i. What is held is counted in `Plane.body_bytes` from `charge` to `close`.
+WHAT     `RequestBody` holds the pieces as they arrived. Any number of cursors read it, each at its own pace and from the first
+         byte: the attempts of a request, a copy of it for another upstream, a reader of the whole. A piece is released once every
+         cursor has read it, unless the body is short enough to be kept for a cursor that begins later (`keep`). Without a cursor,
+         every piece is held.
+STATE    pieces[i] is piece number first + i. The bytes held are counted in `Plane.body_bytes` from `charge` to `close`.
 WHO      The worker's loop.
-COST     No copy of a piece but of those below SMALL_PIECE_BYTES, which are joined. Requests without a body have none of this.
+COST     No piece is copied except those below SMALL_PIECE_BYTES, which are joined. Requests without a body have no RequestBody.
 SOURCES  Envoy's buffer of a request that may be retried; nginx client_body_buffer_size.
 """
 
@@ -19,8 +20,8 @@ from fastgate.proxy.plane cimport Plane
 __all__ = ["BodyCursor", "RequestBody"]
 
 cdef enum:
-    # A smaller piece joins the one before it while that is below JOINED_BYTES: an object takes 48 bytes beside its content, and a
-    # client that sends two bytes at a time would need 28 times the memory that the bounds count.
+    # A smaller piece is appended to the previous one while that is below JOINED_BYTES: an object takes 48 bytes in addition to
+    # its content, and a client that sends two bytes at a time would need 28 times the memory that the bounds count.
     SMALL_PIECE_BYTES = 256
     JOINED_BYTES = 1024
 
@@ -39,14 +40,14 @@ cdef int add_piece(list pieces, bytes piece, bint may_join) except -1:
 
 
 @cython.final
-@cython.no_gc                                           # the circle with its cursors is broken by close
+@cython.no_gc                                           # `close` breaks the reference cycle with its cursors
 @cython.freelist(64)
 cdef class RequestBody:
     """The body of one request, as far as it is in memory."""
 
     cpdef int charge(self, Plane plane) except -1:
-        """Count what is held, from now on, in what the worker holds. Not before the request has begun: what waits behind another
-        request of its connection is bounded by the size of a read."""
+        """Count the bytes held in the worker's total from now on. Not before the request has begun: the bytes of a request that
+        waits for another one on its connection are bounded by the size of a read."""
         self.plane = plane
         plane.body_bytes += self.held_bytes
         return 0
@@ -77,14 +78,14 @@ cdef class RequestBody:
         return 0
 
     cpdef int replace(self, bytes content) except -1:
-        """Another body in place of the one that arrived. No cursor may be reading it."""
+        """Replace the body that arrived. No cursor may be reading it."""
         self._hold(PyBytes_GET_SIZE(content) - self.held_bytes)
         self.pieces = [content] if content else None
         self.first = self.sealed = 0
         return 0
 
     cpdef bytes whole(self):
-        """All of a body that no cursor has read, as one object, which replaces the pieces."""
+        """The whole body, which no cursor has read, as one object that replaces the pieces."""
         cdef bytes content
         if self._count() == 1:
             return <bytes>self.pieces[0]
@@ -93,7 +94,7 @@ cdef class RequestBody:
         return content
 
     cpdef BodyCursor begin(self):
-        """A cursor at the first byte; None when it is no longer held."""
+        """A cursor at the first byte; None if it is no longer held."""
         cdef BodyCursor cursor
         if self.first:
             return None
@@ -105,7 +106,7 @@ cdef class RequestBody:
         return cursor
 
     cdef list take_all(self):
-        """All of a body that nobody else reads, now or later."""
+        """Remove and return all pieces, for the only reader."""
         cdef list pieces = self.pieces
         if pieces is not None:
             self.first = self.sealed = self.first + len(pieces)
@@ -114,13 +115,13 @@ cdef class RequestBody:
         return pieces
 
     cpdef int keep(self, int64_t most_bytes) except -1:
-        """Keep the body from its first byte on as long as it has no more than so many bytes. 0: let go of what every cursor has
+        """Keep the body from its first byte on while it has at most this many bytes. 0: release the pieces that every cursor has
         read."""
         self.keep_bytes = most_bytes
         return self._let_go()
 
     cpdef int64_t unread_bytes(self) noexcept:
-        """What the slowest cursor has not read; without one, all that is held."""
+        """Bytes that the slowest cursor has not read; without a cursor, all bytes held."""
         cdef BodyCursor cursor = self.cursors
         cdef int64_t most = 0
         if cursor is None:
@@ -131,7 +132,7 @@ cdef class RequestBody:
         return most
 
     cdef int _let_go(self) except -1:
-        """Let go of the pieces that nobody will read."""
+        """Release the pieces that no cursor will read."""
         cdef BodyCursor cursor = self.cursors
         cdef Py_ssize_t read, n
         cdef int64_t freed = 0
@@ -157,7 +158,7 @@ cdef class RequestBody:
         return 0
 
     cpdef int close(self) except -1:
-        """Nobody needs it any more."""
+        """Release the body."""
         if self.held_bytes:
             self._hold(-self.held_bytes)
         self.pieces = None
@@ -170,10 +171,10 @@ cdef class RequestBody:
 @cython.no_gc
 @cython.freelist(64)
 cdef class BodyCursor:
-    """How far one reader has come in a RequestBody."""
+    """The position of one reader in a RequestBody."""
 
     cpdef list take(self):
-        """The pieces that are here and that it has not read; None when there are none."""
+        """The available pieces that it has not read; None if there are none."""
         cdef RequestBody body = self.body
         cdef list pieces = body.pieces
         cdef Py_ssize_t start = self.at - body.first
@@ -186,10 +187,10 @@ cdef class BodyCursor:
         if body.sealed < self.at:
             body.sealed = self.at
         body._let_go()
-        return list(pieces) if pieces is body.pieces else pieces        # more will be appended to what is still held
+        return list(pieces) if pieces is body.pieces else pieces        # pieces will be appended to the list that is still held
 
     cpdef int close(self) except -1:
-        """It reads no further."""
+        """Stop reading."""
         cdef RequestBody body = self.body
         cdef BodyCursor cursor
         if body is None:

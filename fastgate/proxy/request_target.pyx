@@ -1,11 +1,11 @@
 # cython: boundscheck=False
-"""The request target and the Host: checked, split, and brought to the one form routes are matched against.
+"""The request target and the Host: validation, splitting, and the canonical form that routes are matched against.
 
-WHAT     Origin-form, absolute-form and asterisk-form (RFC 9112 §3.2). The path is brought to its normal form (_core/urlpath) before
-         it is matched, and that is what goes upstream: what was matched is what is asked for, so a rule cannot be walked around
-         with `%2e%2e/`. The authority has a normal form too.
+WHAT     Origin-form, absolute-form and asterisk-form (RFC 9112 §3.2). The path is normalized (_core/urlpath) before
+         it is matched, and the normalized path is sent upstream: routes match what the upstream receives, so a rule cannot be
+         bypassed with `%2e%2e/`. The authority is normalized too.
 STATE    None.
-COST     One pass over the target when there is nothing to normalise.
+COST     One pass over the target if it is already normal.
 SOURCES  RFC 9112 §3.2, RFC 3986 §3.2.2, §5.2.4, §6.2.2.
 """
 
@@ -49,7 +49,7 @@ cdef int parse_target(RequestContext ctx, bytes target, bint merge) except -1:
             ctx.path_bytes = b"/"
             return T_OK
         start = i
-    slash = False                                       # the byte before is one
+    slash = False                                       # whether the previous byte is a slash
     for i in range(start, n):
         kind = TARGET_BYTE[<unsigned char>t[i]]
         if kind == B_PLAIN:
@@ -89,7 +89,7 @@ cdef int parse_target(RequestContext ctx, bytes target, bint merge) except -1:
 
 
 def host(bytes authority not None):
-    """host_of for Python; ValueError when the authority is malformed."""
+    """`host_of` for Python; raises ValueError if the authority is malformed."""
     out = host_of(authority)
     if out is None:
         raise ValueError(f"authority {authority!r}: expected host[:port]")

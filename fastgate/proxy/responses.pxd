@@ -8,13 +8,13 @@ from fastgate.proxy.exchange cimport Exchange
 from fastgate.proxy.plane cimport Plane
 
 cdef enum:
-    # Why the client is not read
-    PAUSED_BODY = 1           # the upstream does not keep up
+    # Reasons not to read the client
+    PAUSED_BODY = 1           # the upstream is slower than the client
     PAUSED_QUEUE = 2          # pipelined requests wait for the current one
-    PAUSED_UPGRADE = 4        # the answer to an upgrade is not there yet
+    PAUSED_UPGRADE = 4        # the response to an upgrade is pending
 
 cdef enum:
-    # How the end of an answer's body is told
+    # Framing of the response's body
     F_NONE = 0
     F_LENGTH = 1
     F_CHUNKED = 2
@@ -23,29 +23,29 @@ cdef enum:
 cdef class AnswerStream(ClientStream):
     cdef Plane plane
     cdef object transport
-    cdef object parser                    # made for the first read that needs one; none inside a tunnel
+    cdef object parser                    # created for the first read that needs one; None inside a tunnel
     cdef int fd                           # -1 under TLS
-    cdef bint buffered                    # the transport holds bytes the kernel did not take
+    cdef bint buffered                    # the transport holds bytes that the kernel did not accept
     cdef bint closed
     cdef bint half_closed
-    cdef bint close_after                 # no further request is taken
-    cdef bint lingering                   # answered; what still comes is thrown away until the client closes
-    cdef bint eof_sent                    # our half of a tunnel is closed
-    # While the client has bytes to take that the transport holds (slow_since_ns != 0): how fast it takes them
-    cdef int64_t written                  # to the kernel and the transport, since the connection was opened
+    cdef bint close_after                 # no further request is accepted
+    cdef bint lingering                   # the response is complete; further bytes are discarded until the client closes
+    cdef bint eof_sent                    # the gateway's half of a tunnel is closed
+    # Progress of the client while the transport holds bytes for it (slow_since_ns != 0)
+    cdef int64_t written                  # bytes given to the kernel and the transport since the connection was opened
     cdef int64_t slow_since_ns
-    cdef int64_t slow_from                # what it had taken then
-    cdef int64_t slow_taken               # what it had taken at the last look
-    cdef int64_t slow_progress_ns         # the last look that found more taken than the one before
+    cdef int64_t slow_from                # bytes the client had taken then
+    cdef int64_t slow_taken               # bytes it had taken at the last check
+    cdef int64_t slow_progress_ns         # the last check that found progress
     cdef int paused
     cdef int64_t requests
-    cdef Exchange exchange                # the one being answered
+    cdef Exchange exchange                # the current one
     cdef int framing
     cdef bint keep                        # the connection may carry another request
     cdef bint tunnel
-    cdef bytes upgrade_rest               # bytes behind an upgrade request
+    cdef bytes upgrade_rest               # bytes that follow an upgrade request
     cdef bint websocket
-    cdef int64_t frame_left               # of the WebSocket frame that passes to the client
+    cdef int64_t frame_left               # rest of the WebSocket frame being passed to the client
     cdef bytes frame_head
 
     cdef HeadWriter _out(self)

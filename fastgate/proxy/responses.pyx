@@ -1,15 +1,15 @@
 # cython: boundscheck=False, nonecheck=True
-"""Answers on an HTTP/1.1 connection: framing, tunnels, and the ends of connections.
+"""Responses on an HTTP/1.1 connection: framing, tunnels, and closing of connections.
 
-WHAT     `AnswerStream` is the half of a client connection that writes. It frames answers (RFC 9112 §6), decides whether the connection
-         may carry another request, passes tunnels, and ends connections so that no answer is lost (lingering close) and none
-         that was cut looks whole.
-STATE    An answer's bytes gather in the worker's one buffer (`Plane.out`) and leave in one send at the end of the event that made
-         them; while they are in it, the buffer is this connection's (`Plane.out_owner`).
+WHAT     `AnswerStream` is the half of a client connection that writes. It frames responses (RFC 9112 §6), decides whether the
+         connection may carry another request, passes tunnels, and closes connections in a way that no response is lost (lingering
+         close) and no truncated one looks complete.
+STATE    The bytes of a response are collected in the worker's one buffer (`Plane.out`) and sent at once at the end of the event
+         that produced them; meanwhile the buffer belongs to this connection (`Plane.out_owner`).
 WHO      The worker's loop.
-COST     One send per event. A piece of a body of 16 kB or more is sent from where it lies.
-SOURCES  RFC 9112 §6.3 (framing), §9.6 (lingering close); RFC 6455 §5.2 (WebSocket frames, followed only to find where a close
-         frame may be put), §7.4.1 (1001).
+COST     One send per event. A piece of a body of 16 kB or more is sent without a copy.
+SOURCES  RFC 9112 §6.3 (framing), §9.6 (lingering close); RFC 6455 §5.2 (WebSocket frames, tracked only to find where a close
+         frame may be inserted), §7.4.1 (1001).
 """
 
 import socket
@@ -33,9 +33,9 @@ from fastgate.errors import REASONS
 __all__ = ["AnswerStream"]
 
 cdef enum:
-    # What is read and thrown away of a request body after the answer to keep the connection
+    # Bytes of a request body that are read and discarded after the response to keep the connection
     SMALL_REST_BYTES = 65536
-    COPIED_BYTES = 16384                  # a smaller piece of a body is sent together with what stands before it
+    COPIED_BYTES = 16384                  # a smaller piece of a body is copied and sent together with the bytes before it
 
 cdef Reason CLIENT_STALLED = REASONS["client_stalled"]
 cdef Reason CLIENT_TOO_SLOW = REASONS["client_too_slow"]
@@ -47,7 +47,7 @@ cdef class AnswerStream(ClientStream):
     """The writing half of an HTTP/1.1 client connection."""
 
     cdef bint _keeps(self):
-        """True if the connection may carry another request after this answer."""
+        """True if the connection may carry another request after this response."""
         cdef Exchange exchange = self.exchange
         cdef RequestContext ctx = exchange.ctx
         cdef int64_t rest
@@ -57,14 +57,15 @@ cdef class AnswerStream(ClientStream):
         if self.plane.max_requests and self.requests >= self.plane.max_requests:
             return False
         if not exchange.body_complete and not exchange.upstream_takes_body():
-            # Answered before its body is here. A small rest is read and forgotten; for a larger one the connection is the price.
+            # The response comes before the whole body. A small rest is read and discarded; for a larger one the connection is
+            # closed.
             rest = ctx.content_length - exchange.body_bytes
             if ctx.expects_continue or rest < 0 or rest > SMALL_REST_BYTES:
                 return False
         return True
 
     cdef int _write_common(self) except -1:
-        """The end of every answer's head: request id, added fields, Date, connection."""
+        """The end of every response head: request id, added fields, Date, connection."""
         cdef HeadWriter w = self._out()
         cdef RequestContext ctx = self.exchange.ctx
         put_text(w, b"X-Request-ID: ", 14)
@@ -125,7 +126,7 @@ cdef class AnswerStream(ClientStream):
         return 0
 
     cdef HeadWriter _out(self):
-        """The worker's one buffer for answers, ours until the next flush."""
+        """The worker's one buffer for responses, reserved for this connection until the next flush."""
         cdef Plane plane = self.plane
         cdef ClientStream owner
         if plane.out_owner is not self:
@@ -171,7 +172,7 @@ cdef class AnswerStream(ClientStream):
     cdef int respond_interim(self, int status, bytes phrase, Headers fields) except -1:
         cdef HeadWriter w = self._out()
         if self.exchange.ctx.version_minor == 0:
-            return 0                                    # HTTP/1.0 knows no interim answers (RFC 9110 §15.2)
+            return 0                                    # HTTP/1.0 has no interim responses (RFC 9110 §15.2)
         write_status_line(w, status, phrase)
         write_response_fields(w, fields, False)
         put_text(w, b"\r\n", 2)
@@ -213,7 +214,7 @@ cdef class AnswerStream(ClientStream):
         return 0
 
     cdef int respond_ready(self, bytes head, const char* tail, int tail_n, bytes body) except -1:
-        """An answer whose head is ready bytes, but for what changes from one to the next."""
+        """Write a response whose head is prebuilt, except for the part that changes between responses."""
         cdef HeadWriter w = self._out()
         cdef Py_ssize_t n = PyBytes_GET_SIZE(body)
         self.keep = self._keeps()
@@ -274,34 +275,34 @@ cdef class AnswerStream(ClientStream):
         return 0
 
     cdef int cut(self) except -1:
-        """End the connection so that an unfinished answer cannot be taken for a whole one."""
+        """End the connection in a way that no client can mistake an unfinished response for a complete one."""
         if self.closed or self.transport is None:
             return 0
         self.close_after = True
         if self.framing == F_CLOSE or self.exchange is not None and (
                 self.exchange.ctx.reason is CLIENT_STALLED or self.exchange.ctx.reason is CLIENT_TOO_SLOW):
-            return self._reset()                        # not an end of file; and who took nothing gets no more time to take it
+            return self._reset()                        # not a regular close, and a client that took nothing gets no more time
         if self.framing == F_CHUNKED or self.framing == F_LENGTH:
             self.flush()
-            self.lingering = True                       # nothing more is read as a request
+            self.lingering = True                       # further bytes are not parsed as requests
             return self._see_off(False)
         self.transport.abort()
         return 0
 
     cdef int _close(self) except -1:
-        """Close after what is written is sent."""
+        """Close after all written bytes are sent."""
         if not self.closed and self.transport is not None:
             self.lingering = True
             return self._see_off(False)
         return 0
 
     cdef int64_t _taken(self) except -1:
-        """How many bytes the client's side has acknowledged since the connection was opened (under TLS, nearly)."""
+        """Number of bytes that the client's side has acknowledged since the connection was opened (approximate under TLS)."""
         sock = self.transport.get_extra_info("socket")
         return self.written - <int64_t>self.transport.get_write_buffer_size() - (unsent_now(sock.fileno()) if sock is not None else 0)
 
     cdef int _watch(self, int64_t now_ns) except -1:
-        """Begin to measure how fast the client takes what is written."""
+        """Start measuring how fast the client takes the bytes."""
         if self.slow_since_ns == 0 and not self.closed:
             self.slow_since_ns = self.slow_progress_ns = now_ns
             self.slow_from = self.slow_taken = self._taken()
@@ -325,7 +326,7 @@ cdef class AnswerStream(ClientStream):
         return None
 
     cdef int _reset(self) except -1:
-        """Drop the connection with a reset: what is unsent goes nowhere, and the kernel keeps none of it."""
+        """Close the connection with a reset: unsent bytes are discarded, and the kernel keeps none of them."""
         sock = self.transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -333,7 +334,8 @@ cdef class AnswerStream(ClientStream):
         return 0
 
     cdef int _see_off(self, bint late) except -1:
-        """Close, and let what is unsent go out first, as long as the client takes it fast enough. late: at a look after the first."""
+        """Close after the unsent bytes are sent, as long as the client takes them fast enough. late: on checks after the
+        first."""
         cdef int64_t now_ns
         if self.closed:
             return 0
@@ -350,12 +352,12 @@ cdef class AnswerStream(ClientStream):
         return 0
 
     cdef int _linger(self) except -1:
-        """Close our half, then read and forget until the client has closed too: closing a socket with unread bytes sends a reset,
-        which can destroy the answer on its way (RFC 9112 §9.6)."""
+        """Close the gateway's half, then read and discard until the client has closed too: closing a socket with unread bytes
+        sends a reset, which can destroy the response in flight (RFC 9112 §9.6)."""
         if self.closed:
             return 0
         if self.transport.get_extra_info("ssl_object") is not None or not self.transport.can_write_eof():
-            # TLS cannot half-close here; the client has a length to go by
+            # TLS cannot half-close here; the response has a length, which tells the client where it ends
             self.close_after = True
         else:
             self.transport.write_eof()
@@ -393,7 +395,7 @@ cdef class AnswerStream(ClientStream):
         return 0
 
     cdef int _track_frames(self, bytes data) except -1:
-        """Follow the frames that pass to the client, to know where one ends."""
+        """Track the frames passed to the client, to know where one ends."""
         cdef Py_ssize_t i = 0, n = PyBytes_GET_SIZE(data), need
         cdef const unsigned char* p
         cdef int64_t length
@@ -427,7 +429,7 @@ cdef class AnswerStream(ClientStream):
         return 0
 
     cdef int _close_websocket(self) except -1:
-        """Tell a WebSocket client that the gateway goes away (1001, RFC 6455 §7.4.1), if no frame is under way."""
+        """Send a close frame to a WebSocket client (1001, going away, RFC 6455 §7.4.1), unless a frame is in progress."""
         if self.websocket and self.frame_left == 0 and self.frame_head is None and not self.closed \
                 and not self.eof_sent:
             self._write(b"\x88\x02\x03\xe9", 4, None)

@@ -9,13 +9,13 @@ from fastgate._core.pipeline.plan cimport RoutePlan
 from fastgate.proxy.plane cimport Plane
 
 cdef enum:
-    # What becomes of a response's head
+    # Result of `head`
     S_PASS = 0
-    S_HOLD = 1                # it waits in the stage, as the body behind it does
-    S_REPLACED = 2            # another response is sent in its place
+    S_HOLD = 1                # the stage holds the head and the body after it
+    S_REPLACED = 2            # another response is sent instead
 
 cdef class ResponseStage:
-    cdef bint resizes                     # the body that it passes on may have another length
+    cdef bint resizes                     # the body that it passes on may have a different length
     cdef int ask(self, Headers fields) except -1
     cdef int head(self, int status, bytes phrase, Headers fields, int64_t length) except -1
     cdef bytes chunk(self, bytes chunk)

@@ -1,13 +1,13 @@
 # cython: boundscheck=False, nonecheck=True
-"""What a response passes on its way from the upstream to the client.
+"""The stages of a response between the upstream and the client.
 
-WHAT     A `ResponseStage` sees the head, each piece of the body and the end, and returns what goes on in their place. The request that
-         owns it calls one stage after the other and knows none of their kinds: stages that hold a response, that let plugins edit
-         its pieces (here), and that fill the cache (cache_fill.pyx). A verb that a class does not implement raises
-         NotImplementedError with its name.
+WHAT     A `ResponseStage` receives the head, each piece of the body and the end, and returns what is passed on in their place.
+         The request that owns it calls the stages in order and does not depend on their kinds: stages that hold a response, that
+         let plugins edit its pieces (here), and that fill the cache (cache_fill.pyx). A method that a class does not implement
+         raises NotImplementedError with its name.
 STATE    head → chunk … → end → whole, or `failed`; in the end `over`.
 WHO      The worker's loop.
-COST     One virtual call per stage and verb. A response without stages costs nothing.
+COST     One virtual call per stage and method. A response without stages costs nothing.
 SOURCES  nginx's body filters; Envoy's encoder filters (a filter may hold the head until it has seen the body).
 """
 
@@ -30,7 +30,7 @@ cdef class ResponseStage:
     """One stage of one response."""
 
     cdef int ask(self, Headers fields) except -1:
-        """The head of the request is about to go upstream: edit its fields. Nothing by default."""
+        """Edit the fields of the head that is about to be sent upstream. Nothing by default."""
         return 0
 
     cdef int head(self, int status, bytes phrase, Headers fields, int64_t length) except -1:
@@ -38,30 +38,32 @@ cdef class ResponseStage:
         missing(self, "head")
 
     cdef bytes chunk(self, bytes chunk):
-        """A piece of the body: what goes on in its place, empty when nothing does yet, None when the response cannot go on."""
+        """A piece of the body: returns the bytes passed on in its place, empty if there are none yet, None if the response must
+        be aborted."""
         missing(self, "chunk")
 
     cdef bytes end(self):
-        """The body is complete: what goes on before the end; None when the response cannot go on."""
+        """The body is complete: returns the bytes passed on before the end; None if the response must be aborted."""
         missing(self, "end")
 
     cdef int whole(self) except -1:
-        """The response is complete and all that came with it has been read, so nothing follows that would make it invalid. Nothing
+        """The response is complete and everything that arrived with it has been read, so it can no longer become invalid. Nothing
         by default."""
         return 0
 
     cdef int failed(self) except -1:
-        """The upstream failed, and nothing has been passed on. S_REPLACED when the stage has another response. S_PASS by default."""
+        """The upstream failed, and no bytes have been passed on. S_REPLACED if the stage has another response. S_PASS by
+        default."""
         return S_PASS
 
     cdef int over(self) except -1:
-        """The request is over, whatever became of the response. Called once. Nothing by default."""
+        """The request is over, with whatever result. Called once. Nothing by default."""
         return 0
 
 
 @cython.final
 cdef class HoldStage(ResponseStage):
-    """Holds a response until its body is whole, or too long for that: then it passes as a stream."""
+    """Holds a response until its body is complete, or too long to be held: then it passes as a stream."""
 
     def __cinit__(self, int64_t most_bytes):
         self.most_bytes = most_bytes

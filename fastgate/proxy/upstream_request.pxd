@@ -14,43 +14,43 @@ from fastgate.proxy.stages cimport HoldStage
 from fastgate.upstream.pool cimport Upstream
 
 cdef enum:
-    X_NEW = 0                 # decided on
-    X_SUSPENDED = 1           # a plugin is awaited
-    X_COLLECTING = 2          # the body is awaited
-    X_LOOKING = 3             # the cache is awaited
-    X_WAITING = 4             # for an upstream connection
-    X_SENDING = 5             # the head is out, nothing back yet
-    X_HOLDING = 6             # the head of the response is here, and held until its body is
-    X_RELAYING = 7            # the response has begun
+    X_NEW = 0                 # not forwarded yet
+    X_SUSPENDED = 1           # waits for a plugin
+    X_COLLECTING = 2          # waits for the body
+    X_LOOKING = 3             # waits for the cache
+    X_WAITING = 4             # waits for an upstream connection
+    X_SENDING = 5             # the head is sent, no response yet
+    X_HOLDING = 6             # the head of the response has arrived, and is held until its body has
+    X_RELAYING = 7            # the response is being passed on
     X_TUNNEL = 8
     X_FINISHED = 9
 
 cdef class UpstreamRequest(AttemptOwner):
     cdef Plane plane
     cdef Plan plan
-    cdef ClientStream client              # None when nobody waits for the response
+    cdef ClientStream client              # None if no client waits for the response
     cdef readonly RequestContext ctx
     cdef RoutePlan route
     cdef Destination destination          # the route's own, or that of an override
     cdef route_counts_t* counts           # NULL before the request begins
     cdef readonly int state
     # The request's body
-    cdef RequestBody body                 # None as long as there is not a byte of it
+    cdef RequestBody body                 # None until its first byte arrives
     cdef int64_t body_bytes               # received so far
     cdef readonly bint body_complete
     cdef Headers request_trailers
-    cdef bint length_open                 # upstream is not told how long the body is
-    cdef bint repeatable                  # it may be sent twice: its method says so, and no hook has seen its pieces
+    cdef bint length_open                 # the length of the body is not announced to the upstream
+    cdef bint repeatable                  # it may be sent twice: its method allows it, and no hook has seen its pieces
     # Attempts
     cdef Upstream upstream
     cdef Attempts attempts                # None before the first
-    cdef Attempt attempt                  # the one under way; None when there is none
+    cdef Attempt attempt                  # the current one, or None
     # The response
-    cdef HoldStage hold                   # None when nothing holds it
-    cdef list stages                      # what it passes before the edits of the route; None when there is nothing
-    cdef bint replaced                    # the client has another response: this one is only read to its end
+    cdef HoldStage hold                   # None if the response is not held
+    cdef list stages                      # stages before the edits of the route, or None
+    cdef bint replaced                    # the client gets another response: this one is only read to its end
     cdef bint response_complete
-    cdef int64_t told_length              # Content-Length of a response without body (HEAD, 304); -1: say none
+    cdef int64_t told_length              # Content-Length of a response without body (HEAD, 304); -1: omit it
     # Deadlines
     cdef Reason deadline_reason
     cdef int64_t total_deadline_ns
@@ -74,7 +74,7 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef int _upstream_head(self, int status, bytes phrase, Headers fields, int64_t length, bytes body) except -1
     cdef int _end_holding(self, Attempt attempt, bytes body, bint complete) except -1
     cdef bytes _through_stages(self, bytes chunk, Py_ssize_t start)
-    # What each kind of request does in its own way
+    # Implemented by each kind of request
     cdef int fail(self, Reason reason) except -1
     cdef int finish(self) except -1
     cdef int prepare(self) except -1

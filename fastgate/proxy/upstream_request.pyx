@@ -1,9 +1,9 @@
 # cython: boundscheck=False, nonecheck=True
-"""A request on its way to an upstream, and the response as it comes from there.
+"""The upstream half of a request: attempts, sending, and receiving the response.
 
-WHAT     `UpstreamRequest` is the half of a request that faces the upstream: it makes attempts, sends head and body, and takes the response
-         through the gates, the upstream_response hooks and the stages that stand before the edits of the route. What becomes of
-         the response then is for its two kinds: an `Exchange` (exchange.pyx) gives it to a client, a `BackgroundRequest`
+WHAT     `UpstreamRequest` is the half of a request that faces the upstream: it makes attempts, sends head and body, and passes
+         the response through the gates, the upstream_response hooks and the stages before the edits of the route. Its two kinds
+         decide how the response continues: an `Exchange` (exchange.pyx) sends it to a client, a `BackgroundRequest`
          (background.pyx) has no client, only stages.
 
              forward ─► try ─ idle connection ─► send ─► head ─► chunks ─► end
@@ -12,8 +12,8 @@ WHAT     `UpstreamRequest` is the half of a request that faces the upstream: it 
 
 STATE    WAITING → SENDING → HOLDING → RELAYING, or WAITING → SENDING → TUNNEL.
 WHO      The worker's loop.
-COST     See DESIGN: the kernel is most of it. No task, dict, closure or exception unless a plugin must await.
-SOURCES  Varnish cache_fetch.c; RFC 9110 §9.2.2 (what may be sent twice), §15 (which responses have no body).
+COST     See DESIGN: most of it is the kernel's. No task, dict, closure or exception unless a plugin must await.
+SOURCES  Varnish cache_fetch.c; RFC 9110 §9.2.2 (which requests may be sent twice), §15 (which responses have no body).
 """
 
 import logging
@@ -47,8 +47,8 @@ __all__ = ["UpstreamRequest"]
 log = logging.getLogger("fastgate")
 
 cdef enum:
-    # What is kept of a request's body so that it can be sent again on a new connection. A larger upload is not held in memory for the
-    # rare connection that turns out dead.
+    # Bytes of a request's body that are kept for resending on a new connection. A larger upload is not held in memory for the
+    # rare dead connection.
     REPLAY_BYTES = 65536
 
 cdef int64_t LOG_PERIOD_NS = 10_000_000_000     # between two log lines about the same target
@@ -75,7 +75,7 @@ cdef class UpstreamRequest(AttemptOwner):
         return 0
 
     cdef int release(self) except -1:
-        """The request is over: let go of the plan, and of all that the request held."""
+        """The request is over: release the plan and everything the request holds."""
         self.plan.requests -= 1
         if self.plan.requests == 0 and self.plan.unused is not None:
             self.plan.tell_unused()
@@ -91,7 +91,7 @@ cdef class UpstreamRequest(AttemptOwner):
         return 0
 
     cdef bint stands_in(self) except -1:
-        """The upstream failed before anything of a response was passed on: True if a stage has another response."""
+        """The upstream failed before any of the response was passed on: True if a stage has another response."""
         if self.stages is not None:
             for stage in self.stages:
                 if (<ResponseStage>stage).failed() == S_REPLACED:
@@ -121,7 +121,8 @@ cdef class UpstreamRequest(AttemptOwner):
     # attempts
 
     cdef bint go_to(self, str upstream) except -1:
-        """A policy or a plugin sends this request to another upstream, by that one's settings. False if there is no such upstream."""
+        """Send this request to another upstream, chosen by a policy or a plugin, with that one's settings. False if there is no
+        such upstream."""
         cdef Destination destination = self.plan.destination(self.route, upstream)
         if destination is None:
             log.warning("request %s of route %s is sent to the upstream %r, which the config does not have", self.ctx.request_id,
@@ -132,14 +133,14 @@ cdef class UpstreamRequest(AttemptOwner):
         return True
 
     cdef int forward(self) except -1:
-        """Every decision is made: send it upstream."""
+        """All decisions are made: send the request upstream."""
         self.upstream = <Upstream>self.destination.upstream
         if self.upstream.credential is not None and not self.upstream.credential.usable(self.ctx.now_ns):
             return self.fail(CREDENTIAL_UNAVAILABLE)
         return self.prepare()
 
     cdef int start_attempts(self) except -1:
-        """Make the first attempt."""
+        """Begin the first attempt."""
         cdef Attempts attempts = Attempts.__new__(Attempts)
         attempts.upstream = self.upstream
         self.attempts = attempts
@@ -164,7 +165,7 @@ cdef class UpstreamRequest(AttemptOwner):
         return self.arm(self.upstream.queue_timeout_ns, QUEUE_TIMEOUT)
 
     cdef int _try_again(self, Attempt attempt, Reason reason) except -1:
-        """An attempt failed: make the next one, if there may be one, or fail."""
+        """An attempt failed: begin the next one, if one is permitted, or fail."""
         cdef Attempt following = self.attempts.after(self, attempt, reason,
                                                      self.repeatable and (self.body is None or self.body.first == 0))
         self.attempt = None
@@ -174,7 +175,7 @@ cdef class UpstreamRequest(AttemptOwner):
         return self._try(following)
 
     cdef int give_up_attempt(self) except -1:
-        """Let go of the attempt under way, if there is one."""
+        """Release the current attempt, if there is one."""
         cdef Attempt attempt = self.attempt
         if attempt is None:
             return 0
@@ -205,7 +206,7 @@ cdef class UpstreamRequest(AttemptOwner):
     # sending
 
     cdef int _send_head(self, Attempt attempt) except -1:
-        """Write the head, and what is here of the body, in one piece."""
+        """Write the head, and the available part of the body, in one piece."""
         cdef RequestContext ctx = self.ctx
         cdef RoutePlan route = self.route
         cdef Headers fields = ctx.headers
@@ -246,21 +247,21 @@ cdef class UpstreamRequest(AttemptOwner):
         return self.send_pending()
 
     cdef int replace_body(self, bytes content) except -1:
-        """Send this in place of the body that was received."""
+        """Send this body instead of the one received."""
         if self.body is None:
             self.body = RequestBody.__new__(RequestBody)
             self.body.charge(self.plane)
         return self.body.replace(content)
 
     cdef int send_pending(self) except -1:
-        """Send what is written of the head, and the pieces of the body that are here."""
+        """Send the pending bytes of the head, and the available pieces of the body."""
         cdef Attempt attempt = self.attempt
         cdef UpstreamStream stream = attempt.stream
         cdef bint ends = self.body_complete and not attempt.end_sent
         cdef list pieces = None
         if self.body is not None:
             if attempt.cursor is None and self.body_complete and not self.repeatable:
-                pieces = self.body.take_all()           # the usual body: here when the head goes out, and sent once
+                pieces = self.body.take_all()           # the usual body: complete when the head is sent, and sent once
             else:
                 if attempt.cursor is None:
                     self.body.keep_bytes = REPLAY_BYTES if self.repeatable else 0
@@ -313,7 +314,7 @@ cdef class UpstreamRequest(AttemptOwner):
         if status == 101:
             return self.switch_protocols(attempt)
         if ctx.method_id == M_HEAD or status == 204 or status == 304:
-            # What GET would say: nothing where hooks may change the length
+            # The length for GET: omitted where hooks may change it
             self.told_length = -1 if status == 204 or pipeline.response_chunk else length
             length = LENGTH_NONE
         elif pipeline.response_body_bytes > 0 and length <= pipeline.response_body_bytes and not is_event_stream(stream.fields):
@@ -324,7 +325,7 @@ cdef class UpstreamRequest(AttemptOwner):
         return self._upstream_head(status, stream.phrase, stream.fields, length, None)
 
     cdef int _upstream_head(self, int status, bytes phrase, Headers fields, int64_t length, bytes body) except -1:
-        """Take the head through gates, hooks and stages. body: that of a held response, else None."""
+        """Pass the head through gates, hooks and stages. body: that of a held response, else None."""
         cdef RequestContext ctx = self.ctx
         cdef Pipeline pipeline = self.route.pipeline
         cdef ResponseHead head
@@ -344,11 +345,11 @@ cdef class UpstreamRequest(AttemptOwner):
             for stage in self.stages:
                 if (<ResponseStage>stage).head(status, phrase, fields, length) == S_REPLACED:
                     if length == LENGTH_NONE:
-                        self.replaced = True            # it ends by itself, and then the request
+                        self.replaced = True            # a 304 has no body: its end also ends the request
                     else:
-                        self.give_up_attempt()          # its body is nobody's
+                        self.give_up_attempt()          # its body is not needed
                     return self.respond_replaced()
-            if body is not None:                        # what is kept has not met the response hooks: every hit does
+            if body is not None:                        # the stored response has not passed the response hooks: every hit does
                 body = self._through_stages(body, 0)
                 if body is None:
                     return self.fail(PLUGIN_RESPONSE_ERROR)
@@ -356,7 +357,7 @@ cdef class UpstreamRequest(AttemptOwner):
         return self.respond(status, phrase, fields, length, body)
 
     cdef bytes _through_stages(self, bytes chunk, Py_ssize_t start):
-        """What the stages from number start on make of a piece; None when one failed."""
+        """A piece after the stages from number start on; None if one failed."""
         cdef Py_ssize_t i
         for i in range(start, len(self.stages)):
             chunk = (<ResponseStage>self.stages[i]).chunk(chunk)
@@ -383,7 +384,7 @@ cdef class UpstreamRequest(AttemptOwner):
         return self.respond_chunk(chunk)
 
     cdef int _end_holding(self, Attempt attempt, bytes body, bint complete) except -1:
-        """What was held goes on: whole, or as the beginning of a stream."""
+        """Pass on the held response: complete, or as the beginning of a stream."""
         cdef HoldStage hold = self.hold
         self.hold = None
         if complete:
@@ -421,7 +422,7 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef int attempt_read_done(self, Attempt attempt, int64_t now_ns) except -1:
         if self.state == X_FINISHED:
             return 0
-        if now_ns > self.ctx.now_ns:                    # a hook may have read the clock since
+        if now_ns > self.ctx.now_ns:                    # a hook may have advanced the clock
             self.ctx.now_ns = now_ns
         if not self.response_complete:
             return self.rearm()
@@ -433,7 +434,7 @@ cdef class UpstreamRequest(AttemptOwner):
     # deadlines
 
     cdef int arm(self, int64_t after_ns, Reason reason) except -1:
-        """Let `reason` end what is waited for unless something happens within after_ns (0: no limit of its own)."""
+        """Fail with `reason` unless something happens within after_ns (0: no limit other than the total)."""
         cdef int64_t deadline = self.ctx.now_ns + after_ns if after_ns else 0
         self.deadline_reason = reason
         if self.total_deadline_ns and (deadline == 0 or self.total_deadline_ns < deadline):
@@ -449,7 +450,7 @@ cdef class UpstreamRequest(AttemptOwner):
         return 0
 
     cdef int rearm(self) except -1:
-        """Set the deadline that fits what is being waited for."""
+        """Set the deadline for the current wait."""
         cdef Destination destination = self.destination
         if self.state == X_SENDING:
             if self.attempt.end_sent:
@@ -460,7 +461,7 @@ cdef class UpstreamRequest(AttemptOwner):
         return 0
 
     cdef int deadline_passed(self, int64_t now_ns) except -1:
-        """The deadline set by `arm` is over."""
+        """The deadline set by `arm` has passed."""
         cdef Reason reason = self.deadline_reason
         if self.state == X_FINISHED:
             return 0
@@ -473,18 +474,18 @@ cdef class UpstreamRequest(AttemptOwner):
             return self._try_again(self.attempt, reason)
         return self.fail(reason)
 
-    # What each kind of request does in its own way
+    # Implemented by each kind of request
 
     cdef int fail(self, Reason reason) except -1:
-        """It cannot go on."""
+        """The request fails."""
         missing(self, "fail")
 
     cdef int finish(self) except -1:
-        """The end of every request, exactly once."""
+        """End of every request; called exactly once."""
         missing(self, "finish")
 
     cdef int prepare(self) except -1:
-        """The upstream is known: start the attempts, once what they need is here."""
+        """The upstream is known: start the attempts, once everything they need is available."""
         return self.start_attempts()
 
     cdef int await_body(self) except -1:
@@ -492,11 +493,11 @@ cdef class UpstreamRequest(AttemptOwner):
         missing(self, "await_body")
 
     cdef int pause_body(self) except -1:
-        """Read no more of the request's body. Nothing by default."""
+        """Pause reading the request's body. Nothing by default."""
         return 0
 
     cdef int resume_body(self) except -1:
-        """Read the request's body again. Nothing by default."""
+        """Resume reading the request's body. Nothing by default."""
         return 0
 
     cdef int switch_protocols(self, Attempt attempt) except -1:
@@ -504,7 +505,8 @@ cdef class UpstreamRequest(AttemptOwner):
         missing(self, "switch_protocols")
 
     cdef int respond(self, int status, bytes phrase, Headers fields, int64_t length, bytes body) except -1:
-        """The head of the response, behind gates, hooks and stages. body: the whole body, if it is here; else it comes in pieces."""
+        """The head of the response, after gates, hooks and stages. body: the whole body, if available; else it arrives in
+        pieces."""
         missing(self, "respond")
 
     cdef int respond_replaced(self) except -1:
@@ -520,15 +522,16 @@ cdef class UpstreamRequest(AttemptOwner):
         missing(self, "respond_end")
 
     cdef int looked(self, int verdict) except -1:
-        """The cache has its verdict (L_*, cache_lookup.pxd), after a wait."""
+        """The cache has returned its verdict (L_*, cache_lookup.pxd), after a wait."""
         missing(self, "looked")
 
     cdef bint is_blocked(self):
-        """True if somebody waits for the response and does not take what of it is here."""
+        """True if a client waits for the response but does not take the bytes that are available."""
         return False
 
 
 cdef bint is_event_stream(Headers fields):
-    """True for a response that is never whole: its parts are for the client as they come (WHATWG HTML §9.2, server-sent events)."""
+    """True for a response without an end: its parts are passed to the client as they arrive (WHATWG HTML §9.2, server-sent
+    events)."""
     cdef bytes value = fields.find_known(H_CONTENT_TYPE)
     return value is not None and value.partition(b";")[0].strip().lower() == b"text/event-stream"
