@@ -38,7 +38,7 @@ def check_upstream(name: str, upstream: UpstreamConfig, path: Path, report: Repo
             secure = parse_target(target.url).secure or secure
         except ValueError as error:
             report((*path, "targets", index), f'"{target.url}"', str(error), target_hint(target.url))
-            secure = True  # unknown: say nothing about tls
+            secure = True  # unknown: do not check tls
     if all(target.weight == 0 for target in upstream.targets):
         report((*path, "targets"), "weight 0 everywhere", "at least one target with a weight", "")
     if not secure and upstream.tls != UpstreamTlsConfig():
@@ -84,7 +84,7 @@ def try_certificate(load: Callable[[], None], path: Path, report: Report) -> Non
 
 
 def target_hint(url: str) -> str:
-    """What to write in place of this URL of a target; "" when it is not clear."""
+    """The correct form of a target's URL; "" if it cannot be derived."""
     if re.match(r"https?://[^/]+/.+", url):
         return "leave the path out and use rewrite on the route"
     if re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?", url):
@@ -106,7 +106,7 @@ def check_credentials(
                 hint = nearest(upstream.credentials, credentials)
                 found_text = f'"{upstream.credentials}"'
                 if not hint.startswith("did you mean"):
-                    # Not what was found: it might be the secret itself.
+                    # Never the value found: it might be the secret itself.
                     found_text = "another text"
                     hint = "a secret never stands in the config: {env: NAME}, {file: path} or {store: name}"
                 report(path, found_text, "the name of an entry of $.credentials", hint)
@@ -125,7 +125,7 @@ def check_credentials(
 def with_credentials(
     credentials: Mapping[str, CredentialConfig], upstreams: Mapping[str, UpstreamConfig]
 ) -> dict[str, UpstreamConfig]:
-    """The upstreams, with the settings in place of the names of credentials."""
+    """The upstreams, with the names of credentials replaced by their settings."""
     return {
         name: msgspec.structs.replace(upstream, credentials=credentials[upstream.credentials])
         if isinstance(upstream.credentials, str)

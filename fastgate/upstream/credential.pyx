@@ -1,11 +1,11 @@
 # cython: boundscheck=False
-"""Credential: what an upstream's requests are given to show, as ready bytes.
+"""Credential: the authentication of requests to an upstream, as prebuilt bytes.
 
 WHAT     One object per upstream with `credentials`. `credentials.py` puts values into it; the head writer takes the line from it.
-STATE    The ready header line, or the ready query parameter; until when it may be used. Replaced as a whole, so a request gets the
+STATE    The prebuilt header line or query parameter, and its expiry. Replaced as a whole, so a request gets the
          old value or the new one.
 WHO      The worker's loop.
-COST     One compare per header field of the client, and one memcpy. Nothing for upstreams without credentials.
+COST     One comparison per header field of the client, and one memcpy. Nothing for upstreams without credentials.
 SOURCES  RFC 6750 §2.1 and §2.3, RFC 7617 §2.
 """
 
@@ -29,7 +29,8 @@ cdef class Credential:
         self.clear()
 
     def put(self, str name not None, str value not None, int64_t until_ns=0):
-        """Use this value from now on, until until_ns (0: until it is told otherwise). ValueError: not printable ASCII."""
+        """Use this value from now on, until until_ns (0: until it is replaced). Raises ValueError if it is not printable
+        ASCII."""
         if not value or not all(32 < ord(c) < 127 or c == " " for c in value) or value != value.strip():
             raise ValueError("expected printable ASCII, at least one character, no spaces at its ends")
         if self.field_name is not None:
@@ -44,7 +45,7 @@ cdef class Credential:
         self.until_ns = until_ns
 
     def clear(self):
-        """No value from now on. What `fastgate explain` shows then is the mask."""
+        """Use no value from now on. `fastgate explain` then shows the mask."""
         self.set_ = False
         self.until_ns = 0
         if self.field_name is not None:
@@ -59,7 +60,7 @@ cdef class Credential:
         return self.set_ and (self.until_ns == 0 or now_ns < self.until_ns)
 
     cdef bytes target_with(self, bytes target):
-        """The request target with the parameter, and without the client's own ones of its name."""
+        """The request target with the parameter added, and with the client's parameters of the same name removed."""
         cdef bytes path, query
         path, mark, query = target.partition(b"?")
         kept = [part for part in query.split(b"&") if part and not self.names(part)] if mark else []
@@ -70,7 +71,7 @@ cdef class Credential:
         return quote(unquote_to_bytes(part.partition(b"=")[0].replace(b"+", b" ")), safe="").encode() == self.parameter_name
 
     def with_target(self, bytes target not None):
-        """target_with for Python."""
+        """`target_with` for Python."""
         return self.target_with(target)
 
     def __repr__(self):

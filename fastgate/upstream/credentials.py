@@ -1,14 +1,13 @@
-"""Upstream credentials: where they come from, and how they are kept fresh.
+"""Upstream credentials: their sources and their renewal.
 
 A `Keeper` owns one upstream's `Credential` (the ready bytes, `credential.pyx`) and puts values into it:
 from the environment, a file, a command, the store, or an OAuth 2.0 token endpoint. It is a service of the
-plan, so it starts with the plan and ends with it, and lives on over reloads that do not change it. Each
-worker has its own.
+plan, so it starts and ends with the plan, and survives reloads that do not change it. Each worker has its
+own.
 
-A source that fails is asked again after 1 s, 2 s, 4 s … up to 30 s, and said so once in 10 s. The last good
-value is used for `keep` (a token until it expires); then requests are refused with
-`credential_unavailable`. A secret is never logged, nor put into an error or a metric: what fails is named
-by its source.
+A source that fails is retried after 1 s, 2 s, 4 s … up to 30 s, and logged at most once in 10 s. The last
+good value is used for `keep` (a token until it expires); then requests are refused with
+`credential_unavailable`. Logs, errors and metrics never contain a secret: they name its source.
 """
 
 from __future__ import annotations
@@ -39,24 +38,25 @@ log = logging.getLogger("fastgate")
 
 SOURCES: Final = ("env", "file", "command", "store")
 LONGEST_BYTES: Final = 16_384
-"""Of a secret. Beyond it no server reads the header that it makes."""
+"""Upper bound for a secret. No server reads a header of that length."""
 
 LOOK_S: Final = 1.0
-"""How often a file and the store are looked at: one stat, one load."""
+"""Interval between checks of a file (one stat) and of the store (one load)."""
 
 START_S: Final = 2.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 LOUD_S: Final = 10.0
 ASSUMED_LIFE_S: Final = 300
-"""Of a token whose endpoint says nothing (RFC 6749 section 5.1 only recommends it)."""
+"""Lifetime of a token whose endpoint returns no `expires_in` (RFC 6749 section 5.1 only recommends it)."""
 
 RENEW_AT: Final = 0.8
-"""Share of a token's life after which the next one is asked for: a failing endpoint then has the rest to
-mend."""
+"""Share of a token's lifetime after which the next one is requested: the rest is left for a failing endpoint
+to recover.
+"""
 
 
 class SourceError(Exception):
-    """A source has no secret to give. The text says why and never what."""
+    """A source returned no secret. The text contains the cause and never the secret."""
 
 
 class _Token(msgspec.Struct):
@@ -66,7 +66,7 @@ class _Token(msgspec.Struct):
 
 
 def source_of(settings: SecretSource) -> str:
-    """Which source this is: `env NAME`, for logs and messages; nothing secret."""
+    """Name of the source, for example `env NAME`, for logs and messages; contains no secret."""
     if settings.env:
         return f"env {settings.env}"
     if settings.file:
@@ -77,7 +77,7 @@ def source_of(settings: SecretSource) -> str:
 
 
 class Keeper:
-    """Keeps one upstream's credential."""
+    """Provides and renews one upstream's credential."""
 
     def __init__(self, upstream: str, settings: CredentialConfig, around: Any) -> None:
         self._upstream, self._settings, self._around = upstream, settings, around
@@ -100,7 +100,8 @@ class Keeper:
         }
 
     async def start(self) -> None:
-        """Waits for the first value, but not for long: a slow token endpoint must not hold up the start."""
+        """Waits for the first value, but for a bounded time: a slow token endpoint must not delay the
+        start."""
         asked = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run(asked))
         with contextlib.suppress(TimeoutError):
@@ -123,7 +124,7 @@ class Keeper:
             await asyncio.sleep(wait_s)
 
     async def _turn(self) -> float:
-        """Asks the source once. Seconds until it is to be asked again."""
+        """Queries the source once. Returns the seconds until the next query."""
         settings = self._settings
         try:
             if settings.oauth is not None:
@@ -174,7 +175,7 @@ class Keeper:
     # sources
 
     async def _secret(self, source: SecretSource) -> str | None:
-        """The secret; None when it is the one it was."""
+        """The secret; None if it is unchanged."""
         if source.env:
             value = os.environ.get(source.env)
             if not value:
@@ -183,7 +184,7 @@ class Keeper:
         if source.file:
             mark = stamp_of(source.file, self._seen if isinstance(self._seen, Stamp) else None)
             if mark is not None and mark == self._seen:
-                self._seen = mark  # the same, and perhaps settled
+                self._seen = mark  # unchanged, but the stamp may have settled
                 return None
             with open(source.file, "rb") as file:
                 data = file.read(LONGEST_BYTES + 1)
@@ -295,7 +296,8 @@ _CODES: Final = frozenset(
 
 
 def _told(body: bytes) -> str:
-    """The error code of RFC 6749 section 5.2, if it is one: what else is said there could be anything."""
+    """The error code of RFC 6749 section 5.2, if it is one: other text from the endpoint is not trusted in
+    logs."""
     try:
         code = msgspec.json.decode(body).get("error")
     except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
@@ -312,11 +314,11 @@ def _text(data: bytes) -> str:
         raise SourceError("it is not ASCII") from None
 
 
-# ---- what is wrong
+# ---- config check
 
 
 def check_credential(settings: CredentialConfig, report: Callable[[str, str, str, str], None]) -> None:
-    """Reports (key, found, expected, hint) for everything that is wrong."""
+    """Reports (key, found, expected, hint) for every mistake."""
     given = [key for key in (*SOURCES, "oauth") if getattr(settings, key)]
     if len(given) != 1:
         found = " and ".join(given) or "none of them"

@@ -1,13 +1,13 @@
 # cython: boundscheck=False, nonecheck=True
-"""A small HTTP client for the worker's own questions: keys, discovery, introspection, forward-auth, tokens.
+"""A small HTTP client for the worker's own requests: keys, discovery, introspection, forward-auth, tokens.
 
-WHAT     `await fetcher.request("GET", url, …)` → Fetched(status, headers, body), over the same connections and pools that carry the
-         traffic. Bounded in time, size and number; an answer that is too much of anything is a FetchError, the only exception.
-STATE    One pool (an `Upstream` with one target) for each origin, the least recently used forgotten beyond MAX_ORIGINS.
+WHAT     `await fetcher.request("GET", url, …)` → Fetched(status, headers, body), over the same connections and pools that carry
+         the traffic. Bounded in time, size and number; a response that exceeds a bound raises FetchError, the only exception.
+STATE    One pool (an `Upstream` with one target) for each origin; the least recently used is dropped beyond MAX_ORIGINS.
 WHO      The worker's loop.
 COST     One future, one timer and one small object a request; a connection is kept for the next one.
-SOURCES  RFC 9110, RFC 9112. Redirects are followed only where asked for, and never to another origin: a server that answers for the
-         issuer must not be able to point the gateway at hosts inside (CWE-918).
+SOURCES  RFC 9110, RFC 9112. Redirects are followed only on request, and never to another origin: a server that responds for the
+         issuer must not be able to point the gateway at internal hosts (CWE-918).
 """
 
 import asyncio
@@ -39,7 +39,7 @@ cdef enum:
     MAX_ORIGINS = 64
     DEFAULT_MAX_BYTES = 1048576
 
-# A client waits behind many of these questions. The same 5 s as an upstream has to connect.
+# A client waits for many of these requests. The same 5 s as the connect timeout of an upstream.
 cdef int64_t DEFAULT_TIMEOUT_NS = 5_000_000_000
 
 TARGET = re.compile(r"[!$&'()*+,;=:@/?%A-Za-z0-9._~-]*", re.ASCII)
@@ -53,7 +53,7 @@ KINDS = {
 
 
 class Fetched(NamedTuple):
-    """A whole answer."""
+    """A complete response."""
 
     status: int
     headers: Headers
@@ -61,7 +61,8 @@ class Fetched(NamedTuple):
 
 
 class FetchError(Exception):
-    """No answer that could be used. `kind` says why: connect, tls, timeout, closed, bad_response, too_large, redirect, busy, bad_url."""
+    """No usable response. `kind` gives the cause: connect, tls, timeout, closed, bad_response, too_large, redirect, busy,
+    bad_url."""
 
     def __init__(self, kind, detail=""):
         super().__init__(f"{kind}: {detail}" if detail else kind)
@@ -70,12 +71,12 @@ class FetchError(Exception):
 
 
 def check_url(url):
-    """(endpoint, request target) of an absolute http or https URL. ValueError says what was expected."""
+    """(endpoint, request target) of an absolute http or https URL. Raises ValueError with the expected form."""
     if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url or "#" in url or "\\" in url:
         raise ValueError("an absolute http:// or https:// URL without spaces, fragment or non-ASCII characters")
     try:
         parts = urlsplit(url)
-    except ValueError:      # brackets that hold no address
+    except ValueError:      # brackets without an address
         raise ValueError("an absolute http:// or https:// URL") from None
     if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
         raise ValueError("an absolute http:// or https:// URL without user name or password")
@@ -87,7 +88,7 @@ def check_url(url):
 
 
 cdef class _Call(ResponseSink):
-    """One request on its way."""
+    """One request in flight."""
 
     cdef Target target
     cdef bytes message
@@ -125,7 +126,7 @@ cdef class _Call(ResponseSink):
         return self.end(KINDS.get(reason.label, "connect"), detail or reason.text)
 
     cdef int on_interim(self, UpstreamStream stream) except -1:
-        return 0                                        # nothing is done before the final response
+        return 0                                        # nothing to do before the final response
 
     cdef int on_upstream_writable(self, bint writable) except -1:
         return 0                                        # its message is small and has been given to the transport
@@ -158,13 +159,13 @@ cdef class _Call(ResponseSink):
     cdef int on_failed(self, UpstreamStream stream, Reason reason) except -1:
         self.up = None
         if self.may_repeat and stream.reused and not stream.saw_bytes and reason.label == "upstream_closed":
-            self.may_repeat = False                     # a kept connection that had died meanwhile: once more, on a fresh one
+            self.may_repeat = False                     # the kept-alive connection was dead: retry once on a new one
             if self.target.acquire(self) != A_FULL:
                 return 0
         return self.end(KINDS.get(reason.label, "bad_response"), reason.text)
 
     cdef int end(self, str kind, str detail) except -1:
-        """Give the answer, or the failure, to whoever waits; let go of the connection. Once."""
+        """Report the response, or the failure, to the caller, and release the connection. Only the first call has an effect."""
         cdef H1UpstreamStream up = self.up
         if self.over:
             return 0
@@ -186,7 +187,7 @@ cdef class _Call(ResponseSink):
 
 
 cdef class Fetcher:
-    """The client. One serves a whole worker; `tls` is what all its https origins share."""
+    """The client. One serves a whole worker; all its https origins share `tls`."""
 
     cdef object around
     cdef object tls
@@ -204,11 +205,11 @@ cdef class Fetcher:
 
     async def request(self, str method not None, str url not None, headers=(), bytes body=b"", int64_t timeout_ns=DEFAULT_TIMEOUT_NS,
                       int64_t max_bytes=DEFAULT_MAX_BYTES, int redirects=0, repeatable=None):
-        """The whole answer to one request, whatever its status. FetchError otherwise, after timeout_ns at the latest.
+        """The complete response to one request, whatever its status. Raises FetchError otherwise, after timeout_ns at the latest.
 
         headers: (name, value) pairs, text or bytes. redirects: how many redirects of a GET to the same origin are followed; one
-        to another origin is a FetchError. repeatable: may be sent twice when a kept connection turns out dead; by default what
-        RFC 9110 §9.2.2 says of the method.
+        to another origin raises FetchError. repeatable: may be sent twice if a kept-alive connection turns out to be dead; the
+        default follows from the method (RFC 9110 §9.2.2).
         """
         try:
             async with asyncio.timeout(timeout_ns / 1e9):
@@ -242,7 +243,7 @@ cdef class Fetcher:
             upstream = self.origins.get(endpoint[:3])
             if upstream is None:
                 if endpoint.secure and self.context is None:
-                    # Reading the system's authorities takes tens of milliseconds
+                    # Loading the system's CA certificates takes tens of milliseconds
                     self.context = await self.around.loop.run_in_executor(None, upstream_context, self.tls)
                 upstream = self._origin(endpoint)
             else:
@@ -264,16 +265,16 @@ cdef class Fetcher:
         try:
             return await call.waiter
         finally:
-            call.end("closed", "given up")              # does nothing when it is over
+            call.end("closed", "given up")              # no effect if it has ended
 
     def _origin(self, endpoint):
-        """The pool of this origin, made now."""
+        """The pool of this origin, created on first use."""
         cdef Upstream upstream
         cdef str scheme = "https" if endpoint.secure else "http"
         cdef str url = f"{scheme}://{endpoint.authority}"
         known = self.origins.get(endpoint[:3])
         if known is not None:
-            return known                                # another request made it meanwhile
+            return known                                # another request created it meanwhile
         config = UpstreamConfig(
             targets=(TargetConfig(url=url),),
             pool=PoolConfig(max_connections=self.max_connections, max_idle=8, max_queue=1024),
@@ -289,10 +290,10 @@ cdef class Fetcher:
         return upstream
 
     async def start(self):
-        """Nothing to wait for."""
+        """Nothing to start."""
 
     async def close(self):
-        """Close what is idle; requests under way end by themselves."""
+        """Close idle connections; requests in flight close theirs when they end."""
         self.closed = True
         for upstream in self.origins.values():
             upstream.retire()
@@ -300,7 +301,7 @@ cdef class Fetcher:
 
 
 cdef bytes _message(bytes method, str target, bytes authority, headers, bytes body):
-    """The bytes of a request. ValueError for a header field that is malformed or ours to write."""
+    """The bytes of a request. Raises ValueError for a header field that is malformed or reserved for the client."""
     cdef HeadWriter w = HeadWriter()
     cdef bytes name
     cdef bint has_agent = False

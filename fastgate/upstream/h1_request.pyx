@@ -1,8 +1,8 @@
 # cython: boundscheck=False
 """The bytes of a request head for an HTTP/1.1 upstream.
 
-WHAT     Pure functions over a HeadWriter. They strip what belongs to one connection (RFC 9110 §7.6.1), set the framing, and tell
-         the next hop who asked (X-Forwarded-*, Forwarded, Via, X-Request-ID). Nothing here decides anything.
+WHAT     Pure functions over a HeadWriter. They remove the fields that belong to one connection (RFC 9110 §7.6.1), set the
+         framing, and describe the client to the next hop (X-Forwarded-*, Forwarded, Via, X-Request-ID). They make no decisions.
 STATE    None.
 COST     One pass over the fields and one memcpy each.
 SOURCES  RFC 9112 §3, §6; RFC 9110 §7.6; RFC 7239 (Forwarded); RFC 9110 §7.6.3 (Via).
@@ -37,7 +37,7 @@ __all__ = ["request_head_bytes"]
 
 
 cdef bytes upstream_target(RequestContext ctx, RoutePlan route):
-    """The request target for the upstream: rewritten path, then the query as it came."""
+    """The request target for the upstream: the rewritten path, then the query unchanged."""
     cdef bytes path
     if route.rewrite is None:
         path = ctx.path_bytes
@@ -50,10 +50,10 @@ cdef bytes upstream_target(RequestContext ctx, RoutePlan route):
 
 cdef int write_request_head(HeadWriter w, RequestContext ctx, Destination destination, bytes authority, Credential credential,
                             bytes method, bytes path, Headers fields, int64_t length, int64_t left_ns) except -1:
-    """Write the head of the request as a target shall see it.
+    """Write the head of the request as sent to a target.
 
-    authority: the target's own, for the Host field. length: bytes of the body, BODY_UNKNOWN (chunked) or BODY_NONE. left_ns > 0 is
-    what is left of the total deadline, told in its deadline header.
+    authority: the target's own, for the Host field. length: bytes of the body, BODY_UNKNOWN (chunked) or BODY_NONE. left_ns > 0:
+    the rest of the total deadline, sent in the deadline header.
     """
     cdef int i, known
     cdef bytes value
@@ -61,7 +61,7 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, Destination destin
     cdef bytes shown = None
     cdef bytes deadline = destination.deadline_header
     if ctx.method_id == M_TRACE:
-        credential = None                               # its response would show it to the client (RFC 9110 §9.3.8)
+        credential = None                               # the response of TRACE would show it to the client (RFC 9110 §9.3.8)
     if credential is not None:
         shown = credential.field_name
         if credential.parameter is not None:
@@ -125,14 +125,14 @@ cdef int write_request_head(HeadWriter w, RequestContext ctx, Destination destin
 
 
 cdef int64_t body_length(RequestContext ctx) noexcept:
-    """The length of a request's body, in the words of `UpstreamStream.send_head`."""
+    """The length of a request's body, in the form `UpstreamStream.send_head` takes."""
     if ctx.content_length >= 0:
         return ctx.content_length
     return BODY_UNKNOWN if ctx.has_body else BODY_NONE
 
 
 def request_head_bytes(RequestContext ctx, RoutePlan route, bytes authority, Credential credential):
-    """The head of the request as the target with this authority would see it: for `fastgate explain` and for tests."""
+    """The head of the request as the target with this authority would receive it: for `fastgate explain` and for tests."""
     cdef HeadWriter w = HeadWriter()
     cdef Headers fields = ctx.headers
     if route.request_edits is not None:

@@ -10,10 +10,10 @@ from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
 
 cdef enum:
     U_IDLE = 0           # in the pool, or just opened
-    U_WAITING = 1        # request under way, no final head yet
-    U_BODY = 2           # final head seen
-    U_DONE = 3           # answer complete, not yet released
-    U_TUNNEL = 4         # 101 seen: bytes pass untouched
+    U_WAITING = 1        # request in flight, no final head yet
+    U_BODY = 2           # final head received
+    U_DONE = 3           # response complete, connection not yet released
+    U_TUNNEL = 4         # 101 received: bytes pass unparsed
     U_CLOSED = 5
 
 cdef class ConnectionOwner:
@@ -27,29 +27,29 @@ cdef class H1UpstreamStream(UpstreamStream):
     cdef object parser
     cdef ConnectionOwner owner
     cdef TimerWheel wheel
-    cdef HeadWriter out                     # written and not sent; shared by the streams of an upstream
+    cdef HeadWriter out                     # bytes not sent yet; shared by the streams of an upstream
     cdef ResponseSink sink
     cdef readonly int state
     # Per request
-    cdef bint chunks                        # its body is framed in chunks
-    cdef bint ended                         # it is complete
-    cdef tuple owned                        # of a chunked request: names that no client may say in its trailers …
-    cdef bytes secret_name                  # … nor the name of the credential
+    cdef bint chunks                        # its body uses chunked framing
+    cdef bint ended                         # its body is complete
+    cdef tuple owned                        # of a chunked request: field names that the client must not send in its trailers …
+    cdef bytes secret_name                  # … in addition to the name of the credential
     cdef bint head_only                     # the request was HEAD
     cdef bint upgrade_asked
-    cdef bint extra_bytes                   # after the answer: the connection is out of step
+    cdef bint extra_bytes                   # received after the response: the connection is out of sync
     cdef int interims
     cdef Py_ssize_t head_bytes
-    # The answer's head
+    # The head of the response
     cdef int version_minor
     cdef bint chunked
     cdef bint until_close
-    cdef bint wary                          # its head told a body that must not come (HEAD, 204, 304): look before the next use
+    cdef bint wary                          # its head announced a body that must not follow (HEAD, 204, 304): check before reuse
     cdef bint keep_alive
-    cdef bytes partial                      # the beginning of a head that is not whole
+    cdef bytes partial                      # the beginning of an incomplete head
     cdef Py_ssize_t overhead                # bytes of chunked framing since the last body byte
     cdef bint bulk                          # read through a BulkReader
-    cdef bint counted                       # the body is passed on by count, without the parser
+    cdef bint counted                       # the body is passed on by length, without the parser
     cdef int64_t body_left
     cdef Headers trailers
     # Per connection
@@ -57,10 +57,10 @@ cdef class H1UpstreamStream(UpstreamStream):
     cdef int64_t released_ns
     cdef readonly int64_t requests
     cdef bint adopted                       # counted by its owner
-    cdef Py_ssize_t place                   # in its target's list of open connections
+    cdef Py_ssize_t place                   # index in its target's list of open connections
     cdef int fd
     cdef bint is_tls
-    cdef bint buffered                      # the transport holds bytes the kernel did not take
+    cdef bint buffered                      # the transport holds bytes that the kernel did not accept
     cdef bint reading_paused
     cdef int begin(self, ResponseSink sink, bint head_only, bint upgrade_asked) except -1
     cdef int write(self, const char* data, Py_ssize_t n, bytes whole) except -1

@@ -1,13 +1,14 @@
 # cython: boundscheck=False, nonecheck=True
-"""One HTTP/1.1 connection to an upstream: a request's parts in, its response's parts out.
+"""One HTTP/1.1 connection to an upstream: sends the parts of a request, receives the parts of its response.
 
-WHAT     Writes requests (their heads are made in upstream/h1_request.pyx) and frames their bodies. Parses answers with httptools and adds the checks llhttp leaves to its user: version, status, Transfer-Encoding, the length
-         of the head, the end of a close-delimited body, HEAD, and that nothing follows an answer. Tells a ResponseSink (the
-         exchange) what arrived; knows nothing of clients or retries.
+WHAT     Writes requests (upstream/h1_request.pyx creates their heads) and frames their bodies. Parses responses with httptools
+         and adds the checks that llhttp leaves to its user: version, status, Transfer-Encoding, the length of the head, the end
+         of a close-delimited body, HEAD, and that no bytes follow a response. Reports events to a ResponseSink (the exchange); is
+         independent of clients and retries.
 STATE    IDLE → WAITING → BODY → DONE → IDLE, WAITING → TUNNEL, any → CLOSED.
 WHO      The worker's loop.
-COST     One httptools parse; no object per answer but its header table.
-SOURCES  RFC 9112 §7.1 (chunks), §6.3 (body length), §9.6 (close); RFC 9110 §15.2 (interim answers).
+COST     One httptools parse; no object per response except its header table.
+SOURCES  RFC 9112 §7.1 (chunks), §6.3 (body length), §9.6 (close); RFC 9110 §15.2 (interim responses).
 """
 
 import logging
@@ -53,24 +54,25 @@ __all__ = ["H1UpstreamStream"]
 log = logging.getLogger("fastgate")
 
 cdef enum:
-    COPIED_BYTES = 16384                  # a smaller piece of a body is sent together with what stands before it
-    # An answer's head beyond this is refused. nginx gives 4-8 kB by default and its users raise it; Envoy 60 kB, Node 16 kB.
+    COPIED_BYTES = 16384                  # a smaller piece of a body is copied and sent together with the bytes before it
+    # A longer head of a response is refused. nginx allows 4-8 kB by default and its users raise it; Envoy 60 kB, Node 16 kB.
     MAX_HEAD_BYTES = 65536
-    # nginx and HAProxy accept any number; an endless run of them would hold a request open for ever.
+    # nginx and HAProxy accept any number; an endless series of them would hold a request open forever.
     MAX_INTERIMS = 32
-    # More than this unsent makes us stop reading from the client (asyncio's own default)
+    # With more unsent bytes than this, the client is not read (asyncio's own default)
     WRITE_HIGH_BYTES = 65536
 
-    # A longer beginning of a head goes to the parser at once: until then heads in pieces are read exactly as whole ones are.
+    # A longer beginning of a head goes to the parser immediately: up to this size, heads in pieces are parsed exactly as complete
+    # ones.
     PARTIAL_BYTES = 16384
-    # From a read of this size on, a connection is read into a buffer of BULK_BYTES. The loop reads up to 256 kB at once, all of
-    # which stands in memory for a client that does not take it.
+    # From a read of this size on, a connection is read into a buffer of BULK_BYTES. The loop reads up to 256 kB at once, and all
+    # of it stays in memory for a client that does not take it.
     BULK_FROM_BYTES = 16384
     BULK_BYTES = 32768
 
 cdef bytes OK = b"OK"
 
-# What the loop reads into and is copied from at once, before it does anything else: one for all connections of the process.
+# The loop reads into it, and it is copied immediately afterwards: one for all connections of the process.
 cdef object SCRATCH = memoryview(bytearray(BULK_BYTES))
 
 cdef Reason BAD_RESPONSE = REASONS["bad_upstream_response"]
@@ -83,7 +85,7 @@ cdef class ConnectionOwner:
     """The pool a connection belongs to."""
 
     cdef int connection_closed(self, H1UpstreamStream connection) except -1:
-        """It is closed, whoever closed it."""
+        """It is closed, by either side."""
         missing(self, "connection_closed")
 
     cdef int release(self, H1UpstreamStream connection, int64_t now_ns) except -1:
@@ -102,10 +104,10 @@ cdef class H1UpstreamStream(UpstreamStream):
         self.state = U_IDLE
         self.writable = True
 
-    # What the exchange calls
+    # Called by the exchange
 
     cdef int begin(self, ResponseSink sink, bint head_only, bint upgrade_asked) except -1:
-        """Serve one request: what arrives from now on is its answer."""
+        """Serve one request: bytes that arrive from now on are its response."""
         if self.deadline_ns != 0:
             self.deadline_ns = 0
         self.sink = sink
@@ -129,7 +131,7 @@ cdef class H1UpstreamStream(UpstreamStream):
     cdef int send_head(self, ResponseSink sink, RequestContext ctx, Destination destination, Credential credential, bytes method,
                        bytes path, Headers fields, int64_t length, int64_t left_ns) except -1:
         self.begin(sink, ctx.method_id == M_HEAD, ctx.upgrade)
-        self.out.size = 0                               # one for all connections: what another request left behind when it failed
+        self.out.size = 0                               # one for all connections: discard what a failed request left in it
         if length == BODY_UNKNOWN:
             self.chunks = True
             self.owned = destination.owned
@@ -141,7 +143,7 @@ cdef class H1UpstreamStream(UpstreamStream):
         cdef Py_ssize_t n = PyBytes_GET_SIZE(chunk)
         if self.chunks:
             if n == 0:
-                return 0                                # would end the body
+                return 0                                # an empty chunk would end the body
             w.put_hex(n)
             put_text(w, b"\r\n", 2)
         if n < COPIED_BYTES:
@@ -197,7 +199,8 @@ cdef class H1UpstreamStream(UpstreamStream):
         return self.close()
 
     cdef int write(self, const char* data, Py_ssize_t n, bytes whole) except -1:
-        """Send n bytes now, and give the transport what the kernel does not take. `whole`: the same bytes, where they are an object."""
+        """Send n bytes now, and give the transport those that the kernel does not accept. `whole`: the same bytes, if they are an
+        object."""
         if self.state != U_CLOSED:
             self.buffered = write_out(self.transport, -1 if self.is_tls else self.fd, self.buffered, data, n, whole)
         return 0
@@ -216,7 +219,7 @@ cdef class H1UpstreamStream(UpstreamStream):
         return 0
 
     cdef int close(self) except -1:
-        """Close after what was written is sent; the sink hears no more."""
+        """Close after all written bytes are sent; the sink gets no more events."""
         self.sink = None
         if self.state != U_CLOSED:
             self.state = U_CLOSED
@@ -224,7 +227,7 @@ cdef class H1UpstreamStream(UpstreamStream):
         return 0
 
     cdef int abort(self) except -1:
-        """Close at once; the sink hears no more."""
+        """Close immediately; the sink gets no more events."""
         self.sink = None
         self.out.size = 0
         if self.state != U_CLOSED:
@@ -234,8 +237,8 @@ cdef class H1UpstreamStream(UpstreamStream):
         return 0
 
     cdef bint seems_alive(self):
-        """False if the peer has closed an idle connection, or sent what nobody asked for, and the loop has not seen it yet.
-        One recv(MSG_PEEK): asked before a request that must not be sent twice."""
+        """False if the peer has closed an idle connection, or sent unsolicited bytes, and the loop has not noticed yet. One
+        recv(MSG_PEEK), used before a request that must not be sent twice."""
         # TLS records (session tickets) may wait unread on a healthy connection
         return self.fd < 0 or peer_silent(self.fd, self.is_tls)
 
@@ -259,12 +262,12 @@ cdef class H1UpstreamStream(UpstreamStream):
             return
         if sink is None or self.state == U_IDLE or self.state == U_DONE:
             self.extra_bytes = True
-            if self.state == U_IDLE:                    # unsolicited bytes: out of step, whatever they are
+            if self.state == U_IDLE:                    # unsolicited bytes: out of sync, whatever they are
                 self.close()
             return
         try:
             self._digest(data, now_ns)
-        except BaseException:                           # whatever a plugin raises, SystemExit too, ends this request only
+        except BaseException:                           # any exception of a plugin, including SystemExit, ends only this request
             log.exception("while relaying a response")
             self._fail(INTERNAL)
             return
@@ -272,7 +275,7 @@ cdef class H1UpstreamStream(UpstreamStream):
             self._read_in_bulk()
 
     cdef int _digest(self, bytes data, int64_t now_ns) except -1:
-        """Take one read of a response."""
+        """Process one read of a response."""
         cdef ResponseSink sink = self.sink
         cdef Py_ssize_t room
         cdef bint head_is_here = self.state == U_WAITING
@@ -295,7 +298,7 @@ cdef class H1UpstreamStream(UpstreamStream):
             if data is None:
                 return 0
         if self.state == U_WAITING:
-            # All heads of a response, interim ones included, share one bound, wherever its bytes are split.
+            # All heads of a response, interim ones included, share one bound, regardless of how their bytes are split.
             room = MAX_HEAD_BYTES - self.head_bytes
             self.head_bytes += PyBytes_GET_SIZE(data)
             if self.head_bytes > MAX_HEAD_BYTES:
@@ -314,9 +317,9 @@ cdef class H1UpstreamStream(UpstreamStream):
                 self.overhead += PyBytes_GET_SIZE(data)
             self._parse(data)
             if self.overhead > MAX_HEAD_BYTES and self.state == U_BODY:
-                return self._fail(BAD_RESPONSE)         # chunk extensions or trailers without end
+                return self._fail(BAD_RESPONSE)         # endless chunk extensions or trailers
         if self.state == U_DONE and not self.extra_bytes and data.endswith(b"\n"):
-            # llhttp passes over empty lines behind a message.
+            # llhttp skips empty lines after a message.
             if self.chunked:
                 self.extra_bytes = data.endswith(b"\r\n\r\n\r\n")
             elif head_is_here and self.content_length >= 0:
@@ -326,7 +329,7 @@ cdef class H1UpstreamStream(UpstreamStream):
         return 0
 
     cdef bytes _whole_head(self, bytes data):
-        """data, the beginning of a response; None when it was refused, or kept until its head is whole."""
+        """data, the beginning of a response; None if it was refused, or is held until its head is complete."""
         cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
         cdef const char* p = PyBytes_AS_STRING(data)
         if memcmp(p, b"HTTP/1.1 ", min(n, 9)) != 0 and memcmp(p, b"HTTP/1.0 ", min(n, 9)) != 0:
@@ -339,11 +342,11 @@ cdef class H1UpstreamStream(UpstreamStream):
         return data
 
     cdef int _read_in_bulk(self) except -1:
-        """Read BULK_BYTES at most at a time from now on."""
+        """Read at most BULK_BYTES at a time from now on."""
         if self.state == U_CLOSED or self.is_tls or self.fd < 0:
             return 0
         self.bulk = True
-        # The loop looks at what a protocol can do when it begins to read.
+        # The loop inspects the protocol's methods when it starts reading.
         if not self.reading_paused:
             self.transport.pause_reading()
         self.transport.set_protocol(BulkReader(self))
@@ -354,7 +357,7 @@ cdef class H1UpstreamStream(UpstreamStream):
     cdef int _parse(self, bytes data) except -1:
         cdef ResponseSink sink = self.sink
         if self.parser is None:
-            self.parser = HttpResponseParser(self)      # most connections never need one
+            self.parser = HttpResponseParser(self)      # created on demand: most connections never need one
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
@@ -366,7 +369,7 @@ cdef class H1UpstreamStream(UpstreamStream):
                 self._fail(BAD_RESPONSE)
         except HttpParserCallbackError as error:
             if isinstance(error.__context__, _HeadDone) and self.state == U_DONE:
-                # What follows the head in this read is the body a HEAD answer must not have (RFC 9110 §9.3.2).
+                # Bytes after the head in this read are a body, which a HEAD response must not have (RFC 9110 §9.3.2).
                 self.extra_bytes = not data.endswith(b"\r\n\r\n") or self.head_size(data, 0) != PyBytes_GET_SIZE(data)
             elif self.state == U_DONE:
                 self.extra_bytes = True
@@ -380,8 +383,8 @@ cdef class H1UpstreamStream(UpstreamStream):
             if self.state == U_DONE:
                 self.extra_bytes = True
             elif self.state == U_BODY and self.chunked and "Content-Length" in str(error):
-                # llhttp refuses Content-Length among the trailers, where it means nothing (RFC 9110 §6.5.1): the body before it is
-                # whole. What follows cannot be told apart any more.
+                # llhttp refuses Content-Length among the trailers, where it has no meaning (RFC 9110 §6.5.1): the body before it
+                # is complete. The bytes that follow can no longer be framed.
                 self.extra_bytes = True
                 self.trailers = None
                 self._end()
@@ -390,7 +393,7 @@ cdef class H1UpstreamStream(UpstreamStream):
         return 0
 
     def head_size(self, bytes data, int earlier):
-        """Where the final head in this read ends, behind interim ones but for the `earlier`, which came before this read."""
+        """Offset of the end of the final head in this read. `earlier`: interim responses that arrived before this read."""
         at = 0
         for _ in range(self.interims - earlier + 1):
             at = data.find(b"\r\n\r\n", at) + 4
@@ -402,7 +405,7 @@ cdef class H1UpstreamStream(UpstreamStream):
         cdef ResponseSink sink = self.sink
         if self.state == U_TUNNEL and sink is not None:
             sink.on_tunnel_eof()
-            # The other half stays open where the transport can do that (TLS cannot)
+            # The other half stays open if the transport supports that (TLS does not)
             return self.state == U_TUNNEL and self.transport.can_write_eof()
         if self.state == U_BODY and self.until_close and sink is not None:
             self.state = U_DONE
@@ -412,13 +415,13 @@ cdef class H1UpstreamStream(UpstreamStream):
         return False
 
     cdef int _read_rest(self) except -1:
-        """A write failed. An upstream that refuses an upload answers, closes, and resets what still comes: its response, if it
-        was whole, is in the kernel, and counts."""
+        """A write failed. An upstream that refuses an upload responds, closes, and resets the rest: if its response was complete,
+        it is in the kernel and counts."""
         cdef bytes data
         cdef Py_ssize_t n
         cdef int pieces
         cdef char[16384] piece
-        for pieces in range(16):                        # more than a refusal has; the rest of a long body is lost with the reset
+        for pieces in range(16):                        # more than a refusal needs; the reset discards the rest of a long body
             n = receive_now(self.fd, piece, 16384)
             if n <= 0 or self.sink is None:
                 return 0
@@ -435,7 +438,7 @@ cdef class H1UpstreamStream(UpstreamStream):
         state = self.state
         sink = self.sink
         self.state = U_CLOSED
-        self.parser = None                              # holds bound methods of this object: a cycle
+        self.parser = None                              # holds bound methods of this object: a reference cycle
         self.wheel.cancel(self)
         if self.adopted:
             self.owner.connection_closed(self)
@@ -466,7 +469,7 @@ cdef class H1UpstreamStream(UpstreamStream):
         return 0
 
     cdef int _fail(self, Reason reason) except -1:
-        """The answer cannot be trusted any further: drop the connection and tell."""
+        """The response cannot be trusted any further: drop the connection and report the failure."""
         cdef ResponseSink sink = self.sink
         self.sink = None
         if self.state != U_CLOSED:
@@ -532,14 +535,14 @@ cdef class H1UpstreamStream(UpstreamStream):
         self.state = U_BODY
         self.sink.on_head(self)
         if self.head_only and self.state == U_BODY:
-            # llhttp cannot be told that this was HEAD and now waits for the body: it is done with.
+            # llhttp cannot be told that this was HEAD and would wait for the body: it is not used further.
             self.state = U_DONE
             self.sink.on_end(None)
             self.parser = None
             raise _HeadDone()
 
     cdef bint _read_head(self) except -1:
-        """Read framing and persistence off the header table. False when the head contradicts itself or cannot be trusted."""
+        """Read framing and persistence from the header table. False if the head contradicts itself or cannot be trusted."""
         cdef Headers fields = self.fields
         cdef field_t* field
         cdef int i
@@ -556,7 +559,7 @@ cdef class H1UpstreamStream(UpstreamStream):
                 continue
             if field.id == H_CONTENT_LENGTH:
                 length = decimal(field.value, field.value_n)
-                # The same length twice is one length (RFC 9110 §8.6).
+                # The same length twice counts as one (RFC 9110 §8.6).
                 if length < 0 or self.content_length >= 0 and self.content_length != length:
                     return False
                 self.content_length = length
@@ -579,8 +582,8 @@ cdef class H1UpstreamStream(UpstreamStream):
         return not self.chunked or (self.content_length < 0 and self.version_minor == 1)
 
     cdef bint _plain_answer(self, bytes data) except -1:
-        """Take an answer whose head lies whole and plain in this read and whose body is counted: the usual one, without the parser.
-        False when it is not of that kind; nothing has happened then."""
+        """Take a response whose head is complete and simple in this read and whose body has a Content-Length: the common kind,
+        without the parser. False if it is of another kind; then nothing has changed."""
         cdef status_line_t line
         cdef Headers fields = Headers.__new__(Headers)
         cdef Py_ssize_t head_n = scan_response_head(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), &line, fields)
@@ -611,7 +614,7 @@ cdef class H1UpstreamStream(UpstreamStream):
         return True
 
     cdef int _counted_body(self, bytes data, Py_ssize_t start) except -1:
-        """Pass on body bytes, from start, of an answer taken by `_plain_answer`."""
+        """Pass on body bytes, from start, of a response taken by `_plain_answer`."""
         cdef Py_ssize_t n = PyBytes_GET_SIZE(data) - start
         if n > self.body_left:
             self.extra_bytes = True
@@ -636,7 +639,7 @@ cdef class H1UpstreamStream(UpstreamStream):
             self.sink.on_chunk(chunk)
 
     def on_message_complete(self):
-        if self.state == U_BODY:                        # else an interim response
+        if self.state == U_BODY:                        # otherwise an interim response
             self._end()
 
 
@@ -645,11 +648,11 @@ class _BadResponse(Exception):
 
 
 class _HeadDone(Exception):
-    """Raised inside a parser callback: the answer to HEAD is complete, its parser is of no more use."""
+    """Raised inside a parser callback: the response to HEAD is complete, its parser is no longer usable."""
 
 
 class BulkReader:
-    """The protocol of a connection that carries large responses: tells the loop into which buffer to read, and passes the rest on."""
+    """The protocol of a connection that carries large responses: provides the buffer for reads, and forwards everything else."""
 
     def __init__(self, connection):
         self.received = connection.data_received

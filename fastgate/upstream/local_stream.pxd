@@ -9,15 +9,15 @@ from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
 
 cdef class LocalTarget(Target):
     cdef readonly object handler
-    cdef readonly int active                # requests under way
+    cdef readonly int active                # requests in flight
 
 cdef class LocalBody:
-    cdef LocalStream stream                 # None once the request is over
+    cdef LocalStream stream                 # None after the request is over
     cdef object pieces                      # deque of bytes
-    cdef readonly Py_ssize_t size           # of all pieces: bytes that came and that the handler has not taken
+    cdef readonly Py_ssize_t size           # of all pieces: bytes received that the handler has not taken
     cdef bint complete
     cdef readonly Headers trailers
-    cdef object waiter                      # of the handler, while it waits for a piece
+    cdef object waiter                      # future of the handler, while it waits for a piece
 
 cdef class LocalRequest:
     cdef readonly str method
@@ -26,16 +26,16 @@ cdef class LocalRequest:
     cdef readonly LocalBody body
 
 cdef class LocalStream(UpstreamStream):
-    cdef LocalTarget owner                  # None once the request is over
+    cdef LocalTarget owner                  # None after the request is over
     cdef ResponseSink sink
     cdef LocalRequest request
     cdef object task
     cdef bint paused
     cdef Headers trailers
-    cdef object room                        # future: the sink takes more
+    cdef object room                        # future, done when the sink takes more
     cdef bint head_only
-    cdef bint answered                      # the final head is told
-    cdef int64_t body_left                  # of a response that told its length; -1: it did not
+    cdef bint answered                      # the final head has been passed on
+    cdef int64_t body_left                  # of a response with a declared length; -1: none
     cdef int _let_go(self) except -1
     cdef int _tell_failed(self, Reason reason) except -1
     cdef int _tell_done(self) except -1

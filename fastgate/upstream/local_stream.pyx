@@ -1,15 +1,16 @@
 # cython: boundscheck=False, nonecheck=True
-"""An upstream inside the process: an async generator that answers requests.
+"""An upstream inside the process: an async generator that handles requests.
 
-WHAT     `LocalStream` drives a handler, `handler(LocalRequest)` → async generator. It yields `(status, headers)` once, after any number
-         of interim responses (1xx), then the pieces of the body as bytes, and may end with a `Headers` of trailers. The handler sees
-         the request as an HTTP/1.1 upstream would, with the body as an async iterator. `LocalTarget` makes such streams where a pool
-         would hand out connections.
+WHAT     `LocalStream` drives a handler, `handler(LocalRequest)` → async generator. It yields `(status, headers)` once, after any
+         number of interim responses (1xx), then the pieces of the body as bytes, and may end with a `Headers` of trailers. The
+         handler sees the request as an HTTP/1.1 upstream would, with the body as an async iterator. `LocalTarget` creates such
+         streams in place of a pool's connections.
 STATE    send_head → (flush: the task starts) → head → pieces → end. `abort` cancels the task and closes the generator.
-         active: streams under way, at most max_connections of the upstream; beyond it a request is refused, there is no queue.
+         active: streams in flight, at most max_connections of the upstream; beyond it a request is refused, there is no queue.
 WHO      The worker's loop.
 COST     A task a request (7 to 11 µs) and the head's bytes, written and read once.
-SOURCES  ASGI 3.0 (what an application in the process needs); RFC 9110 §6.4.1 (which responses have no body), §15.2 (interim ones).
+SOURCES  ASGI 3.0 (what an application in the process needs); RFC 9110 §6.4.1 (which responses have no body), §15.2 (interim
+         ones).
 """
 
 import asyncio
@@ -36,7 +37,7 @@ __all__ = ["LocalBody", "LocalRequest", "LocalStream", "LocalTarget"]
 log = logging.getLogger("fastgate")
 
 cdef enum:
-    # Of a request's body that the handler has not taken: more, and the client is not read; below a quarter it is read again.
+    # Bytes of a request's body that the handler has not taken: above it the client is not read, below a quarter reading resumes.
     WAITING_BYTES = 65536
 
 cdef Reason BAD_RESPONSE = REASONS["bad_upstream_response"]
@@ -45,7 +46,7 @@ cdef Reason INTERNAL = REASONS["internal_error"]
 
 
 cdef class LocalTarget(Target):
-    """A target that is a handler in this process. Part of an `Upstream`, as any target."""
+    """A target that is a handler in this process. Part of an `Upstream`, like any target."""
 
     def __init__(self, Upstream upstream, handler, str name):
         """name: for logs and as the authority of its requests."""
@@ -70,8 +71,8 @@ cdef class LocalTarget(Target):
 cdef class LocalRequest:
     """A request as a handler sees it.
 
-    method, target: as an HTTP/1.1 upstream is told them. headers: without those that belong to one connection, and without
-    Content-Length. body: async iterator of bytes; its `trailers` are set at its end, None when there are none.
+    method, target: as an HTTP/1.1 upstream receives them. headers: without those that belong to one connection, and without
+    Content-Length. body: async iterator of bytes; its `trailers` are set at its end, None if there are none.
     """
 
 
@@ -111,7 +112,7 @@ cdef class LocalStream(UpstreamStream):
         cdef HeadWriter w = HeadWriter()
         cdef LocalRequest request = LocalRequest.__new__(LocalRequest)
         cdef bytes line
-        # By way of the bytes that another upstream would get, so that there is one place that says what they are.
+        # Built from the bytes that another upstream would receive, so that only one place defines them.
         write_request_head(w, ctx, destination, self.owner.authority, credential, method, path, fields,
                            BODY_NONE, left_ns)
         lines = w.take().split(b"\r\n")
@@ -172,7 +173,7 @@ cdef class LocalStream(UpstreamStream):
         return self._let_go()
 
     cdef int _let_go(self) except -1:
-        """The request is over: the handler is told by its cancellation, if it still runs."""
+        """The request is over: the handler is cancelled if it still runs."""
         cdef LocalTarget owner = self.owner
         if owner is None:
             return 0
@@ -212,7 +213,7 @@ cdef class LocalStream(UpstreamStream):
             self._tell_done()
         except asyncio.CancelledError:
             if self.sink is None:
-                raise                                   # the request is over, and the task with it
+                raise                                   # the request is over, and its task ends
             log.error("the handler of %s cancelled itself", self.owner.url)
             self._tell_failed(TRUNCATED if self.answered else INTERNAL)
         except Exception:
@@ -227,7 +228,7 @@ cdef class LocalStream(UpstreamStream):
                 await closing()
 
     cdef int _head(self, int status, Headers headers) except -1:
-        """Tell a head, interim or final. ValueError for one that may not follow, or is none."""
+        """Pass on a head, interim or final. Raises ValueError for one that is out of order or malformed."""
         cdef object length
         if self.answered:
             raise ValueError(f"a second head, with status {status}, in the body of a response")
@@ -252,7 +253,7 @@ cdef class LocalStream(UpstreamStream):
         return self.sink.on_head(self)
 
     cdef int _chunk(self, bytes chunk) except -1:
-        """Tell a piece of the body. ValueError for one before the head, or beyond the length that it told."""
+        """Pass on a piece of the body. Raises ValueError for one before the head, or beyond the declared length."""
         cdef Py_ssize_t n = PyBytes_GET_SIZE(chunk)
         if not self.answered:
             raise ValueError("a piece of a body before the head of the response")
@@ -265,7 +266,7 @@ cdef class LocalStream(UpstreamStream):
         return self.sink.on_chunk(chunk)
 
     cdef int _tell_done(self) except -1:
-        """The handler has ended: so has the response, if it is whole."""
+        """The handler has ended, and so has the response, if it is complete."""
         cdef ResponseSink sink = self.sink
         if sink is None:
             return 0
@@ -288,7 +289,7 @@ cdef class LocalStream(UpstreamStream):
 
 
 cdef int wake(object waiter) except -1:
-    """Let a future be done, if there is one that waits."""
+    """Complete a future, if there is a pending one."""
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
     return 0

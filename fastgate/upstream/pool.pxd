@@ -25,14 +25,14 @@ cdef class Target(ConnectionOwner):
     cdef readonly object server_name
     cdef readonly bytes address              # for logs
     cdef Upstream upstream
-    cdef list open                           # every connection, by its place
+    cdef list open                           # every connection, by its index
     cdef list idle                           # most recently used last
     cdef object waiters                      # deque of ResponseSink
-    cdef readonly int total                  # open and opening
+    cdef readonly int total                  # open and being opened
     cdef readonly int opening
     cdef set tasks
     cdef log_throttle_t failed_log           # failures to connect
-    cdef log_throttle_t limited_log          # requests that met the limit of the pool
+    cdef log_throttle_t limited_log          # requests that exceeded the limit of the pool
     cdef UpstreamStream take(self, ResponseSink sink, int64_t now_ns)
     cdef int acquire(self, ResponseSink sink) except -1
     cdef int forget(self, ResponseSink sink) except -1
@@ -48,19 +48,19 @@ cdef class Target(ConnectionOwner):
 cdef class Upstream:
     cdef readonly str name
     cdef readonly object config
-    cdef public Credential credential         # what its requests show; None: nothing
+    cdef public Credential credential         # authenticates its requests; None: no authentication
     cdef readonly list targets
     cdef SmoothWeighted balance
     cdef readonly bint retired
     cdef object loop
     cdef TimerWheel wheel
-    cdef HeadWriter out                      # what one of its connections writes in one event
+    cdef HeadWriter out                      # the bytes that one of its connections writes in one event
     cdef worker_counts_t* counts
-    cdef object _counters                    # keeps the memory that counts points into
+    cdef object _counters                    # owns the memory that `counts` points into
     cdef readonly int max_connections
-    cdef readonly int most_of_one             # of max_connections that one route, listener or client may hold
+    cdef readonly int most_of_one             # share of max_connections that one route, listener or client may hold
     cdef readonly int budget                  # connections of this process to all upstreams
-    cdef public int shares                    # SAME_* bits that are told apart here
+    cdef public int shares                    # SAME_* bits that are distinguished here
     cdef readonly int max_idle
     cdef readonly int max_queue
     cdef readonly int64_t max_requests

@@ -2,13 +2,14 @@
 """Upstreams, their targets, and the kept-alive connections to each.
 
 WHAT     `Upstream` is a named set of targets with a balancing order; `Target` keeps the idle connections to one address and the
-         requests that wait for one. Whichever connection is free first, a released or a new one, serves the longest waiter.
+         requests that wait for one. The first free connection, whether released or new, serves the request that has waited
+         longest.
 STATE    total = open + opening ≤ max_connections; idle ⊆ open; while a request waits that is within its share, no connection is
          idle, and either an opening is in flight or total is at its bound.
-SHARES   A connection in use belongs to a route, a listener and a client (the consumer, or the address of a request without one). None
-         of them holds more than most_of_one = max_connections − reserve of a pool, nor the same part of its queue: one that has
-         its share waits for its own connections, and the rest stays free for the others. What each holds is counted only while
-         at least most_of_one connections are in use: below that nobody can be over its share.
+SHARES   A connection in use belongs to a route, a listener and a client (the consumer, or the address of a request without one).
+         None of them holds more than most_of_one = max_connections − reserve of a pool, nor the same share of its queue: one that
+         has reached its share waits for its own connections, and the rest stays available to the others. The connections of each
+         are counted only while at least most_of_one connections are in use: below that no share can be exceeded.
 WHO      The worker's loop. Each worker has its own pools: max_connections is per worker and target.
 COST     take and release: a list pop and append. Opening a connection takes a task. Near the limit of a pool: a pass over its
          connections (1 024 of them at most, evenly spaced) for each request.
@@ -50,14 +51,13 @@ cdef Reason CONNECT_TIMEOUT = REASONS["upstream_connect_timeout"]
 cdef Reason TLS_FAILED = REASONS["upstream_tls_failed"]
 
 cdef enum:
-    # A connection that was idle for longer than this is used only after a look at its socket. What it would meet there is the
-    # peer's close, which a request that must not be sent twice would be lost by, or bytes that nobody asked for, which would
-    # become the next response.
+    # A connection that was idle for longer than this is used only after its socket was checked. The check finds the peer's close,
+    # which would lose a request that must not be sent twice, and unsolicited bytes, which would become the next response.
     PEEK_AFTER_NS = 1000000
-    # A connection whose last head told a body that must not follow (HEAD, 304) is not used for so long: a body that comes all the
-    # same comes right behind its head.
+    # A connection whose last head announced a body that must not follow (HEAD, 304) is not used for this long: if a body follows
+    # anyway, it arrives right after its head.
     WARY_NS = 100000000
-    # Connections that are looked at to count what one party holds. A sample of 1 024 is off by 3 %, a third of the reserve.
+    # Connections examined to count the share of one party. A sample of 1 024 is off by 3 %, a third of the reserve.
     SAMPLE = 1024
     MOST_CONNECTIONS = 65536
 
@@ -65,7 +65,7 @@ cdef int64_t LOUD_NS = 10_000_000_000           # between two log lines about th
 
 
 cdef int parties_over(list sinks, ResponseSink sink, int shares, int64_t most) except -1:
-    """Which of the parties of sink (SAME_* bits) have at least `most` of the sinks: its route, its listener, its client."""
+    """The parties of sink (SAME_* bits) that own at least `most` of the sinks: its route, its listener, its client."""
     cdef int64_t routes = 0, listeners = 0, clients = 0
     cdef int common
     for each in sinks:
@@ -97,7 +97,7 @@ cdef class Target(ConnectionOwner):
         self.tasks = set()
 
     cdef UpstreamStream take(self, ResponseSink sink, int64_t now_ns):
-        """An idle connection, the one used last, or None."""
+        """The most recently used idle connection, or None."""
         cdef H1UpstreamStream connection
         if len(self.open) - len(self.idle) >= self.upstream.most_of_one and self._over_share(sink):
             return None
@@ -109,7 +109,7 @@ cdef class Target(ConnectionOwner):
                 connection.close()
                 continue
             if connection.wary and now_ns - connection.released_ns < WARY_NS:
-                connection.close()                      # the body that its last head told may still be on its way
+                connection.close()                      # the body that its last head announced may still arrive
                 continue
             if now_ns - connection.released_ns > PEEK_AFTER_NS and not connection.seems_alive():
                 connection.close()
@@ -136,12 +136,12 @@ cdef class Target(ConnectionOwner):
     cdef bint _may_open(self):
         """True if neither this pool nor the process is at its limit of connections."""
         cdef Upstream upstream = self.upstream
-        # The first connection of a target is always allowed: a busy upstream must not keep the others from working.
+        # The first connection of a target is always allowed: one busy upstream must not block the others.
         return self.total < upstream.max_connections \
             and (self.total == 0 or <int64_t>upstream.counts.upstream_open < upstream.budget)
 
     cdef int _over_share(self, ResponseSink sink) except -1:
-        """Which of the parties of sink (SAME_* bits) hold all that one of them may hold here; 0: it may take a connection."""
+        """The parties of sink (SAME_* bits) that hold their whole share here; 0: it may take a connection."""
         cdef H1UpstreamStream connection
         cdef Py_ssize_t n = len(self.open)
         cdef Py_ssize_t stride = max(1, (n + SAMPLE - 1) // SAMPLE)
@@ -157,7 +157,8 @@ cdef class Target(ConnectionOwner):
         return parties_over(sinks, sink, self.upstream.shares, (most + stride - 1) // stride)
 
     cdef bint _has_queue_place(self, ResponseSink sink):
-        """True if sink may wait: the queue has room, and of its last tenth only for who does not fill the rest of it alone."""
+        """True if sink may wait: the queue has room; the last tenth is reserved for parties that do not fill the rest of it
+        alone."""
         cdef Upstream upstream = self.upstream
         cdef Py_ssize_t waiting = len(self.waiters) - self.opening
         cdef int most = upstream.max_queue - upstream.max_queue // 10
@@ -168,7 +169,7 @@ cdef class Target(ConnectionOwner):
         return parties_over(list(self.waiters), sink, upstream.shares, most) == 0
 
     cdef int _say_limited(self) except -1:
-        """Count a request that meets the limit of the pool, and log it now and then."""
+        """Count a request that exceeds the limit of the pool, and log it at most once per period."""
         cdef Upstream upstream = self.upstream
         cdef int64_t now_ns = monotonic_ns()
         atomic_add_relaxed_u64(&upstream.counts.upstream_limited_total, 1)
@@ -181,7 +182,7 @@ cdef class Target(ConnectionOwner):
         return 0
 
     cdef int forget(self, ResponseSink sink) except -1:
-        """Take sink out of the queue, if it is there."""
+        """Remove sink from the queue, if it is there."""
         if sink.waiting:
             sink.waiting = False
             self.waiters.remove(sink)
@@ -189,7 +190,7 @@ cdef class Target(ConnectionOwner):
         return 0
 
     cdef int release(self, H1UpstreamStream connection, int64_t now_ns) except -1:
-        """Take back a connection whose answer is complete and which may be used again."""
+        """Take back a connection whose response is complete and which may be used again."""
         cdef Upstream upstream = self.upstream
         cdef int64_t idle_until_ns
         connection.sink = None
@@ -210,14 +211,14 @@ cdef class Target(ConnectionOwner):
         return most_ns != 0 and now_ns - connection.opened_ns >= most_ns
 
     cdef ResponseSink _next_waiter(self):
-        """The longest waiting request that is within its share, taken out of the queue; None when there is none."""
+        """Remove and return the longest waiting request that is within its share; None if there is none."""
         cdef ResponseSink sink, full_route = None, full_listener = None, full_client = None
         cdef Py_ssize_t at = 0
         cdef int over
-        if len(self.open) - len(self.idle) > self.upstream.most_of_one:       # the connection to give is among them
+        if len(self.open) - len(self.idle) > self.upstream.most_of_one:       # the connection to be handed over is among them
             for each in self.waiters:
                 sink = <ResponseSink>each
-                # At most one route, one listener and one client are over their share: each is counted once.
+                # At most one route, one listener and one client can exceed their share: each is counted once.
                 if not (full_route is not None and sink.shared_with(full_route) & SAME_ROUTE
                         or full_listener is not None and sink.shared_with(full_listener) & SAME_LISTENER
                         or full_client is not None and sink.shared_with(full_client) & SAME_CLIENT):
@@ -246,7 +247,7 @@ cdef class Target(ConnectionOwner):
         cdef int64_t idle_until_ns
         if self.waiters:
             if connection.requests and (connection.wary or not connection.seems_alive()):
-                connection.close()                      # its place is free for another one
+                connection.close()                      # its slot is free for another one
                 return 0
             sink = self._next_waiter()
         if sink is not None:
@@ -256,7 +257,7 @@ cdef class Target(ConnectionOwner):
             connection.close()
             return 0
         if connection.wary:
-            self.idle.insert(0, connection)             # the last to be used
+            self.idle.insert(0, connection)             # used last
         else:
             self.idle.append(connection)
         idle_until_ns = now_ns + upstream.idle_timeout_ns
@@ -273,7 +274,7 @@ cdef class Target(ConnectionOwner):
             last.place = connection.place
         self.total -= 1
         atomic_add_relaxed_u64(&self.upstream.counts.upstream_open, <unsigned long long>-1)
-        for i in range(PyList_GET_SIZE(self.idle)):     # not list.remove, which asks each object whether it is equal
+        for i in range(PyList_GET_SIZE(self.idle)):     # not list.remove, which compares each object
             if PyList_GET_ITEM(self.idle, i) == <PyObject*>connection:
                 del self.idle[i]
                 break
@@ -291,7 +292,7 @@ cdef class Target(ConnectionOwner):
         return 0
 
     async def _opened(self):
-        """Open one connection and give it to whoever has waited longest."""
+        """Open one connection and give it to the request that has waited longest."""
         cdef H1UpstreamStream connection = H1UpstreamStream(self, self.upstream.wheel, self.upstream.out)
         cdef ResponseSink sink
         cdef Reason reason = None
@@ -313,7 +314,7 @@ cdef class Target(ConnectionOwner):
         except OSError as error:
             reason = CONNECT_FAILED
             detail = str(error)
-        except Exception as error:                      # a host that is no name, for one: whoever waits must hear of it
+        except Exception as error:                      # for example an invalid host name: the waiting request must be informed
             reason = CONNECT_FAILED
             detail = repr(error)
         self.opening -= 1
@@ -357,7 +358,7 @@ cdef class Upstream:
         self.out = HeadWriter()
         self._counters = counters
         self.counts = counters.worker(slot)
-        # What is not for clients (half of the descriptors, see DataPlane.install) or for files and listeners.
+        # The share of descriptors that is not for clients (half of them, see DataPlane.install), files or listeners.
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.budget = MOST_CONNECTIONS if descriptors == resource.RLIM_INFINITY else max(64, min(MOST_CONNECTIONS, descriptors * 3 // 8))
         self.max_connections = pool.max_connections if pool.max_connections else self.budget
@@ -374,11 +375,11 @@ cdef class Upstream:
         self.targets = []
 
     def tell_routes_apart(self):
-        """Requests of more than one route come here: no route may take everything."""
+        """More than one route uses this upstream: none of them may take all connections."""
         self.shares |= SAME_ROUTE
 
     def set_targets(self, targets, weights):
-        """Bind the targets, once, in the order of their weights."""
+        """Set the targets, once, in the order of their weights."""
         self.targets = list(targets)
         self.balance = SmoothWeighted(weights)
 
@@ -389,11 +390,11 @@ cdef class Upstream:
         return <Target>self.targets[self.balance.pick()]
 
     cdef Target after(self, Target target):
-        """The target behind this one, and behind the last the first."""
+        """The next target in order, and after the last the first."""
         return <Target>self.targets[(self.targets.index(target) + 1) % len(self.targets)]
 
     def retire(self):
-        """No longer in the plan: close what is idle now, the rest when its request is over."""
+        """No longer in the plan: close idle connections now, the others when their request is over."""
         cdef Target target
         cdef H1UpstreamStream connection
         self.retired = True

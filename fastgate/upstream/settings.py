@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Endpoint(NamedTuple):
-    """A target's URL, taken apart. `authority` is what Host gets: host and port as a URL writes them."""
+    """A parsed URL of a target. `authority` is the value of Host: host and port in URL syntax."""
 
     secure: bool
     host: str
@@ -46,14 +46,14 @@ _TARGET = re.compile(
 
 
 def parse_target(url: str) -> Endpoint:
-    """The endpoint of `http://host:port`, `https://host:port` or `unix:/path`. ValueError says what was
-    expected.
+    """The endpoint of `http://host:port`, `https://host:port` or `unix:/path`. Raises ValueError with the
+    expected form.
 
-    IPv6 addresses stand in brackets in a URL and without them in `host`.
+    IPv6 addresses have brackets in a URL and none in `host`.
     """
     if url.startswith("unix:"):
         path = url[5:]
-        # sun_path holds 108 bytes with its closing NUL (unix(7))
+        # sun_path holds 108 bytes with its terminating NUL (unix(7))
         if not path.startswith("/") or len(path.encode()) > 107 or "\0" in path:
             raise ValueError("unix:/path, absolute and of at most 107 bytes")
         return Endpoint(False, "", 0, path, "localhost")
@@ -102,7 +102,7 @@ class TargetConfig(Settings, frozen=True, kw_only=True):
     ] = 1
 
     def endpoint(self) -> Endpoint:
-        """The URL, taken apart. The config check has made sure that it can be."""
+        """The parsed URL. The config check has verified that it is valid."""
         return parse_target(self.url)
 
 

@@ -9,9 +9,9 @@ from fastgate._core.pipeline.wheel cimport Timed
 from fastgate.upstream.credential cimport Credential
 
 cdef enum:
-    # What `send_head` is told about the length of a body, besides a number of bytes
-    BODY_UNKNOWN = -1         # it ends with `send_end`
-    BODY_NONE = -2            # there is none
+    # Length of a body for `send_head`, if it is not a number of bytes
+    BODY_UNKNOWN = -1         # `send_end` marks its end
+    BODY_NONE = -2            # no body
 
 cdef enum:
     # What two requests may have in common, for the shares of a pool
@@ -20,7 +20,7 @@ cdef enum:
     SAME_CLIENT = 4
 
 cdef class ResponseSink:
-    cdef bint waiting                       # in a pool's queue
+    cdef bint waiting                       # it is in a pool's queue
     cdef int shared_with(self, ResponseSink other) noexcept
     cdef int on_connection(self, UpstreamStream stream) except -1
     cdef int on_connect_failed(self, Reason reason, str detail) except -1
@@ -35,15 +35,15 @@ cdef class ResponseSink:
     cdef int on_tunnel_eof(self) except -1
 
 cdef class UpstreamStream(Timed):
-    # The head of the response, from on_interim or on_head on
+    # The head of the response, valid from on_interim or on_head on
     cdef int status
     cdef bytes phrase
     cdef Headers fields
     cdef int64_t content_length             # -1: unknown
-    cdef int64_t now_ns                     # of the read being digested
-    cdef bint saw_bytes                     # of the response: a request that got any is never replayed
-    cdef bint reused                        # the connection has carried a request before this one
-    cdef bint writable                      # it takes more bytes now
+    cdef int64_t now_ns                     # time of the current read
+    cdef bint saw_bytes                     # a byte of the response arrived: the request is never resent
+    cdef bint reused                        # the connection carried an earlier request
+    cdef bint writable                      # it accepts more bytes now
     cdef int send_head(self, ResponseSink sink, RequestContext ctx, Destination destination, Credential credential, bytes method,
                        bytes path, Headers fields, int64_t length, int64_t left_ns) except -1
     cdef int send_chunk(self, bytes chunk) except -1

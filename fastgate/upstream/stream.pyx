@@ -1,12 +1,12 @@
 # cython: boundscheck=False
-"""The upstream side of one request: the verbs that send it, and what is told of its response.
+"""The upstream side of one request: the methods that send it, and the events of its response.
 
-WHAT     `UpstreamStream` is abstract: an HTTP/1.1 connection implements it (upstream/h1_stream.pyx). It alone knows how a head and a body
-         are written on its wire. `ResponseSink` is the other direction: what a stream, and the pool it comes from, tell the request.
-         A verb that a class does not implement raises NotImplementedError with its name.
+WHAT     `UpstreamStream` is abstract: an HTTP/1.1 connection implements it (upstream/h1_stream.pyx). Only the implementation
+         knows how a head and a body are encoded. `ResponseSink` is the other direction: the events that a stream, and the pool it
+         comes from, report to the request. A method that a class does not implement raises NotImplementedError with its name.
 STATE    send_head → send_chunk … → send_end, then `flush`; `release` when both messages are complete, `abort` at any time.
 WHO      The worker's loop.
-COST     One virtual call per verb.
+COST     One virtual call per method.
 SOURCES  RFC 9110 §6 (a message: head, content, trailers), §15.2 (interim responses), §7.8 (upgrade).
 """
 
@@ -23,14 +23,15 @@ __all__ = ["ResponseSink", "UpstreamStream"]
 
 
 cdef class ResponseSink:
-    """What an upstream stream and a pool tell the request they serve. Abstract: an exchange implements it, and a call of `fetch`."""
+    """The events that an upstream stream and a pool report to their request. Abstract: an exchange implements it, and a call of
+    `fetch`."""
 
     cdef int shared_with(self, ResponseSink other) noexcept:
-        """What this request has in common with another, as SAME_* bits. 0: it counts against no share of a pool."""
+        """What this request has in common with another, as SAME_* bits. 0: it does not count against any share of a pool."""
         return 0
 
     cdef int on_connection(self, UpstreamStream stream) except -1:
-        """A connection is there, and the request's."""
+        """A connection is available, and belongs to the request."""
         missing(self, "on_connection")
 
     cdef int on_connect_failed(self, Reason reason, str detail) except -1:
@@ -54,11 +55,11 @@ cdef class ResponseSink:
         missing(self, "on_end")
 
     cdef int on_read_done(self, int64_t now_ns) except -1:
-        """Everything that one read brought has been told."""
+        """All events of one read have been reported."""
         missing(self, "on_read_done")
 
     cdef int on_failed(self, UpstreamStream stream, Reason reason) except -1:
-        """The response ends here: the stream is lost, or cannot be trusted."""
+        """The response ends prematurely: the stream is lost, or cannot be trusted."""
         missing(self, "on_failed")
 
     cdef int on_upstream_writable(self, bint writable) except -1:
@@ -66,7 +67,7 @@ cdef class ResponseSink:
         missing(self, "on_upstream_writable")
 
     cdef int on_tunnel_data(self, bytes data) except -1:
-        """Bytes behind a 101 arrived."""
+        """Bytes after a 101 arrived."""
         missing(self, "on_tunnel_data")
 
     cdef int on_tunnel_eof(self) except -1:
@@ -79,14 +80,14 @@ cdef class UpstreamStream(Timed):
 
     cdef int send_head(self, ResponseSink sink, RequestContext ctx, Destination destination, Credential credential, bytes method,
                        bytes path, Headers fields, int64_t length, int64_t left_ns) except -1:
-        """Write the head of a request; what arrives from now on is told to sink.
+        """Write the head of a request; events from now on are reported to sink.
 
-        length: bytes of its body, BODY_UNKNOWN or BODY_NONE. left_ns > 0: what is left of the total deadline.
+        length: bytes of its body, BODY_UNKNOWN or BODY_NONE. left_ns > 0: the rest of the total deadline.
         """
         missing(self, "send_head")
 
     cdef int send_chunk(self, bytes chunk) except -1:
-        """Write a piece of the body. It may wait for `flush`."""
+        """Write a piece of the body. It may stay buffered until `flush`."""
         missing(self, "send_chunk")
 
     cdef int send_end(self, Headers trailers) except -1:
@@ -94,28 +95,28 @@ cdef class UpstreamStream(Timed):
         missing(self, "send_end")
 
     cdef int flush(self) except -1:
-        """Send what the verbs above have written."""
+        """Send everything that the methods above have written."""
         missing(self, "flush")
 
     cdef int pause(self) except -1:
-        """Read no more of the response."""
+        """Pause reading the response."""
         missing(self, "pause")
 
     cdef int resume(self) except -1:
-        """Read the response again."""
+        """Resume reading the response."""
         missing(self, "resume")
 
     cdef int release(self, int64_t now_ns) except -1:
-        """The response is complete, or the tunnel over: what carried it is kept for another request if that is safe. The sink is
-        told nothing more."""
+        """The response is complete, or the tunnel over: keep the connection for another request if that is safe. The sink gets no
+        more events."""
         missing(self, "release")
 
     cdef int abort(self) except -1:
-        """Give up the request at once, with what is written and not sent. The sink is told nothing more."""
+        """Abort the request immediately, and discard unsent bytes. The sink gets no more events."""
         missing(self, "abort")
 
     cdef int tunnel_write(self, bytes data) except -1:
-        """Send bytes of a tunnel at once."""
+        """Send bytes of a tunnel immediately."""
         missing(self, "tunnel_write")
 
     cdef int tunnel_eof(self) except -1:

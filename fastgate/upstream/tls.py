@@ -1,7 +1,7 @@
 """TLS to an upstream: one SSLContext per upstream, shared by all connections of its pool.
 
-The name to check and to send as SNI is given per connection (`server_hostname=`): the config's `server_name`,
-else the target's host.
+The name to verify and to send as SNI is given per connection (`server_hostname=`): the config's
+`server_name`, else the target's host.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["upstream_context"]
 def upstream_context(config: UpstreamTlsConfig) -> ssl.SSLContext:
     """A client context: TLS 1.2 or newer, ALPN http/1.1, the upstream verified unless `verify` is off.
 
-    CertificateError when a file cannot be used.
+    Raises CertificateError if a file cannot be used.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies chain and name until told otherwise
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies chain and name by default
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
