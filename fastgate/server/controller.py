@@ -33,20 +33,22 @@ from fastgate.state.journal import Journal
 __all__ = ["Controller"]
 
 STOP_LIMIT_NS = 3_000_000_000
-"""Time from the request to exit until the kill: a scrape of 10 000 routes in flight may finish."""
+"""Time from the request to exit until the kill: enough for a scrape of 10 000 routes in flight."""
 
 START_LIMIT_NS = 60_000_000_000
-"""From fork to the first heartbeat; it checks the store meanwhile."""
+"""From fork to the first heartbeat; the controller checks the store meanwhile."""
 
 NICE = 5
-"""Scrapes and reports take their CPU time after the requests."""
+"""Scrapes and reports get their CPU time after the requests."""
 
 REPLACE_LIMIT_NS = 120_000_000_000
-"""How long a controller whose admin address is gone waits for reloads that it was asked for: two of the
-longest."""
+"""How long a controller whose admin address is gone waits for the reloads that it requested: two of the
+longest.
+"""
 
 PAUSE_FIRST_NS, PAUSE_CAP_NS = 200_000_000, 5_000_000_000
-"""The first death is followed by a restart at once, each further one within PAUSE_CAP_NS by twice the pause.
+"""The first death is followed by an immediate restart, each further one within PAUSE_CAP_NS by twice the
+previous pause.
 """
 
 
@@ -76,7 +78,7 @@ class Controller:
         self._deaths = 0
         self._is_leaving = False
         self._kill_timer: Timer | None = None
-        self._asked: set[int] = set()  # reloads that it waits for
+        self._asked: set[int] = set()  # reloads whose result it waits for
         self._replace_timer: Timer | None = None
 
     def address(self) -> str | None:
@@ -98,7 +100,7 @@ class Controller:
         self._replace_if_answered()
 
     def tell(self, message: Message, fd: int | None = None) -> None:
-        """Sends; a controller that does not read is killed, and comes back."""
+        """Sends a message; a controller that does not read is killed and restarted."""
         if self._channel is not None and not self._channel.send(message, fd):
             self.kill()
         if isinstance(message, ReloadResult):
@@ -128,9 +130,7 @@ class Controller:
             os.kill(self.pid, signal.SIGKILL)
 
     def kill_hung(self, now_ns: int, limit_ns: int) -> None:
-        """Kills a controller that has not shown life for too long; another takes its place. Called once a
-        second.
-        """
+        """Kills a controller without a recent heartbeat, which restarts it. Called once a second."""
         if not self.pid:
             return
         shown_ns = self._table.controller_heartbeat_ns
@@ -144,7 +144,7 @@ class Controller:
             self.listener.close()
 
     def gone(self, status: int) -> None:
-        """Its process was waited for. Starts another one unless this is the end."""
+        """Its process was reaped. Starts another one unless it was stopped."""
         self._close_channel()
         self._asked.clear()
         if self._replace_timer is not None:

@@ -1,7 +1,7 @@
 """`fastgate run` below the command line: from a config file to a supervisor that serves it.
 
-The only place that knows both the config's Structs and the processes: it says what of a config concerns the
-supervisor, and which changes the running workers cannot take.
+The only module that depends on both the config's Structs and the processes: it determines which part of a
+config concerns the supervisor, and which changes the running workers cannot apply.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from fastgate.state.versions import EMPTY, NEWEST, UnreadableState, read_version
 __all__ = ["serve", "topology_of"]
 
 CODE_FILES = 1000
-"""Files of plugin code that are looked at: a bound, not a plan."""
+"""Upper bound for the watched files of plugin code."""
 
 SEATS_MOST = 4096
-"""Live workers of all generations: four times the largest `workers` a config takes."""
+"""Live workers of all generations: four times the largest valid `workers`."""
 
 
 def serve(
@@ -50,7 +50,7 @@ def serve(
     """Serves the config in this file until a signal ends it; returns the exit status.
 
     `overrides` are those of fastgate.config.load. `control` is the controller's main function, handed in
-    because the rooms of the data plane do not know the control plane. When every worker accepts, one line of
+    because the data plane does not import the control plane. When every worker accepts, one line of
     JSON goes to `ready_fd` ({"listen": [...], "admin": ..., "pid": ...}) and `on_ready` is called with the
     bound addresses. `dev` watches the config file and the code of plugins, and searches the config's folder
     for plugins.
@@ -58,7 +58,7 @@ def serve(
     occupy_standard_descriptors()
     if dev:
         sys.path.insert(0, str(path.resolve().parent))
-        # Compiled files are found by a time in whole seconds: an edit within one would not be seen.
+        # Compiled files are matched by a time in whole seconds: a second edit within one would be missed.
         sys.dont_write_bytecode = True
         overrides = {**overrides, "watch_config": "true"}
 
@@ -71,7 +71,7 @@ def serve(
         run_worker(GatewayRuntime(), orders)
 
     def warm_up() -> None:
-        # The data plane takes as long to import as the first config takes to load: both at once.
+        # Importing the data plane takes as long as loading the first config: both in parallel.
         importlib.import_module("fastgate.server.runtime")
 
     supervisor = Supervisor(
@@ -91,12 +91,12 @@ def serve(
 def read_merged(
     path: Path, overrides: Mapping[str, str], order: LoadOrder, *, watch_code: bool = False
 ) -> Reading | list[Problem]:
-    """The config of this file, or of the one in the order, with its State document; or what is wrong."""
+    """The config of this file, or of the one in the order, with its State document; or its problems."""
     try:
         source = read_source(path) if order.source is None else _decode_source(order.source)
         config = load_source(source, overrides=overrides)
         store, state, warning = "", EMPTY, ""
-        if config.admin.listen != "off":  # without a controller the file is all there is, as for consumers
+        if config.admin.listen != "off":  # without a controller the file is the only source, as for consumers
             store = str(config.store.file().absolute())
             is_known = order.store == store
             try:
@@ -104,7 +104,7 @@ def read_merged(
             except UnreadableState as error:
                 if is_known:
                     return [Problem(text=str(error), event="state refused")]
-                warning = str(error)  # the gateway serves, as it does without the keys in it
+                warning = str(error)  # the gateway serves, as it would without the keys in it
         if state.document != EMPTY.document:
             named = (f"state version {state.version}", state.document)
             config = load_source(source, overrides=overrides, state=named, plain=config)
@@ -152,9 +152,8 @@ def topology_of(config: Config, *, watch_code: bool = False) -> Topology:
 
 def plugin_code(config: Config) -> dict[str, str]:
     """The files that the config's plugins were imported from, each with a digest: the modules of their
-    packages, and what else of the operator's own code they imported. Other installed packages are left out:
-    they are many, and change with an upgrade only.
-    """
+    packages, and other modules of the operator's own code that they import. Other installed packages are left
+    out: they are numerous, and change with an upgrade only."""
     names = {use.use for use in config.plugins}
     names |= {use.use for route in config.each_route() for use in route.plugins}
     packages = {PLUGINS.load(name).__module__.partition(".")[0] for name in names}

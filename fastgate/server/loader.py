@@ -5,8 +5,8 @@ It sends one msgpack record on a pipe (the topology for the supervisor, or the p
 encoded config in a memfd that the supervisor passes on unread. Faults of a config or plugin during the check
 (exception, leak, hang, crash) are confined to this process.
 
-A loader killed by a signal (the kernel out of memory, an operator) says nothing about the config, so it is
-started once more. A loader that exits is not, because it would exit the same way again.
+A signal that kills a loader (the kernel out of memory, an operator) is no verdict on the config, so the
+loader is restarted once. A loader that exits is not, because it would exit the same way again.
 """
 
 from __future__ import annotations
@@ -44,27 +44,28 @@ __all__ = [
 ]
 
 NICE = 10
-"""Parsing takes CPU time only when no request wants it, except at the start."""
+"""Parsing takes only CPU time that no request needs, except at the start."""
 
 MOST_TRIES = 2
-"""Loaders for one reload: the first, and one more when a signal ended it."""
+"""Loaders for one reload: the first, and one more if a signal ended it."""
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
 
 class LoadOrder(msgspec.Struct, frozen=True):
-    """What to read."""
+    """The config to read."""
 
     source: bytes | None = None
     """The file as it was read before; None: read it now."""
     state: int = NEWEST
-    """The version of the State document that belongs to it; NEWEST: of the store that the config names."""
+    """The version of the State document that belongs to it; NEWEST: the newest in the store that the config
+    names."""
     store: str = ""
-    """The store that this version is in. When the config names another one, NEWEST applies."""
+    """The store of this version. If the config names another one, NEWEST applies."""
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """A good config."""
+    """A valid config."""
 
     topology: Topology
     blob: bytes
@@ -72,7 +73,7 @@ class Reading(msgspec.Struct, frozen=True):
     state: int = 0
     store: str = ""
     warning: str = ""
-    """Why it is without the State document: the store cannot be read, and nothing was in use before."""
+    """Why the State document is missing: the store cannot be read, and no document was in use before."""
 
 
 Read = Callable[[LoadOrder], "Reading | list[Problem]"]
@@ -90,12 +91,12 @@ class Topology(msgspec.Struct, frozen=True):
     watch: bool
     generation_key: bytes
     sizes: Sizes = Sizes()
-    runtime_names: list[str] = []  # of the values in the runtime table that its plan reads
+    runtime_names: list[str] = []  # names in the runtime table that its plan reads
     sources: list[str] = []  # files of plugin code to watch with the config file
 
 
 class Loaded(msgspec.Struct, tag=True, frozen=True):
-    """The config is good; it lies in the memfd, followed by the file that it was read from."""
+    """The config is valid; the memfd contains it, followed by the file that it was read from."""
 
     topology: Topology
     size: int
@@ -107,7 +108,7 @@ class Loaded(msgspec.Struct, tag=True, frozen=True):
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True):
-    """The config is bad. `total` counts all problems, also those beyond MAX_PROBLEMS."""
+    """The config is invalid. `total` counts all problems, including those beyond MAX_PROBLEMS."""
 
     problems: list[Problem]
     total: int
@@ -117,7 +118,7 @@ Answer = Loaded | Refused
 
 
 class LoadedConfig:
-    """A good config: its version, topology, the State in it, and the memfd with its encoded form."""
+    """A valid config: its version, topology, State, and the memfd with its encoded form."""
 
     __slots__ = (
         *("digest", "fd", "realtime_ns", "size", "source_size", "state", "store"),
@@ -140,7 +141,7 @@ class LoadedConfig:
         os.close(self.fd)
 
     def order(self, state: int) -> LoadOrder:
-        """What to read for the same file with this version of the State document. OSError."""
+        """The order to read the same file with this version of the State document. Raises OSError."""
         return LoadOrder(os.pread(self.fd, self.source_size, self.size), state, self.store)
 
 
@@ -196,11 +197,12 @@ class Loader:
         self._nice = 0
         self._order = LoadOrder()
         self._tries = 0
-        self._status: int | None = None  # how the child ended, once it was waited for
+        self._status: int | None = None  # exit status of the child, after it was reaped
         self._is_silent = False  # it closed the pipe without a result: its exit status decides
 
     def start(self, order: LoadOrder, *, nice: int) -> None:
-        """Forks; ends in `on_loaded`, with what makes a config of a version, or in `on_refused`. OSError."""
+        """Forks; ends in `on_loaded`, with a function that creates the config of a version, or in
+        `on_refused`. Raises OSError."""
         self._nice = nice
         self._order = order
         self._tries = 0
@@ -227,7 +229,7 @@ class Loader:
             os.close(write_fd)
 
     def stop(self) -> None:
-        """Ends the child if there is one, and forgets what it said; idempotent."""
+        """Ends the child if there is one, and discards its result; idempotent."""
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             self._pid = 0
@@ -253,12 +255,12 @@ class Loader:
         self._close_answer()
         try:
             answer = _decode_answer(self._answer)
-        except msgspec.DecodeError:  # nothing, or the beginning of a response
+        except msgspec.DecodeError:  # no record, or the beginning of one
             self._is_silent = True
             if self._status is not None:
                 self._died(self._status)
             return
-        self._pid = 0  # it has nothing left to do
+        self._pid = 0  # the child has finished
         if isinstance(answer, Refused):
             self._on_refused(answer.problems, answer.total)
             return

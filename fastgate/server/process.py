@@ -1,9 +1,9 @@
 """Forking a child that cannot outlive the supervisor.
 
 os.fork without exec: the supervisor has one thread and no event loop, so the child starts with everything
-imported and mapped, and pays only for what it changes. The child drops the supervisor's signal set-up and
-descriptors before it runs its own code and leaves through os._exit, so nothing that the supervisor registered
-to run at its end runs twice.
+imported and mapped, and uses memory only for the pages it changes. The child drops the supervisor's signal
+handlers and descriptors before it runs its own code and exits through os._exit, so exit handlers of the
+supervisor do not run twice.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ _SIGNALS = (
 )
 
 _IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""What reaches the whole group (Ctrl-C, a closed terminal, `pkill -USR1 fastgate`) is for the supervisor,
-which passes it on; a child that wants one sets a handler of its own."""
+"""Signals to the whole group (Ctrl-C, a closed terminal, `pkill -USR1 fastgate`) are handled by the
+supervisor, which passes them on; a child that needs one sets its own handler.
+"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -58,8 +59,7 @@ def name_process(name: str) -> None:
 
 def occupy_standard_descriptors() -> None:
     """Opens /dev/null in place of descriptors 0, 1 and 2 that the caller has closed (`run >&-`). Otherwise a
-    socket or the store would get the number, and what a library prints would go into it.
-    """
+    socket or the store would get the number, and the output of a library would be written to it."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -119,15 +119,15 @@ def _quota_of_version_1(group: Path) -> float | None:
 
 
 def fork_child(name: str, keep: Iterable[int], run: Callable[[], None], *, nice: int = 0) -> int:
-    """Forks; returns the child's pid. The child closes every descriptor but 0, 1, 2 and `keep`, then `run` is
-    all it does.
+    """Forks; returns the child's pid. The child closes every descriptor except 0, 1, 2 and `keep`, then
+    executes only `run`.
 
     The kernel kills the child when the supervisor dies (PR_SET_PDEATHSIG), with SIGKILL because a hung child
     would ignore other signals: without the supervisor no process could restart, reload or stop it.
     """
     supervisor_pid = os.getpid()
     _flush()
-    # A signal that reached the child before it forgot the supervisor's wakeup pipe would be reported to the
+    # A signal that reached the child before it closed the supervisor's wakeup pipe would be reported to the
     # supervisor.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -146,7 +146,7 @@ def _be_child(
     try:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != supervisor_pid:
-            os._exit(EXIT_CRASH)  # it died between fork and prctl
+            os._exit(EXIT_CRASH)  # the supervisor died between fork and prctl
         signal.set_wakeup_fd(-1)
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
@@ -171,7 +171,7 @@ def _be_child(
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # the descriptor was closed when the interpreter started
-            with contextlib.suppress(OSError, ValueError):  # a full disk, a reader that is gone
+            with contextlib.suppress(OSError, ValueError):  # a full disk, or a closed pipe
                 stream.flush()
 
 
@@ -181,7 +181,7 @@ def _close_all_but(keep: set[int]) -> None:
     """
     for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
         if fd not in keep:
-            with contextlib.suppress(OSError):  # the descriptor of the listing itself is gone already
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself is already closed
                 os.close(fd)
 
 

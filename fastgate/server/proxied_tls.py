@@ -1,12 +1,12 @@
 """A PROXY protocol header, then TLS, on one connection: what a TCP load balancer sends to a TLS listener.
 
 The event loop can start TLS on a connection that has begun in plain text, but only from the next byte it
-reads; the client's hello mostly arrives in one piece with the header. So the bytes behind the header are
-handed to the loop's own TLS protocol once it is in place. The gateway's protocol is attached when the
-handshake is done and is given the header before anything else, as on a listener without TLS.
+reads; the ClientHello mostly arrives in one piece with the header. The bytes after the header are therefore
+passed to the loop's own TLS protocol once it is installed. The gateway's protocol is attached when the
+handshake is complete and receives the header first, as on a listener without TLS.
 
-    HEADER ─ whole ─► HANDSHAKE ─ done ─► the gateway's protocol has the connection
-       └─ malformed, late: cut    └─ refused, late: cut
+    HEADER ─ complete ─► HANDSHAKE ─ complete ─► the gateway's protocol takes over the connection
+       └─ malformed, late: cut       └─ refused, late: cut
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class ProxiedTls(asyncio.Protocol):
         context: ssl.SSLContext,
         timeout_s: float,
     ) -> None:
-        """The header has `timeout_s` to arrive, and the handshake as long again."""
+        """The header must arrive within `timeout_s`, and the handshake within the same time again."""
         self._loop, self._inner, self._context, self._timeout_s = loop, inner, context, timeout_s
-        self._received = b""  # in plain text until the header is whole, then decrypted, ahead of `inner`
+        self._received = b""  # plain text until the header is complete, then decrypted bytes for `inner`
         self._header = b""
         self._transport: asyncio.Transport
         self._late: asyncio.TimerHandle
@@ -41,8 +41,8 @@ class ProxiedTls(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self._handshake is not None:
-            return  # a loop may tell us of the TLS transport too; _secure has it
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's do not derive from it
+            return  # some loops call this for the TLS transport too; _secure handles it
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not derive from it
         self._late = self._loop.call_later(self._timeout_s, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -75,14 +75,14 @@ class ProxiedTls(asyncio.Protocol):
                 ssl_handshake_timeout=self._timeout_s,
             )
         )
-        # One turn: start_tls has put its protocol in place and asked for its connection_made; what is asked
-        # for now comes behind that, and ahead of anything read from the socket.
+        # One iteration of the loop: start_tls has installed its protocol and scheduled its connection_made;
+        # calls scheduled now run after that, and before any bytes read from the socket.
         await asyncio.sleep(0)
         if hello:
             self._loop.call_soon(_feed, self._transport.get_protocol(), hello)
         try:
             secured = await starting
-        except OSError:  # refused, cut or late; ssl.SSLError is one
+        except OSError:  # refused, cut or late; ssl.SSLError is an OSError
             self._transport.abort()
             return
         if self._lost or secured is None or secured.is_closing():
@@ -94,7 +94,7 @@ class ProxiedTls(asyncio.Protocol):
 
 
 def _feed(protocol: Any, data: bytes) -> None:
-    """Gives a buffered protocol bytes that were read before it was there."""
+    """Passes bytes to a buffered protocol that were read before it was installed."""
     while data:
         room = protocol.get_buffer(len(data))
         taken = min(len(room), len(data))

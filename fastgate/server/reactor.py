@@ -23,7 +23,7 @@ class _HasFileno(Protocol):
 
 
 class Timer:
-    """One call in the future; `cancel` is idempotent."""
+    """A scheduled call; `cancel` is idempotent."""
 
     __slots__ = ("call", "due_ns")
 
@@ -39,10 +39,11 @@ class Timer:
 
 
 class Reactor:
-    """Calls back until `stop`."""
+    """Runs callbacks until `stop`."""
 
     def __init__(self, on_error: Callable[[Exception], None]) -> None:
-        """`on_error` is told of exceptions that calls raise; the loop goes on, as all traffic hangs on it."""
+        """`on_error` receives the exceptions that callbacks raise; the loop continues, because all traffic
+        depends on it."""
         self._on_error = on_error
         self._selector = selectors.DefaultSelector()
         self._timers: list[Timer] = []
@@ -79,7 +80,8 @@ class Reactor:
             if self._timers:
                 wait_s = max(0.0, (self._timers[0].due_ns - time.monotonic_ns()) / 1e9)
             for key, _events in self._selector.select(wait_s):
-                # A call before may have unwatched this one, and its number may be another's by now.
+                # An earlier callback may have unwatched this one, and its descriptor number may have been
+                # reused.
                 if self._selector.get_map().get(key.fd) is key:
                     self._call(key.data)
             now_ns = time.monotonic_ns()
@@ -105,4 +107,4 @@ class Reactor:
 
 
 def _woken(_number: int, _frame: object) -> None:
-    """Python needs a handler for the wakeup descriptor to be written."""
+    """Python writes to the wakeup descriptor only for signals that have a handler."""

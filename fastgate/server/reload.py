@@ -7,23 +7,23 @@
                        └──refused──┴───────┴──► IDLE  (refused: everything stays as it was)
     any state ──stopped──► STOPPED
 
-LOADING     A child process parses and checks the config: the file, or a change that was asked for.
+LOADING     A child process parses and checks the config: the file, or a requested change.
 WAITING     An address or a slot is still held by a draining generation.
 PREPARING   Hot (same listeners, worker count and compiled settings): every serving worker builds the new plan
             next to its old one. Otherwise a new generation of workers builds it; none of them accepts yet.
-COMMITTING  There is no way back. Workers swap the plan, or start to accept.
+COMMITTING  Irreversible. Workers swap the plan, or start to accept.
 
 Each attempt that reaches PREPARING has a version of its own, and no version is used twice. A worker's
-response counts only if it carries the version that the worker was last told to build; anything else is late
-and is ignored. `Member.building` and `Member.serving` hold what was told and what was reported.
+response counts only if it carries the version that the worker was last told to build; all others are late
+and are ignored. `Member.building` and `Member.serving` hold the version requested and the version reported.
 
 The death of a worker alone never fails a reload: the remaining workers decide, and a replacement starts from
 the newest committed version. A commit requires that at least one worker has built the plan. If workers keep
 dying while they build it and none succeeds, the config is refused.
 
-A reload is asked for in two ways. Requests to read the file again that come while another reload runs become
-one. A request with a `change` (a version of the State document) is a reload of its own, in the order of the
-requests. What a change is, only the loader knows; this module hands it on.
+There are two kinds of reload requests. Requests to read the file again that arrive while another reload runs
+are merged into one. Each request with a `change` (a version of the State document) is a separate reload, in
+the order of the requests. Only the loader interprets a change; this module passes it on.
 
 This module does no I/O and imports neither the supervisor nor the worker pool. Its effects are passed in as
 `Effects`; tests/server/test_reload_machine.py drives it through random orders of events.
@@ -51,15 +51,15 @@ __all__ = [
 ]
 
 LIMIT_NS = 60_000_000_000
-"""For loading, and again for preparing: far above what 100 000 routes take, short enough to report a plugin
-that hangs.
+"""For loading, and again for preparing: far above the time for 100 000 routes, short enough to report a
+plugin that hangs.
 """
 
 COMMIT_LIMIT_NS = 10_000_000_000
 """A committed worker that has not reported by then is replaced; the reload ends without it."""
 
 RETRY_NS, RETRY_LIMIT_NS = 50_000_000, 3_000_000_000
-"""How often and how long an address or seat that a draining generation is about to release is tried again."""
+"""Interval and limit of retries for an address or slot that a draining generation is about to release."""
 
 MOST_ASKERS = 1000
 """Requests for a reload that can wait for the next one; each is a call of the admin API."""
@@ -91,7 +91,8 @@ TRANSITIONS: Final[dict[tuple[Phase, str], Phase]] = {
 
 
 class NoRoomYet(Exception):
-    """Staging failed for a reason that may go away when a draining generation ends. `problem` says which."""
+    """Staging failed for a reason that may disappear when a draining generation ends. `problem` describes
+    it."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.text)
@@ -99,7 +100,7 @@ class NoRoomYet(Exception):
 
 
 class CannotStage(Exception):
-    """Staging failed, and trying again would not help."""
+    """Staging failed, and a retry would not help."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.text)
@@ -107,7 +108,7 @@ class CannotStage(Exception):
 
 
 class CannotLoad(Exception):
-    """There is nothing to load: the change does not apply to what is in use."""
+    """There is nothing to load: the change does not apply to the current config."""
 
     def __init__(self, kind: str, problem: Problem) -> None:
         super().__init__(problem.text)
@@ -128,7 +129,7 @@ class Versioned(Protocol):
 
 
 class Member(Protocol):
-    """A worker process. Only the machine writes these two after the worker is forked."""
+    """A worker process. Only the state machine writes these two after the worker is forked."""
 
     building: int
     """The version it was last told to build; 0 after an abort."""
@@ -141,7 +142,7 @@ W = TypeVar("W", bound=Member)
 
 
 class Outcome(Generic[C]):
-    """How a reload ended. `config` is the new one when it was applied."""
+    """The result of a reload. `config` is the new one if it was applied."""
 
     __slots__ = ("applied", "askers", "config", "duration_ns", "kind", "problems", "total", "version")
 
@@ -174,63 +175,65 @@ class Effects(Protocol[C, W]):
         """A timer with `cancel()`."""
 
     def load(self, change: Any) -> None:
-        """Starts the loader, which ends in `Reload.loaded` or `Reload.not_loaded`. `change` None: the file
-        is read. OSError, CannotLoad."""
+        """Starts the loader, which ends in `Reload.loaded` or `Reload.not_loaded`. `change` None: read the
+        file. Raises OSError, CannotLoad."""
 
     def stop_loading(self) -> None:
         """Ends the loader if it still runs; idempotent."""
 
     def stage(self, config: C) -> tuple[str, Sequence[W]]:
-        """Opens what the config needs. `("hot", members)` when the running workers can take it and one of
-        them serves, else the kind and the new workers, forked with this config. NoRoomYet or CannotStage
-        leave nothing behind."""
+        """Opens the resources that the config needs. Returns `("hot", members)` if the running workers can
+        apply it and one of them serves, else the kind and the new workers, forked with this config. NoRoomYet
+        or CannotStage leave nothing behind."""
 
     def restaff(self, dead: W) -> W:
-        """Forks another worker into the slot of a staged one that died. CannotStage."""
+        """Forks another worker into the slot of a staged one that died. Raises CannotStage."""
 
     def unstage(self) -> None:
-        """Takes back what `stage` did."""
+        """Undoes `stage`."""
 
     def may_get_room(self) -> bool:
-        """True while something drains."""
+        """True while a generation drains."""
 
     def members(self) -> Collection[W]:
-        """The living workers of the generation in use that do not drain."""
+        """The living workers of the current generation that do not drain."""
 
     def slots(self) -> int:
-        """How many workers the generation in use, or the staged one, has."""
+        """Number of workers of the current generation, or the staged one."""
 
     def send(self, worker: W, message: Message, config: C | None = None) -> None:
-        """Sends, with the config's descriptor. To a worker that is gone: does nothing; its death follows."""
+        """Sends a message, with the config's descriptor. No effect for a worker that is gone; its death is
+        reported later."""
 
     def adopt(self, config: C) -> None:
-        """From now on this config is the one in use, and what workers are forked with."""
+        """Makes this the current config, with which workers are forked."""
 
     def is_in_effect(self) -> bool:
-        """True when every slot of the generation in use has a worker that serves the config in use."""
+        """True if every slot of the current generation has a worker that serves the current config."""
 
     def replace(self, worker: W) -> None:
-        """Forks a worker with the config in use; when it serves, this one drains."""
+        """Forks a worker with the current config; once it serves, the old one drains."""
 
     def discard(self, worker: W, problem: Problem) -> None:
-        """Ends a worker that never served and cannot build the config in use; it is tried again later."""
+        """Ends a worker that never served and cannot build the current config; it is retried later."""
 
     def turn_away(self, askers: Sequence[int], problem: Problem) -> None:
-        """Tells askers that there is no reload for them."""
+        """Informs askers that there is no reload for them."""
 
     def report(self, outcome: Outcome[C]) -> None:
-        """Tells the askers and the log. A refusal of the very first config ends the gateway."""
+        """Reports the outcome to the askers and the log. A refusal of the very first config ends the
+        gateway."""
 
 
 class Reload(Generic[C, W]):
-    """The machine. The supervisor reports events; it calls effects."""
+    """The state machine. The supervisor reports events; the machine calls effects."""
 
     def __init__(self, effects: Effects[C, W]) -> None:
         self._do = effects
         self.phase = Phase.IDLE
         self.config: C | None = None
-        """The config in use."""
-        self._newest = 0  # the last version that was given to an attempt
+        """The current config."""
+        self._newest = 0  # the last version assigned to an attempt
         self._askers: list[int] = []
         self._next: list[tuple[list[int], Any]] = []  # askers and change of the reloads that follow this one
         self._is_beginning = False
@@ -240,35 +243,36 @@ class Reload(Generic[C, W]):
         self._forget_attempt()
 
     def _forget_attempt(self) -> None:
-        self._attempt: C | None = None  # the config that is being brought into effect
+        self._attempt: C | None = None  # the config of the attempt
         self._kind = "load"
-        self._waiting: set[W] = set()  # told to build it, no response yet
+        self._waiting: set[W] = set()  # workers told to build it, without a response yet
         self._prepared: set[W] = set()
         self._is_proven = False
         self._deaths = 0
 
     @property
     def version(self) -> int:
-        """The version in use; 0 before the first."""
+        """The current version; 0 before the first."""
         return self.config.version if self.config is not None else 0
 
     @property
     def attempted(self) -> int:
-        """The version that is being brought into effect; 0 when there is none."""
+        """The version of the attempt; 0 if there is none."""
         return self._attempt.version if self._attempt is not None else 0
 
     def stages(self, worker: W) -> bool:
-        """True for workers of a generation that is not in use yet."""
+        """True for workers of a staged generation."""
         return (
             self.phase is Phase.PREPARING
             and self._kind != "hot"
             and (worker in self._waiting or worker in self._prepared)
         )
 
-    # ---- what is asked for
+    # ---- requests
 
     def ask(self, askers: Sequence[int], change: Any = None) -> None:
-        """Starts a reload, or has one start after this: what was written since then must not be missed."""
+        """Starts a reload, or queues one after the current one: changes written in between must not be
+        missed."""
         if self.phase is Phase.STOPPED:
             self._do.turn_away(askers, Problem(text=_STOPPING))
         elif self.phase is Phase.IDLE:
@@ -284,7 +288,7 @@ class Reload(Generic[C, W]):
             self._next.append((list(askers), change))
 
     def stop(self) -> None:
-        """Ends whatever is in progress, because the gateway stops; idempotent."""
+        """Cancels the operation in progress, because the gateway stops; idempotent."""
         later, self._next = self._next, []
         if self.phase is Phase.COMMITTING:
             self._finish()
@@ -311,7 +315,7 @@ class Reload(Generic[C, W]):
     # ---- LOADING
 
     def loaded(self, keep: Callable[[int], C]) -> None:
-        """The loader found the config good; `keep(version)` makes it that version."""
+        """The loader found the config valid; `keep(version)` creates the config with that version."""
         if self.phase is not Phase.LOADING:
             return
         self._newest += 1
@@ -361,22 +365,22 @@ class Reload(Generic[C, W]):
         return call
 
     def _tell(self, worker: W) -> None:
-        """Has a serving worker build the plan of this attempt."""
+        """Tells a serving worker to build the plan of this attempt."""
         assert self._attempt is not None
         worker.building = self._attempt.version
         self._waiting.add(worker)
         self._do.send(worker, Prepare(self._attempt.version, self._attempt.size), self._attempt)
 
     def _bring_up_to_date(self, worker: W) -> None:
-        """Has a worker that missed a commit build the plan of the config in use."""
+        """Tells a worker that missed a commit to build the plan of the current config."""
         assert self.config is not None
         worker.building = self.config.version
         self._do.send(worker, Prepare(self.config.version, self.config.size), self.config)
 
     def prepared(self, worker: W, version: int, problems: Sequence[Problem]) -> None:
-        """A worker has built the plan of this version, or cannot."""
+        """A worker has built the plan of this version, or failed."""
         if version != worker.building:
-            return  # of an attempt that is over: it counts for nothing
+            return  # of an attempt that is over: ignored
         if worker in self._waiting:
             if problems:
                 self._refuse(problems)
@@ -391,16 +395,16 @@ class Reload(Generic[C, W]):
             self._bring_up_to_date(worker)  # forked before the last commit
         elif not problems:
             self._do.send(worker, Commit(version))
-        # It was good for the others: a file or a service that the plan needs is gone since.
+        # The other workers could build it: a file or service that the plan needs has disappeared since.
         elif worker.serving:
             self._do.replace(worker)
         elif self.phase is Phase.PREPARING and self._kind == "hot":
-            self._tell(worker)  # perhaps this attempt is the remedy
+            self._tell(worker)  # this attempt may fix it
         else:
             self._do.discard(worker, problems[0])
 
     def gone(self, worker: W, how: str) -> None:
-        """A worker died. Its slot in the generation in use is the supervisor's to fill."""
+        """A worker died. The supervisor fills its slot in the current generation."""
         is_staged = self.stages(worker)
         was_building = worker in self._waiting
         self._waiting.discard(worker)
@@ -425,7 +429,7 @@ class Reload(Generic[C, W]):
     # ---- COMMITTING
 
     def progress(self) -> None:
-        """Looks whether the attempt can go on; called whenever something changed that it may wait for."""
+        """Advances the attempt if possible; called whenever something changed that it may wait for."""
         if self.phase is Phase.COMMITTING:
             if self._do.is_in_effect():
                 self._finish()
@@ -454,7 +458,7 @@ class Reload(Generic[C, W]):
         self.progress()
 
     def _committing_took_too_long(self) -> None:
-        """Replaces what still serves another version, so that the result is true for every worker."""
+        """Replaces workers that still serve another version, so that the result is true for every worker."""
         for worker in list(self._do.members()):
             if worker.serving and worker.serving != self.version:
                 self._do.replace(worker)
@@ -470,7 +474,7 @@ class Reload(Generic[C, W]):
     # ---- refused
 
     def _refuse(self, problems: Sequence[Problem], total: int | None = None) -> None:
-        """Ends the attempt. Every worker that serves goes on serving what it serves."""
+        """Ends the attempt. Every serving worker keeps its current plan."""
         attempt, askers, kind = self._attempt, self._askers, self._kind
         told = self._waiting | self._prepared
         self._cancel_timer()
@@ -503,7 +507,7 @@ class Reload(Generic[C, W]):
     def _end(self, outcome: Outcome[C]) -> None:
         self._do.report(outcome)
         if self._is_beginning:
-            return  # of a reload that ended before it began; the loop below goes on
+            return  # of a reload that ended before it began; the loop below continues
         self._is_beginning = True
         while self._next and self.version and self.phase is Phase.IDLE:
             self._begin(*self._next.pop(0))

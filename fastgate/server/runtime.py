@@ -1,6 +1,6 @@
 """The parts of a worker: the data plane, the plan of a config, TLS on its listeners.
 
-worker.py knows when these parts are needed, this module knows which they are.
+worker.py decides when these parts are created, this module which ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class GatewayRuntime:
         return TlsContexts(listener.tls) if listener.tls is not None else None
 
     def _check_log(self, config: Config) -> None:
-        """ConfigError if the access log cannot be written: it is too late when the plan takes effect."""
+        """Raises ConfigError if the access log cannot be written: it is too late when the plan takes
+        effect."""
         path = config.access_log.output
         if path in ("off", "stdout"):
             return

@@ -5,7 +5,7 @@ TCP: one `SO_REUSEPORT` socket for each worker slot, so the kernel spreads conne
 for one. When workers shrink, the sockets of the missing slots stay in the group (closing one would reset what
 waits in it) and the remaining workers serve them too. A new socket is only bound at first: it joins the
 group, and gets connections, when a worker that is about to accept calls listen(2), so a reload that fails
-takes nothing with it. Unix: one socket for all workers; there is no group to spread over.
+loses no connections. Unix: one socket for all workers; there is no group to spread over.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _DROP_SYN = struct.pack(
 
 
 def bind_target(address: str) -> tuple[socket.AddressFamily, tuple[str, int] | str]:
-    """The family and what to bind for a configured address. ValueError for a malformed one, OSError for a
-    host that is unknown. No host is every IPv4 interface; `[::]` is every IPv6 one."""
+    """The family and the address to bind for a configured address. Raises ValueError if it is malformed,
+    OSError if the host is unknown. No host means every IPv4 interface; `[::]` every IPv6 one."""
     parsed = parse_address(address)
     if parsed.unix_path:
         return socket.AF_UNIX, parsed.unix_path
@@ -61,18 +61,18 @@ def bind_target(address: str) -> tuple[socket.AddressFamily, tuple[str, int] | s
 
 
 def refuse_new(sockets: Iterable[socket.socket]) -> None:
-    """Let no further connection begin on these TCP sockets; those the client already believes open can still
-    be accepted.
+    """Refuse new connections on these TCP sockets; those that are established for the client can still be
+    accepted.
 
-    Between the last accept and close(2) a finished handshake would be reset. With the first packet of a
-    handshake dropped, the queue can be emptied and stays empty; the client's second try, a second later,
-    meets a closed port and is told so.
+    Between the last accept and close(2) a completed handshake would be reset. With the first packet of
+    handshakes dropped, the queue can be emptied and stays empty; the client's retry, a second later, reaches
+    a closed port and is refused.
     """
     program = ctypes.create_string_buffer(_DROP_SYN, len(_DROP_SYN))
     for sock in sockets:
         if sock.family != socket.AF_UNIX:
-            # A kernel without socket filters (gVisor) leaves a window of microseconds: no reason not to
-            # drain.
+            # A kernel without socket filters (gVisor) leaves a window of microseconds: that does not prevent
+            # the drain.
             with contextlib.suppress(OSError):
                 sock.setsockopt(
                     socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 4, ctypes.addressof(program))
@@ -103,9 +103,8 @@ class Listener:
         return self._family == socket.AF_UNIX
 
     def grow(self, slots: int) -> list[socket.socket]:
-        """Binds what is missing for `slots` workers; returns the new sockets. OSError leaves the listener as
-        it was.
-        """
+        """Binds the missing sockets for `slots` workers; returns the new sockets. An OSError leaves the
+        listener unchanged."""
         new: list[socket.socket] = []
         wanted = 1 if self.is_unix else slots
         try:
@@ -179,7 +178,7 @@ class Listener:
                 try:
                     probe.connect(path)
                 except ConnectionRefusedError:
-                    os.unlink(path)  # what a process that was killed left behind
+                    os.unlink(path)  # left behind by a killed process
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)

@@ -34,9 +34,9 @@ class Staging:
         map_memory: Callable[[int, Any], None],
         assign: Callable[[LoadedConfig], None],
     ) -> None:
-        """`map_memory(workers, sizes)` is called before the first fork. OSError, MemoryError.
-        `assign(config)` is called before a worker builds the plan of this config. CannotStage.
-        """
+        """`map_memory(workers, sizes)` is called before the first fork and may raise OSError or
+        MemoryError. `assign(config)` is called before a worker builds the plan of this config and may
+        raise CannotStage."""
         self._crew = crew
         self._table = table
         self._listeners = listeners
@@ -49,15 +49,15 @@ class Staging:
     def stage(
         self, config: LoadedConfig, current: Generation | None, admin_in_use: Listener | None
     ) -> tuple[str, list[Worker]]:
-        """See Effects.stage. The kind is `hot`, `generation` or, when nothing runs yet, `start`."""
+        """See Effects.stage. The kind is `hot`, `generation` or, if nothing runs yet, `start`."""
         try:
             self._open_admin(config.topology.admin_listen, admin_in_use)
             if current is not None and current.config.topology.generation_key == (
                 config.topology.generation_key
             ):
                 members = list(self._crew.members(current))
-                # Without a serving worker nothing could show that the plan can be built: workers forked with
-                # the new config can.
+                # Without a serving worker the hot reload could not verify that the plan can be built: workers
+                # forked with the new config can.
                 if any(worker.state == READY for worker in members):
                     self._assign(config)
                     return "hot", members
@@ -79,7 +79,7 @@ class Staging:
         return worker
 
     def undo(self) -> None:
-        """Takes back what staging did: workers that never accepted, sockets that never listened."""
+        """Undoes the staging: ends workers that never accepted, closes sockets that never listened."""
         if self.generation is not None:
             for worker in self.generation.workers.values():
                 worker.kill()
@@ -90,7 +90,8 @@ class Staging:
         self.admin = None
 
     def release(self) -> Generation | None:
-        """Forgets what was staged, because it is in use from now on; the new generation, if there is one."""
+        """Releases ownership of the staged resources, which are in use from now on; returns the new
+        generation, if there is one."""
         generation, self.generation = self.generation, None
         self._bound = []
         return generation

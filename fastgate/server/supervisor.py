@@ -52,17 +52,17 @@ from fastgate.state.journal import Journal
 __all__ = ["Supervisor"]
 
 TICK_NS = 1_000_000_000
-"""How often the config file is looked at and hung workers are searched for."""
+"""Interval of the checks for a changed config file and for hung workers."""
 
 PAUSED_NS = 2_000_000_000
-"""A tick that comes this late was not asked for by a busy machine: this process did not run."""
+"""A tick this late is not explained by a busy machine: this process was stopped."""
 
 SETTLE_NS = 200_000_000
-"""A changed config file is read when it has stayed the same this long: editors write in several steps."""
+"""A changed config file is read after it has been unchanged for this long: editors write in several steps."""
 
 HANG_LIMIT_NS = 10_000_000_000
-"""A loop that has not turned for 10 s answers nobody; a plugin that computes for 1 s, however rude, is not
-killed for it.
+"""A loop that has not turned for 10 s serves no client; a plugin that blocks it for 1 s is not killed for
+that.
 """
 
 SEATS_LEAST = 16
@@ -107,7 +107,7 @@ class Supervisor:
         )
         self.crew = Crew(self.reactor, self.table, self.journal, work, self._heard, hang_limit_ns)
         self.controller = Controller(self.reactor, self.table, self.journal, control, self._asked)
-        self._old: list[Generation] = []  # to be drained when the generation in use is complete
+        self._old: list[Generation] = []  # to be drained when the current generation is complete
         self._staging = Staging(self.crew, self.table, self.listeners, self.map_memory, self._assign)
         self._released = (0, 0)  # the oldest and the newest plan in use when runtime values were last freed
         self._memory = memory
@@ -123,9 +123,8 @@ class Supervisor:
         self._ticked_ns = time.monotonic_ns()
 
     def run(self) -> int:
-        """Serves until told to stop; returns the exit status: 0 after a drain, 1 when it could not start or
-        was cut short.
-        """
+        """Serves until stopped; returns the exit status: 0 after a drain, 1 if it could not start or was
+        aborted."""
         name_process("fastgate")
         self.table.supervisor_pid = os.getpid()
         self.table.started_realtime_ns = time.time_ns()
@@ -146,11 +145,11 @@ class Supervisor:
         if self._warm_up is not None:
             self._warm_up()
         gc.collect()
-        gc.freeze()  # so that a child's collector does not copy these pages by writing to their headers
+        gc.freeze()  # a child's collector would otherwise write to the headers of these pages and copy them
         try:
             self.reactor.run()
         finally:
-            # Otherwise a signal while the interpreter ends would end it with another status.
+            # Otherwise a signal during the interpreter's shutdown would change the exit status.
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
                 signal.signal(number, signal.SIG_IGN)
             self.reactor.close()
@@ -166,9 +165,10 @@ class Supervisor:
     # ---- runtime values
 
     def _assign(self, config: LoadedConfig) -> None:
-        """Gives the names that this config's plan reads their slots in the runtime table. CannotStage."""
+        """Assigns slots in the runtime table to the names that this config's plan reads. Raises
+        CannotStage."""
         names = config.topology.runtime_names
-        runtime = getattr(self.crew.memory, "runtime", None)  # what a test maps may hold nothing
+        runtime = getattr(self.crew.memory, "runtime", None)  # the memory of tests may have no such part
         if runtime is None:
             return
         self._released = (0, 0)
@@ -186,7 +186,7 @@ class Supervisor:
             raise CannotStage(problem) from error
 
     def _release(self) -> None:
-        """Frees the runtime values that no plan in use reads. While one is being written, later."""
+        """Frees the runtime values that no current plan reads. Deferred while one is being written."""
         runtime = getattr(self.crew.memory, "runtime", None)
         if runtime is None or not self.reload.version:
             return
@@ -218,7 +218,7 @@ class Supervisor:
         elif number == signal.SIGINT:
             self.journal.warning("stopping at once", signal=number.name)
             self._kill_all()
-        else:  # once more what is being done: service managers and scripts signal twice
+        else:  # repeated signals repeat the notice: service managers and scripts signal twice
             self.journal.info("stopping already", signal=number.name)
 
     def _tick(self) -> None:
@@ -231,13 +231,13 @@ class Supervisor:
             if now != self._seen:
                 self._settle(now)
             else:
-                self._seen = now  # the same, and perhaps settled
+                self._seen = now  # unchanged, but the stamps may have settled
 
     def _kill_hung(self) -> None:
         now_ns = time.monotonic_ns()
         is_late = now_ns - self._ticked_ns > PAUSED_NS
         self._ticked_ns = now_ns
-        # When it is, this process was stopped or the machine suspended, and its children were, too.
+        # A late tick means that this process was stopped or the machine suspended, and its children with it.
         if not is_late:
             self.crew.kill_hung(now_ns)
             self.controller.kill_hung(now_ns, self._hang_limit_ns)
@@ -264,10 +264,10 @@ class Supervisor:
 
         self.reactor.after(SETTLE_NS, check)
 
-    # ---- reloads: what the machine in reload.py may do
+    # ---- reloads: the effects of the state machine in reload.py
 
     def request_reload(self, ids: list[int]) -> None:
-        """Starts a reload, or has one start after the current one."""
+        """Starts a reload, or queues one after the current one."""
         self.reload.ask(ids)
 
     def now_ns(self) -> int:
@@ -319,7 +319,7 @@ class Supervisor:
         self.crew.tell(worker, message, config.fd if config is not None else None)
 
     def adopt(self, config: LoadedConfig) -> None:
-        """From now on this is the config, also for workers forked later."""
+        """Makes this the current config, also for workers forked later."""
         staged = self._staging.release()
         self.controller.config = config
         self._watch(config)
@@ -348,7 +348,7 @@ class Supervisor:
         self._retire(worker)
 
     def discard(self, worker: Worker, problem: Problem) -> None:
-        # That it dies young paces the retries.
+        # Its early death delays the retries.
         self.journal.error("worker cannot build the plan", worker=worker.pid, problem=str(problem))
         worker.kill()
 
@@ -406,7 +406,7 @@ class Supervisor:
             self.reload.ask([message.id], message if message.state else None)
 
     def _retire_old_generations(self) -> None:
-        """Drains what came before the generation in use, once that accepts in every slot."""
+        """Drains the previous generations, once the current one accepts in every slot."""
         if self.generation is not None and self.generation.is_complete():
             while self._old:
                 self._retire_generation(self._old.pop())
@@ -454,7 +454,7 @@ class Supervisor:
         self._fill(generation, worker.slot, worker)
 
     def _fill(self, generation: Generation, slot: int, replaces: Worker | None = None) -> None:
-        """Forks a worker into the slot, unless time has moved on."""
+        """Forks a worker into the slot, unless the state has changed since this was scheduled."""
         is_wanted = generation is self.generation and slot < generation.slots and self.table.phase != STOPPING
         if not is_wanted or generation.workers.get(slot) not in (None, replaces):
             return
@@ -498,7 +498,7 @@ class Supervisor:
         if self.table.phase == STOPPING or generation is not self.generation:
             return
         if generation.workers.get(worker.slot) is not None:
-            return  # it was to be replaced, and is
+            return  # it was to be replaced, and has been
         self.table.worker_restarts += 1
         pause_ns = self.crew.restart_pause_ns(worker)
         pause_ms = pause_ns // 1_000_000
@@ -535,9 +535,8 @@ class Supervisor:
         return self.generation.config.topology.drain_timeout_ns if self.generation else 0
 
     def _stop(self, why: str) -> None:
-        """Starts the shutdown: nothing new is accepted; waiting requests and requests in flight are finished
-        within the drain limit.
-        """
+        """Starts the shutdown: no new connections are accepted; waiting requests and requests in flight are
+        finished within the drain limit."""
         self.table.phase = STOPPING
         limit_ns = self._drain_limit_ns()
         self.journal.info("stopping", reason=why, drain_limit_ms=limit_ns // 1_000_000)
@@ -552,7 +551,7 @@ class Supervisor:
         self._stop_further()
 
     def _stop_further(self) -> None:
-        """The controller goes last, so that `/ready` and `/metrics` tell of the drain; then this process."""
+        """Stops the controller last, so that `/ready` and `/metrics` report the drain; then this process."""
         if self.crew.workers:
             return
         if self.controller.pid:

@@ -1,8 +1,8 @@
-"""TLS on a listener: which certificate a client gets, and new certificates without a restart.
+"""TLS on a listener: choice of the certificate, and new certificates without a restart.
 
-`TlsContexts.context` is what the listening socket is opened with and never changes. It serves no certificate
-choice of its own: its SNI callback moves every new handshake to a context of the current table, so putting a
-new table in its place changes what the next handshake gets and touches no open connection.
+The listening socket is opened with `TlsContexts.context`, which never changes. It does not choose a
+certificate itself: its SNI callback moves every new handshake to a context of the current table, so replacing
+the table affects the next handshake and no open connection.
 
     exact name  www.example.com        one dict
     wildcard    *.example.com          one dict, looked up by the name without its first label (RFC 9525 §6.3)
@@ -39,7 +39,7 @@ class TlsContexts:
     """The certificates of one listener. One per worker; handshakes and `reload` run on the worker's loop."""
 
     def __init__(self, config: TlsConfig) -> None:
-        """CertificateError when a file cannot be used."""
+        """Raises CertificateError if a file cannot be used."""
         self._config = config
         self._files = [path for pair in config.certificates for path in (pair.certificate, pair.key)]
         if config.client_ca is not None:
@@ -52,24 +52,24 @@ class TlsContexts:
         self.context.sni_callback = self._choose
 
     def changed(self) -> bool:
-        """True if a file is not the one last loaded or last found wrong, going by its stamp."""
+        """True if the stamp of a file differs from that of the last load, successful or not."""
         now = self._stamps()
         if now != self._seen:
             return True
-        self._seen = now  # the same, and perhaps settled
+        self._seen = now  # unchanged, but the stamps may have settled
         return False
 
     def reload(self) -> None:
-        """Reads every file again; new handshakes get the result, open connections keep what they have.
+        """Reads every file again; new handshakes use the result, open connections are unaffected.
 
-        CertificateError when one cannot be used: everything stays as it was, and `changed` is False until a
-        file changes once more, so that a half-replaced pair is reported once and taken up when it is whole.
+        Raises CertificateError if one cannot be used: nothing changes, and `changed` is False until a file
+        changes again, so that a half-replaced pair is reported once and loaded when it is complete.
         """
-        self._seen = self._stamps()  # before reading: a change meanwhile is seen next time
+        self._seen = self._stamps()  # before reading: a change in between is detected next time
         self._table = _Table(self._config)
 
     def names(self) -> tuple[str, ...]:
-        """Every name that is covered now, sorted, wildcards as `*.example.com`."""
+        """Every covered name, sorted, wildcards as `*.example.com`."""
         return tuple(sorted([*self._table.exact, *(f"*.{suffix}" for suffix in self._table.wildcard)]))
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
@@ -80,7 +80,7 @@ class TlsContexts:
 
 
 class _Table:
-    """Name to context, built whole and then only read. The first certificate that covers a name wins."""
+    """Name to context, built completely and then only read. The first certificate that covers a name wins."""
 
     def __init__(self, config: TlsConfig) -> None:
         self.exact: dict[str, ssl.SSLContext] = {}
@@ -116,7 +116,8 @@ def _context(config: TlsConfig, index: int) -> ssl.SSLContext:
         if config.client_ca is None:
             raise CertificateError(f"client_certificate: {config.client_certificate} needs client_ca")
         load_authorities(context, config.client_ca)
-        # A resumed session skips the check of the client's certificate: a CA taken away would live on in it.
+        # A resumed session skips the check of the client's certificate: a removed CA would stay trusted in
+        # it.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
     return context

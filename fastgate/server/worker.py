@@ -1,9 +1,9 @@
 """A worker process: one uvloop, one data plane, the listening sockets of its slot.
 
-Born by fork with everything imported that the supervisor had imported; makes its own loop, freezes the config
-into a plan, waits for the supervisor's word, listens. After that it only follows messages: another plan
-(prepared first, used on commit, so that all workers take it or none; given up when it is no longer wanted),
-drain, reopened logs. It writes a heartbeat that the supervisor can see stop.
+Forked with everything that the supervisor has imported; creates its own loop, freezes the config into a plan,
+waits for the supervisor's command, listens. After that it only follows messages: another plan (prepared
+first, used on commit, so that all workers take it or none; canceled when it is obsolete), drain, reopened
+logs. It writes a heartbeat, by which the supervisor detects a hung worker.
 """
 
 from __future__ import annotations
@@ -57,23 +57,23 @@ __all__ = ["Plan", "Plane", "Runtime", "WorkerOrders", "run_worker"]
 HEARTBEAT_S = 0.5
 
 QUEUE_LINGER_S = 0.1
-"""A closing listener accepts this long after new handshakes are refused, so that the last packet of those
-under way (half a
-round trip) still finds it."""
+"""How long a closing listener still accepts after new handshakes are refused, so that the last packet of
+handshakes in progress (half a round trip) still finds it.
+"""
 
 DRAIN_POLL_S = 0.02
 
 CERTIFICATES_S = 5.0
-"""How often certificate files are looked at (one stat each)."""
+"""Interval between checks of the certificate files (one stat each)."""
 
 CANCEL_LIMIT_S = 2.0
-"""How long the building of a plan may take to end when the plan is no longer wanted."""
+"""How long a canceled build of a plan may take to end."""
 
 CLOSE_LIMIT_S = 10.0
-"""How long the plugins of a plan that is not used may take to close."""
+"""How long the plugins of an unused plan may take to close."""
 
 SCAN_RELOADS = 64
-"""Every so many plans everything is scanned for garbage; the requests of that moment wait for it."""
+"""Number of plans between full garbage collections; requests in flight at that moment wait for it."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -83,7 +83,7 @@ class WorkerOrders:
     channel: Channel
     seat: Seat
     sockets: list[tuple[int, socket.socket]]  # (index of the listener in the config, socket)
-    memory: Any  # what all processes share (fastgate.state.memory.HostMemory)
+    memory: Any  # memory shared by all processes (fastgate.state.memory.HostMemory)
     seats: int
     version: int
     config_fd: int
@@ -123,7 +123,7 @@ class Plane(Protocol):
 
 
 class Runtime(Protocol):
-    """The parts a worker puts together; `fastgate.server.runtime` has the real ones."""
+    """The factories of a worker's parts; `fastgate.server.runtime` has the real ones."""
 
     def plane(self, loop: asyncio.AbstractEventLoop, orders: WorkerOrders) -> Plane: ...
 
@@ -165,7 +165,7 @@ def read_config(fd: int, size: int) -> bytes:
         os.close(fd)
 
 
-_Door = tuple[int, socket.socket, asyncio.AbstractServer]  # listener index, socket, what accepts from it
+_Door = tuple[int, socket.socket, asyncio.AbstractServer]  # listener index, socket, its server
 
 
 class _Worker:
@@ -181,13 +181,13 @@ class _Worker:
         self._config: Any = None
         self._plan: Any = None
         self._version = 0  # of the plan in use
-        self._left: list[tuple[int, Any]] = []  # version and plan: replaced, and perhaps still with requests
+        self._left: list[tuple[int, Any]] = []  # version and plan: replaced, but may still have requests
         self._next: tuple[int, Any, Any] | None = None  # version, config, plan: prepared, not committed
         self._servers: list[_Door] = []
-        self._lent: dict[int, list[_Door]] = {}  # by the slot it stands in for
+        self._lent: dict[int, list[_Door]] = {}  # by the slot for which it accepts
         self._tls: dict[int, TlsContexts] = {}  # by listener index
         self._building: asyncio.Task[None] | None = None
-        self._wanted = 0  # the version to build; a plan of another one is not kept
+        self._wanted = 0  # the version to build; a plan of any other version is discarded
         self._inbox: asyncio.Queue[tuple[Message, int | None] | BaseException | None] = asyncio.Queue()
         self._installed = 0
         self._beat_due_ns = 0
@@ -202,7 +202,7 @@ class _Worker:
         while True:
             received = await self._inbox.get()
             if received is None:
-                return  # the supervisor is gone, and the kernel is about to say so too
+                return  # the supervisor is gone, and the kernel is about to kill this process
             if isinstance(received, BaseException):
                 raise received
             message, fd = received
@@ -256,15 +256,15 @@ class _Worker:
         self._loop.call_later(HEARTBEAT_S, self._beat)
 
     def _tell_oldest(self) -> None:
-        """Writes down the oldest plan that a request still uses: what only older plans used may be freed."""
+        """Writes the oldest plan that a request still uses to shared memory: values that only older plans
+        used may be freed."""
         if self._version:
             self._left = [(version, plan) for version, plan in self._left if plan.requests]
             self._seat.oldest_version = self._left[0][0] if self._left else self._version
 
     def _build(self, version: int, fd: int, size: int) -> None:
-        """Starts to build the plan of this config. As a task: this worker must hear that it is no longer
-        wanted even when a plugin hangs in `start`.
-        """
+        """Starts to build the plan of this config. As a task: this worker must be able to cancel it even if a
+        plugin hangs in `start`."""
         self._wanted = version
         blob = read_config(fd, size)
         self._building = self._loop.create_task(self._prepare(version, blob))
@@ -291,8 +291,8 @@ class _Worker:
                 gc.enable()
                 await self._close_unused(plan)
                 raise
-            # A plugin's build or start failed, with whatever it raised: the config names it, so the config is
-            # what is refused, and this worker goes on with the one it has.
+            # A plugin's build or start failed, with any kind of exception: the config names the plugin, so
+            # the config is refused, and this worker continues with its current one.
             problems = _problems_of(error)
         if problems or version != self._wanted:
             gc.enable()
@@ -303,7 +303,7 @@ class _Worker:
             self._say(Prepared(version, bounded(problems)))
 
     def _prepare_tls(self, config: Any) -> None:
-        """Reads the certificates, or those that have changed. CertificateError."""
+        """Reads the certificates, or those that have changed. Raises CertificateError."""
         for index in {index for index, _socket in self._orders.sockets}:
             contexts = self._tls.get(index)
             if contexts is None:
@@ -314,7 +314,7 @@ class _Worker:
                 contexts.reload()
 
     def _look_at_certificates(self) -> None:
-        """Takes up certificates that were renewed in place, as every ACME client does."""
+        """Loads certificates that were renewed in place, as every ACME client does."""
         self._loop.call_later(CERTIFICATES_S, self._look_at_certificates)
         for contexts in self._tls.values():
             try:
@@ -341,7 +341,7 @@ class _Worker:
         self._say(Ready(version))
 
     async def _abort(self) -> None:
-        """Gives up the plan that is being built or was built and not committed."""
+        """Cancels the plan that is being built, or discards the one that was built and not committed."""
         self._wanted = 0
         building, self._building = self._building, None
         if building is not None and not building.done():
@@ -384,11 +384,11 @@ class _Worker:
         return self._servers[-1]
 
     def _settle(self) -> None:
-        """Keeps the plan out of the collector's sight: it lives as long as the worker, and scanning 5 000
-        routes holds requests up for 40 ms.
+        """Exempts the plan from garbage collection: it lives as long as the worker, and scanning 5 000
+        routes delays requests by 40 ms.
 
-        Old plans go when nothing refers to them. Cycles that a plugin left in one are only found when
-        everything is scanned once more: before the first request, and then every SCAN_RELOADS plans.
+        Old plans are freed when their last reference goes. Reference cycles that a plugin left in one are
+        only found by a full collection: before the first request, and then every SCAN_RELOADS plans.
         """
         if self._installed % SCAN_RELOADS == 0:
             gc.unfreeze()
@@ -408,10 +408,10 @@ class _Worker:
         )
         for _index, _socket, server in self._servers:
             server.close()
-        # A connection accepted in this iteration of the loop belongs to the plane only in the next.
+        # A connection accepted in this iteration of the loop is registered with the plane in the next one.
         await asyncio.sleep(DRAIN_POLL_S)
-        # When every listener closes the gateway stops, and tunnels are told at once. When another generation
-        # takes over they live on here until the limit.
+        # If every listener closes, the gateway stops, and tunnels are closed immediately. If another
+        # generation takes over, they stay open here until the limit.
         self._plane.begin_drain(close_tunnels=all(index in closing for index, _, _ in self._servers))
         while self._plane.open_connections and time.monotonic_ns() < deadline_ns:
             await asyncio.sleep(DRAIN_POLL_S)
@@ -428,7 +428,7 @@ class _Worker:
         self._plane.close()
 
     async def _empty_queues(self, sockets: list[socket.socket], deadline_ns: int) -> None:
-        """Accepts until nothing waits any more. The supervisor has seen to it that nothing new comes."""
+        """Accepts until the queues are empty. The supervisor has made sure that no new connections arrive."""
         if not sockets:
             return
         linger_until_ns = min(deadline_ns, time.monotonic_ns() + int(QUEUE_LINGER_S * 1e9))
@@ -439,7 +439,8 @@ class _Worker:
 
 
 def _problems_of(error: BaseException) -> list[Problem]:
-    """Why a plan cannot be built: every ConfigError on its own, anything else as what a plugin raised."""
+    """The problems for which a plan cannot be built: every ConfigError separately, anything else as an
+    exception of a plugin."""
     if isinstance(error, ConfigError):
         return [problem_of(error)]
     if isinstance(error, BaseExceptionGroup):

@@ -1,11 +1,12 @@
-"""The workers as the supervisor sees them: forked, seated, watched, restarted, drained.
+"""The workers as the supervisor sees them: forked, assigned to slots, monitored, restarted, drained.
 
     STARTING ──Prepared──► PREPARED ──Commit──► (listens) ──Ready──► READY ──Drain──► DRAINING ──► gone
         any state ──► gone: if it held a slot of the generation in use, another takes the slot
 
-A worker that dies after it has lived is replaced at once; one that dies young is replaced after a pause that
-doubles up to `RESTART_CAP_NS`, for ever: a gateway that gave up would need a person to notice. A worker whose
-event loop has not turned for `hang_limit_ns` is killed, which makes it one that died.
+A worker that dies after it has served for a while is replaced immediately; one that dies soon after its start
+is replaced after a pause that doubles up to `RESTART_CAP_NS`, without a limit on retries: a gateway that gave
+up would need a person to notice. A worker whose event loop has not turned for `hang_limit_ns` is killed and
+replaced like one that died.
 """
 
 from __future__ import annotations
@@ -28,20 +29,23 @@ from fastgate.state.journal import Journal
 __all__ = ["Crew", "Generation", "NoSeat", "Worker"]
 
 YOUNG_NS = 1_000_000_000
-"""A worker that accepted for this long had started properly: its death is news, not a repetition."""
+"""A worker that accepted for this long had started properly: its death is not counted as a failed start."""
 
 RESTART_FIRST_NS = 100_000_000
 RESTART_CAP_NS = 5_000_000_000
 RESTART_CAP_SERVED_NS = 400_000_000
-"""Pauses 0, 0.1, 0.2, 0.4 … 5 s: the first death costs nothing, a worker that cannot start 12 forks a minute.
-One that did accept (a request that kills it) is always back within a second, as it may serve the others.
+"""Pauses 0, 0.1, 0.2, 0.4 … 5 s: the first death has no pause, a worker that cannot start causes 12 forks a
+minute. One that did accept (and is killed by a request) is always restarted within a second, because it may
+serve other requests.
 """
 
 START_LIMIT_NS = 60_000_000_000
-"""From fork to accepting. 10 000 routes take about a second; a machine that swaps takes its time."""
+"""From fork to accepting. 10 000 routes take about a second; a machine that swaps takes longer."""
 
 ABORT_GRACE_NS = 1_000_000_000
-"""After the drain limit a worker cuts what is left and exits by itself; then it is killed."""
+"""After the drain limit a worker closes its remaining connections and exits; after this grace period it is
+killed.
+"""
 
 
 class NoSeat(Exception):
@@ -49,9 +53,8 @@ class NoSeat(Exception):
 
 
 class Generation:
-    """Workers that share listeners, count of slots and compiled settings. `config` changes with every hot
-    reload.
-    """
+    """Workers with the same listeners, number of slots and compiled settings. `config` changes with every hot
+    reload."""
 
     def __init__(self, number: int, config: LoadedConfig, listeners: Sequence[Listener], slots: int) -> None:
         self.number = number
@@ -59,8 +62,8 @@ class Generation:
         self.listeners = list(listeners)
         self.slots = slots
         self.workers: dict[int, Worker] = {}
-        self.lent: dict[int, Worker] = {}  # slot without a worker → who accepts in its place
-        self.deaths: dict[int, int] = {}  # slot → how often in a row its worker died young
+        self.lent: dict[int, Worker] = {}  # slot without a worker → worker that accepts in its place
+        self.deaths: dict[int, int] = {}  # slot → consecutive deaths of its worker soon after start
 
     def is_complete(self) -> bool:
         """True while a worker accepts in every slot."""
@@ -131,13 +134,12 @@ class Crew:
         self._work = work
         self._on_message = on_message
         self._hang_limit_ns = hang_limit_ns
-        self.memory: Any = None  # shared, mapped when the first config says how many workers there are
+        self.memory: Any = None  # shared, mapped when the first config gives the number of workers
         self.workers: dict[int, Worker] = {}
 
     def spawn(self, generation: Generation, slot: int) -> Worker:
-        """Forks a worker for this slot; it prepares the generation's config and says so. NoSeat, OSError
-        (fork).
-        """
+        """Forks a worker for this slot; it prepares the generation's config and reports back. Raises NoSeat,
+        OSError (fork)."""
         seat = self._free_seat()
         config = generation.config
         sockets = [
@@ -174,21 +176,22 @@ class Crew:
         return worker
 
     def read(self, worker: Worker) -> None:
-        """Handles what the worker has said so far."""
+        """Handles the messages that the worker has sent so far."""
         while worker.channel.fileno() != -1:
             try:
                 received = worker.channel.receive()
             except ChannelClosed:
                 self._close_channel(worker)
                 if worker.state != DRAINING:
-                    worker.kill()  # it has died; one that lives on could never be told anything again
+                    worker.kill()  # it has died; one that still runs could not receive messages any more
                 return
             if received is None:
                 return
             self._on_message(worker, received[0])
 
     def members(self, generation: Generation) -> Iterator[Worker]:
-        """The living workers of this generation that do not drain, also those that are being replaced."""
+        """The living workers of this generation that do not drain, including those that are being
+        replaced."""
         return (
             worker
             for worker in self.workers.values()
@@ -196,9 +199,8 @@ class Crew:
         )
 
     def tell(self, worker: Worker, message: Message, fd: int | None = None) -> None:
-        """Sends; a worker that does not read is killed, which its death handler then treats like any other
-        death. One that is gone already gets nothing.
-        """
+        """Sends a message; a worker that does not read is killed, which its death handler then treats like
+        any other death. No effect if it is gone already."""
         if self.workers.get(worker.pid) is worker and not worker.channel.send(message, fd):
             worker.kill()
 
@@ -211,18 +213,18 @@ class Crew:
             self._take_back(worker)
 
     def drain(self, worker: Worker, limit_ns: int, closing: Sequence[int]) -> None:
-        """Drains a worker. `closing`: listeners whose queue it must empty, because no other worker will."""
+        """Drains a worker. `closing`: listeners whose queue it must empty, because no other worker does."""
         if worker.state == DRAINING or self.workers.get(worker.pid) is not worker:
             return
         if worker.state != READY:
-            worker.kill()  # it has not accepted anything yet
+            worker.kill()  # it has not accepted any connection yet
         worker.state = worker.seat.state = DRAINING
         worker.kill_timer = self._reactor.after(limit_ns + ABORT_GRACE_NS, worker.kill)
         self.tell(worker, Drain(limit_ns, list(closing)))
 
     def lend(self, generation: Generation, slot: int) -> None:
-        """Has another worker accept for a slot that stays empty for a while: a connection that the kernel put
-        into its queue should not wait until its worker stops dying."""
+        """Makes another worker accept for a slot that stays empty for a while: a connection that the kernel
+        put into its queue should not wait until its worker can start."""
         ready = [worker for worker in generation.workers.values() if worker.state == READY]
         if slot in generation.lent or not ready:
             return
@@ -234,18 +236,19 @@ class Crew:
                     self.tell(stand_in, Lend(slot, index), sock.fileno())
 
     def _take_back(self, worker: Worker) -> None:
-        """The slot of this worker accepts connections itself again."""
+        """The worker of this slot accepts connections again."""
         stand_in = worker.generation.lent.pop(worker.slot, None)
         if stand_in is not None and self.workers.get(stand_in.pid) is stand_in:
             self.tell(stand_in, Return(worker.slot))
 
     def reaped(self, pid: int) -> Worker | None:
-        """Takes the worker with this pid off the books, after its last words; None if it is none of ours."""
+        """Removes the worker with this pid, after reading its last messages; None if the pid is not a
+        worker's."""
         worker = self.workers.get(pid)
         if worker is None:
             return None
         worker.is_reaped = True
-        del self.workers[pid]  # first: its last words must not lead to anything for a process that is gone
+        del self.workers[pid]  # first: its last messages must not cause actions for a process that is gone
         self.read(worker)
         self._close_channel(worker)
         self._clear(worker.seat)
@@ -261,7 +264,7 @@ class Crew:
         return worker
 
     def restart_pause_ns(self, worker: Worker) -> int:
-        """How long to wait before the dead worker's slot is filled again."""
+        """Pause before the dead worker's slot is filled again."""
         deaths = worker.generation.deaths
         has_served = worker.ready_ns > 0
         if has_served and time.monotonic_ns() - worker.ready_ns >= YOUNG_NS:
@@ -273,7 +276,7 @@ class Crew:
         return min(RESTART_FIRST_NS << min(count - 2, 20), cap_ns)
 
     def kill_hung(self, now_ns: int) -> None:
-        """Kills every worker that has not shown life for too long. Called once a second."""
+        """Kills every worker without a recent heartbeat. Called once a second."""
         for worker in self.workers.values():
             limit_ns = START_LIMIT_NS if worker.state == STARTING else self._hang_limit_ns
             if now_ns - max(worker.seat.heartbeat_ns, worker.forked_ns) > limit_ns:
@@ -282,8 +285,8 @@ class Crew:
                 worker.kill()
 
     def _clear(self, seat: Seat) -> None:
-        """Gives back what the process that sat here had in hand when it died."""
-        clear = getattr(self.memory, "clear_seat", None)  # what a test maps may hold nothing
+        """Releases the shared resources that the process in this slot held when it died."""
+        clear = getattr(self.memory, "clear_seat", None)  # the memory of tests may have no such part
         if clear is not None:
             clear(seat.index)
 
