@@ -44,17 +44,17 @@ log = logging.getLogger(__name__)
 LEAST_BYTES: Final = 16 << 20
 _QUEUE_BYTES: Final = 32 << 20
 _QUEUE_ITEMS: Final = 20_000
-_LINGER_S: Final = 0.02  # what gathers in it is one transaction
+_LINGER_S: Final = 0.02  # puts gathered within this time are one transaction
 _TICK_S: Final = 0.1
 _SWITCH_S: Final = 0.0005
-_OFF_S: Final = 30.0  # no writes for so long after the disk was full
-_LATER_BYTES: Final = 256 << 10  # decompressing more than this would hold up the loop: read in a thread
-_LATER_STORED: Final = 1 << 20  # and putting together more than this
+_OFF_S: Final = 30.0  # pause of writes after the disk was full
+_LATER_BYTES: Final = 256 << 10  # decompressing more than this would block the loop: read in a thread
+_LATER_STORED: Final = 1 << 20  # and joining more than this
 _TAGS_MAX: Final = 255  # as in _core/cache
 _TAG_BYTES: Final = 1024
 
 LATER: Final = object()
-"""What `get` says of a value that is better read in a thread: `get_in_thread`."""
+"""Result of `get` for a value that should be read in a thread: `get_in_thread`."""
 
 
 class _Item(NamedTuple):
@@ -68,8 +68,8 @@ class _Item(NamedTuple):
 class DiskStore:
     """The store of one worker. `start` after the fork; `get` and `put` from any thread.
 
-    Until the file is open, and while it is not to be had, `get` finds nothing and `put` keeps nothing: both
-    are counted.
+    Until the file is open, and while it is unavailable, `get` finds no value and `put` stores none: both are
+    counted.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class DiskStore:
         self._ready = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
-        self._lmdb: Any = None  # the module: imported when the store starts, as the next two are made
+        self._lmdb: Any = None  # the module: imported when the store starts, as the next two are created
         self._file: DiskFile
         self._writer: DiskWriter
         self._damaged: str | None = None
@@ -110,10 +110,10 @@ class DiskStore:
         self._events = DiskEvents(metrics)
         self._hits, self._misses = self._events.counts["hit"], self._events.counts["miss"]
 
-    # ── life
+    # ── lifecycle
 
     def start(self) -> None:
-        """Starts the thread, which opens the file: `wait_ready` when it matters."""
+        """Starts the thread, which opens the file: call `wait_ready` to wait for it."""
         if self._thread is None:
             import lmdb
 
@@ -135,11 +135,11 @@ class DiskStore:
             self._thread.start()
 
     def wait_ready(self, timeout_s: float = 10.0) -> bool:
-        """True once the file has been opened, or found not to open."""
+        """True once the file has been opened, or opening it has failed."""
         return self._ready.wait(timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Writes what is queued, as far as the time allows, and closes the file."""
+        """Writes the queued values, as far as the time allows, and closes the file."""
         self._stopping = True
         self._wake.set()
         if self._thread is not None:
@@ -150,10 +150,10 @@ class DiskStore:
     def is_open(self) -> bool:
         return self._open is not None
 
-    # ── the request's side
+    # ── requests
 
     def get(self, key: bytes) -> Any:
-        """The value of key; None; or LATER, when it is so large that a thread should read it."""
+        """The value of key; None; or LATER, if it is so large that a thread should read it."""
         # The writer thread closes a file only after it has removed it here and no reader uses it.
         self._in_loop = True
         opened = self._open
@@ -169,7 +169,7 @@ class DiskStore:
         return value
 
     def get_in_thread(self, key: bytes) -> Envelope | None:
-        """The value under key, of any size. Blocks on the disk: not for the event loop."""
+        """The value of key, of any size. Blocks on the disk: not for the event loop."""
         with self._readers_lock:
             opened = self._open
             if opened is None:
@@ -184,7 +184,7 @@ class DiskStore:
 
     def _read(self, opened: Opened, key: bytes, whole: bool) -> Any:
         epochs = self._epochs
-        # Before the transaction begins: what the file was cleaned of by now, the transaction sees cleaned.
+        # Before the transaction begins: the transaction sees the effect of all purges applied until now.
         applied = epochs.applied
         sequence = epochs.sequence
         try:
@@ -231,8 +231,8 @@ class DiskStore:
             return None
 
     def put(self, key: bytes, value: bytes, tags: Iterable[bytes], expires_ns: int, sequence: int) -> bool:
-        """True when the value is queued to be written. Never waits; what does not fit is dropped, counted.
-        expires_ns 0: what is under the key is to be removed."""
+        """True if the value is queued to be written. Never waits; values that do not fit are dropped and
+        counted. expires_ns 0: the value of key is to be removed."""
         n = len(value) + len(key)
         labels = tuple(tags)
         if (
@@ -258,8 +258,8 @@ class DiskStore:
         return True
 
     def when_written(self, key: bytes, then: Callable[[], Any]) -> bool:
-        """True: `then` is called, in the thread, when what was put under key is written or given up.
-        False: nothing is waiting to be written."""
+        """True: `then` is called, in the thread, when the value put under key is written or dropped. False:
+        no write is pending."""
         if self._bytes_in == self._bytes_out:
             return False
         with self._readers_lock:
@@ -288,14 +288,14 @@ class DiskStore:
 
     def _run(self) -> None:
         lmdb = self._lmdb
-        # A loop that wants the interpreter back while this thread computes gets it within half a
-        # millisecond instead of five; it costs nothing while only one of them has something to do.
+        # A loop that needs the interpreter while this thread computes gets it within half a millisecond
+        # instead of five; no cost while only one of them runs.
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_S))
         if sys.platform == "linux":
-            # Threads have a priority of their own there. Compressing and copying must not take turns with the
+            # On Linux each thread has its own priority. Compressing and copying must not compete with the
             # loop: the p99 of small hits while 1 GB is stored halves with it (benchmarks.gateway, store-big).
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-        # Without this a write that waits for another worker's would hold up this one's loop.
+        # Without this a write that waits for another worker's would block this one's loop.
         lmdb.enable_drop_gil()
         while True:
             stopping = self._stopping
@@ -308,7 +308,7 @@ class DiskStore:
                 self._retry_at = time.monotonic() + _OFF_S
                 self._close()
             except Exception:
-                # A bug, and no reason to end the thread: what it was at is lost, requests go on.
+                # A bug, but the thread must not end: the current operation is lost, requests continue.
                 self._events.count("error")
                 log.exception("the disk cache")
             if not self._queue or self._open is None:
@@ -355,10 +355,10 @@ class DiskStore:
             if self._stopping and time.monotonic() > now + 3.0:
                 break
 
-    # ── what goes wrong
+    # ── failures
 
     def _found_damage(self, detail: str) -> None:
-        """On the loop: only notes it; the thread does the work."""
+        """Called on the loop: only records the damage; the thread handles it."""
         if self._damaged is None:
             self._events.count("damaged")
             self._damaged = detail
@@ -392,7 +392,7 @@ class DiskStore:
         self._written(list(self._waiting))
 
     def _close(self) -> None:
-        """Closes the file when it has no readers left."""
+        """Closes the file once it has no readers."""
         opened = self._open
         with self._readers_lock:
             self._open = None

@@ -18,7 +18,7 @@ _EVENTS: Final = (
 
 
 class DiskEvents:
-    """Counts events, for all workers of this machine, and logs each kind of trouble once until it is over."""
+    """Counts events of all workers of this machine, and logs each kind of trouble once until it is over."""
 
     def __init__(self, metrics: MetricTable) -> None:
         self.counts = {
@@ -32,7 +32,7 @@ class DiskEvents:
         self.counts[event].add(number)
 
     def trouble(self, kind: str, what: str, detail: str) -> None:
-        """Counted every time, logged once until `over(kind)`."""
+        """Counts the event, and logs it once until `over(kind)`."""
         self.count("error")
         if kind not in self._logged:
             self._logged.add(kind)

@@ -30,8 +30,9 @@ __all__ = ["DISK_ROLE", "DiskFile", "OpenElsewhere", "verify"]
 log = logging.getLogger(__name__)
 
 _open_here: set[str] = set()
-"""Files open in this process: LMDB's locks allow each once. After a reload the next store waits for the one
-before."""
+"""Files open in this process: LMDB's locks allow each once. After a reload the next store waits for the
+previous one.
+"""
 
 DISK_ROLE: Final = 0
 """The role (_core/epochs) of the worker that cleans the file. Note 0: the number of the file in use."""
@@ -75,11 +76,11 @@ class DiskFile:
 
     @property
     def generation(self) -> int:
-        """The number of the file that all workers are to use."""
+        """The number of the file that all workers should use."""
         return self._epochs.note(DISK_ROLE, _GENERATION)
 
     def open(self) -> Opened | None:
-        """The opened file; None when it cannot be had for now. OpenElsewhere, OSError."""
+        """The opened file; None if it is unavailable for now. Raises OpenElsewhere, OSError."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         first = self._enter()
         if first is None:
@@ -121,7 +122,7 @@ class DiskFile:
                 check = False
                 continue
             if dead and not check:
-                # A worker died with this file open. It may have died of it.
+                # A worker died with this file open, possibly because of it.
                 check = True
                 self.shut(opened)
                 continue

@@ -1,11 +1,11 @@
 """The rows of the disk tier's LMDB file, as bytes.
 
 LAYOUT  Databases in the file:
-    answers  SipHash of the key 16 -> place 8, length 4, envelope (state/envelope.py); values above 16 KB are
-             split, under the hash and the piece number 2, because free pages are rarely contiguous
-    order    place 8, ascending -> hash 16, expires 8, sequence 8, bytes 4, key     eviction, sweeping, scans
-    tags     hash of the tag 16, place 8 -> hash 16
-    meta     "secret" -> 16 bytes for the hashes
+    `answers`  SipHash of the key 16 -> place 8, length 4, envelope (state/envelope.py); values above 16 KB
+               are split, under the hash and the piece number 2, because free pages are rarely contiguous
+    `order`    place 8, ascending -> hash 16, expires 8, sequence 8, bytes 4, key   eviction, sweeping, scans
+    `tags`     hash of the tag 16, place 8 -> hash 16
+    `meta`     "secret" -> 16 bytes for the hashes
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = [
 
 ORDER: Final = struct.Struct("<16sqqI")
 PLACE: Final = struct.Struct(">Q")
-PIECE: Final = 4 * 4096 - 32  # of a value: four pages of LMDB, its header of 16 and ours
+PIECE: Final = 4 * 4096 - 32  # of a value: four pages of LMDB, minus its header of 16 and that of the row
 PIECE_NUMBER: Final = struct.Struct(">H")
 LENGTH: Final = struct.Struct("<I")
-BEFORE: Final = 12  # the place and the length
+BEFORE: Final = 12  # the place and the length, before the envelope
 _TAG_KEY: Final = b"fastgate's tags\0"
 _SEQUENCE: Final = struct.Struct("<q")
 _TAGS_LENGTH: Final = struct.Struct("<I")
@@ -83,7 +83,7 @@ def joined(txn: Any, answers: Any, digest: bytes, first: Any, length: int) -> by
 
 
 def sequence_of(data: bytes) -> int:
-    """The sequence in a stored envelope; one that is too short is older than any."""
+    """The sequence in a stored envelope; one that is too short counts as the oldest."""
     if len(data) < BEFORE + HEAD_BYTES:
         return 0
     sequence: int = _SEQUENCE.unpack_from(data, BEFORE + HEAD_BYTES - 8)[0]
@@ -95,7 +95,7 @@ def has_tags(data: bytes) -> bool:
 
 
 def _tags_of(envelope: bytes) -> tuple[bytes, ...]:
-    """The tags in an envelope; none of one that is damaged."""
+    """The tags in an envelope; none for a damaged one."""
     try:
         opened = open_envelope(envelope, None)
     except Damaged:

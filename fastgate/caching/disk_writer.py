@@ -35,7 +35,7 @@ from fastgate.caching.disk_rows import (
 
 __all__ = ["DiskWriter", "Sealed"]
 
-_SLICE: Final = 256  # rows looked at before other threads get their turn
+_SLICE: Final = 256  # rows processed before other threads get their turn
 _SWEEP_S: Final = 1.0
 _READERS_S: Final = 5.0
 _SYNC_S: Final = 10.0
@@ -72,7 +72,8 @@ class DiskWriter:
         self._next: dict[str, float] = {}
 
     def write(self, opened: Opened, batch: Sequence[Sealed]) -> None:
-        """Writes the batch in one transaction; evicts before, in transactions of their own. lmdb.Error."""
+        """Writes the batch in one transaction; evicts before that, in separate transactions. Raises
+        lmdb.Error."""
         need = sum(footprint(len(item.data), len(item.key), len(item.tags)) for item in batch)
         for attempt in range(8):
             try:
@@ -145,7 +146,7 @@ class DiskWriter:
         while used > target:
             evicted = 0
             with opened.env.begin(write=True) as txn:
-                # The oldest first; in portions, so that no transaction holds the others up for long.
+                # The oldest first; in portions, so that no transaction blocks the others for long.
                 with txn.cursor(opened.order) as cursor:
                     oldest = []
                     freed = 0
@@ -165,7 +166,7 @@ class DiskWriter:
     # ── cleaning: one worker for all
 
     def clean(self, opened: Opened, now: float) -> None:
-        """Does what is due. now: time.monotonic()."""
+        """Runs the due tasks. now: time.monotonic()."""
         if self._epochs.applied < self._epochs.sequence:
             self._apply_purges(opened)
         if self._due("sweep", _SWEEP_S, now):
@@ -182,7 +183,7 @@ class DiskWriter:
         return True
 
     def _apply_purges(self, opened: Opened) -> None:
-        """Deletes the responses that the purges since the last time concern, then notes that it has."""
+        """Deletes the responses affected by the purges since the last run, then records that it has."""
         epochs = self._epochs
         applied = epochs.applied
         sequence = epochs.sequence
@@ -211,7 +212,7 @@ class DiskWriter:
             if hit is None:
                 return
             removed += hit
-        # The purge survives, also if the machine stops now.
+        # The purge is durable, even if the machine stops now.
         opened.env.sync(True)
         epochs.set_applied(sequence)
         self._events.count("purged", removed)
@@ -245,7 +246,8 @@ class DiskWriter:
             self.measure(opened)
 
     def _scan(self, opened: Opened, is_wanted: Any) -> int | None:
-        """Removes responses for which is_wanted(key, expires_ns, sequence); how many. None: cut short."""
+        """Removes responses for which is_wanted(key, expires_ns, sequence); returns how many. None:
+        interrupted."""
         removed = at = 0
         while True:
             found, at = self._look(opened, at, _SLICE, is_wanted)
@@ -259,7 +261,7 @@ class DiskWriter:
     def _look(
         self, opened: Opened, start: int, rows: int, is_wanted: Any
     ) -> tuple[list[tuple[bytes, bytes]], int]:
-        """The wanted ones of some rows from a place on, and the place to continue from (0: the end)."""
+        """The rows that match, of some rows from a place on, and the place to continue from (0: the end)."""
         found: list[tuple[bytes, bytes]] = []
         with opened.env.begin() as txn, txn.cursor(opened.order) as cursor:
             if not cursor.set_range(PLACE.pack(start)):

@@ -4,7 +4,7 @@ from fastgate._core.http.header_names cimport *
 
 cdef enum:
     WIRE_FIELDS = 256         # of a message as it was received
-    MAX_FIELDS = 512          # room for fields added by edits, gates and plugins
+    MAX_FIELDS = 512          # leaves room for fields added by edits, gates and plugins
 
 ctypedef struct field_t:
     const char* name
@@ -25,11 +25,11 @@ cdef enum:
 
 cdef class Headers:
     cdef field_t own[OWN_FIELDS]
-    cdef field_t* fields                  # own, or a larger allocation
+    cdef field_t* fields                  # `own`, or a larger allocation
     cdef readonly int count
     cdef int room
-    cdef object raw                       # the bytes most fields point into
-    cdef list owners                      # the bytes the other fields point into
+    cdef object raw                       # owns the bytes that most fields point into
+    cdef list owners                      # own the bytes that the other fields point into
     cdef int grow(self) except -1
     cdef bint append(self, bytes name, bytes value, int known) except -1
     cdef bint append_span(self, const char* name, Py_ssize_t name_n, const char* value, Py_ssize_t value_n, int known) except -1
@@ -46,7 +46,7 @@ cdef class Headers:
     cdef bytes name_at(self, int i)
     cdef bytes value_at(self, int i)
 
-# The value itself when it is a Headers, else one made of its (name, value) pairs.
+# The value itself if it is a Headers, else one created from its (name, value) pairs.
 cdef Headers headers_of(object value)
 
 cdef class HeadWriter:

@@ -31,7 +31,7 @@ cdef bint trailer_allowed(const field_t* field) except -1:
 
 
 cdef bytes trailers_announced(const field_t* field, tuple owned):
-    """The value of a Trailer field without the names of fields that will not be passed on."""
+    """The value of a Trailer field without the names of fields that are not passed on."""
     cdef field_t named
     cdef bytes name
     cdef list kept = []
@@ -103,7 +103,8 @@ cdef class Headers:
         return 0
 
     cdef bint append_span(self, const char* name, Py_ssize_t name_n, const char* value, Py_ssize_t value_n, int known) except -1:
-        """Add a field whose syntax was already checked and whose bytes `raw` keeps. False, and nothing added, when full."""
+        """Add a field whose syntax was already checked and whose bytes `raw` owns. False, and no field added, if the table is
+        full."""
         cdef field_t* field
         if self.count >= MAX_FIELDS:
             return False
@@ -119,7 +120,7 @@ cdef class Headers:
         return True
 
     cdef bint append(self, bytes name, bytes value, int known) except -1:
-        """Add a field whose syntax was already checked. False, and nothing added, when the table is full."""
+        """Add a field whose syntax was already checked. False, and no field added, if the table is full."""
         if not self.append_span(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), PyBytes_AS_STRING(value),
                                 PyBytes_GET_SIZE(value), known):
             return False
@@ -131,7 +132,7 @@ cdef class Headers:
         return True
 
     cdef field_t* find_field(self, const char* lower, Py_ssize_t n) noexcept nogil:
-        """The first field under the lower-case name, or NULL."""
+        """The first field with this lower-case name, or NULL."""
         cdef int i
         cdef field_t* field
         for i in range(self.count):
@@ -141,7 +142,7 @@ cdef class Headers:
         return NULL
 
     cdef field_t* find_id(self, int known) noexcept nogil:
-        """The first field the request path knows by this id, or NULL."""
+        """The first field with this id, or NULL."""
         cdef int i
         for i in range(self.count):
             if self.fields[i].id == known:
@@ -149,12 +150,12 @@ cdef class Headers:
         return NULL
 
     cdef bytes find(self, const char* lower, Py_ssize_t n):
-        """The first value under the lower-case name, or None."""
+        """The first value of this lower-case name, or None."""
         cdef field_t* field = self.find_field(lower, n)
         return None if field == NULL else field.value[:field.value_n]
 
     cdef bytes find_known(self, int known):
-        """The first value of a field the request path knows by id, or None."""
+        """The first value of the field with this id, or None."""
         cdef field_t* field = self.find_id(known)
         return None if field == NULL else field.value[:field.value_n]
 
@@ -171,7 +172,7 @@ cdef class Headers:
                 self.fields[i].id = H_DROPPED
 
     cdef void drop_folded(self, const char* name, Py_ssize_t n, bint but_itself) noexcept nogil:
-        """Drop every field whose name folds to this lower-case one; but_itself: all but those of this very name."""
+        """Drop every field whose name folds to this lower-case one; but_itself: except those whose name equals it."""
         cdef int i
         for i in range(self.count):
             if self.fields[i].name_n == n and not (but_itself and name_equal(self.fields[i].name, name, n)) \
@@ -179,7 +180,7 @@ cdef class Headers:
                 self.fields[i].id = H_DROPPED
 
     cdef bint drop_listed(self, const char* connection, Py_ssize_t n) except -1:
-        """Drop every field that a Connection value names (RFC 9110 §7.6.1) but for the `never_listed`."""
+        """Drop every field that a Connection value names (RFC 9110 §7.6.1), except the `never_listed`."""
         cdef bytes token
         for part in connection[:n].split(b","):
             token = (<bytes>part).strip(b" \t").lower()
@@ -188,7 +189,7 @@ cdef class Headers:
         return True
 
     cdef void drop_claims(self) noexcept nogil:
-        """Drop what only a trusted proxy may set."""
+        """Drop the fields that only a trusted proxy may set."""
         cdef int i, known
         for i in range(self.count):
             known = self.fields[i].id
@@ -196,7 +197,7 @@ cdef class Headers:
                 self.fields[i].id = H_DROPPED
 
     cdef int replace_value(self, field_t* field, bytes value) except -1:
-        """Put another value, whose syntax was already checked, in place of the field's own."""
+        """Replace the value of a field. The syntax of the new value was already checked."""
         if self.owners is None:
             self.owners = []
         self.owners.append(value)
@@ -205,7 +206,7 @@ cdef class Headers:
         return 0
 
     cdef Headers copy(self):
-        """A table with the same fields that can be edited apart from this one."""
+        """An independent, editable table with the same fields."""
         cdef Headers out = Headers.__new__(Headers)
         cdef int i
         for i in range(self.count):
@@ -218,18 +219,18 @@ cdef class Headers:
     # Python interface
 
     def get(self, name, default=None):
-        """The first value under name, or default."""
+        """The first value of name, or default."""
         cdef bytes raw = _name_bytes(name).lower()
         cdef bytes value = self.find(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
         return default if value is None else value.decode("latin-1")
 
     def get_all(self, name):
-        """Every value under name, in order."""
+        """Every value of name, in order."""
         cdef str wanted = _name_bytes(name).lower().decode("latin-1")
         return [value for key, value in self.items() if key.lower() == wanted]
 
     def add(self, name, value):
-        """Append a field and keep the ones that are there. ValueError for a malformed name or value, or a full table."""
+        """Append a field and keep the existing ones. Raises ValueError for a malformed name or value, or a full table."""
         cdef bytes raw = _name_bytes(name)
         cdef bytes checked = _value_bytes(value)
         if self.count >= MAX_FIELDS:
@@ -238,7 +239,7 @@ cdef class Headers:
             raise ValueError(f"header table is full: at most {MAX_FIELDS} fields")
 
     def set(self, name, value):
-        """Replace every field of this name by one. ValueError as for add."""
+        """Replace every field of this name by one. Raises ValueError as `add` does."""
         cdef bytes raw = _name_bytes(name)
         cdef bytes checked = _value_bytes(value)
         self.remove(raw)
@@ -252,7 +253,7 @@ cdef class Headers:
         return found
 
     def rename(self, old, new):
-        """Give every field called old the name new, keeping order and values; True if there was one."""
+        """Rename every field called old to new, keeping order and values; True if there was one."""
         cdef bytes raw = _name_bytes(old).lower()
         cdef bytes fresh = _name_bytes(new)
         cdef bint found = False
@@ -287,7 +288,7 @@ cdef class Headers:
         ]
 
     def serialize(self):
-        """The fields as they stand on the wire, without the empty line that ends a head."""
+        """The fields in wire format, without the empty line that ends a head."""
         cdef HeadWriter writer = HeadWriter()
         cdef int i
         for i in range(self.count):
@@ -319,7 +320,7 @@ cdef Headers headers_of(object value):
 
 
 cdef class HeadWriter:
-    """A growable byte buffer for message heads. `field` refuses what could end a line early."""
+    """A growable byte buffer for message heads. `field` refuses bytes that could end a line early."""
 
     def __dealloc__(self):
         free(self.data)
@@ -380,7 +381,7 @@ cdef class HeadWriter:
         return self.put(&digits[i], 16 - i)
 
     cdef int field(self, bytes name, bytes value) except -1:
-        """Write one field line. ValueError, and nothing written, for a name or value that could break the line."""
+        """Write one field line. Raises ValueError, and writes nothing, for a name or value that could break the line."""
         if not name_valid(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)):
             raise ValueError(f"header name: expected a token (RFC 9110 §5.6.2), got {name!r}")
         if not value_valid(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)):
@@ -405,7 +406,7 @@ cdef class HeadWriter:
         return 0
 
     cdef int parsed_span(self, const field_t* field) except -1:
-        """Write one field line straight from a table."""
+        """Write one field line directly from a table."""
         cdef Py_ssize_t size = <Py_ssize_t>field.name_n + field.value_n + 4
         cdef char* at
         if self.size + size > self.capacity:
@@ -423,7 +424,7 @@ cdef class HeadWriter:
         return 0
 
     cdef bytes take(self):
-        """What was written, and an empty buffer again."""
+        """The bytes written; the buffer is empty afterwards."""
         cdef bytes out = PyBytes_FromStringAndSize(self.data, self.size)
         self.size = 0
         return out
