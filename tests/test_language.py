@@ -29,8 +29,7 @@ PAGES = [
 
 #: Packages under revision: docstrings and comments are not checked yet. Remove an entry with its findings.
 REWRITTEN = (
-    "_core/cache", "_core/gates/limits", "_core/http/headers", "_core/limits", "_core/resilience",
-    "caching/disk",
+    "_core/cache", "_core/limits", "_core/resilience",
 )  # fmt: skip
 SOURCES = [
     path

@@ -15,9 +15,9 @@ from fastgate._core.shm.metric cimport Metric
 cdef enum:
     MOST_RULES = 12         # rules of one request: the tier's, the root's, the route's
 
-# What one request holds until it is over.
+# Resources that one request holds until it is over.
 ctypedef struct hold_t:
-    hold_t* next            # in the list of free ones, or of the same request for another gate
+    hold_t* next            # in the free list, or of the same request for another gate
     void* gate
     int n
     void* rules[MOST_RULES] # owned references
@@ -43,15 +43,15 @@ cdef class LimitGate(Plugin):
     cdef int box_v6
     cdef bytes policy                   # of the fixed rules
     cdef bint tells                     # RateLimit fields are sent
-    cdef double warn_left               # remaining / limit at which the warning begins; -1: never
+    cdef double warn_left               # remaining / limit below which the warning is sent; -1: never
     cdef bint passes_full
     cdef int64_t cost_fixed             # all costs in thousandths
     cdef int64_t cost_reserve
-    cdef int64_t request_unit           # bytes of a request that cost one more; 0: none
+    cdef int64_t request_unit           # bytes of a request that cost one unit more; 0: none
     cdef int64_t response_unit
     cdef bytes cost_header
     cdef bint settles
-    cdef list refused                   # Metric, by LIMIT_TYPES
+    cdef list refused                   # Metric, indexed as LIMIT_TYPES
     cdef Metric full
     cdef log_throttle_t full_log
     cdef Metric warned

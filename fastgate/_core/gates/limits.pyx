@@ -1,14 +1,15 @@
 # cython: boundscheck=False, nonecheck=False
 """LimitGate: every limit of a request, checked and debited as one decision.
 
-WHAT     The gate asks the rules of a request in order (the tier's, the root's, the route's): either all grant and all are debited, or
-         none is. Rules are in limit_rule.pyx, limits that change with conditions in limit_factor.pyx.
-STATE    In the host's LimiterTable, one record per rule and key (limit_rule.pyx). Concurrent requests: InflightTable. What a request holds
-         until it ends: `hold_t`, from a free list.
-WHO      Over several rules: those that granted are given back when a later one refuses; until then (under a microsecond) other requests
-         may be refused capacity that was free, and a worker killed in that moment leaves one request counted too many. Never too few.
+WHAT     The gate checks the rules of a request in order (the tier's, the root's, the route's): either all grant it and all are
+         debited, or none is. Rules are in limit_rule.pyx, limits that change with conditions in limit_factor.pyx.
+STATE    In the host's LimiterTable, one record per rule and key (limit_rule.pyx). Concurrent requests: InflightTable. Resources
+         of a request until it ends: `hold_t`, from a free list.
+WHO      With several rules, the debits of earlier rules are returned when a later one refuses; until then (under a microsecond)
+         other requests may be refused although capacity is free, and a worker killed in that moment leaves one request too many
+         counted, never too few.
 COST     A rule takes about 200 ns, `concurrent` 20 ns, the header lines 60 ns and one bytes object.
-SOURCES  limit_rule.pyx and inflight.pyx name theirs; draft-ietf-httpapi-ratelimit-headers-10 (RateLimit, RateLimit-Policy);
+SOURCES  Those of limit_rule.pyx and inflight.pyx; draft-ietf-httpapi-ratelimit-headers-10 (RateLimit, RateLimit-Policy);
          RFC 9651 (structured fields); fail2ban (increasing bans)
 """
 
@@ -118,7 +119,7 @@ cdef inline int64_t seconds_up(int64_t ns) noexcept nogil:
 
 
 cdef class LimitGate(Plugin):
-    """The compiled gate behind `limits:`, `tiers:` and penalties. Made by fastgate.features.ratelimit.build."""
+    """The compiled gate of `limits:`, `tiers:` and penalties. Created by fastgate.features.ratelimit.build."""
 
     def __cinit__(self, rules, TierBook tiers, *, metrics, reasons, PenaltyBox box=None, str box_by="ip", Health health=None, Usual usual=None,
                  bint tells=True, warn_at=None, str when_full="deny", cost=1.0, reserve=None, int64_t request_unit=0,
@@ -207,7 +208,7 @@ cdef class LimitGate(Plugin):
         if self.tiers is not None and ctx.identity is not None:
             rule = self.tiers.rule_of(ctx.identity)
             if rule is not None and (rule.count != 0 or rule.concurrent != 0):
-                # Alive as long as the book or the identity's memo: both outlive this call.
+                # The book or the identity's memo keeps it alive: both outlive this call.
                 rules[0] = <void*>rule
                 n = 1
         for i in range(<int>PyTuple_GET_SIZE(self.rules)):
@@ -246,14 +247,14 @@ cdef class LimitGate(Plugin):
                 (<LimitRule>rules[j]).give_back(&keys[j], amounts, now_ns, now_ns)
             if said == NO_PLACE:
                 return refuse(ctx, LIMITS_FULL)
-            # The response is about the tightest rule: the one with the longest wait.
+            # The response reports the tightest rule: the one with the longest wait.
             for j in range(i + 1, n):
                 rule = <LimitRule>rules[j]
                 rule.key_of(ctx, &keys[j])
                 rule.take(ctx, &keys[j], amounts, now_ns, False, factor, usual_at, j, &tight)
             refused = True
             break
-        # Requests at once
+        # Concurrent requests
         if not refused:
             for i in range(n):
                 rule = <LimitRule>rules[i]
@@ -265,7 +266,7 @@ cdef class LimitGate(Plugin):
                 entries[i] = rule.inflight.c_acquire(&keys[i], rule.mark, limit, &in_use)
                 if entries[i] >= 0:
                     holds = True
-                    if tight.rule < 0:          # it is released without a wait: shown only if no other limit is
+                    if tight.rule < 0:          # it is released without a known wait: reported only if no other limit applies
                         tight.left = <double>(limit - in_use) / <double>limit
                         tight.rule = i
                         tight.slot = MOST_SLOTS
@@ -321,7 +322,7 @@ cdef class LimitGate(Plugin):
         return V_CONTINUE
 
     cdef int tell_full(self, LimitRule rule, int64_t now_ns) except -1:
-        """Counts a request that found no room to be counted, and logs it once a minute."""
+        """Counts a request for which the table had no room, and logs it once a minute."""
         metric_add(self.full, 1)
         if log_throttle_pass(&self.full_log, now_ns, MINUTE_NS):
             log.warning("limits: no room to count a new key: rule %s (by %s), see memory.limiter_keys and when_full", rule.scope, rule.by)
@@ -339,8 +340,8 @@ cdef class LimitGate(Plugin):
         if hold == NULL:
             return 0
         if self.settles:
-            # The request failed, and the client did not cause it: it costs nothing. A client that leaves, or sends too slowly, after its
-            # request was sent upstream pays, since the work was done.
+            # The request failed, and the client did not cause it: it is free. A client that disconnects, or sends too slowly,
+            # after its request was sent upstream is charged, because the work was done.
             amounts[COST] = hold.reserved
             if ctx.upstream_status != 0 or ctx.reason is None or (ctx.attempts != 0 and ctx.reason.source == FROM_CLIENT):
                 amounts[COST] -= self.cost_of(ctx, True, hold.reported)
@@ -354,7 +355,8 @@ cdef class LimitGate(Plugin):
         return 0
 
     cdef hold_t* hold_of(self, RequestContext ctx, bint take) noexcept:
-        """What this gate holds for the request, or NULL; take: remove it from the request. A route has two gates at most."""
+        """The resources that this gate holds for the request, or NULL; take: remove them from the request. A route has at most
+        two gates."""
         cdef hold_t* before = NULL
         cdef hold_t* hold = <hold_t*>ctx.limits_hold
         while hold != NULL and hold.gate != <void*>self:
@@ -380,7 +382,7 @@ cdef class LimitGate(Plugin):
     # --- response headers and bodies
 
     cdef int tell(self, RequestContext ctx, void** rules, int n, const tight_t* tight, int64_t retry_s) except -1:
-        """Header lines: RateLimit-Policy, RateLimit, a warning, Retry-After (from 0 on)."""
+        """Header lines: RateLimit-Policy, RateLimit, a warning, Retry-After (if retry_s is not negative)."""
         cdef char[LINES] lines
         cdef char* at = lines
         cdef LimitRule rule = <LimitRule>rules[tight.rule]
@@ -429,13 +431,13 @@ cdef class LimitGate(Plugin):
         return 0
 
     cdef int refuse_with(self, RequestContext ctx, void** rules, int n, const tight_t* tight, int64_t now_ns) except -1:
-        """429, its body and its lines, without a dict or a formatted string."""
+        """Write a 429 with its body and its lines, without a dict or a formatted string."""
         cdef char[512] body                 # a request id has 128 bytes at most
         cdef char* at = body
         cdef LimitRule rule = <LimitRule>rules[tight.rule]
         cdef int kind = K_CONCURRENT if tight.slot == MOST_SLOTS else rule.slots[tight.slot].kind
         cdef int64_t retry_s
-        if tight.retry_ns == NEVER:         # more than the limit ever grants: after its whole period, at least
+        if tight.retry_ns == NEVER:         # more than the limit ever grants: at least after its whole period
             retry_s = rule.slots[tight.slot].period_s
         else:
             retry_s = max(seconds_up(tight.retry_ns), 1)
@@ -456,7 +458,7 @@ cdef class LimitGate(Plugin):
         return V_RESPOND
 
     cdef int refuse_banned(self, RequestContext ctx, int64_t left_ns) except -1:
-        """429 for a client that is banned."""
+        """Write a 429 for a client that is banned."""
         cdef char[512] text
         cdef char* at
         cdef bytes line
