@@ -134,7 +134,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
                 route("/small", use("Logger", "L", record), max_body="10B"),
                 route("/gone", use("Logger", "L", record), use("Responder", "R", record), upstream="gone"),
                 route("/block", use("Decider", "A", record), use("Upstreamer", "U", record),
-                      use("Logger", "L", record), timeouts={"first_byte": "4s", "between_bytes": "4s"}),
+                      use("Logger", "L", record), timeouts={"first_byte": "3s", "between_bytes": "3s"}),
                 route("/patience", use("Waiter", "W", record), use("Logger", "L", record),
                       timeouts={"total": "300ms"}),
                 route("/slow", use("Logger", "L", record), timeouts={"first_byte": "100ms"}),
