@@ -3,10 +3,10 @@
 
 WHAT     `Attempt` takes a connection to its target, or waits for one, and forwards the events of the stream to the request that
          owns it: each callback of a stream belongs to one attempt. `Attempts` chooses the first attempt and the one after a
-         failure, if any; it is the list that logs, spans and metrics read.
+         failure, if any; it keeps the list of them.
 STATE    begin → (waits) → connected → sent → response, or failed; `end` from any of them, once.
 WHO      The worker's loop.
-COST     Two small objects from freelists a request; one virtual call more per callback.
+COST     Two small objects a request; one virtual call more per callback.
 SOURCES  pingora-error (which errors may be retried); RFC 9110 §9.2.2 (idempotent methods); RFC 9112 §9.3.1 (retrying a request
          whose connection was closed before a response); Go net/http `shouldRetryRequest`.
 

@@ -47,7 +47,7 @@ cdef class CacheLookup(CacheRequest):
     cdef bint _stands_in(self) except -1
     cdef int _judge(self, StoredResponse found) except -1
     cdef int _fetch(self) except -1
-    cdef int _bypass(self, bytes why) except -1
+    cdef int bypass(self, bytes why) except -1
     cdef int _count_fetch(self) except -1
     cdef int _go_on(self, int verdict) except -1
     cdef int _step_aside(self) except -1

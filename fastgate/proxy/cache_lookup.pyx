@@ -70,10 +70,10 @@ cdef class CacheLookup(CacheRequest):
         """Decide whether to use the cache; if so, look up."""
         cdef RequestContext ctx = self.ctx
         if not self.rules.cacheable:
-            return self._bypass(b"method" if self.rules.unsafe else b"request")
+            return self.bypass(b"method" if self.rules.unsafe else b"request")
         if self.route.rules.wants_body and self.rules.post and ctx.has_body and ctx.body is None:
             if not 0 <= ctx.content_length <= KEY_BODY_BYTES:
-                return self._bypass(b"request")         # too large to be held just for a key
+                return self.bypass(b"request")         # too large to be held just for a key
             return L_BODY
         return self.look()
 
@@ -88,7 +88,7 @@ cdef class CacheLookup(CacheRequest):
         if self.key is None:
             self.key = self.key_of(self.rules)
             if self.key is None:
-                return self._bypass(b"request")
+                return self.bypass(b"request")
         self.began = store.epochs.c_sequence()
         self.variant = self.key
         self.vary = None
@@ -103,7 +103,7 @@ cdef class CacheLookup(CacheRequest):
         except Exception:                               # an error in the cache must not fail a request
             log.exception("while asking the cache for request %s", ctx.request_id)
             self.key = None
-            return self._bypass(b"bypass")
+            return self.bypass(b"bypass")
         self.source = store.source
         if value is None and store.tiers is not None and store.tiers.has_later and self.poll is None:
             self.task = self.request.plane.loop.create_task(self._ask_later())
@@ -213,7 +213,7 @@ cdef class CacheLookup(CacheRequest):
     cdef int _count_fetch(self) except -1:
         return self.count(C_EXPIRED if self.found is not None else C_MISS)
 
-    cdef int _bypass(self, bytes why) except -1:
+    cdef int bypass(self, bytes why) except -1:
         self.why = why
         self.count(C_BYPASS)
         return L_FORWARD

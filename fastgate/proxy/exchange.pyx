@@ -47,7 +47,7 @@ from fastgate.proxy.cache_lookup cimport (
 from fastgate.proxy.client_stream cimport LENGTH_NONE, LENGTH_UNKNOWN, ClientStream
 from fastgate.proxy.hooks cimport log_hooks, plugin_failed, response_hooks, upstream_response_hooks
 from fastgate.proxy.plane cimport Plane
-from fastgate.proxy.request_body cimport HELD_MOST_BYTES, RequestBody
+from fastgate.proxy.request_body cimport COLLECTED_MOST_BYTES, HELD_MOST_BYTES, RequestBody
 from fastgate.proxy.stages cimport HookStage
 from fastgate.proxy.upstream_request cimport (
     X_COLLECTING, X_FINISHED, X_LOOKING, X_NEW, X_RELAYING, X_SENDING, X_SUSPENDED, X_TUNNEL, UpstreamRequest,
@@ -340,15 +340,19 @@ cdef class Exchange(UpstreamRequest):
     cdef int _collect(self) except -1:
         """Wait until the body is complete, or, if completeness is not required, until it has reached its bound."""
         cdef int64_t held = 0 if self.body is None else self.body.held_bytes
+        cdef int64_t others = self.plane.body_bytes - (0 if self.body is None else self.body.charged_bytes)
         if self.collects_for == FOR_UPSTREAM:
-            if self.body_complete or held >= self.collects_bytes or self.plane.body_bytes > HELD_MOST_BYTES:
+            if self.body_complete or held >= self.collects_bytes or others + held > COLLECTED_MOST_BYTES:
                 return self._collected()
         elif held > self.collects_bytes:
             return self.fail(BODY_TOO_LARGE)
         elif self.body_complete:
             return self._collected()
-        elif self.plane.body_bytes - held > HELD_MOST_BYTES:
-            return self.fail(BODIES_FULL)
+        elif others > HELD_MOST_BYTES:
+            if self.collects_for == FOR_PLUGIN:
+                return self.fail(BODIES_FULL)
+            self._end_collecting()
+            return self.looked(self.lookup.bypass(b"request"))      # too much to be held for the sake of a key
         return self.await_body()
 
     cdef int _collected(self) except -1:
@@ -401,7 +405,7 @@ cdef class Exchange(UpstreamRequest):
                 length = PyBytes_GET_SIZE(body)
         if self.route.pipeline.response_chunk:
             self.chunk_hooks = HookStage(self.plane, self.route, self.ctx)
-            if length >= 0:
+            if self.chunk_hooks.resizes and length >= 0:
                 length = LENGTH_UNKNOWN
         self.state = X_RELAYING
         self.response_started = True

@@ -6,8 +6,9 @@ from libc.stdint cimport int64_t
 from fastgate.proxy.plane cimport Plane
 
 cdef enum:
-    # Bound on all request bodies in memory in a worker. Beyond it a body that can be streamed is not collected, and one that must
-    # be read whole is refused.
+    # Bytes of request bodies in memory in a worker. Above the first bound, a body that can be sent as it arrives is not collected any
+    # longer; above the second one, a body that must be complete first is refused. The difference is for the latter alone.
+    COLLECTED_MOST_BYTES = 33554432
     HELD_MOST_BYTES = 67108864
 
 @cython.final
@@ -16,7 +17,9 @@ cdef class RequestBody:
     cdef list pieces                      # the pieces held, in order; None if there are none
     cdef readonly Py_ssize_t first        # number of released pieces before pieces[0]
     cdef Py_ssize_t sealed                # pieces before this one have been read by a cursor: no bytes are appended to them
-    cdef readonly int64_t held_bytes
+    cdef readonly int64_t held_bytes      # of pieces
+    cdef readonly int64_t charged_bytes   # counted in the plane: those of pieces, or of `whole` until the request is over
+    cdef bint is_pinned                   # the request context holds the whole body until the request is over
     cdef int64_t keep_bytes               # a body up to this length is kept from its first byte, for a cursor that begins later
     cdef BodyCursor cursors               # first of the list of cursors that read it; `after` links to the next
     cpdef int charge(self, Plane plane) except -1
@@ -31,6 +34,7 @@ cdef class RequestBody:
     cdef int _let_go(self) except -1
     cdef int _hold(self, int64_t more) noexcept
     cdef Py_ssize_t _count(self) noexcept
+    cdef int _join(self) except -1
 
 @cython.final
 cdef class BodyCursor:

@@ -49,12 +49,14 @@ cdef class RequestBody:
         """Count the bytes held in the worker's total from now on. Not before the request has begun: the bytes of a request that
         waits for another one on its connection are bounded by the size of a read."""
         self.plane = plane
+        self.charged_bytes = self.held_bytes
         plane.body_bytes += self.held_bytes
         return 0
 
     cdef int _hold(self, int64_t more) noexcept:
         self.held_bytes += more
-        if self.plane is not None:
+        if self.plane is not None and (more > 0 or not self.is_pinned):
+            self.charged_bytes += more
             self.plane.body_bytes += more
         return 0
 
@@ -69,9 +71,7 @@ cdef class RequestBody:
             self.pieces = [piece]
         else:
             add_piece(self.pieces, piece, self.first + len(self.pieces) > self.sealed)
-        self.held_bytes += n
-        if self.plane is not None:
-            self.plane.body_bytes += n
+        self._hold(n)
         while cursor is not None:
             cursor.unread += n
             cursor = cursor.after
@@ -85,8 +85,9 @@ cdef class RequestBody:
         return 0
 
     cpdef bytes whole(self):
-        """The whole body, which no cursor has read, as one object that replaces the pieces."""
+        """The whole body, which no cursor has read, as one object that replaces the pieces. It is counted until `close`."""
         cdef bytes content
+        self.is_pinned = True
         if self._count() == 1:
             return <bytes>self.pieces[0]
         content = b"" if self.pieces is None else b"".join(self.pieces)
@@ -157,13 +158,33 @@ cdef class RequestBody:
         self.first = read
         return 0
 
+    cdef int _join(self) except -1:
+        """Join small pieces that every cursor has read, and that are kept for one that begins later."""
+        cdef BodyCursor cursor = self.cursors
+        cdef list joined = []
+        cdef Py_ssize_t end = self.first + len(self.pieces)
+        while cursor is not None:
+            if cursor.at != end:
+                return 0
+            cursor = cursor.after
+        for piece in self.pieces:
+            add_piece(joined, <bytes>piece, True)
+        self.pieces = joined
+        self.sealed = self.first + len(joined)
+        cursor = self.cursors
+        while cursor is not None:
+            cursor.at = self.sealed
+            cursor = cursor.after
+        return 0
+
     cpdef int close(self) except -1:
         """Release the body."""
-        if self.held_bytes:
-            self._hold(-self.held_bytes)
+        if self.plane is not None:
+            self.plane.body_bytes -= self.charged_bytes
+            self.plane = None
+        self.held_bytes = self.charged_bytes = 0
         self.pieces = None
         self.cursors = None
-        self.plane = None
         return 0
 
 
@@ -187,7 +208,11 @@ cdef class BodyCursor:
         if body.sealed < self.at:
             body.sealed = self.at
         body._let_go()
-        return list(pieces) if pieces is body.pieces else pieces        # pieces will be appended to the list that is still held
+        if pieces is body.pieces:                       # still held: more will be appended, or joined, to it
+            pieces = list(pieces)
+        if body.pieces is not None:
+            body._join()
+        return pieces
 
     cpdef int close(self) except -1:
         """Stop reading."""

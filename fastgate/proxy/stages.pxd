@@ -11,7 +11,7 @@ from fastgate.proxy.plane cimport Plane
 cdef enum:
     # Result of `head`
     S_PASS = 0
-    S_HOLD = 1                # the stage holds the head and the body after it
+    S_HOLD = 1                # the stage holds the head and the body after it; only of a HoldStage, which comes before all others
     S_REPLACED = 2            # another response is sent instead
 
 cdef class ResponseStage:

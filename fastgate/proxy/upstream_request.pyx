@@ -32,7 +32,7 @@ from fastgate._core.pipeline.plan cimport Destination, RoutePlan
 from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.stats.histogram cimport histogram_record
 from fastgate.proxy.attempt cimport A_CONNECTED, Attempt, AttemptOwner, Attempts
-from fastgate.proxy.client_stream cimport LENGTH_NONE
+from fastgate.proxy.client_stream cimport LENGTH_NONE, LENGTH_UNKNOWN
 from fastgate.proxy.hooks cimport request_chunk_hooks, upstream_request_hooks, upstream_response_hooks
 from fastgate.proxy.request_body cimport RequestBody
 from fastgate.proxy.stages cimport S_REPLACED, HoldStage, ResponseStage
@@ -166,10 +166,10 @@ cdef class UpstreamRequest(AttemptOwner):
 
     cdef int _try_again(self, Attempt attempt, Reason reason) except -1:
         """An attempt failed: begin the next one, if one is permitted, or fail."""
-        cdef Attempt following = self.attempts.after(self, attempt, reason,
-                                                     self.repeatable and (self.body is None or self.body.first == 0))
+        cdef Attempt following
         self.attempt = None
         attempt.end(False, self.ctx.now_ns)
+        following = self.attempts.after(self, attempt, reason, self.repeatable and (self.body is None or self.body.first == 0))
         if following is None:
             return self.fail(reason)
         return self._try(following)
@@ -185,6 +185,10 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef int attempt_connected(self, Attempt attempt) except -1:
         self.ctx.now_ns = monotonic_ns()
         return self._send_head(attempt)
+
+    cdef int attempt_interim(self, Attempt attempt) except -1:
+        """Nothing is done before the final response, unless a client waits for it."""
+        return 0
 
     cdef int attempt_failed(self, Attempt attempt, Reason reason, str detail) except -1:
         self.ctx.now_ns = monotonic_ns()
@@ -349,6 +353,8 @@ cdef class UpstreamRequest(AttemptOwner):
                     else:
                         self.give_up_attempt()          # its body is not needed
                     return self.respond_replaced()
+                if (<ResponseStage>stage).resizes and length >= 0:
+                    length = LENGTH_UNKNOWN
             if body is not None:                        # the stored response has not passed the response hooks: every hit does
                 body = self._through_stages(body, 0)
                 if body is None:
@@ -471,6 +477,8 @@ cdef class UpstreamRequest(AttemptOwner):
         if reason is None:
             return 0
         if self.state == X_WAITING:
+            if reason is CONNECT_TIMEOUT:
+                self._log_connect_failed(self.attempt, reason, "the time-out of the route")
             return self._try_again(self.attempt, reason)
         return self.fail(reason)
 

@@ -88,8 +88,10 @@ cdef class LocalBody:
 
     async def __anext__(self):
         while not self.pieces:
-            if self.complete or self.stream is None:
+            if self.complete:
                 raise StopAsyncIteration
+            if self.stream is None:
+                raise ConnectionResetError("the request is over, and its body is not complete")
             if self.waiter is not None:
                 raise RuntimeError("two readers wait for the same request body")
             self.waiter = asyncio.get_running_loop().create_future()
@@ -189,8 +191,9 @@ cdef class LocalStream(UpstreamStream):
 
     async def _run(self):
         """Drive the handler to its end."""
-        generator = self.owner.handler(self.request)
+        generator = None
         try:
+            generator = self.owner.handler(self.request)
             async for part in generator:
                 if self.sink is None:
                     break

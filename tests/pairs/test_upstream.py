@@ -285,29 +285,66 @@ def test_a_hook_cannot_change_the_status_of_an_upgrade_response(tmp_path: Path) 
             assert response.status == 502
 
 
-def test_a_body_that_must_be_whole_is_refused_when_others_fill_the_memory_for_bodies(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["collected", "in the context"])
+def test_a_body_that_must_be_whole_is_refused_when_others_fill_the_memory_for_bodies(
+    tmp_path: Path, part: str
+) -> None:
+    """Others are still arriving, or are complete and in `ctx.body` until their requests end."""
     big = (
         80 * 1024 * 1024
-    )  # more than the 64 MiB for the bodies of a worker, and less than the plugin's own bound
+    )  # more than the 64 MiB for the bodies of a worker, less than the bound of the plugin
+    missing = 1 if part == "collected" else 0
     plugins = [use("Waiter", "W", tmp_path / "record", bound="80MiB")]
     with Upstream(answer()) as upstream:
         route = {"path": "/*", "upstream": upstream.url, "max_body": "100MB", "plugins": plugins}
         with Gateway({"routes": [route]}, allow=".") as gateway:
             filler = Client(gateway.port)
-            filler.send(request("/", "POST", f"Content-Length: {big}", body=b"x" * (big - 1)))
             # Sent is read, but for a few megabytes in the buffers of the kernel.
+            waits = "X-W: request=wait"
+            filler.send(request("/", "POST", f"Content-Length: {big}", waits, body=b"x" * (big - missing)))
+            if not missing:
+                until(
+                    lambda: gauge(gateway, "fastgate_request_bodies_collecting") == 0, "the body is complete"
+                )
             with Client(gateway.port) as client:
                 client.send(request("/", "POST", "Content-Length: 2", body=b"a"))
                 refused = client.read_response()
+            with Client(gateway.port) as client:  # one that is here already needs no more memory
+                client.send(request("/", "POST", body=b"ab"))
+                assert client.read_response().status == 200
 
             filler.close()
-            until(
-                lambda: value(scrape(gateway.admin), "fastgate_request_bodies_collecting") == 0,
-                "the first body is given up",
-            )
+            until(lambda: gauge(gateway, "fastgate_requests_active") == 0, "the first request is given up")
             with Client(gateway.port) as client:
-                client.send(request("/", "POST", body=b"ab"))
+                client.send(request("/", "POST", "Content-Length: 2", body=b"a"))
+                client.send(b"b")
                 assert client.read_response().status == 200
 
     assert refused.status == 503
     assert json.loads(refused.body)["code"] == "request_bodies_full"
+
+
+def gauge(gateway: Gateway, name: str) -> float:
+    return value(scrape(gateway.admin), name)
+
+
+def test_a_revalidation_in_the_background_passes_over_interim_responses() -> None:
+    seen = 0
+
+    def script(peer: Peer) -> None:
+        nonlocal seen
+        while True:
+            peer.read_request()
+            seen += 1
+            if seen > 1:
+                peer.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n")
+            body = b"%d" % seen
+            fields = b"Cache-Control: max-age=0, stale-while-revalidate=60\r\n"
+            peer.send(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (fields, len(body), body))
+
+    with Upstream(script) as upstream:
+        route = {"path": "/*", "upstream": upstream.url, "cache": {}}
+        with Gateway({"routes": [route]}) as gateway:
+            assert get(gateway.port).body == b"1"
+
+            until(lambda: get(gateway.port).body != b"1", "the stored response is renewed in the background")

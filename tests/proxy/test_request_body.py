@@ -117,6 +117,24 @@ def test_small_pieces_are_joined_and_nothing_changes(pieces: list[bytes]) -> Non
     assert body.whole() == b"".join(pieces)
 
 
+def test_small_pieces_that_are_kept_are_joined() -> None:
+    body = RequestBody()
+    body.keep(65536)
+    cursor = body.begin()
+    assert cursor is not None
+    for _ in range(20_000):
+        body.add(b"abc")
+        assert joined(cursor.take()) == b"abc"
+    cursor.close()
+    again = body.begin()
+    assert again is not None
+
+    pieces = again.take()
+
+    assert joined(pieces) == b"abc" * 20_000
+    assert len(pieces or ()) <= 60_000 // 1024 + 1
+
+
 class Reading(RuleBasedStateMachine):
     """Any number of cursors beside an oracle that keeps the whole body."""
 

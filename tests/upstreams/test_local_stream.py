@@ -300,3 +300,37 @@ def test_more_requests_than_the_upstream_takes_are_refused() -> None:
         for client in waiting:
             assert client.read_response().status == 200
             client.close()
+
+
+def test_a_handler_that_fails_when_it_is_called() -> None:
+    def handler(asked: LocalRequest) -> AsyncIterator[Any]:
+        raise RuntimeError("no generator")
+
+    with served(handler) as running:
+        assert get(running.port, "/a").status == 500
+
+
+def test_a_body_that_ends_early_does_not_end_as_a_whole_one() -> None:
+    ended: list[object] = []
+    over = threading.Event()
+
+    async def read(asked: LocalRequest) -> None:
+        try:
+            async for _ in asked.body:
+                pass
+            ended.append("whole")
+        except ConnectionResetError as error:
+            ended.append(error)
+        over.set()
+
+    async def handler(asked: LocalRequest) -> AsyncIterator[Any]:
+        await asyncio.shield(asyncio.create_task(read(asked)))  # outlives the handler
+        yield 200, []
+
+    with served(handler) as running:
+        with Client(running.port) as client:
+            client.send(request("/a", "POST", "Content-Length: 100000", body=b"x" * 70_000))
+            until(lambda: running.target.active == 1, "the request is with the handler")
+        assert over.wait(WAIT_S)
+
+    assert isinstance(ended[0], ConnectionResetError)
