@@ -259,12 +259,14 @@ class Keyring:
         )
 
     def _put_consumers(self, records: Mapping[str, ConsumerRecord]) -> None:
-        changed = [
-            self.directory.put(consumer_digest(name), encode_record(record))
-            for name, record in records.items()
-        ]
-        if any(changed):
-            self.directory.announce(CONSUMERS)
+        is_changed = False
+        try:
+            for name, record in records.items():
+                is_changed |= self.directory.put(consumer_digest(name), encode_record(record))
+        finally:
+            # Also when there is no space for all of them: workers cache identities (JWT) with these records.
+            if is_changed:
+                self.directory.announce(CONSUMERS)
 
     def _put(self, digest: bytes, blob: bytes, key: StoredKey | None = None) -> bytes:
         if key is None:
