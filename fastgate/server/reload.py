@@ -509,9 +509,11 @@ class Reload(Generic[C, W]):
         if self._is_beginning:
             return  # of a reload that ended before it began; the loop below continues
         self._is_beginning = True
-        while self._next and self.version and self.phase is Phase.IDLE:
-            self._begin(*self._next.pop(0))
-        self._is_beginning = False
+        try:
+            while self._next and self.version and self.phase is Phase.IDLE:
+                self._begin(*self._next.pop(0))
+        finally:
+            self._is_beginning = False
 
     # ----
 

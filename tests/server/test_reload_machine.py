@@ -108,6 +108,7 @@ class World:
         self.committed: set[int] = set()
         self.is_loading = False
         self.is_stale = False  # changes do not apply to what is in use
+        self.fault: Exception | None = None  # raised by the next load
         self.loaded: list[int | None] = []  # the changes, None for the file
         self.may_draw_room = True
         self.asked = 0
@@ -127,6 +128,9 @@ class World:
     def load(self, change: Any) -> None:
         assert not self.is_loading
         self.loaded.append(change)
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
         if change is not None and self.is_stale:
             raise CannotLoad("conflict", Problem(text="stale"))
         self.is_loading = True
@@ -428,6 +432,20 @@ def test_a_change_that_does_not_apply_is_refused_and_the_next_begins() -> None:
     refused = [outcome for outcome in world.ended if not outcome.applied]
     assert {outcome.kind for outcome in refused} == {"conflict"}
     assert len(refused) == 900
+
+
+def test_an_unexpected_error_at_the_start_of_a_queued_reload_does_not_block_the_following() -> None:
+    world = started()
+    for ask in (world.ask, world.ask_change, world.ask_change):
+        ask()
+    world.fault = MemoryError()
+
+    with pytest.raises(MemoryError):
+        world.settle()
+    world.settle()
+
+    assert [outcome.askers for outcome in world.ended] == [[1], [2], [3], [4]]
+    assert [outcome.applied for outcome in world.ended] == [True, True, False, True]
 
 
 def test_several_refusals_of_one_attempt_end_it_once_and_kill_nobody() -> None:
