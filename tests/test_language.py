@@ -29,7 +29,7 @@ PAGES = [
 
 #: Packages under revision: docstrings and comments are not checked yet. Remove an entry with its findings.
 REWRITTEN = (
-    "_core/cache", "_core/limits", "_core/resilience",
+    "_core/cache", "_core/resilience",
 )  # fmt: skip
 SOURCES = [
     path
@@ -166,7 +166,12 @@ CYTHON_PROSE = re.compile(
 )
 
 
+#: The text signature at the beginning of a docstring (`inspect.signature` reads it): code.
+SIGNATURE = re.compile(r'(?<=""")\w+\([^\\]*\\n--\\n')
+
+
 def prose_of_cython(text: str) -> Iterator[tuple[int, str]]:
+    text = SIGNATURE.sub(lambda found: "\n" * found[0].count("\n"), text)
     for found in CYTHON_PROSE.finditer(text):
         for group in ("doc", "comment"):
             if found[group] is not None:

@@ -1,4 +1,4 @@
-"""What a limiter decided, as an object."""
+"""The result of a limiter, as an object."""
 
 cimport cython
 from libc.stdint cimport int64_t
@@ -8,12 +8,12 @@ __all__ = ["Decision", "Refusal"]
 
 @cython.freelist(64)
 cdef class Decision:
-    """What a limiter decided. True in a condition if allowed. Made by decide(), take() and peek().
+    """The result of a limiter. True in a condition if allowed. Made by decide(), take() and peek().
 
-    limit: which limit was the tightest, by position: of the refusing ones the one with the longest wait, else the one with the
-    least remaining; -1 if the table had no place for a new key. remaining: what could still be taken from it now.
-    retry_after_ns: when the same call would be granted if no other call takes anything; 0 if allowed, NEVER (2**63 - 1) if the amount is more
-    than the limit. reset_ns: when that limit is unused again.
+    limit: position of the tightest limit: of the refusing ones the one with the longest wait, else the one with the least
+    remaining; -1 if the table had no room for a new key. remaining: the amount that could still be taken from it now.
+    retry_after_ns: wait until the same call would be granted if no other call takes anything; 0 if allowed, NEVER (2**63 - 1) if
+    the amount is more than the limit. reset_ns: time until that limit is unused again.
     """
 
     NEVER = 2**63 - 1

@@ -1,26 +1,26 @@
-"""InflightTable: how many of each key are under way right now, over all worker processes, at most so many.
+"""InflightTable: number of concurrent requests of each key, over all worker processes, with a limit.
 
-WHAT        acquire(key, limit) counts one more of the key and says where, or refuses; release(entry) takes it back. What a process
-            held when it died is taken back by clear_seat.
+WHAT        acquire(key, limit) counts one more request of the key and returns its entry, or refuses; release(entry) undoes it.
+            clear_seat releases what a process held when it died.
 STATE       header 16 words | buckets, one cache line each | entries, 16 to a bucket, whole cache lines
 
               bucket   lock | 16 tags of 16 bits (0 = never used)
-              entry    version | hash low | hash high 38, rule 10, hash 16 | one 16-bit lane for each seat
+              entry    version | hash low | hash high 38, rule 10, hash 16 | one 16-bit lane for each process slot
 
-            What a key has under way is the sum of its lanes; there is no second count that could disagree with it. An entry
-            whose lanes are all 0 says nothing and is taken over by a new key of its bucket when no unused one is left.
-            The last two free entries of a bucket are for rules with fewer than six under way in it, so that a flood of
-            keys of one rule leaves room for the others.
-WHO WRITES  a lane: the process in that seat only, so nothing it held needs another's help to be found. acquire writes its lane
-            first and sums then, both sequentially consistent: of those that would together go above the limit, the one that
-            wrote last sees all others and steps back. So more than `limit` never hold at once; two that meet over the last
-            place may both step back, and try again a few times.
-            A key comes into a bucket under the bucket's lock, whose word names the seat. Who takes an entry over moves its version
-            to 1 mod 4 (the key is still whole) and looks at the lanes again, then to 2 (the key is being written), then to
-            the next multiple of 4. Who wrote a lane meanwhile sees the version moved and steps back: either side sees the
-            other. clear_seat undoes what a dead process left half done, from the version.
-COST        acquire and release 20 ns each in cache, with 16 seats. A lane holds 65 535.
-            Memory: 64 bytes per key with up to 20 seats, 4 bytes of buckets. clear_seat reads the buckets (0.1 ms for
+            The number of requests in flight of a key is the sum of its lanes; there is no second count that could disagree
+            with it. An entry whose lanes are all 0 holds no information and is reused for a new key of its bucket when no
+            unused one is left. The last two free entries of a bucket are for rules with fewer than six keys in flight in it,
+            so that a flood of keys of one rule leaves room for the others.
+WHO WRITES  a lane: only the process in that slot, so its counts can be found without help from others. acquire writes its lane
+            first and sums then, both sequentially consistent: of those that would together exceed the limit, the one that
+            wrote last sees all others and backs out. More than `limit` are therefore never granted; two processes that
+            compete for the last one may both back out, and retry a few times.
+            A key is added to a bucket under the bucket's lock, whose word names the slot. A process that reuses an entry sets
+            its version to 1 mod 4 (the key is still complete) and reads the lanes again, then to 2 (the key is being written),
+            then to the next multiple of 4. A process that wrote a lane meanwhile sees the new version and backs out: either
+            side sees the other. clear_seat uses the version to undo what a dead process left unfinished.
+COST        acquire and release 20 ns each in cache, with 16 slots. A lane counts up to 65 535.
+            Memory: 64 bytes per key with up to 20 slots, 4 bytes of buckets. clear_seat reads the buckets (0.1 ms for
             65 536 keys) and the entries in use.
 SOURCES     Dekker's flags, as in Dijkstra, Cooperating sequential processes (1965); per-CPU counters of the Linux kernel
 """
@@ -74,14 +74,14 @@ cdef enum:
     HEADER_WORDS = 16
     HEAD_BYTES = 24             # version and key, before the lanes
     BUCKET = 16
-    RESERVE = 2                 # entries of a bucket that a rule with FEW in it leaves to others
+    RESERVE = 2                 # entries of a bucket that a rule with FEW or more in it leaves to others
     FEW = 6
     RULE_SHIFT = 2              # from bits 14 to 23, as in a mark of table_slots.pyx, to bits 16 to 25: the tag lies below
     LARGEST_CAPACITY = 8_000_000
     LARGEST_SEATS = 4096        # 1024 workers, four generations
     LANE_MOST = 65_535
-    AGAIN = 8                   # tries when others are seen to step back, too
-    LOCK_SPINS = 200            # a key is put into a bucket in about 100 ns
+    AGAIN = 8                   # retries when others are seen to back out, too
+    LOCK_SPINS = 200            # adding a key to a bucket takes about 100 ns
     LOCK_YIELDS = 200           # its owner may have been taken off the CPU: let it run
     # words of the header
     AT_STATE = 0                # 0 new, 1 being laid out, MAGIC
@@ -111,7 +111,7 @@ cdef inline uint16_t tag_of(const hash128_t* key) noexcept nogil:
 
 
 cdef inline int64_t lanes_sum(const inflight_t* t, place_t* place) noexcept nogil:
-    """All lanes together: four to a load."""
+    """Sum of all lanes: four to a load."""
     cdef uint64_t* words = <uint64_t*>lanes_of(place)
     cdef uint64_t even = 0, odd = 0, word
     cdef int64_t i
@@ -134,7 +134,7 @@ cdef int64_t find(inflight_t* t, const hash128_t* key, uint64_t bucket, uint64_t
             continue
         place = place_at(t, bucket * BUCKET + i)
         version[0] = atomic_load_u64(&place.version)
-        # Whoever goes on looks at the version again, after it has written its lane.
+        # The caller checks the version again, after it has written its lane.
         if version[0] & 3 == 0 and atomic_load_relaxed_u64(&place.low) == key.low \
                 and (atomic_load_relaxed_u64(&place.high) ^ key.high) & ~INFLIGHT_RULE == 0:
             return bucket * BUCKET + i
@@ -156,7 +156,7 @@ cdef bint lock(inflight_t* t, bucket_t* b) noexcept nogil:
 
 
 cdef bint is_crowded(inflight_t* t, uint64_t bucket, uint64_t rule) noexcept nogil:
-    """True if the free entries left are for rules that have fewer under way in this bucket."""
+    """True if the remaining free entries are reserved for rules that have fewer keys in this bucket."""
     cdef place_t* place
     cdef int i
     cdef int free = 0
@@ -173,7 +173,7 @@ cdef bint is_crowded(inflight_t* t, uint64_t bucket, uint64_t rule) noexcept nog
 
 
 cdef int64_t insert(inflight_t* t, const hash128_t* key, uint64_t rule, uint64_t bucket, uint64_t* version) noexcept nogil:
-    """Brings the key into its bucket. Its entry and version, -1 when all entries are in use, -2 when the bucket stayed locked."""
+    """Adds the key to its bucket. Returns its entry and version, -1 if all entries are in use, -2 if the bucket stayed locked."""
     cdef bucket_t* b = &t.buckets[bucket]
     cdef place_t* place
     cdef int64_t entry
@@ -195,7 +195,7 @@ cdef int64_t insert(inflight_t* t, const hash128_t* key, uint64_t rule, uint64_t
                 version[0] = atomic_load_u64(&place.version)
                 atomic_store_u64(&place.version, version[0] + 1)
                 atomic_fence()
-                if lanes_sum(t, place) != 0:    # somebody came for the old key: it stays
+                if lanes_sum(t, place) != 0:    # a request for the old key arrived: it stays
                     atomic_store_u64(&place.version, version[0] + 4)
                     continue
                 atomic_store_u64(&place.version, version[0] + 2)
@@ -216,7 +216,7 @@ cdef int64_t insert(inflight_t* t, const hash128_t* key, uint64_t rule, uint64_t
 
 
 cdef int64_t clear(inflight_t* t, int64_t seat) noexcept nogil:
-    """Takes back what the seat held and undoes what it left half done; how many it held."""
+    """Releases the counts of the slot and undoes its unfinished changes; returns how many it held."""
     cdef bucket_t* b
     cdef place_t* place
     cdef uint16_t* lanes
@@ -238,7 +238,7 @@ cdef int64_t clear(inflight_t* t, int64_t seat) noexcept nogil:
                 lane_store(&lanes[seat], 0)
             version = atomic_load_u64(&place.version)
             if locked and version & 3 != 0:
-                if version & 3 == 2:            # the key may be half written: it is nobody's
+                if version & 3 == 2:            # the key may be half written: discard it
                     atomic_store_u64(&place.low, 0)
                     atomic_store_u64(&place.high, 0)
                 atomic_store_u64(&place.version, (version | 3) + 1)
@@ -264,9 +264,9 @@ cdef class InflightTable:
     """InflightTable(capacity, seats, shared=None)\n--\n
     Concurrency by key in one bounded table, private or shared by processes.
 
-    capacity: keys that may be under way at once (1 to 8 000 000; a sixteenth of them share a bucket's 16 places, so count on
-    half). seats: processes (1 to 4096). shared: SharedMemory of InflightTable.size(capacity, seats) bytes. A process calls
-    for_seat(n) and uses what it returns; no two living processes may have the same seat. A key is str or bytes.
+    capacity: keys that may be in flight at once (1 to 8 000 000; a sixteenth of them share a bucket's 16 entries, so expect
+    half). `seats`: processes (1 to 4096). shared: SharedMemory of `InflightTable.size(capacity, seats)` bytes. A process calls
+    for_seat(n) and uses what it returns; no two living processes may have the same slot. A key is str or bytes.
     ValueError or TypeError names the argument, its value and the allowed range.
     """
 
@@ -294,7 +294,7 @@ cdef class InflightTable:
         self.secret[1] = <uint64_t>t.header[AT_SECRET + 1]
 
     cdef int lay_out(self) except -1:
-        """Writes the header of new memory, or checks that of a table another process made."""
+        """Writes the header of new memory, or checks that of a table created by another process."""
         cdef inflight_t* t = &self.handle
         cdef int64_t found = 0
         if atomic_cas(&t.header[AT_STATE], &found, 1):
@@ -339,7 +339,7 @@ cdef class InflightTable:
             lane_store(lane, lane_load(lane) + 1)
             inflight_fence()
             if atomic_load_u64(&place.version) != version:
-                lane_store(lane, lane_load(lane) - 1)   # the entry is being taken over: it may be another key's now
+                lane_store(lane, lane_load(lane) - 1)   # the entry is being reused: its key may be another one now
                 moved += 1
                 if moved > LOCK_SPINS:
                     atomic_add_relaxed(&t.header[AT_BUSY], 1)
@@ -353,7 +353,7 @@ cdef class InflightTable:
             tries += 1
             if in_use[0] >= limit or tries == AGAIN:
                 return -1
-            # Others stepped back, too. Each waits another while, so that one of them comes first.
+            # Others backed out, too. Each waits for a different time, so that one of them comes first.
             for i in range((t.seat + 1) * 8 * tries % 257):
                 inflight_pause()
 
@@ -374,13 +374,13 @@ cdef class InflightTable:
         return lanes_sum(&self.handle, place_at(&self.handle, entry)) if entry >= 0 else 0
 
     def for_seat(self, seat):
-        """The same table as the process in this seat uses it."""
+        """A handle of the same table for the process in this slot."""
         cdef InflightTable view = InflightTable(self.capacity, self.handle.seats, self.shared)
         view.handle.seat = int_argument(seat, "seat", 0, self.handle.seats - 1)
         return view
 
     def acquire(self, key, limit):
-        """An entry to give to release(), or None: `limit` of the key are under way, or the table has no place."""
+        """An entry to give to release(), or None: `limit` of the key are in flight, or the table has no room."""
         cdef hash128_t hashed
         cdef int64_t in_use, entry
         cdef int64_t most = int_argument(limit, "limit", 1, 1 << 40)
@@ -391,25 +391,25 @@ cdef class InflightTable:
         return None if entry < 0 else entry
 
     def release(self, entry):
-        """Takes one back that acquire() gave out."""
+        """Releases an entry that acquire() returned."""
         cdef int64_t at = int_argument(entry, "entry", 0, <int64_t>(self.handle.bucket_count * BUCKET) - 1)
         if self.handle.seat < 0:
             raise ValueError("seat: this handle has none; use for_seat()")
         self.c_release(at)
 
     def count(self, key):
-        """How many of the key are under way now, over all seats."""
+        """How many of the key are in flight now, over all slots."""
         cdef hash128_t hashed
         key_argument(key, self.secret, &hashed)
         return self.c_count(&hashed)
 
     def clear_seat(self, seat):
-        """Takes back what the process in this seat held; how many. Only when that process is dead."""
+        """Releases everything that the process in this slot held; returns how many. Only when that process is dead."""
         return clear(&self.handle, int_argument(seat, "seat", 0, self.handle.seats - 1))
 
     @property
     def in_use(self):
-        """Everything under way, of all keys. Walks the table."""
+        """Number in flight, over all keys. Walks the table."""
         cdef inflight_t* t = &self.handle
         cdef int64_t total = 0
         cdef uint64_t bucket
@@ -423,23 +423,23 @@ cdef class InflightTable:
 
     @property
     def seats(self):
-        """How many processes it has lanes for."""
+        """Number of processes that it has lanes for."""
         return self.handle.seats
 
     @property
     def seat(self):
-        """Whose lanes this handle writes; -1: nobody's."""
+        """The slot whose lanes this handle writes; -1: none."""
         return self.handle.seat
 
     def statistics(self):
-        """Counts since the table was made: full (no entry for a new key), over_share (of those: the free ones were kept for other
-        rules), busy (a bucket stayed locked), cleared (left by dead processes)."""
+        """Counts since the table was created: full (no entry for a new key), over_share (of those: the free ones were reserved
+        for other rules), busy (a bucket stayed locked), cleared (left by dead processes)."""
         cdef inflight_t* t = &self.handle
         return {"full": t.header[AT_FULL], "over_share": t.header[AT_OVER_SHARE], "busy": t.header[AT_BUSY], "cleared": t.header[AT_CLEARED]}
 
     @staticmethod
     def size(capacity, seats):
-        """Bytes of shared memory for so many keys and processes."""
+        """Bytes of shared memory for this capacity and number of processes."""
         return table_size(int_argument(capacity, "capacity", 1, LARGEST_CAPACITY), int_argument(seats, "seats", 1, LARGEST_SEATS))
 
     def __repr__(self):

@@ -9,7 +9,7 @@ from fastgate._core.shm.table cimport LimiterTable, cursor_t
 cdef enum:
     MOST_LIMITS = 16
 
-# What a take says; limit is NO_PLACE when the table had no place for a new key.
+# Result of a take; limit is NO_PLACE if the table had no room for a new key.
 cdef enum:
     NO_PLACE = -1
 
@@ -24,13 +24,13 @@ ctypedef struct verdict_t:
 cdef class KeyedLimiter:
     cdef limit_t specs[16]
     cdef int count
-    cdef uint64_t key[2]        # hashes this limiter's keys; two limiters of one table have different ones
+    cdef uint64_t key[2]        # hashes this limiter's keys; different for each limiter of a table
     cdef int how                # TABLE_KEEP, TABLE_FAIR, TABLE_EVICT
     cdef uint64_t mark          # of its entries, without a source
     cdef readonly LimiterTable table
     cdef readonly tuple limits
     cdef readonly str scope
-    # For C callers: hash once with hash_key, then any number of calls. amounts: one per limit, 0 = that limit does not count this.
+    # For C callers: hash once with hash_key, then any number of calls. amounts: one per limit, 0 = not counted by that limit.
     cdef void hash_key(self, const void* data, size_t n, hash128_t* out) noexcept nogil
     cdef bint take_hashed(self, const hash128_t* key, const int64_t* amounts, int64_t now_ns, bint commit,
                           verdict_t* verdict) noexcept nogil

@@ -1,16 +1,16 @@
 """KeyedLimiter: several limits for each of millions of keys, checked and debited as one decision.
 
-WHAT        take(key, amount) asks every limit; all grant and all are debited, or none is. reserve(key, amount) takes now and settles later
-            on what was really used.
+WHAT        take(key, amount) checks every limit; either all grant it and all are debited, or none is. reserve(key, amount) takes
+            an amount now and settles later on the amount actually used.
 STATE       per key one table entry (table.pyx): the words of each limit one after the other. Nothing else per key.
             The entry's hash is SipHash-1-3-128 of the key under the table's secret, the scope and the kinds, windows and
-            rates of the limits: so several limiters share one table without meeting, and a limiter made again after a
-            reload, with other amounts but the same windows, finds its counts.
-WHO WRITES  one swing of one index word per decision. All limits of a key lie in one record, which is why no undo exists: a
-            refusal writes nothing, and a process that dies has either taken from all of them or from none.
+            rates of the limits: several limiters therefore share one table without collisions, and a limiter that is recreated
+            after a reload, with other amounts but the same windows, finds its counts.
+WHO WRITES  one swap of one index word per decision. All limits of a key lie in one record, so no undo is needed: a
+            refusal writes nothing, and a process that dies has debited either all of them or none.
 COST        three limits, 1 000 000 keys in shared memory: under 300 ns from Python, most of it two cache misses.
             126 bytes per key up to 5 words of state (a bucket is 1, a window 2), 238 up to 13.
-SOURCES     limits.pyx and table_slots.pyx name theirs; SipHash: hashing.pyx
+SOURCES     those of limits.pyx and table_slots.pyx; SipHash: hashing.pyx
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -39,11 +39,11 @@ cdef class KeyedLimiter:
     """KeyedLimiter(limits, *, capacity=None, shared=None, table=None, scope="", when_full="refuse")\n--\n
     Limits per key, in one bounded table, private or shared by processes.
 
-    limits: 1 to 16 of TokenBucket, FixedWindow, SlidingWindow; they serve as rules, their own state is not used. capacity: keys the table holds.
-    shared: SharedMemory of KeyedLimiter.size(limits, capacity) bytes. table: a LimiterTable to live in instead, with other
-    limiters. scope: a name; limiters of one table with the same scope and the same kinds, windows and rates are the same
-    limiter. when_full: "refuse" a new key that finds no idle entry (default: a flood of keys cannot make a limit forget; the
-    Decision says limit -1), "share" (displace the least used entry of a limiter or source that has taken more than its share, else
+    limits: 1 to 16 of TokenBucket, FixedWindow, SlidingWindow; they serve as rules, their own state is not used. capacity: keys
+    that fit into the table. shared: SharedMemory of KeyedLimiter.size(limits, capacity) bytes. table: a LimiterTable to use
+    instead, shared with other limiters. scope: a name; limiters of one table with the same scope and the same kinds, windows and
+    rates are the same limiter. when_full: "refuse" a new key that finds no idle entry (default: a flood of keys cannot displace
+    the state of others; the Decision has limit -1), "share" (displace the least used entry of a limiter or source that has taken more than its share, else
     refuse) or "evict" (also the least used entry of this limiter). All are counted in statistics().
     A key is str or bytes; "a" and b"a" are the same key. Other errors: see Limit and LimiterTable.
     ValueError or TypeError names the argument, its value and the allowed range.
@@ -92,7 +92,7 @@ cdef class KeyedLimiter:
 
     cdef bint take_hashed(self, const hash128_t* key, const int64_t* amounts, int64_t now_ns, bint commit,
                           verdict_t* verdict) noexcept nogil:
-        """True if every limit granted its amount at now_ns (and, with commit, was debited); verdict tells the tightest."""
+        """True if every limit granted its amount at now_ns (and, with commit, was debited); verdict describes the tightest."""
         return self.take_marked(key, self.mark, amounts, now_ns, commit, verdict)
 
     cdef bint take_marked(self, const hash128_t* key, uint64_t mark, const int64_t* amounts, int64_t now_ns, bint commit,
@@ -141,7 +141,7 @@ cdef class KeyedLimiter:
                 state += limit_state_words(&self.specs[i])
             verdict.reset_ns = limit_reset_ns(&self.specs[verdict.limit], tightest, now_ns)
             if not commit or not verdict.allowed:
-                # After a clock set back the stored times would keep refusing: store what was brought up to date, nothing taken.
+                # After a clock set back the stored times would keep refusing: store the updated state, with no amount taken.
                 if commit and changed:
                     self.store_healed(&c, now_ns)
                 return verdict.allowed
@@ -156,7 +156,7 @@ cdef class KeyedLimiter:
                 return False
 
     cdef void store_healed(self, cursor_t* c, int64_t now_ns) noexcept nogil:
-        """Stores each refusing limit's state as of now_ns. A race lost here is no loss: the next refusal tries again."""
+        """Stores each refusing limit's state as of now_ns. Losing a race here is harmless: the next refusal tries again."""
         cdef outcome_t outcome
         cdef cursor_t fresh
         cdef int64_t* state = fresh.state
@@ -174,7 +174,7 @@ cdef class KeyedLimiter:
         table_store(&self.table.handle, &fresh, idle_at_ns, now_ns, TABLE_KEEP)
 
     cdef bint adjust_hashed(self, const hash128_t* key, const int64_t* amounts, int64_t taken_ns, int64_t now_ns) noexcept nogil:
-        """Charges the positive and refunds the negative amounts, in one step; False if the table had no place."""
+        """Charges the positive and refunds the negative amounts, in one step; False if the table had no room."""
         cdef cursor_t c
         cdef int64_t* state
         cdef int64_t idle_at_ns
@@ -223,15 +223,15 @@ cdef class KeyedLimiter:
         return 0
 
     def take(self, key, amount=1, now_ns=None, source=None):
-        """The Decision; if allowed, `amount` was taken from every limit of the key, else nothing was.
+        """The Decision; if allowed, `amount` was taken from every limit of the key, else no amount was.
 
-        amount: one int for all limits, or a tuple with one per limit (0 = this limit does not count it). source: who brought the
+        amount: one int for all limits, or a tuple with one per limit (0 = not counted by this limit). source: the origin of the
         key, str or bytes; new keys of one source cannot take the room that those of others need (table_slots.pyx, Shares).
         """
         return self.decision(key, amount, now_ns, True, source)
 
     def peek(self, key, amount=1, now_ns=None):
-        """The Decision that take() would return; nothing is taken and no entry is made."""
+        """The Decision that take() would return; takes no amount and creates no entry."""
         return self.decision(key, amount, now_ns, False, None)
 
     cdef Decision decision(self, key, amount, now_ns, bint commit, source):
@@ -246,13 +246,13 @@ cdef class KeyedLimiter:
         self.table.ready()
         if source is not None:
             key_argument(source, self.key, &brought)
-            # Where nothing is displaced a source's share is one of the table, as if it were a rule of its own.
+            # If no entries are displaced, a source's share is one of the table, as if it were a separate rule.
             mark = rule_mark(brought.low) if self.how == TABLE_KEEP else mark | source_mark(brought.low)
         self.take_marked(&hashed, mark, amounts, now, commit, &verdict)
         return new_decision(verdict.allowed, verdict.limit, verdict.remaining, verdict.retry_after_ns, verdict.reset_ns)
 
     def reserve(self, key, amount=1, now_ns=None):
-        """A Reservation, which is true, if `amount` was taken; else a Refusal, the Decision that says why not, which is false."""
+        """A Reservation, which is true, if `amount` was taken; else a Refusal, the Decision with the cause, which is false."""
         cdef Reservation made
         cdef hash128_t hashed
         cdef int64_t amounts[MOST_LIMITS]
@@ -275,7 +275,7 @@ cdef class KeyedLimiter:
         return made
 
     def charge(self, key, amount, now_ns=None):
-        """Debits the key without asking, for what has already happened; True, or False if the table had no place.
+        """Debits the key unconditionally, for usage that has already happened; True, or False if the table had no room.
 
         The debt of each limit ends one whole limit below zero.
         """
@@ -289,7 +289,7 @@ cdef class KeyedLimiter:
         return self.adjust_hashed(&hashed, amounts, now, now)
 
     def forget(self, key):
-        """True if the key had an entry, which is now as good as new; False if it had none."""
+        """True if the key had an entry, which is reset; False if it had none."""
         cdef cursor_t c
         cdef hash128_t hashed
         key_argument(key, self.key, &hashed)
@@ -319,9 +319,9 @@ cdef class KeyedLimiter:
 
 @cython.final
 cdef class Reservation:
-    """What was taken ahead of its use. Settle it once; one that is never settled stays taken, which can only admit less.
+    """An amount taken before its use. Settle it once; an unsettled one stays taken, which can only admit less.
 
-    Made by KeyedLimiter.reserve. is_open: neither settled nor refunded yet. taken_ns: when it was taken.
+    Made by KeyedLimiter.reserve. is_open: neither settled nor refunded yet. taken_ns: the time of the reservation.
     """
 
     def __cinit__(self):
@@ -331,9 +331,10 @@ cdef class Reservation:
         debug_live_add(-1)
 
     def settle(self, amount, now_ns=None):
-        """True if this call closed the reservation on `amount` used: less is given back, more is charged; False if it was closed.
+        """True if this call closed the reservation on `amount` used: the difference is refunded or charged; False if it was
+        closed.
 
-        amount: an int or one per limit, 0 or more. A limit that was reserved with 0 stays out of it.
+        amount: an int or one per limit, 0 or more. A limit that was reserved with 0 is not charged.
         """
         cdef int64_t used[MOST_LIMITS]
         cdef int64_t now = now_argument(now_ns)
@@ -360,7 +361,7 @@ cdef class Reservation:
         return True
 
     def refund(self, now_ns=None):
-        """True if this call gave everything back; False if the reservation was closed already."""
+        """True if this call refunded everything; False if the reservation was closed already."""
         return self.settle(0, now_ns)
 
     def __bool__(self):
@@ -373,7 +374,7 @@ cdef int fitting_words(int state_words) noexcept:
 
 
 cdef object shape_of(Limit limit):
-    """What must be equal for two limits to understand each other's state: a window's amount may change, a bucket's rate may not."""
+    """The properties that two limits must share to use the same state: a window's amount may differ, a bucket's rate may not."""
     if limit.spec.kind == 1:
         return (1, limit.spec.ticks_per_ns, limit.spec.shift)
     return (limit.spec.kind, limit.spec.window_ns)

@@ -8,16 +8,16 @@ ctypedef struct leases_t:
     int64_t* header
     int64_t* slots          # one word each: 0 or the owner
     int64_t capacity
-    int64_t hint            # where the last slot came free; only a guess
+    int64_t hint            # where a slot was last freed; only a hint
     int64_t generation      # fork_generation() when last used
     int64_t reaped_at_ns
     bint is_shared
 
-# The slot (>= 0) that is now ours, or -1: all are taken by living processes.
+# The slot (>= 0) acquired for this process, or -1: all are taken by living processes.
 cdef int64_t lease_acquire(leases_t* leases) noexcept nogil
-# True if the slot was ours and is free now.
+# True if the slot was held by this process and is free now.
 cdef bint lease_release(leases_t* leases, int64_t slot) noexcept nogil
-# Frees what dead processes hold; how many.
+# Frees the slots of dead processes; returns how many.
 cdef int64_t lease_reap(leases_t* leases) noexcept nogil
 cdef int64_t lease_count(leases_t* leases) noexcept nogil
 

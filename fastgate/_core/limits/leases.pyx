@@ -1,13 +1,13 @@
-"""ConcurrencyLimit: at most so many at once, by leases that come back even if their process does not.
+"""ConcurrencyLimit: a bound on concurrent operations, by leases that are recovered even if their process dies.
 
-WHAT        acquire() hands out a Lease or None; a Lease is released exactly once: by release(), by leaving its `with`, or when it is dropped.
-            A lease of a process that died is free again at the next acquire that needs it.
+WHAT        acquire() returns a Lease or None; a Lease is released exactly once: by release(), by leaving its `with`, or when it
+            is dropped. A lease of a dead process is free again at the next acquire that needs it.
 STATE       header 8 words: [ready] [capacity] [limit] [unused ...] | one word per slot: 0 = free, else the owner (owners.pyx)
 
-            There is no counter. What is in use is the slots that are taken, so nothing can disagree with them, and one CAS
-            is the whole of acquire and of release: a process killed between the two leaves its name in the slot.
-WHO WRITES  a slot: CAS 0 → owner by who takes it, owner → 0 by the owner, or by anyone once the owner is dead.
-            The limit word: set_limit. A limit lowered below what is held admits only into slots below it while the others drain.
+            There is no counter. The number in use is the number of taken slots, so no count can disagree with them, and one
+            CAS is the whole of acquire and of release: a process killed between the two leaves its name in the slot.
+WHO WRITES  a slot: CAS 0 → owner by the acquiring process, owner → 0 by the owner, or by any process once the owner is dead. The
+            limit word: set_limit. A limit lowered below the number held admits only into slots below it while the others drain.
 COST        acquire and release about 30 ns each; a refusal reads `limit` words (100 ns per 1000). When all are taken, at most
             every 100 ms, the owners are looked up in /proc (10 µs for each process that holds any).
 SOURCES     owner names as in robust futexes, set_robust_list(2), without the kernel; pid + start time: proc_pid_stat(5)
@@ -36,7 +36,7 @@ cdef enum:
 
 
 cdef void notice_fork(leases_t* leases) noexcept nogil:
-    """In a forked child a private limit starts empty: the copies of the parent's leases are the parent's."""
+    """In a forked child a private limit starts empty: the copied leases belong to the parent."""
     cdef int64_t slot
     leases.generation = fork_generation()
     leases.reaped_at_ns = 0
@@ -88,7 +88,7 @@ cdef bint lease_release(leases_t* leases, int64_t slot) noexcept nogil:
 
 cdef int64_t lease_reap(leases_t* leases) noexcept nogil:
     cdef int64_t me = owner_self()
-    cdef int64_t living = me        # the last one found alive: neighbours often have the same owner
+    cdef int64_t living = me        # the last owner found alive: neighbors often have the same one
     cdef int64_t dead = 0
     cdef int64_t freed = 0
     cdef int64_t slot, owner
@@ -134,7 +134,7 @@ cdef class ConcurrencyLimit:
         if shared is not None and shared.size < needed:
             raise ValueError(f"shared: expected at least {needed} bytes for {most} leases, got {shared.size}")
         if shared is None:
-            # Private memory must be copied by a fork, not shared: a bytearray is.
+            # A fork must copy private memory, not share it: it copies a bytearray.
             self.keep = bytearray(needed + 8)
             leases.header = <int64_t*>((<size_t><char*>self.keep + 7) & ~<size_t>7)
         else:
@@ -164,7 +164,7 @@ cdef class ConcurrencyLimit:
         return lease
 
     def reap(self):
-        """Frees the leases of dead processes now; how many. acquire() does it by itself when it finds none free."""
+        """Frees the leases of dead processes now; returns how many. acquire() does so automatically when no lease is free."""
         return lease_reap(&self.leases)
 
     @property
@@ -176,21 +176,21 @@ cdef class ConcurrencyLimit:
 
     @property
     def limit(self):
-        """The limit now, the same for every process."""
+        """The current limit, the same for every process."""
         return atomic_load(&self.leases.header[LIMIT])
 
     def set_limit(self, limit):
-        """Changes the limit for every process; what is held above it drains."""
+        """Changes the limit for every process; leases held above it drain."""
         atomic_store(&self.leases.header[LIMIT], int_argument(limit, "limit", 1, self.leases.capacity))
 
     @property
     def capacity(self):
-        """What set_limit may raise the limit to."""
+        """The largest limit that set_limit accepts."""
         return self.leases.capacity
 
     @staticmethod
     def size(capacity):
-        """Bytes of shared memory for so many leases."""
+        """Bytes of shared memory for this many leases."""
         return (HEADER_WORDS + int_argument(capacity, "capacity", 1, LARGEST_CAPACITY)) * 8
 
     def __repr__(self):
@@ -200,7 +200,7 @@ cdef class ConcurrencyLimit:
 @cython.final
 @cython.freelist(64)
 cdef class Lease:
-    """One place of a ConcurrencyLimit. Usable as a context manager. Made by acquire()."""
+    """One unit of a ConcurrencyLimit. Usable as a context manager. Made by acquire()."""
 
     def __cinit__(self):
         self.slot = -1
@@ -209,16 +209,16 @@ cdef class Lease:
     cdef bint give_back(self) noexcept:
         cdef int64_t slot = self.slot
         self.slot = -1
-        # A copy that a fork brought into a child holds nothing: the lease is the parent's.
+        # A copy in a forked child holds nothing: the lease belongs to the parent.
         return slot >= 0 and self.generation == fork_generation() and lease_release(&self.owner.leases, slot)
 
     def release(self):
-        """True if this call gave the place back; False if it was given back before, or in a process that did not acquire it."""
+        """True if this call released the lease; False if it was released before, or in a process that did not acquire it."""
         return self.give_back()
 
     @property
     def is_held(self):
-        """Whether this process holds the place."""
+        """Whether this process holds the lease."""
         return self.slot >= 0 and self.generation == fork_generation()
 
     def __enter__(self):

@@ -1,27 +1,27 @@
-"""TokenBucket, FixedWindow, SlidingWindow: how much of something may happen per time.
+"""TokenBucket, FixedWindow, SlidingWindow: limits on an amount per time.
 
 WHAT        The three ways to count, each as pure functions over one or two words of state, and as objects over private or shared
             memory. Many keys with several limits each: keyed.pyx, over the same functions.
-            Amounts are integers in the limit's own unit: requests, bytes, tokens of a model. What has fractions is counted in
+            Amounts are integers in the limit's own unit: requests, bytes, tokens of a model. Fractional amounts are counted in
             micro-units: a budget of 5 dollars a day is FixedWindow(5_000_000, 86_400), a call takes 137.
-STATE       TokenBucket     [time the bucket is full again, in ticks]                           GCRA: one number is the bucket
+STATE       TokenBucket     [time the bucket is full again, in ticks]              GCRA: one number describes the bucket
             FixedWindow     [number of the window] [used in it]
-            SlidingWindow   [number, high 24 bits | used 40] [number, low 24 bits | used in the window before 40]
+            SlidingWindow   [number, high 24 bits | used 40] [number, low 24 bits | used in the previous window 40]
 
             A tick is a token / 2**shift with the shift chosen so that a tick lasts 1 to 2 ns: then one multiplication turns
-            nanoseconds into ticks, the rate is exact to 2**-61 whatever it is, and `burst` tokens are exactly that many.
+            nanoseconds into ticks, any rate is exact to 2**-61, and `burst` tokens are exactly that many.
             A window's number is now // window: windows start at multiples of their length on the caller's clock.
-WHO WRITES  A bucket: CAS on its word, from any process or thread. A window in shared memory: one table entry (table_slots.pyx), changed
-            in one swing. Private windows: the GIL.
-            A clock that goes back frees nothing: the bucket keeps its debt and the window its count. A state that lies more than
-            a minute beyond what it could (a clock set back by more) is taken over to the new time, amounts kept, so that a
-            limit heals within one of its own periods.
+WHO WRITES  A bucket: CAS on its word, from any process or thread. A window in shared memory: one table entry (table_slots.pyx),
+            changed in one swap. Private windows: the GIL.
+            A clock that goes back frees nothing: the bucket keeps its debt and the window its count. A state more than a minute
+            ahead of any valid time (a clock set back by more) is moved to the new time, with its amounts, so that a limit
+            recovers within one of its own periods.
 COST        take from Python 40 to 60 ns with now_ns given, 20 more to read the clock.
-            Error bounds. TokenBucket: none; any span of t admits at most burst + rate·t, to the token. FixedWindow: none per
-            aligned window; any span as long as the window at most 2 × limit. SlidingWindow: counts the window before as if spread
-            evenly, rounded up; even traffic is exact to one amount; any aligned window at most limit; the worst
-            traffic (all at a window's end, then all at the next one's end) 2 × limit in a span; over many windows never
-            more than limit per window.
+ERRORS      TokenBucket: none; any span of t admits at most burst + rate·t, to the token. FixedWindow: none per aligned window;
+            any span as long as the window at most 2 × limit. SlidingWindow: counts the previous window as if spread evenly,
+            rounded up; even traffic is exact to one amount; any aligned window at most limit; the worst traffic (everything at a
+            window's end, then everything at the next one's end) 2 × limit in a span; over many windows never more than limit per
+            window.
 SOURCES     ITU-T I.371 Annex A (GCRA, virtual scheduling); Cloudflare, How we built rate limiting capable of scaling to
             millions of domains (2017, sliding window counter)
 """
@@ -67,7 +67,7 @@ cdef extern from *:
     int64_t limits_ns(int64_t ticks, uint64_t ratio) noexcept nogil
     const uint64_t LIMITS_NUMBER
 
-cdef int64_t SLACK_NS = 60_000_000_000      # how far a clock may go back before a state is taken over instead of kept
+cdef int64_t SLACK_NS = 60_000_000_000      # a clock set back by more moves the state to the new time; by less, the state is kept
 cdef double LONGEST_S = 1e9                 # 31 years to fill a bucket, or of one window
 cdef double SHORTEST_S = 1e-3               # a window; below it the clock reading of another process is as old as the window
 
@@ -75,7 +75,7 @@ cdef double SHORTEST_S = 1e-3               # a window; below it the clock readi
 # --- token bucket
 
 cdef inline int64_t bucket_debt(const limit_t* limit, int64_t full_at, int64_t now, bint* healed) noexcept nogil:
-    """Ticks that are missing to a full bucket at `now`; more than the burst after a charge, at most twice."""
+    """Ticks missing until the bucket is full at `now`; more than the burst after a charge, at most twice."""
     cdef int64_t debt = full_at - now
     cdef int64_t burst = limit.limit << limit.shift
     healed[0] = debt > 2 * burst + limit.slack
@@ -112,7 +112,7 @@ cdef bint bucket_take(const limit_t* limit, int64_t* full_at, int64_t amount, in
 # --- windows
 
 cdef inline bint fixed_roll(const limit_t* limit, int64_t* number, int64_t* used, int64_t now_ns) noexcept nogil:
-    """Brings a fixed window to now_ns; True if its clock had been set back too far and the number was taken over."""
+    """Advances a fixed window to now_ns; True if the clock had been set back too far and the number was replaced."""
     cdef int64_t current = now_ns // limit.window_ns
     if number[0] < current:
         number[0] = current
@@ -144,12 +144,12 @@ cdef bint fixed_take(const limit_t* limit, int64_t* state, int64_t amount, int64
 ctypedef struct sliding_t:
     int64_t number
     int64_t used
-    int64_t before      # used in the window before
+    int64_t before      # used in the previous window
     bint healed
 
 
 cdef inline void sliding_load(const limit_t* limit, const int64_t* state, int64_t now_ns, sliding_t* s) noexcept nogil:
-    """Unpacks a sliding window and brings it to now_ns."""
+    """Unpacks a sliding window and advances it to now_ns."""
     cdef int64_t current = now_ns // limit.window_ns
     s.number = <int64_t>((<uint64_t>state[0] >> 40 << 24) | (<uint64_t>state[1] >> 40))
     s.used = <int64_t>(<uint64_t>state[0] & LIMITS_NUMBER)
@@ -170,7 +170,7 @@ cdef inline void sliding_save(int64_t* state, const sliding_t* s) noexcept nogil
 
 
 cdef inline int64_t sliding_weight(const limit_t* limit, const sliding_t* s, int64_t now_ns) noexcept nogil:
-    """How much of the window before still counts: its share of the span that ends now, rounded up."""
+    """The part of the previous window that still counts: its share of the span that ends now, rounded up."""
     cdef int64_t elapsed = now_ns - s.number * limit.window_ns
     if s.before == 0:
         return 0
@@ -183,9 +183,9 @@ cdef int64_t sliding_wait(const limit_t* limit, const sliding_t* s, int64_t amou
     """Nanoseconds until `amount` (refused now, but at most the limit) would be granted if no other call takes anything."""
     cdef int64_t room = limit.limit - amount - s.used
     cdef int64_t start = s.number * limit.window_ns
-    if room >= 0:           # the window before has to fade: before * left / window <= room
+    if room >= 0:           # the previous window has to fade: before * left / window <= room
         return start + limit.window_ns - limits_floor(room, limit.window_ns, s.before) - now_ns
-    room = limit.limit - amount         # this window is too full even alone: it has to become the one before, and fade
+    room = limit.limit - amount         # this window alone is too full: it has to become the previous one, and fade
     return start + 2 * limit.window_ns - limits_floor(room, limit.window_ns, s.used) - now_ns
 
 
@@ -209,7 +209,7 @@ cdef bint sliding_take(const limit_t* limit, int64_t* state, int64_t amount, int
     return False
 
 
-# --- any of them
+# --- all kinds
 
 cdef bint limit_take(const limit_t* limit, int64_t* state, int64_t amount, int64_t now_ns,
                      outcome_t* outcome) noexcept nogil:
@@ -315,10 +315,11 @@ cdef int64_t now_argument(object now_ns) except -1:
 # --- objects
 
 cdef class Limit:
-    """What TokenBucket, FixedWindow and SlidingWindow have in common. Make one of those.
+    """The common base of TokenBucket, FixedWindow and SlidingWindow. Make one of those.
 
-    Amounts are ints from 1 to 2**39 - 1. now_ns is an int from 0 to 2**62 - 1 on any clock you keep to; the default is the
-    monotonic clock. Wrong ones: ValueError or TypeError, and nothing was taken. Safe for threads; with `shared`, processes.
+    Amounts are ints from 1 to 2**39 - 1. now_ns is an int from 0 to 2**62 - 1 on any clock, always the same one; the default is
+    the monotonic clock. Invalid ones raise ValueError or TypeError, and no amount is taken. Safe for threads; with `shared`, for
+    processes.
     """
 
     def __cinit__(self, *_, **__):
@@ -365,7 +366,7 @@ cdef class Limit:
         return allowed
 
     cdef int64_t adjust_at(self, int64_t amount, int64_t taken_ns, int64_t now_ns) noexcept nogil:
-        """Charges a positive amount, refunds a negative one taken at taken_ns; what was charged or refunded."""
+        """Charges a positive amount, refunds a negative one taken at taken_ns; returns the amount charged or refunded."""
         cdef int64_t state[2]
         cdef int64_t old, done
         cdef cursor_t c
@@ -401,11 +402,11 @@ cdef class Limit:
         return self.decide_at(n, now, True, &outcome, NULL)
 
     def decide(self, amount=1, now_ns=None):
-        """Takes like take() and returns the whole Decision."""
+        """Takes like take() and returns the complete Decision."""
         return self.decision(amount, now_ns, True)
 
     def peek(self, amount=1, now_ns=None):
-        """The Decision that decide() would return; nothing is taken."""
+        """The Decision that decide() would return; takes no amount."""
         return self.decision(amount, now_ns, False)
 
     cdef Decision decision(self, amount, now_ns, bint commit):
@@ -420,9 +421,9 @@ cdef class Limit:
         return new_decision(allowed, 0, outcome.remaining, outcome.retry_after_ns, reset_ns)
 
     def charge(self, amount, now_ns=None):
-        """Debits without asking, for what has already happened; returns how much was debited.
+        """Debits unconditionally, for usage that has already happened; returns the amount debited.
 
-        The debt ends one whole limit below zero, so that a limit heals within two of its periods: the result may be less.
+        The debt ends one whole limit below zero, so that a limit recovers within two of its periods: the result may be less.
         """
         cdef int64_t n = int_argument(amount, "amount", 1, LARGEST)
         cdef int64_t now = now_argument(now_ns)
@@ -431,9 +432,9 @@ cdef class Limit:
         return self.adjust_at(n, now, now)
 
     def refund(self, amount, taken_ns=None, now_ns=None):
-        """Refunds what was taken at taken_ns (default: now_ns) and not used; returns how much was refunded.
+        """Refunds an amount that was taken at taken_ns (default: now_ns) and not used; returns the amount refunded.
 
-        A bucket takes back up to full; a window only into the window it was taken from (a sliding one also into the window before).
+        A bucket is refunded up to full; a window only while it is the one charged (a sliding one also as the previous window).
         """
         cdef int64_t n = int_argument(amount, "amount", 1, LARGEST)
         cdef int64_t now = now_argument(now_ns)
@@ -444,7 +445,7 @@ cdef class Limit:
 
     @property
     def limit(self):
-        """The burst of a bucket, or what a window admits."""
+        """The burst of a bucket, or the amount that a window admits."""
         return self.spec.limit
 
     cdef int attach_window(self, SharedMemory shared) except -1:
@@ -470,8 +471,8 @@ cdef class TokenBucket(Limit):
     A bucket that holds `burst` tokens and gains rate_per_s tokens a second; starts full.
 
     rate_per_s: 1e-9 to 1e9. burst: 1 to 2**39 - 1 tokens; burst / rate_per_s at most 1e9 seconds. Any span of t seconds admits at
-    most burst + rate_per_s·t. shared: SharedMemory with 16 bytes for the bucket at `offset` (a multiple of 8); every process that names
-    the same place and the same numbers uses one bucket. ValueError: out of range, or another bucket lives there.
+    most burst + rate_per_s·t. shared: SharedMemory with 16 bytes for the bucket at `offset` (a multiple of 8); all processes with
+    the same place and the same numbers use one bucket. ValueError: out of range, or the place holds another bucket.
     """
 
     SHARED_BYTES = 16
@@ -500,7 +501,7 @@ cdef class TokenBucket(Limit):
         if at % 8 or <size_t>at + 16 > shared.size:
             raise ValueError(f"offset: expected a multiple of 8 with 16 bytes behind it in {shared.size}, got {at}")
         place = <int64_t*>(<char*>shared.address + at)
-        # The first word names the numbers, so that two processes with different ones find out.
+        # The first word identifies the numbers, so that two processes with different ones detect it.
         name = <int64_t>(self.spec.ticks_per_ns ^ <uint64_t>most ^ (<uint64_t>shift << 56)) | 1
         found = 0
         if not atomic_cas(place, &found, name) and found != name:
@@ -539,7 +540,7 @@ cdef class FixedWindow(Limit):
 
 cdef class SlidingWindow(Limit):
     """SlidingWindow(limit, window_s, shared=None)\n--\n
-    About `limit` in any span of window_s seconds: this window's count plus the share of the window before that is still inside.
+    About `limit` in any span of window_s seconds: this window's count plus the share of the previous window that is still inside.
 
     limit: 1 to 2**39 - 1. window_s: 0.001 to 1e9. Exact for even traffic; the worst traffic gets 2 × limit in one span and still no
     more than limit per window on average. shared: SharedMemory of at least SHARED_BYTES for this window alone.

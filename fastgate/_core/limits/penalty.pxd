@@ -15,7 +15,7 @@ cdef class PenaltyBox:
     cdef readonly int64_t strikes
     cdef int how                # TABLE_KEEP, TABLE_FAIR, TABLE_EVICT
     cdef uint64_t mark
-    # For C callers: hash the key under self.key, then ask. Nanoseconds of ban left, 0 = none.
+    # For C callers: hash the key under self.key, then call. Nanoseconds of ban left, 0 = none.
     cdef int64_t strike_hashed(self, const hash128_t* key, uint64_t source, int64_t now_ns) noexcept nogil
     cdef int64_t banned_hashed(self, const hash128_t* key, int64_t now_ns) noexcept nogil
     cdef int64_t ban_left(self, const cursor_t* c, int64_t now_ns) noexcept nogil

@@ -1,10 +1,12 @@
-"""PenaltyBox: a key that misbehaves again and again is banned, each time for longer.
+"""PenaltyBox: a key that repeatedly violates limits is banned for increasing periods.
 
-WHAT        strike(key) counts a violation; `strikes` of them within within_s start a ban of bans_s[0], the next time of bans_s[1], and so on;
-            the last step repeats. A key that behaves for forget_s after its last ban begins again at the first step.
-STATE       per key one table entry: [banned until, ns] [first strike of this count, ns] [strikes 32 | set by hand 1 | step 31] [last ban's end or strike, ns]
-WHO WRITES  one swing per strike (table_slots.pyx); banned() only reads.
-            Strikes during a ban count nothing: a ban ends. A clock set back cannot make a ban longer than the longest step.
+WHAT        strike(key) counts a violation; `strikes` of them within within_s start a ban of bans_s[0], the next time of
+            bans_s[1], and so on; the last step repeats. A key without violations for forget_s after its last ban starts again at
+            the first step.
+STATE       per key one table entry: [banned until, ns] [first strike of this count, ns] [strikes 32 | set by hand 1 | step 31]
+            [last ban's end or strike, ns]
+WHO WRITES  one swap per strike (table_slots.pyx); banned() only reads. Strikes during a ban are not counted, so every ban ends. A
+            clock set back cannot make a ban longer than the longest step.
 COST        banned about 60 ns, strike about 100 ns from Python; 126 bytes per key of capacity.
 SOURCES     fail2ban (bantime.increment); HAProxy stick tables
 """
@@ -38,11 +40,11 @@ cdef int64_t BY_HAND = 0x80000000     # in COUNTS: a ban that ban() set, which m
 cdef class PenaltyBox:
     """PenaltyBox(strikes=10, within_s=60, bans_s=(60, 600, 3600, 86400), forget_s=86400, *, capacity=None, shared=None,
         table=None, scope="", when_full="refuse")\n--\n
-    Bans by key, stepwise longer, in one bounded table, private or shared by processes.
+    Bans by key, with increasing durations, in one bounded table, private or shared by processes.
 
-    strikes: 1 to 1 000 000 violations that start a ban. within_s: the span they must fall in. bans_s: 1 to 16 lengths, none shorter
-    than the one before. forget_s: good behaviour that clears the record. All spans 0.001 to 1e9 seconds. capacity, shared, table,
-    scope, when_full: as KeyedLimiter; a strike that finds no place is not recorded, and counted in statistics()["refused"].
+    strikes: 1 to 1 000 000 violations that start a ban. within_s: the span that contains them. bans_s: 1 to 16 durations, none
+    shorter than the previous one. forget_s: time without violations that clears the record. All spans 0.001 to 1e9 seconds. capacity, shared, table,
+    scope, when_full: as KeyedLimiter; a strike without room in the table is not recorded, but counted in statistics()["refused"].
     ValueError or TypeError names the argument, its value and the allowed range.
     """
 
@@ -84,7 +86,7 @@ cdef class PenaltyBox:
         return max(min(left, self.bans_ns[self.steps - 1]), 0)
 
     cdef int64_t banned_hashed(self, const hash128_t* key, int64_t now_ns) noexcept nogil:
-        """Nanoseconds the key is still banned for; 0 if it is not."""
+        """Nanoseconds of ban left for the key; 0 if it is not banned."""
         cdef cursor_t c
         c.low = key.low
         c.high = key.high
@@ -99,7 +101,8 @@ cdef class PenaltyBox:
         return self.ban_left(&c, now_ns)
 
     cdef int64_t strike_hashed(self, const hash128_t* key, uint64_t source, int64_t now_ns) noexcept nogil:
-        """Counts one violation; nanoseconds the key is banned for now, 0 if it is not. source: the hash of who brought the key, 0: unknown."""
+        """Counts one violation; nanoseconds that the key is banned for now, 0 if it is not. source: the hash of the key's origin,
+        0: unknown."""
         cdef cursor_t c
         cdef int64_t strikes, step, idle_at_ns
         cdef int stored
@@ -134,7 +137,7 @@ cdef class PenaltyBox:
                 return 0
 
     def strike(self, key, now_ns=None):
-        """Counts one violation; nanoseconds the key is banned for now, 0 if it is not (yet)."""
+        """Counts one violation; nanoseconds that the key is banned for now, 0 if it is not (yet)."""
         cdef hash128_t hashed
         cdef int64_t now
         key_argument(key, self.key, &hashed)
@@ -143,7 +146,7 @@ cdef class PenaltyBox:
         return self.strike_hashed(&hashed, 0, now)
 
     def banned(self, key, now_ns=None):
-        """Nanoseconds the key is still banned for; 0 if it is not."""
+        """Nanoseconds of ban left for the key; 0 if it is not banned."""
         cdef hash128_t hashed
         cdef int64_t now
         key_argument(key, self.key, &hashed)
@@ -152,7 +155,7 @@ cdef class PenaltyBox:
         return self.banned_hashed(&hashed, now)
 
     def ban(self, key, for_s, now_ns=None):
-        """Bans the key for for_s seconds from now, however long the steps are; False if there was no place to note it."""
+        """Bans the key for for_s seconds from now, regardless of the steps; False if there was no room to record it."""
         cdef hash128_t hashed
         cdef cursor_t c
         cdef int64_t now
@@ -173,7 +176,7 @@ cdef class PenaltyBox:
                 return stored == TABLE_STORED
 
     def pardon(self, key):
-        """True if the key had a record, which is gone now, ban and all; False if it had none."""
+        """True if the key had a record, which is deleted with its ban; False if it had none."""
         cdef hash128_t hashed
         cdef cursor_t c
         key_argument(key, self.key, &hashed)
