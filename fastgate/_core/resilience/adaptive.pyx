@@ -1,14 +1,14 @@
-"""AdaptiveLimit: a concurrency limit that finds its own number between two bounds, from latency or from failures.
+"""AdaptiveLimit: a concurrency limit that adjusts itself between two bounds, from latency or from failures.
 
-WHAT        acquire() as ConcurrencyLimit; release(lease, latency_ns, ok) gives the place back and learns.
-            "gradient": latency that grows above its long-term mean means a queue: shrink in proportion; else grow by `headroom`.
-            "aimd": one more per limit successes, times backoff_ratio on a failure or a slow answer.
+WHAT        acquire() as ConcurrencyLimit; release(lease, latency_ns, ok) releases the lease and adjusts the limit.
+            "gradient": latency above its long-term mean indicates a queue: shrink in proportion; else grow by `headroom`.
+            "aimd": grow by one per limit successes, times backoff_ratio on a failure or a slow response.
 STATE       in the header of the leases: [limit] [estimate: a double] [usual latency, ns] [last moved at, ns] [recent latency, ns]
-WHO WRITES  each word by its own CAS from any process. Two words may be one sample apart when processes race, which moves the estimate by
-            one sample; the bounds hold at every store, and the in-flight count is the leases themselves.
+WHO WRITES  each word by its own CAS from any process. Two words may be one sample apart when processes race, which moves the
+            estimate by one sample; the bounds hold at every store, and the in-flight count is the leases themselves.
 COST        acquire as ConcurrencyLimit; release about 60 ns plus one pass over `highest` words.
-            A failure lowers, and the gradient moves, at most once per usual latency: what was in flight together was slow or
-            failed together, and counting it sample by sample would halve the limit many times over for one event.
+            A failure lowers, and the gradient moves, at most once per usual latency: requests in flight together were slow or
+            failed together, and counting them sample by sample would halve the limit many times for one event.
 SOURCES     Netflix concurrency-limits: Gradient2Limit.java, AIMDLimit.java; Jain, Chiu: congestion avoidance (1989)
 """
 
@@ -57,10 +57,10 @@ cdef class AdaptiveLimit:
     A ConcurrencyLimit between `lowest` and `highest` that starts at `initial` and adjusts itself with every release.
 
     algorithm: "gradient" (default) or "aimd". tolerance_ratio (gradient, 1 to 10): how far latency may rise above usual
-    before the limit falls; 1.5 ignores ordinary noise. headroom (gradient, 1 to 1000): how much is added while latency is usual; 4.
-    smoothing_ratio (gradient, above 0 to 1): weight of each new estimate; 0.2. backoff_ratio (0.1 to 0.99): what a failure leaves; 0.9.
-    slow_s (aimd): an answer slower than this counts as failed; default none. shared: SharedMemory of AdaptiveLimit.size(highest) bytes.
-    The limit only moves while at least half of it is in use: an idle service teaches nothing.
+    before the limit falls; 1.5 ignores ordinary noise. headroom (gradient, 1 to 1000): the amount added while latency is usual; 4.
+    smoothing_ratio (gradient, above 0 to 1): weight of each new estimate; 0.2. backoff_ratio (0.1 to 0.99): the factor on a failure; 0.9.
+    slow_s (aimd): a response slower than this counts as failed; default none. shared: SharedMemory of AdaptiveLimit.size(highest) bytes.
+    The limit only moves while at least half of it is in use: an idle service provides no information.
     ValueError or TypeError names the argument, its value and the allowed range.
     """
 
@@ -80,7 +80,7 @@ cdef class AdaptiveLimit:
         self.slow_ns = LATEST_NS if slow_s is None else <int64_t>(float_argument(slow_s, "slow_s", 1e-6, 1e6) * 1e9)
         self.lowest = bottom
         self.highest = top
-        # The leases hold the whole range; the limit word moves inside it, and another process may have moved it already.
+        # The leases cover the whole range; the limit word moves within it, and another process may have moved it already.
         self.leases = ConcurrencyLimit(top, shared, None)
         header = self.leases.leases.header
         self.estimate = <double*>&header[ESTIMATE]
@@ -91,7 +91,7 @@ cdef class AdaptiveLimit:
         atomic_store(&header[LIMIT], <int64_t>load_number(self.estimate))
 
     cdef void learn(self, int64_t latency_ns, bint ok, int64_t in_flight, int64_t now_ns) noexcept nogil:
-        """Moves the limit by one sample. in_flight: what was in use while it ran, itself included."""
+        """Adjusts the limit by one sample. in_flight: the number in use while the request ran, including itself."""
         cdef double estimate, wanted, gradient
         cdef int64_t usual, recent, moved, mean
         cdef bint failed = not ok or latency_ns > self.slow_ns
@@ -100,7 +100,7 @@ cdef class AdaptiveLimit:
         if ok:
             mean = usual + <int64_t>((<double>latency_ns - <double>usual) / USUAL_SAMPLES) if usual != 0 else latency_ns
             if self.is_gradient and mean > 2 * latency_ns:
-                mean -= mean // 20               # it was slow for long and has recovered: forget faster
+                mean -= mean // 20               # latency was high for long and has recovered: forget faster
             atomic_cas(self.usual_ns, &usual, max(mean, 1))
             usual = max(mean, 1)
             mean = recent + <int64_t>((<double>latency_ns - <double>recent) / RECENT_SAMPLES) if recent != 0 else latency_ns
@@ -132,10 +132,10 @@ cdef class AdaptiveLimit:
         return self.leases.acquire()
 
     def release(self, Lease lease not None, latency_ns, ok=True, now_ns=None):
-        """True if the lease was given back and its outcome learned; False if it had been given back before: nothing learned.
+        """True if the lease was released and its outcome counted; False if it had been released before: not counted.
 
-        latency_ns: 0 to 2**62 - 1. ok: whether the answer was good; a refusal by the other side or a timeout is not.
-        lease.release() gives it back without learning, for what says nothing about the other side.
+        latency_ns: 0 to 2**62 - 1. ok: whether the response was good; a refusal by the other side or a timeout is not.
+        lease.release() releases it without counting, for outcomes that carry no information about the other side.
         """
         cdef int64_t latency = int_argument(latency_ns, "latency_ns", 0, LATEST_NS)
         cdef int64_t now = now_argument(now_ns)
@@ -150,7 +150,7 @@ cdef class AdaptiveLimit:
 
     @property
     def limit(self):
-        """The limit now."""
+        """The current limit."""
         return self.leases.limit
 
     @property
@@ -160,7 +160,7 @@ cdef class AdaptiveLimit:
 
     @property
     def usual_latency_ns(self):
-        """The long-term mean of good answers; 0 before the first."""
+        """The long-term mean of good responses; 0 before the first."""
         return atomic_load(self.usual_ns)
 
     @staticmethod

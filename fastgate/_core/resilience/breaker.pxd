@@ -8,8 +8,8 @@ from fastgate._core.resilience.breaker_slot cimport (
     BREAKER_OPEN, breaker_config_t, breaker_t,
 )
 
-# A ticket is what acquire gives and record wants back: 0 = refused. It names the period in which the call began, so that a call
-# that outlives its period does not count in the next one. *moved gets old << 2 | new when the state changed, else -1.
+# acquire returns a ticket and record takes it: 0 = refused. It names the period in which the call began, so that a call that
+# outlives its period does not count in the next one. *moved is set to old << 2 | new when the state changed, else -1.
 cdef uint64_t breaker_acquire(breaker_t* b, const breaker_config_t* c, int64_t now_ns, int32_t* moved) noexcept nogil
 cdef void breaker_record(breaker_t* b, const breaker_config_t* c, uint64_t ticket, bint ok, int64_t latency_ns,
                          int64_t now_ns, int32_t* moved) noexcept nogil

@@ -1,4 +1,4 @@
-"""CircuitBreaker: stop calling what is failing, find out when it is well again.
+"""CircuitBreaker: stops calls to a failing target, and detects its recovery.
 
 WHAT
     CLOSED     all calls pass; each result is counted                -> OPEN       failure_threshold failures in a row, or the
@@ -6,27 +6,28 @@ WHAT
     OPEN       all calls are refused                                 -> HALF_OPEN  at the first call after the open time
     HALF_OPEN  at most half_open_permits calls at a time pass        -> CLOSED     success_threshold good ones
                                                                      -> OPEN       one bad one; the next open time is longer
-    A bad probe is a failed one, or a slow one where slow calls count. adaptive: the target's own failure ratio and latency are
+    A bad probe is a failed one, or a slow one if slow calls count. adaptive: the target's own failure ratio and latency are
     learned while closed; the limits become a multiple of them, between a floor and the configured limits.
 
 STATE  (breaker_t in breaker.pxd: 24 words of 64 bits, fixed layout, no pointers; all zero = closed)
     state        | 56 bits: time in units of 128 ns | 6 bits: trips | 2 bits: CLOSED, OPEN, HALF_OPEN |
-                 time = when it may be tried again (OPEN), when the period began (CLOSED, HALF_OPEN)
+                 time = time of the next probe (OPEN), start of the period (CLOSED, HALF_OPEN)
     probes       | 40-bit tag | 12 outstanding | 12 successes |      consecutive  | 40-bit tag | 24 failures |
     window[10]   | 16-bit round | 16 calls | 16 failures | 16 slow |   a full bucket is halved: ratios stay within 1/32768
 
 WHO WRITES
     Any process, with CAS; there is no lock. A transition is one CAS of `state`; words that belong to a period carry its tag (the
-    low bits of its time), so whatever a killed process did not finish is void by itself. Every order of writes below was
-    chosen so that dying between two of them leaves a breaker that the next caller can use. Permits that are not given back
-    are void permit_timeout after the latest grant. Racing closers may drop a few results of the first microseconds.
+    low bits of its time), so the unfinished writes of a killed process are void. Every order of writes below was
+    chosen so that a crash between two of them leaves a breaker that the next caller can use. Permits that are not returned
+    expire permit_timeout after the latest grant. Processes that close it concurrently may drop a few results of the first
+    microseconds.
 
 COST
     acquire when closed: one load. record: two or three loads and a CAS, plus ten loads with a window. 192 bytes.
     benchmarks/core/bench_breaker.py.
 
 SOURCES
-    Nygard, Release It! (2007); Hystrix and resilience4j CircuitBreaker for the words and defaults; splitmix64 for the jitter.
+    Nygard, Release It! (2007); Hystrix and resilience4j CircuitBreaker for the terms and defaults; splitmix64 for the jitter.
 """
 
 cimport cython
@@ -68,7 +69,7 @@ cdef inline void said(int32_t* moved, uint64_t old, uint64_t new) noexcept nogil
 
 
 cdef bint open_from(breaker_t* b, const breaker_config_t* c, uint64_t word, int64_t now_ns, int32_t* moved) noexcept nogil:
-    """word -> OPEN, if nobody else moved first."""
+    """word -> OPEN, if no other process moved first."""
     cdef uint64_t trips = (word >> 2 & MAX_TRIPS) + 1, new
     if trips > MAX_TRIPS:
         trips = MAX_TRIPS
@@ -82,7 +83,7 @@ cdef bint open_from(breaker_t* b, const breaker_config_t* c, uint64_t word, int6
 
 
 cdef bint close_from(breaker_t* b, uint64_t word, int64_t now_ns, int32_t* moved) noexcept nogil:
-    """word -> CLOSED with an empty window. The window is cleared first: dying in between leaves it half-open, and clear."""
+    """word -> CLOSED with an empty window. The window is cleared first: a crash in between leaves it half-open, and clear."""
     cdef uint64_t new = word_of(BREAKER_CLOSED, 0, now_ns if now_ns <= LATEST_NS - 127 else LATEST_NS - 127)
     cdef uint64_t expected = word
     cdef int index
@@ -128,7 +129,7 @@ cdef uint64_t breaker_acquire(breaker_t* b, const breaker_config_t* c, int64_t n
                 atomic_add_relaxed_u64(&b.refused_total, 1)
                 return 0
             outstanding = 0
-        # The expiry first: were the permit counted first, another process would see it with the expiry of an older one.
+        # The expiry first: if the permit were counted first, another process would see it with the expiry of an older one.
         atomic_store(&b.probes_expire_ns, later(now_ns, c.permit_timeout_ns))
         if atomic_cas_u64(&b.probes, &probes, tag_of(word) << 24 | (outstanding + 1) << 12 | successes):
             return ~word
@@ -136,9 +137,10 @@ cdef uint64_t breaker_acquire(breaker_t* b, const breaker_config_t* c, int64_t n
 
 cdef void breaker_record(breaker_t* b, const breaker_config_t* c, uint64_t ticket, bint ok, int64_t latency_ns,
                          int64_t now_ns, int32_t* moved) noexcept nogil:
-    """Counts the result of one call that acquire let pass, and moves the breaker if that decides it.
+    """Counts the result of one permitted call, and changes the state if the result requires it.
 
-    ticket 0: whichever period it is now; when half-open it counts only while a permit is outstanding."""
+    ticket 0: the current period, whichever it is; when half-open it counts only while a permit is outstanding.
+    """
     cdef uint64_t word = atomic_load_u64(&b.state)
     if moved != NULL:
         moved[0] = -1
@@ -162,7 +164,7 @@ cdef void record_probe(breaker_t* b, const breaker_config_t* c, uint64_t word, u
             outstanding = probes >> 12 & COUNT_12
             successes = probes & COUNT_12
         if outstanding == 0 and ticket == 0:
-            return      # nobody was let pass in this period: a late result of an older one
+            return      # no call was permitted in this period: a late result of an older one
         if not ok or (c.slow_ratio > 0 and latency_ns > slow_ns):
             open_from(b, c, word, now_ns, moved)
             return
@@ -211,7 +213,7 @@ cdef void record_closed(breaker_t* b, const breaker_config_t* c, uint64_t word, 
 
 
 cdef void breaker_forget(breaker_t* b, uint64_t ticket) noexcept nogil:
-    """Gives a permit back without a result: the call was cancelled before it could tell anything."""
+    """Returns a permit without a result: the call was canceled before it had one."""
     cdef uint64_t word = atomic_load_u64(&b.state), probes
     if (ticket != 0 and ticket != ~word) or word & 3 != BREAKER_HALF_OPEN:
         return
@@ -222,7 +224,7 @@ cdef void breaker_forget(breaker_t* b, uint64_t ticket) noexcept nogil:
 
 
 cdef void breaker_trip(breaker_t* b, const breaker_config_t* c, int64_t now_ns, int32_t* moved) noexcept nogil:
-    """Opens it now, by hand, from any state."""
+    """Opens it manually, from any state."""
     if moved != NULL:
         moved[0] = -1
     while not open_from(b, c, atomic_load_u64(&b.state), now_ns, moved):
@@ -230,7 +232,7 @@ cdef void breaker_trip(breaker_t* b, const breaker_config_t* c, int64_t now_ns, 
 
 
 cdef void breaker_reset(breaker_t* b, int64_t now_ns, int32_t* moved) noexcept nogil:
-    """Closes it now, by hand, from any state, with empty counts."""
+    """Closes it manually, from any state, with empty counts."""
     if moved != NULL:
         moved[0] = -1
     while not close_from(b, atomic_load_u64(&b.state), now_ns, moved):
@@ -238,7 +240,7 @@ cdef void breaker_reset(breaker_t* b, int64_t now_ns, int32_t* moved) noexcept n
 
 
 cdef int64_t breaker_retry_after_ns(const breaker_t* b, const breaker_config_t* c, int64_t now_ns) noexcept nogil:
-    """How long until a call may pass again; 0 when one may now."""
+    """Time until a call may pass again; 0 if one may pass now."""
     cdef uint64_t word = atomic_load_u64(&b.state), probes
     cdef int64_t until_ns
     if word & 3 == BREAKER_CLOSED:
@@ -265,14 +267,14 @@ cdef object _HELD = ContextVar("fastgate_breakers_held", default=None)
 @cython.final
 @cython.freelist(64)
 cdef class _Held:
-    """What one `with` is waiting to report."""
+    """The outcome that one `with` will report."""
     cdef uint64_t ticket
     cdef int64_t began_ns
     cdef object outer
 
 
 class CircuitOpen(Exception):
-    """The breaker `name` refused the call. retry_after_ns: how long it will go on refusing, as far as it knows.
+    """The breaker `name` refused the call. retry_after_ns: estimated time until calls may pass again.
 
     Raised by a CircuitBreaker.
     """
@@ -290,27 +292,27 @@ cdef class CircuitBreaker:
         slow_call_s=None, slow_ratio=None, window_s=10.0, min_calls=20, adaptive=False, adaptive_calls=1000,
         adaptive_factor=3.0, adaptive_floor_ratio=0.2, failures=None, ignore=(), on_transition=None, name="",
         memory=None, offset=0, seed=None)\n--\n
-    Refuses calls to a target that keeps failing, and finds out when it is well again. See the top of this module.
+    Refuses calls to a failing target, and detects its recovery. See the top of this module.
 
     failure_threshold    failures in a row that open it, 1..1 000 000; None = not counted. Default 5 (pybreaker, Envoy).
     recovery_timeout_s   open time before probes, 0.001..1 000 000 s. Default 30.
     success_threshold    good probes that close it, 1..4000. Default 1.
     half_open_permits    probes at a time, 1..4000. Default 1.
-    permit_timeout_s     a permit whose caller never reported is void after this long. Default: the recovery timeout.
+    permit_timeout_s     a permit whose caller never reported expires after this time. Default: the recovery timeout.
     backoff              how the open time grows while probes keep failing: "constant", "linear" (1 2 3 …), "exponential"
                          (1 2 4 …), "fibonacci" (1 1 2 3 5 …), times recovery_timeout_s, at most
     max_recovery_timeout_s   default: 300 s, or recovery_timeout_s if that is longer.
-    jitter_ratio         0..1: an open time is up to this share longer, at random, so that a fleet does not probe at once. Default 0.
+    jitter_ratio         0..1: an open time is up to this share longer, at random, so that a fleet does not probe simultaneously. Default 0.
     failure_ratio        0..1 (above 0): share of failures in the window that opens it; None = not counted
     slow_call_s, slow_ratio  a call longer than slow_call_s is slow; the share of slow calls in the window that opens it
     window_s             of the last 0.01..86 400 s, in steps of a tenth. Default 10.
-    min_calls            the window decides nothing below this many calls, 1..500 000. Default 20 (Hystrix).
+    min_calls            the window is not evaluated below this many calls, 1..500 000. Default 20 (Hystrix).
     adaptive             learn the target's usual failure ratio and latency over adaptive_calls (default 1000) calls; from then on the
-                         limits are adaptive_factor (default 3) times what is usual, never above the configured ones and the
+                         limits are adaptive_factor (default 3) times the usual values, never above the configured ones and the
                          failure limit never below adaptive_floor_ratio (default 0.2).
     failures, ignore     exception classes (`with`, decorator): `failures` (None, the default: Exception) count as failures unless they are in
-                         `ignore`, which count as good answers. What is in neither (cancellation) counts as nothing.
-    on_transition        called as on_transition(breaker, old, new) in the process that moved it, after the fact. What it raises goes to
+                         `ignore`, which count as successes. Others (cancellation) are not counted.
+    on_transition        called as on_transition(breaker, old, new) in the process that changed the state, afterwards. Its exceptions go to
                          sys.unraisablehook.
     memory, offset       a writable buffer and the offset in bytes (a multiple of 8) of this breaker's SIZE bytes in it: processes
                          that map the same memory share the breaker. Zero-filled memory is a closed breaker.
@@ -399,16 +401,16 @@ cdef class CircuitBreaker:
             free(self.slot)
 
     def allow(self, now_ns=None):
-        """True if a call may pass now; then record() its result. now_ns: monotonic time, read when not given."""
+        """True if a call may pass now; then record() its result. now_ns: monotonic time, read if omitted."""
         return acquire_at(self, now_ns) != 0
 
     def acquire(self, now_ns=None):
         """allow(), as a ticket for record(): an int that is true, or 0. Results with a ticket count only in the period in which
-        their call began, so that calls which outlive an outage cannot reopen a breaker that is probing."""
+        their call began, so that calls which outlive an outage cannot reopen a half-open breaker."""
         return acquire_at(self, now_ns)
 
     def record(self, ok, latency_ns=0, *, ticket=0, now_ns=None):
-        """Reports the result of a call that was let pass. ok: whether it was good. latency_ns: how long it took, >= 0."""
+        """Reports the result of a permitted call. ok: whether it was good. latency_ns: its duration, >= 0."""
         cdef int64_t latency = 0
         cdef uint64_t issued = 0
         if latency_ns is not 0:
@@ -418,23 +420,23 @@ cdef class CircuitBreaker:
         record_at(self, issued, ok, latency, now_ns)
 
     def forget(self, ticket=0):
-        """Gives the permit of a call back that ended without a result (cancelled, never sent)."""
+        """Returns the permit of a call that ended without a result (canceled, never sent)."""
         breaker_forget(self.slot, ticket_of(ticket))
 
     def trip(self, now_ns=None):
-        """Opens the breaker by hand."""
+        """Opens the breaker manually."""
         cdef int32_t moved
         breaker_trip(self.slot, &self.config, monotonic_ns() if now_ns is None else time_of(now_ns), &moved)
         self.tell(moved)
 
     def reset(self, now_ns=None):
-        """Closes the breaker by hand and forgets what was counted; what adaptive learned stays."""
+        """Closes the breaker manually and clears its counts; the values learned by adaptive stay."""
         cdef int32_t moved
         breaker_reset(self.slot, monotonic_ns() if now_ns is None else time_of(now_ns), &moved)
         self.tell(moved)
 
     def retry_after_ns(self, now_ns=None):
-        """How long until a call may pass; 0 when one may now."""
+        """Time until a call may pass; 0 if one may pass now."""
         return breaker_retry_after_ns(self.slot, &self.config, monotonic_ns() if now_ns is None else time_of(now_ns))
 
     def window(self, now_ns=None):
@@ -448,34 +450,34 @@ cdef class CircuitBreaker:
 
     @property
     def state(self):
-        """"closed", "open" or "half_open". An open breaker whose time is over stays open until the next call asks."""
+        """"closed", "open" or "half_open". An open breaker whose time is over stays open until the next call."""
         return _STATES[atomic_load_u64(&self.slot.state) & 3]
 
     @property
     def trips(self):
-        """How many times in a row it opened without closing in between, at most 63: the step of the backoff."""
+        """Number of consecutive openings without closing in between, at most 63: the step of the back-off."""
         return atomic_load_u64(&self.slot.state) >> 2 & MAX_TRIPS
 
     @property
     def opened_total(self):
-        """How many times it has opened."""
+        """Number of openings."""
         return atomic_load_u64(&self.slot.opened_total)
 
     @property
     def refused_total(self):
-        """How many calls it has refused."""
+        """Number of refused calls."""
         return atomic_load_u64(&self.slot.refused_total)
 
     @property
     def limits(self):
-        """(failure ratio, slow call in ns) in force now, None where there is no limit; with adaptive they move."""
+        """(failure ratio, slow call in ns) in effect now, None where there is no limit; with adaptive they move."""
         cdef double failure_ratio
         cdef int64_t slow_ns
         limits(self.slot, &self.config, &failure_ratio, &slow_ns)
         return (failure_ratio or None, None if slow_ns == LATEST_NS else slow_ns)
 
     def admit(self):
-        """acquire(), but a refusal raises CircuitOpen. Then settle() what the call came to."""
+        """acquire(), but a refusal raises CircuitOpen. Then settle() the outcome of the call."""
         cdef uint64_t ticket = acquire_at(self, None)
         if ticket == 0:
             raise CircuitOpen(self.name, self.retry_after_ns())
@@ -485,7 +487,7 @@ cdef class CircuitBreaker:
         cdef uint64_t ticket = acquire_at(self, None)
         if ticket == 0:
             raise CircuitOpen(self.name, self.retry_after_ns())
-        # The breaker is shared by threads and tasks, so what this `with` holds lives in their context, innermost first.
+        # Threads and tasks share the breaker, so the state of this `with` is kept in their context, innermost first.
         cdef _Held held = _Held.__new__(_Held)
         held.ticket = ticket
         if self.times_calls:
@@ -509,7 +511,7 @@ cdef class CircuitBreaker:
         return self.__exit__(kind, error, traceback)
 
     def settle(self, ticket, latency_ns, error=None):
-        """Records what a call came to: error is the exception it ended with, or None. See `failures` and `ignore`."""
+        """Records the outcome of a call: error is the exception it ended with, or None. See `failures` and `ignore`."""
         settle(self, ticket_of(ticket), int_argument(latency_ns, "latency_ns", 0, LATEST_NS), error)
 
     def __call__(self, function):
@@ -531,7 +533,7 @@ cdef inline uint64_t acquire_at(CircuitBreaker self, object now_ns) except? 1:
     if now_ns is None:
         word = atomic_load_u64(&self.slot.state)
         if word & 3 == BREAKER_CLOSED:
-            return ~word        # no clock is read while all is well
+            return ~word        # no clock reading while the breaker is closed
         word = breaker_acquire(self.slot, &self.config, monotonic_ns(), &moved)
     else:
         word = breaker_acquire(self.slot, &self.config, time_of(now_ns), &moved)
@@ -546,7 +548,7 @@ cdef inline int record_at(CircuitBreaker self, uint64_t ticket, bint ok, int64_t
     if now_ns is not None:
         now = time_of(now_ns)
     elif ok and self.config.bucket_ns == 0 and atomic_load_u64(&self.slot.state) & 3 == BREAKER_CLOSED:
-        now = 0     # a good result in a closed breaker without a window changes nothing that has a time
+        now = 0     # a good result in a closed breaker without a window changes no timestamp
     else:
         now = monotonic_ns()
     breaker_record(self.slot, &self.config, ticket, ok, latency_ns, now, &moved)

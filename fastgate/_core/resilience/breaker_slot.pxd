@@ -1,9 +1,9 @@
 # The memory of a circuit breaker, and its configuration: plain structs, for breaker.pyx and breaker_window.pxd.
 #
 # WHAT      breaker_t, a slot of 192 bytes: zero-filled memory is a closed breaker, anywhere: heap, or shared memory that several
-#           processes map. breaker_config_t is the caller's; processes that share a slot should agree on it.
+#           processes map. breaker_config_t belongs to the caller; processes that share a slot should use the same.
 # STATE     the fields of breaker_t below.
-# WHO WRITES  any process, with the functions of breaker.pyx and breaker_window.pxd; every word is an atomic of its own.
+# WHO WRITES  any process, with the functions of breaker.pyx and breaker_window.pxd; every word is a separate atomic.
 # COST      none of its own.
 
 from libc.stdint cimport int64_t, uint64_t
@@ -23,18 +23,18 @@ cdef enum:
     BREAKER_FIBONACCI = 3
 
 ctypedef struct breaker_t:
-    uint64_t state              # time in 128 ns << 8 | trips << 2 | BREAKER_*: the one word that decides
+    uint64_t state              # time in 128 ns << 8 | trips << 2 | BREAKER_*: the authoritative word
     uint64_t probes             # tag << 24 | outstanding << 12 | successes, of the half-open period that the tag names
-    int64_t probes_expire_ns    # when the outstanding permits are void
+    int64_t probes_expire_ns    # expiry of the outstanding permits
     uint64_t consecutive        # tag << 24 | failures in a row, of the closed period that the tag names
     uint64_t opened_total
     uint64_t refused_total
-    uint64_t baseline_calls     # adaptive: how many calls were learned from, …
-    uint64_t baseline_ok        # … how many of them were good
+    uint64_t baseline_calls     # adaptive: number of calls learned from, …
+    uint64_t baseline_ok        # … of which good
     uint64_t baseline_failure_ratio     # bits of a double
     uint64_t baseline_latency_ns        # bits of a double
     uint64_t window[BREAKER_BUCKETS]    # round << 48 | calls << 32 | failures << 16 | slow
-    uint64_t reserved[4]        # to 192 bytes: three cache lines
+    uint64_t reserved[4]        # padding to 192 bytes: three cache lines
 
 ctypedef struct breaker_config_t:
     int64_t failure_threshold   # failures in a row; 0 = not counted
@@ -47,10 +47,10 @@ ctypedef struct breaker_config_t:
     double jitter_ratio
     double failure_ratio        # of the window; 0 = not counted
     double slow_ratio           # of the window; 0 = not counted
-    int64_t slow_ns             # slower is slow; 0 = never
+    int64_t slow_ns             # a longer call is slow; 0 = never
     int64_t bucket_ns           # window / BREAKER_BUCKETS; 0 = no window
     int64_t min_calls
-    int64_t adaptive_calls      # how many calls the baseline remembers; 0 = not adaptive
+    int64_t adaptive_calls      # memory of the baseline in calls; 0 = not adaptive
     double adaptive_factor
     double adaptive_floor_ratio
     uint64_t seed

@@ -1,9 +1,9 @@
 # The sliding window and the learned baseline of a circuit breaker.
 #
-# WHAT      inline functions on breaker_t, for breaker.pyx: count a call, sum the window, learn, and the limits that follow.
+# WHAT      inline functions on breaker_t, for breaker.pyx: count a call, sum the window, learn, and derive the limits.
 # STATE     breaker_t.window: one word per tenth of the window, round << 48 | calls << 32 | failures << 16 | slow; the baseline
 #           words are two counts and two doubles as bits.
-# WHO WRITES  any process, one CAS per word; a word half done does not exist. Two processes that learn at the same moment may weigh
+# WHO WRITES  any process, one CAS per word: no word is half written. Two processes that learn at the same moment may weigh
 #           two calls in either order.
 # COST      one CAS to count, ten loads to sum, four CAS to learn.
 # SOURCES   resilience4j's sliding time window; West (1979) for the running mean.
@@ -27,7 +27,7 @@ cdef inline void count_in_window(breaker_t* b, const breaker_config_t* c, bint o
     while True:
         kept = <uint16_t>(seen >> 48)
         failures = slows = 0
-        # One round ahead is another process whose clock was read a moment later; anything else is an old round.
+        # One round ahead means another process whose clock was read a moment later; anything else is an old round.
         calls = seen >> 32 & WINDOW_COUNT_MAX
         if calls != 0 and (kept == round_ or kept == <uint16_t>(round_ + 1)):
             failures = seen >> 16 & WINDOW_COUNT_MAX
@@ -74,7 +74,7 @@ cdef inline uint64_t bits_of(double value) noexcept nogil:
 
 
 cdef inline void limits(const breaker_t* b, const breaker_config_t* c, double* failure_ratio, int64_t* slow_ns) noexcept nogil:
-    """The limits in effect: the configured ones, or what the baseline makes of them."""
+    """The limits in effect: the configured ones, or those derived from the baseline."""
     cdef double learned
     failure_ratio[0] = c.failure_ratio
     slow_ns[0] = c.slow_ns if c.slow_ns > 0 else <int64_t>0x7FFFFFFFFFFFFFFF

@@ -12,7 +12,7 @@ cdef extern from *:
     #define BREAKER_SKEW_NS INT64_C(1000000000)
     """
     const int64_t LATEST_NS "BREAKER_LATEST_NS"
-    const int64_t SKEW_NS "BREAKER_SKEW_NS"     # how far the clocks of two readers may differ; beyond it the clock was set back
+    const int64_t SKEW_NS "BREAKER_SKEW_NS"     # largest difference of two readers' clocks; beyond it the clock was set back
 
 cdef enum:
     TAG_BITS = 40
@@ -42,7 +42,7 @@ cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
 
 
 cdef inline int64_t open_time_ns(const breaker_config_t* c, uint64_t trips, int64_t now_ns) noexcept nogil:
-    """How long the trips-th opening in a row lasts."""
+    """Open time of the trips-th consecutive opening."""
     cdef double factor = 1.0, before = 0.0, span
     cdef int step
     if c.backoff == BREAKER_LINEAR:
@@ -61,5 +61,5 @@ cdef inline int64_t open_time_ns(const breaker_config_t* c, uint64_t trips, int6
 
 
 cdef inline bint is_over(int64_t until_ns, int64_t now_ns, int64_t longest_ns) noexcept nogil:
-    """True when until has passed, or lies so far ahead that it was not set by this clock (a reboot, a clock set back)."""
+    """True if until has passed, or is so far ahead that this clock cannot have set it (a reboot, a clock set back)."""
     return now_ns >= until_ns or until_ns - now_ns > 2 * longest_ns + SKEW_NS

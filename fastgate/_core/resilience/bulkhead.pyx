@@ -1,17 +1,17 @@
-"""Bulkhead: at most so many calls at a time, a bounded queue in front, a bounded wait in it. For threads and for asyncio.
+"""Bulkhead: a bound on concurrent calls, with a bounded queue and a bounded wait in it. For threads and for asyncio.
 
 WHAT
-    max_concurrent calls run, max_queue more wait in line, the rest are refused with BulkheadFull at once. Whoever waits longer than
-    queue_timeout_s gets BulkheadTimeout. First come, first served, across threads, tasks and event loops alike: one bulkhead
-    may be shared by all of them.
+    max_concurrent calls run, max_queue more wait in a queue, the rest are refused immediately with BulkheadFull. A call that
+    waits longer than queue_timeout_s gets BulkheadTimeout. First come, first served, across threads, tasks and event loops alike:
+    one bulkhead may be shared by all of them.
 
-STATE   running, and a queue of waiters. Invariant: while anybody waits, running == max_concurrent.
-        waiter: WAITING -> GRANTED  release() hands its place over; `running` does not change hands twice
-                        -> LEFT     timed out or cancelled; it leaves the queue in the same step
-        A waiter that is cancelled after it was granted gives the place on.
+STATE   running, and a queue of waiters. Invariant: while a call waits, running == max_concurrent.
+        waiter: WAITING -> GRANTED  release() passes its slot on; `running` stays the same
+                        -> LEFT     timed out or canceled; it leaves the queue in the same step
+        A waiter that is canceled after the grant passes the slot on.
 
-WHO WRITES  Any thread, under the GIL: no step between two lines that belong together runs Python code or waits, so there is no lock
-            that a cancelled task or a signal could leave held.
+WHO WRITES  Any thread, under the GIL: no step within an update runs Python code or waits, so there is no lock that a canceled
+            task or a signal could leave held.
 
 COST    free: an increment. Queued: one lock (thread) or one future and one timer (task). A waiter that leaves costs O(queue).
 
@@ -40,22 +40,22 @@ cdef enum:
 
 
 class BulkheadFull(Exception):
-    """The call was refused: all places are taken and the queue is full. Raised by a Bulkhead."""
+    """The call was refused: all slots are taken and the queue is full. Raised by a Bulkhead."""
 
 
 class BulkheadTimeout(BulkheadFull):
-    """The call waited for queue_timeout_s and no place came free. Raised by a Bulkhead."""
+    """The call waited for queue_timeout_s and no slot became free. Raised by a Bulkhead."""
 
 
 @cython.final
 cdef class _Waiter:
     cdef int state
-    cdef object lock        # of a thread: held until the place is granted
+    cdef object lock        # of a thread: held until the slot is granted
     cdef object loop
     cdef object future      # of a task
 
     cdef bint grant(self) except -1:
-        """True if the place is its own now. False: it is gone, ask the next."""
+        """True if the waiter now owns the slot. False: it is gone, try the next."""
         if self.state != WAITING:
             return False
         self.state = GRANTED
@@ -67,7 +67,7 @@ cdef class _Waiter:
             return True
         try:
             self.loop.call_soon_threadsafe(_wake, self.future)
-        except RuntimeError:    # its event loop was closed under it
+        except RuntimeError:    # its event loop was closed meanwhile
             self.state = LEFT
             return False
         return True
@@ -81,11 +81,11 @@ def _wake(future):
 @cython.final
 cdef class Bulkhead:
     """Bulkhead(max_concurrent, max_queue=0, queue_timeout_s=None, *, name="")\n--\n
-    Limits how many calls run at a time. `with` in threads, `async with` in tasks, or as a decorator of either kind of function.
+    Limits the number of concurrent calls. `with` in threads, `async with` in tasks, or as a decorator of either kind of function.
 
     max_concurrent   1..1 000 000 000 calls at a time.
     max_queue        0..1 000 000 000 more that may wait; 0 refuses at once. Default 0.
-    queue_timeout_s  0.001..1 000 000: the longest wait. None (default) = as long as it takes.
+    queue_timeout_s  0.001..1 000 000: the longest wait. None (default) = no limit.
     name             for messages and repr().
     ValueError or TypeError names the argument, its value and the allowed range.
     """
@@ -106,18 +106,18 @@ cdef class Bulkhead:
 
     @property
     def waiting(self):
-        """How many calls are in the queue."""
+        """Number of calls in the queue."""
         return len(self._queue)
 
     cpdef bint try_acquire(self) noexcept:
-        """Takes a place and returns True, or returns False if none is free. Then call release()."""
+        """Takes a slot and returns True, or returns False if none is free. Then call release()."""
         if self.running >= self.max_concurrent:
             return False
         self.running += 1
         return True
 
     def release(self):
-        """Gives the place up, to whoever waits longest. RuntimeError if no call is running."""
+        """Releases the slot to the call that has waited longest. RuntimeError if no call is running."""
         self.give_back()
 
     cdef int give_back(self) except -1:
@@ -133,7 +133,7 @@ cdef class Bulkhead:
         return 0
 
     def acquire(self):
-        """Takes a place, waiting for it in this thread. BulkheadFull or BulkheadTimeout. Then call release()."""
+        """Takes a slot, waiting for it in this thread. BulkheadFull or BulkheadTimeout. Then call release()."""
         cdef _Waiter waiter
         if self.try_acquire():
             return
@@ -154,7 +154,7 @@ cdef class Bulkhead:
         raise BulkheadTimeout(told(self, "no place came free in time"))
 
     async def acquire_async(self):
-        """Takes a place, waiting for it in this task. BulkheadFull or BulkheadTimeout. Then call release()."""
+        """Takes a slot, waiting for it in this task. BulkheadFull or BulkheadTimeout. Then call release()."""
         cdef _Waiter waiter
         if self.try_acquire():
             return
@@ -168,7 +168,7 @@ cdef class Bulkhead:
             if self.queue_timeout_ns:
                 timer = waiter.loop.call_later(self.queue_timeout_ns / 1e9, self._give_up, waiter)
             await waiter.future
-        except BaseException:       # cancelled, or the timer's BulkheadTimeout
+        except BaseException:       # canceled, or the timer's BulkheadTimeout
             leave(self, waiter)
             raise
         finally:
@@ -208,8 +208,8 @@ cdef class Bulkhead:
 
 
 cdef bint admitted(Bulkhead self, _Waiter waiter) except -1:
-    """True if a place is free, else the waiter is in the queue, or BulkheadFull. Nothing in here allocates what the garbage
-    collector tracks, so no other thread can come between the look at `running` and the place in the queue."""
+    """True if a slot is free; else the waiter is in the queue, or BulkheadFull is raised. No object tracked by the garbage
+    collector is allocated here, so no other thread can run between the check of `running` and the entry into the queue."""
     if self.try_acquire():
         return True
     if len(self._queue) >= self.max_queue:
@@ -220,7 +220,7 @@ cdef bint admitted(Bulkhead self, _Waiter waiter) except -1:
 
 
 cdef int leave(Bulkhead self, _Waiter waiter) except -1:
-    """Out of the queue; or, if the place was granted meanwhile, on with it to the next."""
+    """Leaves the queue; if the slot was granted meanwhile, passes it to the next waiter."""
     if waiter.state == GRANTED:
         waiter.state = LEFT
         self.give_back()

@@ -52,7 +52,7 @@ def exception_classes(name: str, value: object) -> tuple[type[BaseException], ..
 
 
 def protected(breaker: Breaker, function: Callable[P, R]) -> Callable[P, R]:
-    """function, each call going through the breaker. A refused one raises CircuitOpen and runs nothing."""
+    """function, with each call passing the breaker. A refused call raises CircuitOpen and runs nothing."""
     admit, settle, timed = breaker.admit, breaker.settle, breaker.times_calls
     if not is_coroutine_function(function):
 
@@ -86,7 +86,7 @@ def protected(breaker: Breaker, function: Callable[P, R]) -> Callable[P, R]:
 
 
 def limited(bulkhead: Slots, function: Callable[P, R]) -> Callable[P, R]:
-    """function, each call taking a place in the bulkhead. A refused one raises BulkheadFull."""
+    """function, with each call taking a slot of the bulkhead. A refused call raises BulkheadFull."""
     if not is_coroutine_function(function):
 
         @functools.wraps(function)
@@ -105,7 +105,7 @@ def limited(bulkhead: Slots, function: Callable[P, R]) -> Callable[P, R]:
 
 
 def is_coroutine_function(function: Callable[..., object]) -> bool:
-    """Whether calls of it are awaited. TypeError for what is neither kind of function."""
+    """Whether its calls are awaited. TypeError if it is neither kind of function."""
     if not callable(function):
         raise TypeError(f"function: expected a callable, got {type(function).__name__}")
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
