@@ -7,7 +7,7 @@ from fastgate._core.shm.purges cimport purges_t
 cdef class Cache:
     cdef readonly uint64_t max_bytes
     cdef bint is_lru
-    cdef int64_t ttl_ns                         # INT64_MAX = for ever
+    cdef int64_t ttl_ns                         # INT64_MAX = no expiry
     cdef table_t entries
     cdef table_t tags
     cdef queue_t queues[2]
@@ -17,8 +17,8 @@ cdef class Cache:
     # purges
     cdef uint64_t seq                           # of the last purge
     cdef uint64_t floor_seq                     # of the last clear()
-    cdef uint64_t clean_seq                     # every entry has been checked against purges up to here
-    cdef uint64_t cleared                       # entries held that clear() has killed
+    cdef uint64_t clean_seq                     # every entry has been checked against purges up to this one
+    cdef uint64_t cleared                       # entries held that clear() has invalidated
     cdef purges_t purges                        # active prefixes and patterns
     # the sweep
     cdef bint sweeping
@@ -36,9 +36,9 @@ cdef class Cache:
     cdef uint64_t refused
     cdef uint64_t overflowed
 
-    # The value, or None when there is no live entry. now_ns is used only by entries that expire.
+    # The value, or None if there is no live entry. now_ns is used only by entries that expire.
     cdef object lookup(self, const char* key, Py_ssize_t n, int64_t now_ns)
-    # 1 when stored, 0 when refused. tags: a tuple of str or bytes. size: value_size() for bytes.
+    # 1 if stored, 0 if refused. tags: a tuple of str or bytes. size: value_size() for bytes.
     cdef int store(self, const char* key, Py_ssize_t n, object value, uint64_t size, int64_t expires_ns, int lives,
                    tuple tags, int64_t now_ns) except -1
 

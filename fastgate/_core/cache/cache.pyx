@@ -1,19 +1,21 @@
-"""A cache bounded in bytes, with time to live, tags and purges, in which no call takes long.
+"""A cache bounded in bytes, with time to live, tags and purges, and a bounded time per call.
 
 WHAT        Maps byte keys to values, within max_bytes including its own index. Policies: `lru`, and `s3fifo`, which a scan
             cannot empty. It does not compress, does not persist and is private to the process.
 STATE       index: linear hashing (linear_hash.pxd), bucket ─► entry ─► entry; two ghost words per bucket.
             queues: lru uses MAIN only. s3fifo: SMALL (a tenth of the bytes) ─► MAIN when hit, else evicted and remembered
-            as a ghost; a key whose ghost is fresh goes straight to MAIN. A hit only counts, it moves nothing.
+            as a ghost; a key whose ghost is fresh goes directly to MAIN. A hit only increments a counter and moves no entry.
             ghost = 16 bits of hash + 16 bits of epoch; fresh for as many evictions as there are entries.
-            purges: each gets the next `seq`. An entry knows the last seq it was checked against, so a purge takes effect at
-            once and costs nothing per entry; entries are checked when next touched, and by a sweep of a few per call.
-            An entry changes its place in a queue only after it has been checked, so one walk of the sweep from tail to
-            head meets every entry that an earlier purge could hit, and the purges before it are forgotten.
-WHO WRITES  Under the GIL. Nothing runs Python code while the structure is in between: values are released at the end of
+            purges: each gets the next `seq`. An entry knows the last seq it was checked against, so a purge takes effect
+            immediately and costs nothing per entry; entries are checked on their next use, and by a sweep of a few per call.
+            An entry changes its place in a queue only after it has been checked, so one pass of the sweep from tail to
+            head reaches every entry that an earlier purge could affect, and the purges before it are forgotten.
+WHO WRITES  Under the GIL. No Python code runs while the structure is inconsistent: values are released at the end of
             the call, so a destructor may use the cache.
-COST        get, set, delete: O(1); a key's hash is remembered by Python. set evicts at most 4 096 entries. purge_*: O(1) plus a sweep of 64 entries; while
-            purges wait for the sweep, the first touch of an entry tries each of them. Memory per entry: 72 bytes + key + 8 per tag, rounded up to 16, + 16 to 64 of index; all of it is charged to max_bytes.
+COST        get, set, delete: O(1); Python caches a key's hash. set evicts at most 4 096 entries. purge_*: O(1) plus a sweep of 64
+            entries; while purges wait for the sweep, the first use of an entry checks each of them.
+            Memory per entry: 72 bytes + key + 8 per tag, rounded up to 16, + 16 to 64 of index; all of it counts towards
+            max_bytes.
 SOURCES     Yang et al.: FIFO queues are all you need for cache eviction (SOSP 2023); libCacheSim S3FIFO.c; the generations
             of Varnish bans (lurker).
 """
@@ -46,17 +48,17 @@ cdef enum:
     EXPIRED = 1
     PURGED = 2
     SMALL_SHARE = 10                            # SMALL gets 1/10 of the bytes, as in the paper
-    PROMOTE_HITS = 1                            # hits in SMALL that lead to MAIN; the paper takes 2, but 1 does better or
-                                                # as well on every trace of benchmarks/quality
+    PROMOTE_HITS = 1                            # hits in SMALL that lead to MAIN; the paper uses 2, but 1 does as well
+                                                # or better on every trace of benchmarks/quality
     HITS_MAX = 3
     LIVES_MAX = 3
-    ROTATIONS_MAX = 32                          # second chances given in one eviction; after that the tail goes
+    ROTATIONS_MAX = 32                          # second chances in one eviction; after that the tail is evicted
     EVICTIONS_MAX = 4096                        # evictions in one set(): 0.5 ms
     ROTATIONS_TOTAL = 8192                      # second chances in one set()
     PURGES_MAX = 1024                           # active prefixes and patterns; one more clears the cache
     PURGE_SWEEP = 64
     TEXT_MAX = 1024                             # of tags, prefixes and patterns
-    TAGS_MAX = 255                              # a byte counts them
+    TAGS_MAX = 255                              # stored in one byte
     MAX_BYTES_MIN = 65536                       # 13 % of it is the empty index
 
 cdef int64_t NEVER = INT64_MAX
@@ -79,15 +81,15 @@ cdef class Cache:
     """Cache(max_bytes, policy="s3fifo", ttl_s=None)\n--\n
     Values by key, at most max_bytes of them: `Cache(64 << 20, ttl_s=60).set("k", b"v", tags=["user:7"])`.
 
-    max_bytes   65 536 to 2**48. Charged are the values, the keys, the index, tags and pending purges. An entry of more
+    max_bytes   65 536 to 2**48. Values, keys, the index, tags and pending purges count towards it. An entry of more
                 than half of it is refused.
-    policy      "s3fifo" (default): keys seen once leave early, so scans do not empty it. "lru": least recently used first.
-    ttl_s       lifetime of an entry unless set() is given one, 1e-9 to 1e9 seconds; None = until evicted.
+    policy      "s3fifo" (default): keys seen once are evicted early, so scans do not empty it. "lru": least recently used first.
+    ttl_s       lifetime of an entry unless set() specifies one, 1e-9 to 1e9 seconds; None = until evicted.
 
-    Keys are bytes, or str, which means its UTF-8; up to 65 535 bytes. Values are bytes, kept by reference, or any object
-    with a size_bytes. The garbage collector does not look inside: a value that refers to its cache keeps both alive until
+    Keys are bytes, or str, encoded as UTF-8; up to 65 535 bytes. Values are bytes, kept by reference, or any object
+    with a size_bytes. The garbage collector does not traverse it: a value that refers to its cache keeps both alive until
     clear(). `now_ns` is the monotonic clock unless given (the coarse one: a TTL is exact to 4 ms); a clock that goes backwards
-    only makes entries live longer. Keys are hashed as Python hashes them: with a secret, unless PYTHONHASHSEED is set.
+    only makes entries live longer. Keys are hashed by Python's hash: with a secret, unless PYTHONHASHSEED is set.
     ValueError or TypeError names the argument, its value and the allowed range.
     """
 
@@ -119,7 +121,7 @@ cdef class Cache:
     # ── reading
 
     def get(self, key, default=None, *, now_ns=None):
-        """The value of key, or default when there is none that is alive. Counts as a hit or a miss."""
+        """The value of key, or default if there is no live one. Counts as a hit or a miss."""
         cdef const char* at
         cdef Py_ssize_t n
         cdef entry_t* e
@@ -138,7 +140,7 @@ cdef class Cache:
         return default if value is None else value
 
     def __contains__(self, key):
-        """True when get() would find it now. Counts nothing and does not make the entry any younger."""
+        """True if get() would find it now. Is not counted and does not refresh the entry."""
         cdef const char* at
         cdef Py_ssize_t n
         cdef uint64_t hash
@@ -165,7 +167,7 @@ cdef class Cache:
         return NULL
 
     cdef object hit(self, entry_t* e, int64_t now_ns):
-        """The value of e, or None when e turns out to be dead (and is dropped)."""
+        """The value of e, or None if e is dead (and is dropped)."""
         cdef entry_t* grave = NULL
         cdef queue_t* q
         value = None
@@ -175,7 +177,7 @@ cdef class Cache:
             if not self.drop_dead(e, now_ns, &grave):
                 value = <object>e.value
             if self.clean_seq != self.seq:
-                # e may go on living only in `value` from here: the sweep does not drop it, it has just been checked.
+                # From here on only `value` may keep e alive: the sweep does not drop it, because it has just been checked.
                 self.sweep_some(2, now_ns, &grave)
         if value is None:
             self.misses += 1
@@ -197,15 +199,15 @@ cdef class Cache:
     # ── writing
 
     def set(self, key, value, *, ttl_s=None, cost=1.0, tags=(), size_bytes=None, now_ns=None):
-        """True when value is now stored under key; False when it was refused, and then key has no value.
+        """True if value is now stored under key; False if it was refused, and then key has no value.
 
-        ttl_s        1e-9 to 1e9 seconds, or math.inf; None = the cache's own.
-        cost         how many times dearer than usual this value is to make again, 0 to 1e12. Each doubling above 1, three
+        ttl_s        1e-9 to 1e9 seconds, or math.inf; None = the cache's own. cost         cost of producing this value, as a
+        multiple of the usual one, 0 to 1e12. Each doubling above 1, three
                      at most, spares it one eviction.
-        tags         up to 255 str or bytes of up to 1 024 bytes each, for purge_tag().
-        size_bytes   what to charge for the value, 0 to 2**47; needed when it is not bytes.
+        tags         up to 255 str or bytes of up to 1 024 bytes each, for purge_tag(). size_bytes   bytes to charge for the
+        value, 0 to 2**47; required if it is not bytes.
 
-        Refused: an entry larger than half of max_bytes, or one for which more than 4 096 others would have to go at once.
+        Refused: an entry larger than half of max_bytes, or one that would require more than 4 096 evictions at once.
         """
         cdef const char* at
         cdef Py_ssize_t n
@@ -281,7 +283,7 @@ cdef class Cache:
                     tag_release(&self.tags, &self.tag_bytes, entry_tags(e)[i])
                 free(e)
                 raise MemoryError
-        # Nothing fails and no Python code runs from here to bury().
+        # No operation fails and no Python code runs from here to bury().
         e.queue = MAIN
         old = self.find(key, n, e.node.hash)
         if old != NULL:
@@ -317,7 +319,7 @@ cdef class Cache:
         return fits
 
     def delete(self, key, *, now_ns=None):
-        """True when key had a value that was alive; it has none now."""
+        """True if key had a live value, which is removed."""
         cdef const char* at
         cdef Py_ssize_t n
         cdef entry_t* grave = NULL
@@ -337,7 +339,7 @@ cdef class Cache:
     # ── purging
 
     def purge_tag(self, tag):
-        """Removes every entry stored with this tag up to now, at once."""
+        """Removes every entry stored with this tag until now, with immediate effect."""
         cdef const char* at
         cdef Py_ssize_t n
         cdef entry_t* grave = NULL
@@ -351,26 +353,26 @@ cdef class Cache:
         bury(grave)
 
     def purge_prefix(self, prefix):
-        """Every entry stored up to now whose key starts with prefix (1 to 1 024 bytes) is gone, at once.
+        """Removes every entry stored until now whose key starts with prefix (1 to 1 024 bytes), with immediate effect.
 
         Up to 1 024 different prefixes and patterns wait for the sweep; one more purges everything (`purge_overflows`).
         """
         self.purge(prefix, "prefix", False)
 
     def purge_pattern(self, pattern):
-        r"""Every entry stored up to now whose whole key matches the glob is gone, at once; see purge_prefix().
+        r"""Removes every entry stored until now whose whole key matches the glob, with immediate effect; see purge_prefix().
 
         On bytes: `*` any run, `?` one byte, `[abc]` `[a-z]` `[!x]` one of a set, `\` takes the next byte literally.
         """
         self.purge(pattern, "pattern", True)
 
     def clear(self):
-        """Removes every entry. Their memory is released over the next calls; len() is 0 at once."""
+        """Removes every entry. Their memory is released over the next calls; len() is 0 immediately."""
         cdef entry_t* grave = NULL
         self.seq += 1
         self.floor_seq = self.seq
         self.cleared = self.entries.count
-        # No entry is left that a prefix or pattern could concern.
+        # No prefix or pattern can affect a remaining entry.
         self.clean_seq = self.seq - 1
         purges_retire(&self.purges, self.clean_seq)
         self.sweep_some(PURGE_SWEEP, 0, &grave)
@@ -414,7 +416,7 @@ cdef class Cache:
         return ALIVE if e.expires_ns > now_ns else EXPIRED
 
     def sweep(self, max_entries=1024, *, now_ns=None):
-        """Look at up to max_entries (1 to 2**20) entries and free the expired and purged; how many were freed.
+        """Checks up to max_entries (1 to 2**20) entries and frees the expired and purged ones; returns how many were freed.
 
         Every call sweeps a few entries anyway. For idle moments.
         """
@@ -437,7 +439,7 @@ cdef class Cache:
         while entries:
             e = self.cursor
             if e == NULL:
-                # SMALL after MAIN: an entry that has gone from SMALL to MAIN behind the cursor was checked on its way.
+                # SMALL after MAIN: an entry that moved from SMALL to MAIN behind the cursor was checked when it moved.
                 if self.cursor_queue == MAIN and self.queues[SMALL].tail != NULL:
                     self.cursor_queue = SMALL
                     self.cursor = self.queues[SMALL].tail
@@ -457,7 +459,7 @@ cdef class Cache:
         return self.entry_bytes + self.tag_bytes + self.purges.bytes + table_bytes(&self.entries) + table_bytes(&self.tags)
 
     cdef void drop(self, entry_t* e, entry_t** grave) noexcept:
-        """Unlink e and put it on the grave list; its value is released by bury()."""
+        """Unlinks e and adds it to the grave list; bury() releases its value."""
         cdef uint8_t i
         if self.cursor == e:
             self.cursor = e.prev
@@ -485,7 +487,7 @@ cdef class Cache:
         return True
 
     cdef bint make_room(self, uint64_t need, int64_t now_ns, entry_t** grave) noexcept:
-        """False when need bytes more would not fit even after EVICTIONS_MAX evictions."""
+        """False if `need` more bytes would not fit even after EVICTIONS_MAX evictions."""
         cdef int left = EVICTIONS_MAX
         cdef int rotations = ROTATIONS_TOTAL
         while self.used() + need > self.max_bytes:
@@ -495,7 +497,7 @@ cdef class Cache:
         return True
 
     cdef bint evict_one(self, int64_t now_ns, int* rotations_total, entry_t** grave) noexcept:
-        """Drop one entry, dead or by policy; False when there is none."""
+        """Drops one entry, dead or by policy; False if there is none."""
         cdef queue_t* main = &self.queues[MAIN]
         cdef queue_t* small = &self.queues[SMALL]
         cdef entry_t* e
@@ -539,7 +541,7 @@ cdef class Cache:
     # ── inspection
 
     def __len__(self):
-        """How many entries are held, including expired and purged ones not yet met by the sweep."""
+        """Number of entries held, including expired and purged ones that the sweep has not reached yet."""
         return self.entries.count - self.cleared
 
     @property
@@ -552,12 +554,11 @@ cdef class Cache:
         return "lru" if self.is_lru else "s3fifo"
 
     def stats(self):
-        """Counts since the start, and what is held now, as a new dict.
+        """Counts since creation, and the current contents, as a new dict.
 
-        hits, misses   of get()                      stored, refused    of set()
-        evicted        by policy, while alive        expired, purged    entries dropped because they were dead
-        entries        len()                         pending_purges     prefixes and patterns the sweep has not finished
-        used_bytes     index_bytes, tag_bytes and purge_bytes are parts of it
+        hits, misses   of get()                      stored, refused    of set() evicted        by policy, while alive
+        expired, purged    entries dropped because they were dead entries        len()                         pending_purges
+        prefixes and patterns the sweep has not finished used_bytes     index_bytes, tag_bytes and purge_bytes are parts of it
         purge_overflows   purges that became clear()
         """
         return {

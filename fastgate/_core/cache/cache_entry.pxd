@@ -1,7 +1,7 @@
-# WHAT           The parts of a cache: entries, the queues they wait in, the tags they carry, the ghosts they leave.
+# WHAT           The parts of a cache: entries, their queues, their tags, and the ghosts of evicted ones.
 # STATE          entry: 72 bytes | tag_n pointers to tags | key_n bytes of key. One malloc block.
-#                queue: doubly linked, head = newest. A tag lives as long as an entry carries it.
-#                ghost: one of the two marks of the bucket an evicted key would be in: 16 bits of hash | 16 bits of epoch.
+#                queue: doubly linked, head = newest. A tag exists as long as an entry has it.
+#                ghost: one of the two marks of the bucket that an evicted key belongs to: 16 bits of hash | 16 bits of epoch.
 # WHO WRITES     The cache, under the GIL.
 # COST           All O(1).
 # SOURCES        Yang et al., FIFO queues are all you need for cache eviction (SOSP 2023), for the ghosts.
@@ -15,12 +15,12 @@ from libc.string cimport memcmp, memcpy
 from fastgate._core.shm.linear_hash cimport bucket_t, node_t, table_bucket, table_grow, table_link, table_t, table_unlink
 
 cdef enum:
-    GHOST_EPOCHS = 32                           # an epoch is as many evictions as a 32nd of the entries
+    GHOST_EPOCHS = 32                           # an epoch is a number of evictions: a 32nd of the entries
 
 ctypedef struct tag_t:
     node_t node
     uint64_t purged_seq                         # entries checked before this purge are dead
-    uint32_t refs                               # entries that carry the tag
+    uint32_t refs                               # entries that have the tag
     uint32_t n                                  # followed by n bytes of text
 
 ctypedef struct entry_t:
@@ -29,13 +29,13 @@ ctypedef struct entry_t:
     entry_t* prev                               # towards the head: newer
     PyObject* value
     int64_t expires_ns
-    uint64_t checked_seq                        # no purge up to this one hits the entry
+    uint64_t checked_seq                        # no purge up to this one affects the entry
     uint64_t size                               # bytes charged: this block and the value
     uint32_t key_n
     uint8_t tag_n
     uint8_t queue
-    uint8_t hits                                # since it was last considered, 3 at most
-    uint8_t lives                               # rounds that its cost has bought
+    uint8_t hits                                # since it was last considered for eviction, 3 at most
+    uint8_t lives                               # evictions that its cost spares it
 
 ctypedef struct queue_t:
     entry_t* head
@@ -44,12 +44,12 @@ ctypedef struct queue_t:
     uint64_t count
 
 ctypedef struct ghosts_t:
-    uint32_t epoch                              # 1 to 0xffff; 0 is what an empty mark has
-    uint32_t epoch_left                         # evictions until the next
+    uint32_t epoch                              # 1 to 0xffff; 0 marks an empty one
+    uint32_t epoch_left                         # evictions until the next one
 
 
 cdef inline uint64_t block_size(uint64_t n) noexcept nogil:
-    """What malloc takes for n bytes: an 8-byte header, 16-byte steps, 32 at least (glibc)."""
+    """Bytes that malloc takes for n bytes: an 8-byte header, 16-byte steps, 32 at least (glibc)."""
     cdef uint64_t size = (n + 8 + 15) & ~<uint64_t>15
     return size if size > 32 else 32
 
@@ -92,7 +92,7 @@ cdef inline void queue_remove(queue_t* q, entry_t* e) noexcept nogil:
 
 
 cdef inline void ghost_add(ghosts_t* ghosts, table_t* entries, uint64_t hash) noexcept nogil:
-    """Remember an evicted key, in place of the older of the two ghosts of its bucket."""
+    """Records an evicted key, in place of the older of the two ghosts of its bucket."""
     cdef bucket_t* bucket = table_bucket(entries, hash)
     cdef uint32_t age0 = (ghosts.epoch - bucket.marks[0]) & 0xffff if bucket.marks[0] else 0x10000
     cdef uint32_t age1 = (ghosts.epoch - bucket.marks[1]) & 0xffff if bucket.marks[1] else 0x10000
@@ -104,7 +104,7 @@ cdef inline void ghost_add(ghosts_t* ghosts, table_t* entries, uint64_t hash) no
 
 
 cdef inline bint ghost_take(ghosts_t* ghosts, table_t* entries, uint64_t hash) noexcept nogil:
-    """True when the key was evicted no more than one cache-full of evictions ago; forgotten then."""
+    """True if the key was evicted at most one cache-full of evictions ago; the ghost is then removed."""
     cdef bucket_t* bucket = table_bucket(entries, hash)
     cdef int i
     for i in range(2):
@@ -127,7 +127,7 @@ cdef inline tag_t* tag_find(table_t* tags, const char* text, Py_ssize_t n, uint6
 
 
 cdef inline tag_t* tag_acquire(table_t* tags, uint64_t* charged, const char* text, Py_ssize_t n, uint64_t hash) noexcept nogil:
-    """The tag, new or one more use of it; NULL when there is no memory."""
+    """The tag, new or with one more reference; NULL if there is no memory."""
     cdef tag_t* tag = tag_find(tags, text, n, hash)
     if tag == NULL:
         tag = <tag_t*>malloc(sizeof(tag_t) + n)
@@ -146,7 +146,7 @@ cdef inline tag_t* tag_acquire(table_t* tags, uint64_t* charged, const char* tex
 
 
 cdef inline void tag_release(table_t* tags, uint64_t* charged, tag_t* tag) noexcept nogil:
-    """One use less; the last one frees it, as nobody is left whom its purges could concern."""
+    """Drops one reference; the last one frees the tag, because no entry is left that its purges could affect."""
     tag.refs -= 1
     if tag.refs == 0:
         charged[0] -= block_size(sizeof(tag_t) + tag.n)
@@ -155,7 +155,7 @@ cdef inline void tag_release(table_t* tags, uint64_t* charged, tag_t* tag) noexc
 
 
 cdef inline void bury(entry_t* grave) noexcept:
-    """Release entries that are no longer linked anywhere. Destructors run here, and may use the cache."""
+    """Releases entries that are unlinked from all structures. Destructors run here, and may use the cache."""
     cdef entry_t* next
     while grave != NULL:
         next = grave.next

@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 from fastgate._core.arguments cimport text_argument
 
 cdef enum:
-    KEY_MAX = 65535                             # bytes of a key: its length has two of them
+    KEY_MAX = 65535                             # bytes of a key: its length is stored in two bytes
 
 cdef extern from *:
     """

@@ -1,8 +1,8 @@
 # cython: boundscheck=False
-"""Reading what a shared store has of a cached answer, without an object more than the answer.
+"""Reading stored responses in a shared store, without creating any object except the response.
 
-WHAT     `open_fields` checks an envelope (fastgate/state/envelope.py says what it is and how it lies) and gives out what is in it;
-         `look` does so with what an LMDB file has under a key. `seal_fields` makes one.
+WHAT     `open_fields` checks an envelope (fastgate/state/envelope.py describes the format) and returns its fields; `look` does so
+         with the value of a key in an LMDB file. `seal_fields` creates one.
 STATE    None.
 COST     about 0.2 us and one byte of value a cycle; the same in Python takes 3 us.
 SOURCES  fastgate/state/envelope.py, which writes them.
@@ -30,7 +30,7 @@ cdef uint64_t[2] CHECK_KEY
 memcpy(CHECK_KEY, b"fastgate cached\0", 16)
 
 
-# What an envelope says, where it lies.
+# The fields of an envelope, in place.
 ctypedef struct opened_t:
     int64_t expires_ns
     int64_t sequence
@@ -43,7 +43,8 @@ ctypedef struct opened_t:
 
 
 cdef const char* open_at(const char* p, Py_ssize_t n, bytes key, opened_t* out) noexcept:
-    """NULL when the n bytes at p, at least HEAD, are an envelope of this key (None: any). Else what is wrong; "": it is another key's."""
+    """NULL if the n bytes at p, at least HEAD, are an envelope of this key (None: any). Else the error; "": it is for another
+    key."""
     cdef uint64_t check
     cdef uint32_t magic, tags_n, stored_n
     cdef uint16_t key_n, tag_n
@@ -92,8 +93,8 @@ cdef tuple tags_of(const opened_t* opened):
 
 
 def open_fields(data, Py_ssize_t skip, bytes key):
-    """(expires_ns, sequence, tags, raw_bytes, stored, is_compressed) of the envelope in data behind `skip` bytes; None when it is
-    another key's (key None: any), a str that says what is wrong when it is not what was sealed."""
+    """(expires_ns, sequence, tags, raw_bytes, stored, is_compressed) of the envelope in data after `skip` bytes; None if it is
+    for another key (key None: any), a str with the error if it differs from the bytes that were sealed."""
     cdef Py_buffer view
     cdef opened_t opened
     cdef const char* wrong
@@ -111,13 +112,13 @@ def open_fields(data, Py_ssize_t skip, bytes key):
 
 
 SLOW = object()
-"""What `look` says of all but the usual: a small value that lies as it was made. The caller reads it the long way."""
+"""Result of `look` for all but the common case: a small, uncompressed value. The caller then uses the general path."""
 
 
 def look(env, answers, bytes secret not None, bytes key not None, Epochs epochs not None, Py_ssize_t skip, Py_ssize_t piece):
-    """The value of key in an LMDB file of fastgate/caching/disk.py, None when there is none, or SLOW.
+    """The value of key in an LMDB file of fastgate/caching/disk.py, None if there is none, or SLOW.
 
-    It decides nothing by itself that the long way would decide differently: errors, damage, large and compressed values are SLOW.
+    It never returns a result that the general path would not: errors, damage, large and compressed values are SLOW.
     """
     cdef Py_buffer view
     cdef opened_t opened
@@ -126,7 +127,7 @@ def look(env, answers, bytes secret not None, bytes key not None, Epochs epochs 
     cdef uint32_t length
     cdef int64_t since
     cdef const char* wrong
-    # Before the transaction begins: what the file was cleaned of by now, the transaction sees cleaned.
+    # Before the transaction begins: the transaction sees the effect of all purges applied to the file until now.
     cdef int64_t applied = epochs.c_applied()
     cdef int64_t sequence = epochs.c_sequence()
     if PyBytes_GET_SIZE(secret) != 16 or skip < 12:
@@ -163,11 +164,12 @@ def look(env, answers, bytes secret not None, bytes key not None, Epochs epochs 
         finally:
             txn.abort()
     except Exception:
-        return SLOW                             # the long way meets it too, and knows its name
+        return SLOW                             # the general path finds the error too, and reports it
 
 
 def seal_fields(bytes head not None, bytes key not None, bytes labels not None, bytes stored not None):
-    """The envelope of these four parts; the first 8 bytes of head become the check. Others run while a large value is copied."""
+    """The envelope of these four parts; the first 8 bytes of head become the checksum. Other threads run while a large value is
+    copied."""
     cdef Py_ssize_t head_n = PyBytes_GET_SIZE(head), key_n = PyBytes_GET_SIZE(key), labels_n = PyBytes_GET_SIZE(labels)
     cdef Py_ssize_t stored_n = PyBytes_GET_SIZE(stored), n = head_n + key_n + labels_n + stored_n
     cdef bytes made
@@ -185,7 +187,7 @@ def seal_fields(bytes head not None, bytes key not None, bytes labels not None, 
         memcpy(to + n - stored_n, value, stored_n)
         check = siphash13(to + 8, n - 8, CHECK_KEY)
     else:
-        # Nobody else knows `made` yet, and `stored` is held and cannot change.
+        # No other code has a reference to `made` yet, and `stored` is referenced and immutable.
         with nogil:
             memcpy(to + n - stored_n, value, stored_n)
             check = siphash13(to + 8, n - 8, CHECK_KEY)

@@ -1,10 +1,12 @@
-"""HTTP caching semantics, for a shared cache: may a response be stored, for how long, under which key, may it be used, and as what response.
+"""HTTP caching semantics of a shared cache: whether a response may be stored, its lifetime, its key, its use and the bytes sent.
 
-WHAT        RFC 9111 with RFC 9110 §§8, 13, 14 (validators, conditions, ranges), RFC 5861 (stale-while-revalidate, stale-if-error),
-            RFC 8246 (immutable), RFC 9211 (Cache-Status), RFC 9213 (CDN-Cache-Control). Pure: no I/O, no clock, no storage.
-            `Rules` is what callers use. Its parts: http_settings (one route's settings), http_request (one request), http_keys (keys
-            and `Vary`), http_decision (whether one response may be stored), http_stored (a stored response), http_ranges.
-STATE       `Rules`: immutable. `Vary` belongs to its worker; nothing else is shared between requests or changes after construction.
+WHAT        RFC 9111 with RFC 9110 §§8, 13, 14 (validators, conditions, ranges), RFC 5861 (stale-while-revalidate,
+            stale-if-error), RFC 8246 (immutable), RFC 9211 (Cache-Status), RFC 9213 (CDN-Cache-Control). Pure: no I/O, no clock,
+            no storage. `Rules` is what callers use. Its parts: http_settings (one route's settings), http_request (one request),
+            http_keys (keys and `Vary`), http_decision (whether one response may be stored), http_stored (a stored response),
+            http_ranges.
+STATE       `Rules`: immutable. `Vary` belongs to its worker; nothing else is shared between requests or changes after
+            construction.
 TIMES       int64 ns of CLOCK_REALTIME (not ctx.now_ns, which is monotonic), as they are stored on disk and in Redis.
 COST        c_read: about 60 ns for ten fields; c_judge of a plain request: 2 ns; c_tail of a hit: 15 ns.
 
@@ -18,7 +20,7 @@ How the exchange uses it (C names; Python has the same without `c_`):
         found = tier[key]                                 # StoredResponse, or Vary -> tier[vary.c_key(key, ctx.headers)]
         verdict = judge(found or None, request, now)      # or found.c_judge(request, now)
     CACHE_FRESH                    request.simple: write found.head, c_tail(rules, now), CRLF, and found.body unless request.head.
-                                   else: status, head, body = found.answer(request): 200, 206, 304 or 416; then the tail and CRLF.
+                                   else: `status, head, body = found.answer(request)`: 200, 206, 304 or 416; then the tail and CRLF.
                                    `Age` and `Cache-Status` are in the tail; `Date` remains the origin's (RFC 9110 §6.6.1).
     CACHE_STALE_WHILE_REVALIDATE   the same response now, and a request to the origin in the background, as for REVALIDATE.
     CACHE_REVALIDATE               forward without REPLACED_FIELDS, with found.conditions(). On 304: `rules.update(request, found,
@@ -34,7 +36,7 @@ How the exchange uses it (C names; Python has the same without `c_`):
     HEAD forwarded, response 200   rules.update_from_head(...): None means purge the stored one.
     request.unsafe, with response  rules.invalidated(request, status, headers, secure, authority, path, query): URL keys to purge,
                                    each as a key and as a tag.
-    Cache-Status of what is forwarded: rules.forwarded(b"uri-miss" | b"vary-miss" | b"stale" | b"request" | b"bypass" | b"method", …).
+    Cache-Status of a forwarded request: rules.forwarded(b"uri-miss" | b"vary-miss" | b"stale" | b"request" | b"bypass" | b"method", …).
 
 `client_control` off: Cache-Control of requests is ignored. Choices on responses: http_decision.
 """
@@ -99,14 +101,14 @@ cdef class Rules(CacheSettings):
     tags         of every response, for purges
     min_size, max_size   bounds on the stored body; 0 and 16 000 000
     stale_while_revalidate_ns, stale_if_error_ns   how long after its expiry a response is served while a new one is fetched, and
-                 when the origin fails, if the response does not state it; 0
+                 if the origin fails, unless the response states it; 0
     heuristic_max_ns   limit of the freshness estimated from Last-Modified; one day. 0: no estimate
     max_variants, max_vary   variants of one key, and names in a Vary that is stored; 64 and 8
     targeted     names of Cache-Control fields for this kind of cache (RFC 9213); the first one present applies
     client_control   False: Cache-Control of requests is ignored
-    enforce      read by the caller, which serves nothing from the cache when it is False
+    enforce      read by the caller, which serves no response from the cache if it is False
     status_name  name of this cache in Cache-Status; "" for no such field
-    query        "all", "none", or the names of the parameters that make a difference
+    query        "all", "none", or the names of the parameters that select the response
     consumer     "auto", "private" or "shared"
     private      "never", "consumer" or "share"
     set_cookie   "never", "strip" or "store"
@@ -116,13 +118,13 @@ cdef class Rules(CacheSettings):
     secrets      like `shown`, but the key has a digest of the value
     never_vary   names of fields that differ with every request, or that the cache replaces: a response that varies by one is
                  not stored
-    ValueError: a word that is not listed, a status_name that is too long, or sharing without share_private.
+    ValueError: an unlisted value, a status_name that is too long, or sharing without share_private.
     """
 
     # --- the request ---
 
     cdef RequestRules c_read(self, int method_id, bytes method, Headers headers, bint has_body):
-        """What the request says to a cache. has_body: it has content; a GET with content never uses the cache."""
+        """The cache-related properties of the request. has_body: it has content; a GET with content never uses the cache."""
         return read_request(self, method_id, method, headers, has_body)
 
     cdef RequestRules bypass(self, RequestRules request, str why):
@@ -137,7 +139,7 @@ cdef class Rules(CacheSettings):
     # --- the key ---
 
     cdef bytes c_url(self, bint secure, bytes authority, bytes path, bytes query):
-        """The URL part of a key, which all responses for this URL share; None when the query must not be cached."""
+        """The URL part of a key, which all responses for this URL share; None if the query must not be cached."""
         return url_key(self, secure, authority, path, query)
 
     cdef bytes c_key(self, RequestRules request, bint secure, bytes authority, bytes path, bytes query, bytes consumer, bint shared,
@@ -151,7 +153,7 @@ cdef class Rules(CacheSettings):
 
     @property
     def query_form(self):
-        """What this route uses of a query: routes with equal forms have equal URL parts."""
+        """The parts of a query that this route uses: routes with equal forms have equal URL parts."""
         return self.query, self.query_names
 
     def key(self, RequestRules request not None, bint secure, bytes authority not None, bytes path not None, query=None, consumer=None,
@@ -175,8 +177,8 @@ cdef class Rules(CacheSettings):
     def update(self, RequestRules request not None, StoredResponse stored not None, headers, int64_t request_ns, int64_t response_ns):
         """Decision on a stored response that a 304 with these fields has confirmed (RFC 9111 §4.3.4); finish it with stored.body.
 
-        storable False: it may be used for this request, but not stored. None: by its validator the 304 is about another response, so the
-        stored one may be used for this request as it is, and is not freshened.
+        storable False: it may be used for this request, but not stored. None: according to its validator the 304 is about another
+        response, so the stored one may be used for this request unchanged, and is not freshened.
         """
         cdef Headers fresh = headers_of(headers)
         cdef field_t* f = fresh.find_field(b"etag", 4)
@@ -189,7 +191,7 @@ cdef class Rules(CacheSettings):
 
     def update_from_head(self, RequestRules request not None, StoredResponse stored not None, headers, int64_t request_ns,
                          int64_t response_ns):
-        """Decision on a stored response after a 200 to HEAD (RFC 9111 §4.3.5), or None when the response has changed: purge it."""
+        """Decision on a stored response after a 200 to HEAD (RFC 9111 §4.3.5), or None if the response has changed: purge it."""
         cdef Headers fresh = headers_of(headers)
         cdef field_t* f = fresh.find_field(b"etag", 4)
         cdef bytes value
@@ -239,7 +241,7 @@ cdef class Rules(CacheSettings):
     # --- Cache-Status ---
 
     def forwarded(self, bytes why not None, int status=0, bint stored=False, bint collapsed=False, detail=None):
-        """The Cache-Status line of a response from the origin; b"" when the field is off."""
+        """The Cache-Status line of a response from the origin; b"" if the field is off."""
         if self.status_n == 0:
             return b""
         line = b"Cache-Status: " + self.status_name + b"; fwd=" + why

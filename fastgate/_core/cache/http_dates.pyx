@@ -28,7 +28,7 @@ cdef inline bint same_letters(const char* p, const char* lower, int n) noexcept 
 
 
 cdef int month_read(const char* p) noexcept nogil:
-    """Dates of other case are read too (RFC 9111 §4.2)."""
+    """Accepts any case (RFC 9111 §4.2)."""
     cdef int i
     for i in range(12):
         if (p[0] | 32) == (MONTHS[3 * i] | 32) and same_letters(p + 1, MONTHS + 3 * i + 1, 2):
@@ -49,7 +49,7 @@ cdef int64_t days_from_civil(int64_t y, int m, int d) noexcept nogil:
 
 
 cdef int64_t moment(int year, int month, int day, const char* clock) noexcept nogil:
-    """Seconds since 1970 of a date and `hh:mm:ss`; NO_DATE when a number is out of range."""
+    """Seconds since 1970 of a date and `hh:mm:ss`; NO_DATE if a number is out of range."""
     cdef int hour = two_digits(clock), minute = two_digits(clock + 3), second = two_digits(clock + 6)
     if clock[2] != c":" or clock[5] != c":" or month < 1 or not 1 <= day <= 31 or year < 1:
         return NO_DATE
@@ -92,7 +92,7 @@ cdef void put_two(char* out, int value) noexcept nogil:
 
 
 cdef bytes date_text(int64_t seconds):
-    """The moment as an IMF-fixdate."""
+    """The time as an IMF-fixdate."""
     cdef char out[29]
     cdef int64_t days = seconds // 86400, rest = seconds - days * 86400, z, era, doe, yoe, doy, mp, y
     if rest < 0:                                        # cdivision truncates
@@ -132,5 +132,5 @@ def parse_date(bytes value not None, int64_t now_s=0):
 
 
 def format_date(int64_t seconds):
-    """The moment as `Sun, 06 Nov 1994 08:49:37 GMT`."""
+    """The time as `Sun, 06 Nov 1994 08:49:37 GMT`."""
     return date_text(seconds)

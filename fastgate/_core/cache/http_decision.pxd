@@ -12,9 +12,9 @@ cdef class Decision:
     cdef readonly str why                   # a fixed word, for metrics and Cache-Status
     cdef readonly int status
     cdef readonly int64_t lifetime_ns
-    cdef readonly bint implied              # not stated by the origin, or overridden: the gateway may choose it
+    cdef readonly bint implied              # not stated by the origin, or overridden: the gateway may choose the lifetime
     cdef readonly tuple vary                # lower-case names, sorted; () without Vary
-    cdef readonly tuple tags                # of the route, of Surrogate-Key and Cache-Tag, and of the URL when the key has more
+    cdef readonly tuple tags                # of the route, Surrogate-Key and Cache-Tag, and of the URL if the key has further parts
     cdef bytes head                         # without Content-Length
     cdef int64_t born_ns
     cdef int64_t stored_ns

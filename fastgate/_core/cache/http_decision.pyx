@@ -1,6 +1,7 @@
 """Whether a response may be stored by a shared cache, and for how long (RFC 9111 §3, §4.2).
 
-WHAT        RFC 9111 with RFC 5861 (stale-while-revalidate, stale-if-error), RFC 8246 (immutable), RFC 9213 (targeted Cache-Control).
+WHAT        RFC 9111 with RFC 5861 (stale-while-revalidate, stale-if-error), RFC 8246 (immutable), RFC 9213 (targeted
+            Cache-Control).
 STATE       `Decision`: one per response of the origin, from a freelist.
 TIMES       int64 ns of CLOCK_REALTIME.
 
@@ -77,7 +78,7 @@ cdef int64_t SECOND_NS = 1_000_000_000
 
 # RFC 9110 §15.1: cacheable by default.
 cdef frozenset HEURISTIC_STATUSES = frozenset((200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501))
-# For `must-understand`: the caching requirements of these are implemented (RFC 9111 §5.2.2.3).
+# For `must-understand`: statuses whose caching requirements are implemented (RFC 9111 §5.2.2.3).
 cdef frozenset UNDERSTOOD = frozenset((200, 203, 204, 300, 301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 406, 407, 408, 409, 410, 411,
                                        412, 413, 414, 415, 416, 417, 421, 422, 426, 428, 429, 431, 451, 500, 501, 502, 503, 504, 505,
                                        511))
@@ -86,7 +87,8 @@ cdef frozenset UNDERSTOOD = frozenset((200, 203, 204, 300, 301, 302, 303, 307, 3
 @cython.final
 @cython.freelist(16)
 cdef class Decision:
-    """Whether one response may be stored. `finish` makes the stored response when the body is complete. Made by `Rules.store`."""
+    """Whether one response may be stored. `finish` creates the stored response when the body is complete. Made by
+    `Rules.store`."""
 
     cdef StoredResponse c_finish(self, bytes body):
         cdef StoredResponse s = StoredResponse.__new__(StoredResponse)
@@ -116,7 +118,7 @@ cdef class Decision:
         return self.c_finish(body)
 
     cdef int c_live(self, int64_t lifetime_ns) noexcept:
-        """Replace the lifetime that the rules found; the times of stale use move with it."""
+        """Replace the lifetime that the rules determined; the times of stale use move with it."""
         cdef int64_t longer = lifetime_ns - self.lifetime_ns
         if self.fresh_until_ns:
             self.lifetime_ns = lifetime_ns
@@ -126,7 +128,7 @@ cdef class Decision:
         return 0
 
     def fits(self, uint64_t size):
-        """True when a body of this size is within the route's bounds."""
+        """True if a body of this size is within the route's bounds."""
         return self.min_size <= size <= self.max_size
 
     def __repr__(self):
@@ -139,7 +141,8 @@ cdef inline int64_t seconds_ns(int64_t seconds) noexcept nogil:
 
 cdef Decision decide(CacheSettings settings, RequestRules request, int status, bytes reason, Headers headers, int64_t request_ns,
                      int64_t response_ns, bint merged):
-    """The decision. merged: headers are the stored ones with a 304's, so that a response can be made even if it may not be stored."""
+    """The decision. merged: headers are the stored ones updated by a 304, so that a response can be created even if it may not be
+    stored."""
     cdef Decision d = Decision.__new__(Decision)
     cdef directives_t cc, special
     cdef field_t* f
@@ -228,7 +231,7 @@ cdef Decision decide(CacheSettings settings, RequestRules request, int status, b
         why = "no_store"
     elif cc.flags & CC_PRIVATE and settings.private != PRIVATE_SHARE and not (
             settings.private == PRIVATE_CONSUMER and request.keyed_private and (not request.cookies or settings.key_cookies)):
-        why = "private"                         # a cookie may identify the client more exactly than the key
+        why = "private"                         # a cookie may identify the client more precisely than the key
     elif cookie and settings.cookies_set == COOKIES_NEVER and b"set-cookie" not in listed:
         why = "set_cookie"
     elif star:
@@ -241,7 +244,7 @@ cdef Decision decide(CacheSettings settings, RequestRules request, int status, b
     elif tags is not None and (len(tags) > MAX_TAGS or len(tags) + len(settings.tags) >= MOST_TAGS):
         why = "tags"
     elif vary is not None and not settings.never_vary.isdisjoint(vary):
-        why = "vary_unique"                     # no two requests are alike
+        why = "vary_unique"                     # no two requests have the same value
     elif vary is not None and not are_tokens(vary):
         why = "vary_malformed"
     # Age (RFC 9111 §4.2.3)
@@ -263,7 +266,7 @@ cdef Decision decide(CacheSettings settings, RequestRules request, int status, b
     elif cc.max_age != SECONDS_UNSET:
         lifetime = seconds_ns(cc.max_age) if cc.max_age > 0 else 0
     elif expiries:
-        # Of two different ones the earlier. A lifetime that is negative or beyond the limit is clamped.
+        # Of two different ones the earlier applies. A lifetime that is negative or beyond the limit is clamped.
         lifetime = expires - d.date_s
         lifetime = seconds_ns(0 if lifetime < 0 else lifetime if lifetime < 2147483648 else 2147483648)
     else:
@@ -334,8 +337,9 @@ cdef bint is_targeted(CacheSettings settings, field_t* f):
 
 
 cdef int64_t age_read(const char* p, Py_ssize_t n) noexcept:
-    """The seconds in an Age field (RFC 9111 §5.1): of several members the first counts. A member that begins with digits and continues
-    (`7200.0`, `7200;x=1`) counts as these digits: ignoring it would make an old response young. SECONDS_INVALID: ignore the field."""
+    """The seconds in an Age field (RFC 9111 §5.1): of several members the first counts. A member that begins with digits and
+    continues (`7200.0`, `7200;x=1`) counts as these digits: ignoring it would make an old response appear young. SECONDS_INVALID:
+    ignore the field."""
     cdef Py_ssize_t digits = 0
     while digits < n and c"0" <= p[digits] <= c"9":
         digits += 1
@@ -357,7 +361,7 @@ cdef list add_tags(list tags, list more):
     if tags is None:
         tags = []
     for tag in more:
-        # A tag above the limit counts as many: the response is then not stored, since a purge by the tag would not find it.
+        # A tag above the limit counts as many: the response is then not stored, because a purge by the tag would miss it.
         if len(tag) > MAX_TAG:
             tags.extend([b""] * (MAX_TAGS + 1))
         elif tag and tag not in tags:
@@ -366,8 +370,8 @@ cdef list add_tags(list tags, list more):
 
 
 cdef bytes head_of(int status, bytes reason, Headers headers, list listed, int64_t date_s):
-    """Status line and fields as they are stored: nothing of the connection, of its length or its age, and no listed field.
-    date_s: the Date to write in place of the one received, or NO_DATE."""
+    """Status line and fields as they are stored: without connection, length and age fields, and without listed ones. date_s: the
+    Date to write in place of the one received, or NO_DATE."""
     cdef HeadWriter w = HeadWriter()
     cdef field_t* f
     cdef int i

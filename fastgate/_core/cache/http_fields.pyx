@@ -1,12 +1,12 @@
 """Reading the header fields that caching depends on.
 
 WHAT        delta-seconds, Cache-Control of requests and responses (RFC 9111 §5.2, RFC 5861, RFC 8246), structured dictionaries
-            (RFC 9651) for targeted fields (RFC 9213), lists of entity tags and of field names, and the normal form in which two values
-            of a field that `Vary` names are compared (RFC 9111 §4.1). Dates are in http_dates.pyx.
+            (RFC 9651) for targeted fields (RFC 9213), lists of entity tags and of field names, and the normal form in which two
+            values of a field that `Vary` names are compared (RFC 9111 §4.1). Dates are in http_dates.pyx.
 STATE       None: pure functions.
 COST        One pass over the value. Cache-Control with three directives: about 60 ns.
-RULES       A malformed field never makes a response more cacheable. A directive that occurs twice with different values is invalid,
-            and an invalid freshness directive makes the response stale (RFC 9111 §4.2.1).
+RULES       A malformed field never makes a response more cacheable. A directive that occurs twice with different values is
+            invalid, and an invalid freshness directive makes the response stale (RFC 9111 §4.2.1).
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -40,7 +40,7 @@ cdef void directives_clear(directives_t* d) noexcept nogil:
 
 
 cdef inline void seconds_set(int64_t* place, int64_t value) noexcept nogil:
-    """Twice the same is once; twice different is invalid."""
+    """The same value twice counts once; two different values are invalid."""
     place[0] = value if place[0] == SECONDS_UNSET or place[0] == value else SECONDS_INVALID
 
 
@@ -70,7 +70,7 @@ cdef int fields_listed(const char* p, Py_ssize_t n, list listed) except -1:
 
 
 cdef int directive_apply(directives_t* d, const char* name, Py_ssize_t n, const char* value, Py_ssize_t value_n, list listed) except -1:
-    """One directive; value is NULL when it has none."""
+    """One directive; value is NULL if it has none."""
     cdef int64_t seconds = SECONDS_INVALID if value == NULL else seconds_read(value, value_n)
     d.flags |= CC_SEEN
     if n == 7:
@@ -160,7 +160,7 @@ cdef int directives_read(directives_t* d, const char* p, Py_ssize_t n, list list
                     i += 1
                 value_n = p + i - value
         # A directive is followed by a comma or the end. Anything else (`max-age =1`, `max-age= 1`, `max-age="1"x`) makes a value
-        # invalid rather than absent: what the origin meant cannot be known.
+        # invalid rather than absent: the origin's intent is unknown.
         while i < n and (p[i] == c" " or p[i] == c"\t"):
             i += 1
         if i < n and p[i] != c",":
@@ -332,9 +332,9 @@ cdef class Structured:
 
 
 cdef bint directives_structured(directives_t* d, bytes value) except -1:
-    """Read a targeted field (RFC 9213 §2.1) into d; False, and d unchanged, when it is malformed or empty.
+    """Read a targeted field (RFC 9213 §2.1) into d; False, and d unchanged, if it is malformed or empty.
 
-    A value of the wrong type (`max-age="60"`, `no-store=5`) leaves its directive out, except that a freshness lifetime of the wrong
+    A value of the wrong type (`max-age="60"`, `no-store=5`) omits its directive, except that a freshness lifetime of the wrong
     type counts as invalid: the response is stale.
     """
     cdef dict members
@@ -392,7 +392,7 @@ cdef bytes weight(bytes text):
 
 
 cdef bytes preference(bytes part):
-    """One member of an Accept-like list, lower case, without space, q=1 left out."""
+    """One member of an Accept-like list, lower case, without space, q=1 omitted."""
     cdef list pieces = [piece.strip(b" \t") for piece in part.lower().split(b";")]
     cdef list out = [pieces[0]]
     for piece in pieces[1:]:
@@ -409,10 +409,10 @@ cdef bytes preference(bytes part):
 
 
 cdef bytes normalised(const char* lower, Py_ssize_t lower_n, bytes value):
-    """The normal form of the combined value of a field: two that mean the same are equal (RFC 9111 §4.1).
+    """The normal form of the combined value of a field: equivalent values are equal (RFC 9111 §4.1).
 
-    Accept, Accept-Encoding, Accept-Language and Accept-Charset: case, space, the way q is written and the order of members do not
-    count (order has no meaning there, RFC 9110 §12.4.2). Any other field: only the space around commas.
+    Accept, Accept-Encoding, Accept-Language and Accept-Charset: case, space, the notation of q and the order of members are
+    ignored (order has no meaning there, RFC 9110 §12.4.2). Any other field: only the space around commas.
     """
     cdef list members
     cdef const char* p = PyBytes_AS_STRING(value)
@@ -434,9 +434,9 @@ cdef bytes normalised(const char* lower, Py_ssize_t lower_n, bytes value):
 
 
 cdef bint etag_listed(const char* p, Py_ssize_t n, bytes etag) except -1:
-    """True when an If-None-Match value names the tag (weak comparison, RFC 9110 §8.8.3.2), or is `*`.
+    """True if an If-None-Match value names the tag (weak comparison, RFC 9110 §8.8.3.2), or is `*`.
 
-    Tags without quotes are compared as they stand: such origins exist, and both sides come from the same one.
+    Tags without quotes are compared unchanged: such origins exist, and both sides come from the same one.
     """
     cdef bytes wanted
     cdef Py_ssize_t i
@@ -479,7 +479,8 @@ def parse_dictionary(bytes value not None):
 
 
 def parse_cache_control(*values):
-    """The directives of these field lines, by name: seconds, True, or the fields they list. `invalid` as a value is what cannot be read."""
+    """The directives of these field lines, by name: seconds, True, or the fields they list. `invalid` as a value marks one that
+    cannot be parsed."""
     cdef directives_t d
     cdef list listed = []
     cdef dict out = {}

@@ -11,8 +11,8 @@ cdef bytes primary_key(CacheSettings settings, RequestRules request, bint secure
 
 cdef class Vary:
     cdef readonly tuple names               # lower case, sorted
-    cdef dict recent                        # the keys of the variants that were stored, oldest first
-    cdef int written                        # whether the gateway writes one of them on this route: 1, 0, -1 = not looked at yet
+    cdef dict recent                        # the keys of the stored variants, oldest first
+    cdef int written                        # whether the gateway writes one of them on this route: 1, 0, -1 = not determined yet
     cdef int charged                        # bytes charged to the worker's memory
 
     cdef bytes c_key(self, bytes primary, Headers headers)

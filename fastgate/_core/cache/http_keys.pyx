@@ -1,8 +1,9 @@
 """Cache keys: the primary key of a request, and the key of a variant under it.
 
-WHAT        A primary key is `scheme://authority/path?query`, then what else distinguishes responses: the route, the consumer, chosen
-            header fields and cookies, the digest of a body. A URL holds no NUL, and each further part begins with one.
-            `Vary` names the request fields that the responses of one primary key depend on (RFC 9111 §4.1), and makes the keys of variants.
+WHAT        A primary key is `scheme://authority/path?query`, then the other parts that distinguish responses: the route, the
+            consumer, chosen header fields and cookies, the digest of a body. A URL holds no NUL, and each further part begins
+            with one. `Vary` names the request fields that the responses of one primary key depend on (RFC 9111 §4.1), and creates
+            the keys of variants.
 STATE       `Vary`: one per key and worker; its names only grow. The rest are pure functions.
 SOURCES     RFC 9111 §2, §4.1; RFC 6265 §5.4
 """
@@ -23,7 +24,7 @@ __all__ = ["Vary", "identity_key", "merge_vary", "url_pattern", "url_tag"]
 
 
 cdef bytes combined(Headers headers, const char* lower, Py_ssize_t n):
-    """Every value under the name as one list, or None (RFC 9110 §5.3)."""
+    """Every value of the name as one list, or None (RFC 9110 §5.3)."""
     cdef bytes out = None
     cdef int i
     for i in range(headers.count):
@@ -33,7 +34,7 @@ cdef bytes combined(Headers headers, const char* lower, Py_ssize_t n):
 
 
 cdef bytes other_spellings(Headers headers, const char* lower, Py_ssize_t n):
-    """The fields that an upstream may take for this name, which they spell in another way (`X_Lang`); None when there are none."""
+    """The fields that an upstream may read as this name, because of a different spelling (`X_Lang`); None if there are none."""
     cdef bytes out = None
     cdef field_t* f
     cdef int i
@@ -50,14 +51,15 @@ cdef bytes counted(bytes value):
 
 
 def identity_key(identity):
-    """The part of a key that separates this identity's responses from others': consumer, tier, scopes and roles. None for no identity."""
+    """The part of a key that separates responses by identity: consumer, tier, scopes and roles. None for no identity."""
     if identity is None:
         return None
     return (<Identity?>identity).cache_key()
 
 
 cdef bytes url_of(bint secure, bytes authority, bytes path, bytes part, bytes route, bytes consumer):
-    """scheme://authority/path?query, the authority in lower case, then the route's part and the consumer's (or None), in one go."""
+    """scheme://authority/path?query, the authority in lower case, then the route's part and the consumer's (or None), in one
+    step."""
     cdef Py_ssize_t scheme_n = 8 if secure else 7
     cdef Py_ssize_t authority_n = PyBytes_GET_SIZE(authority), path_n = PyBytes_GET_SIZE(path), part_n = PyBytes_GET_SIZE(part)
     cdef Py_ssize_t route_n = PyBytes_GET_SIZE(route), consumer_n = 0 if consumer is None else 10 + PyBytes_GET_SIZE(consumer)
@@ -83,11 +85,11 @@ cdef bytes url_of(bint secure, bytes authority, bytes path, bytes part, bytes ro
 
 
 cdef bytes query_part(CacheSettings settings, bytes query):
-    """The query in the form of the key, with its question mark; b"" when there is none. None: the request must not be cached.
+    """The query in the form of the key, with its question mark; b"" if there is none. None: the request must not be cached.
 
-    Parameters are sorted by name, those of one name keep their order. With an allow list a name is compared as an origin
-    could read it: unescaped, without case, up to a bracket. A parameter that is left out must have no effect: one with a `;`
-    could hide another one (parameter cloaking), so such a request is not cached.
+    Parameters are sorted by name, those of one name keep their order. With an allow list a name is compared as an origin could
+    read it: unescaped, without case, up to a bracket. An omitted parameter must have no effect: one with a `;` could hide another
+    one (parameter cloaking), so such a request is not cached.
     """
     cdef list parts
     cdef list kept = []
@@ -120,11 +122,11 @@ cdef bytes url_key(CacheSettings settings, bint secure, bytes authority, bytes p
 
 cdef bytes primary_key(CacheSettings settings, RequestRules request, bint secure, bytes authority, bytes path, bytes query, bytes consumer,
                        bint shared, bytes shown, bytes body):
-    """The primary key; sets request.key and request.url_n. None: not cacheable, request.why says why.
+    """The primary key; sets request.key and request.url_n. None: not cacheable, for the reason in request.why.
 
     authority: the one used for the request, with its port, since origins build links from it. path: normalised, as sent upstream.
-    consumer: `identity_key` of the client, or None. shared: several clients have this identity, so that nothing under its key is
-    private. shown: what else of the request the upstream receives and may depend on, or None.
+    consumer: `identity_key` of the client, or None. shared: several clients have this identity, so that no entry under its key is
+    private. shown: further properties of the request that the upstream receives and may depend on, or None.
     """
     cdef bytes part = query_part(settings, query)
     cdef list parts
@@ -143,8 +145,8 @@ cdef bytes primary_key(CacheSettings settings, RequestRules request, bint secure
     request.key = url_of(secure, authority, path, part, settings.route, consumer)
     if not settings.extra and shown is None and not request.post and (consumer is None or request.authorization < 0):
         return request.key
-    # Each further part has its length before it. The parts so far need none: a URL holds no NUL, and the parts of the route and of the
-    # identity each have one length.
+    # Each further part is preceded by its length. The parts so far need none: a URL holds no NUL, and the parts of the route and
+    # of the identity each have one length.
     parts = [request.key]
     if request.post:
         if body is None:
@@ -199,8 +201,9 @@ cdef bytes cookie_name(bytes pair):
 cdef bytes cookies_part(tuple names, Headers headers):
     """The chosen cookies, in the order of the settings; one that occurs twice counts with each of its values.
 
-    Lines join with `; ` and split at `;` only (RFC 6265 §5.4). Some origins also split at commas, unescape names, or let a quoted value
-    reach beyond a `;`: a pair that any of them could read as a chosen cookie is included unchanged, and so is everything after an open quote.
+    Lines join with `; ` and split at `;` only (RFC 6265 §5.4). Some origins also split at commas, unescape names, or let a quoted
+    value extend beyond a `;`: a pair that any of them could read as a chosen cookie is included unchanged, and so is everything
+    after an open quote.
     """
     cdef dict wanted = {cookie_name(<bytes>name): [] for name in names}
     cdef list pairs = [], out = []
@@ -254,7 +257,7 @@ cdef class Vary:
         self.written = -1
 
     cdef bytes c_key(self, bytes primary, Headers headers):
-        """The key of the variant that these fields select (RFC 9111 §4.1): those sent upstream, or that would be."""
+        """The key of the variant that these fields select (RFC 9111 §4.1): those sent upstream, or that would be sent."""
         cdef list parts = []
         cdef bytes value, out
         for name in self.names:
@@ -275,7 +278,7 @@ cdef class Vary:
         return self.c_key(primary, headers_of(headers))
 
     def admit(self, bytes key not None, int limit):
-        """Note a variant that is stored; the keys of the oldest ones beyond limit, to be removed."""
+        """Record a stored variant; returns the keys of the oldest ones beyond limit, to be removed."""
         cdef list out = []
         self.recent.pop(key, None)
         self.recent[key] = None
@@ -310,8 +313,9 @@ cdef class Vary:
 
 
 def merge_vary(old, tuple names not None):
-    """The Vary for a key whose newest response varies by names: old itself when it covers them, else one over all of them. An origin
-    that names others each time starts over at 32; what was stored before is not found again. TypeError: old is not a Vary."""
+    """The Vary for a key whose newest response varies by names: old itself if it covers them, else one over all of them. An
+    origin that changes the names each time starts over at 32; older stored variants are not found again. TypeError: old is not a
+    Vary."""
     if old is None:
         return Vary(names)
     union = {*(<Vary?>old).names, *names}

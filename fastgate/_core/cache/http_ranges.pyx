@@ -3,20 +3,18 @@
 __all__ = []
 
 cdef enum:
-    MAX_RANGES = 16                 # more is an attack on the sender (RFC 9110 §17.15)
+    MAX_RANGES = 16                 # more are an attack on the sender (RFC 9110 §17.15)
     MAX_VALUE = 1024                # bytes of a Range field
 
 
 cdef list ranges_read(bytes value, Py_ssize_t size):
-    """The (start, end) pairs that a Range field selects of a body of this size; [] when it can be satisfied by none of them, which is
-    a 416. None: the field is to be ignored, since it is malformed, not of bytes, asks for too many ranges, or for no less than the
-    whole body.
-    """
+    """The (start, end) pairs that a Range field selects of a body of this size; [] if none of them can be satisfied, which is a
+    416. None: ignore the field, since it is malformed, not in bytes, requests too many ranges, or the whole body."""
     cdef Py_ssize_t total = 0, start, end
     cdef list ranges = []
     cdef bint any_syntax = False
     if value[:6].lower() != b"bytes=" or len(value) > MAX_VALUE or size == 0:
-        return None                                 # an empty body has no ranges, and a 416 would be an error where the whole is none
+        return None                                 # an empty body has no ranges, and a 416 would be wrong for it
     for part in value[6:].split(b","):
         part = (<bytes>part).strip(b" \t")
         if not part:
@@ -44,5 +42,5 @@ cdef list ranges_read(bytes value, Py_ssize_t size):
     if not any_syntax or len(ranges) > MAX_RANGES:
         return None
     if len(ranges) > 1 and total >= size:
-        return None                                 # overlapping, or all of it: the whole is shorter (RFC 9110 §14.2)
+        return None                                 # overlapping, or all of it: the whole body is shorter (RFC 9110 §14.2)
     return ranges

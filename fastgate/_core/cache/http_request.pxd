@@ -12,24 +12,24 @@ cdef class RequestRules:
     cdef readonly bint post
     cdef readonly bint plain                # no directive, no condition, no range: judge is one comparison
     cdef readonly bint simple               # no condition and no range: a hit is head + tail + body
-    cdef readonly str why                   # of `cacheable` False
+    cdef readonly str why                   # reason if not `cacheable`
     cdef int flags                          # CC_*
     cdef int64_t max_age_ns                 # -1: not given
     cdef int64_t min_fresh_ns
     cdef int64_t max_stale_ns
     cdef int64_t sie_ns
-    cdef bint authorized                    # an Authorization field
+    cdef bint authorized                    # it has an Authorization field
     cdef bint cookies
     cdef bint keyed_private                 # the key belongs to one consumer
-    cdef int if_none_match                  # places in headers, -1: not there
+    cdef int if_none_match                  # indexes in headers, -1: absent
     cdef int if_modified_since
     cdef int range
     cdef int if_range
     cdef int authorization
     cdef Headers headers
-    cdef Headers sent                       # the fields as they go upstream, where the key has some that differ; else None
+    cdef Headers sent                       # the fields as sent upstream, if some of those in the key differ; else None
     cdef readonly bytes key                 # set by primary_key
-    cdef Py_ssize_t url_n                   # how much of it is the URL
+    cdef Py_ssize_t url_n                   # length of its URL part
 
     cdef RequestRules bypass(self, str why)
 

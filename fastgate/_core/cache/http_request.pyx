@@ -1,6 +1,6 @@
-"""What one request says to a shared cache (RFC 9111 §5.2.1, RFC 9110 §13, §14).
+"""The properties of one request that matter to a shared cache (RFC 9111 §5.2.1, RFC 9110 §13, §14).
 
-WHAT        Whether the cache may be used for the request, its Cache-Control directives, and where its conditions and ranges are.
+WHAT        Whether the cache may be used for the request, its Cache-Control directives, its conditions and ranges.
 STATE       `RequestRules`, one per request, from a freelist. It refers to the header table of the request and copies nothing.
 COST        About 60 ns for ten fields.
 """
@@ -24,8 +24,8 @@ __all__ = ["RequestRules"]
 
 cdef int64_t SECOND_NS = 1_000_000_000
 
-# Request fields that make some frameworks use another path, method or host than the one in the key. A request with one that is not
-# in the key does not use the cache. (X-Forwarded-* is sent upstream for trusted proxies only, and is in their keys.)
+# Request fields that make some frameworks use another path, method or host than the one in the key. A request with such a field
+# that is not in the key bypasses the cache. (X-Forwarded-* is sent upstream for trusted proxies only, and is in their keys.)
 cdef frozenset OVERRIDES = frozenset((b"x-override-url", b"x-http-method-override", b"x-http-method", b"x-method-override"))
 # Methods without effects (RFC 9110 §9.2.1, RFC 4918, 3253, 5323, and QUERY).
 cdef frozenset SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PROPFIND", b"REPORT", b"SEARCH", b"QUERY"))
@@ -34,7 +34,7 @@ cdef frozenset SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", 
 @cython.final
 @cython.freelist(64)
 cdef class RequestRules:
-    """What one request says to a cache. Made by `Rules.read_request`."""
+    """The properties of one request that matter to a shared cache. Made by `Rules.read_request`."""
 
     def __cinit__(self):
         self.if_none_match = self.if_modified_since = self.range = self.if_range = self.authorization = -1
@@ -65,7 +65,7 @@ cdef bint overrides(CacheSettings settings, field_t* f):
 
 
 cdef RequestRules read_request(CacheSettings settings, int method_id, bytes method, Headers headers, bint has_body):
-    """What the request says to a cache. has_body: it has content; a GET with content never uses the cache."""
+    """The cache-related properties of the request. has_body: it has content; a GET with content never uses the cache."""
     cdef RequestRules r = RequestRules.__new__(RequestRules)
     cdef directives_t cc
     cdef field_t* f

@@ -32,8 +32,8 @@ cdef class CacheSettings:
     cdef readonly bint enforce
     cdef readonly tuple tags
     cdef readonly bint share_private
-    cdef readonly bint wants_consumer       # the key may need `consumer=`
-    cdef readonly bint wants_body           # the key needs `body=` for a POST
+    cdef readonly bint wants_consumer       # the key may require `consumer=`
+    cdef readonly bint wants_body           # the key requires `body=` for a POST
     cdef int consumer                       # CONSUMER_*
     cdef int private                        # PRIVATE_*
     cdef int cookies_set                    # COOKIES_*
@@ -42,7 +42,7 @@ cdef class CacheSettings:
     cdef tuple key_headers                  # lower case names
     cdef tuple key_cookies
     cdef tuple targeted                     # lower case names
-    cdef bint extra                         # the key has fields or cookies in it
+    cdef bint extra                         # the key includes fields or cookies
     cdef bytes route                        # the route's part of the key, or b""
     cdef frozenset secrets                  # lower case names
     cdef frozenset never_vary               # lower case names

@@ -8,8 +8,8 @@ from libc.string cimport memcpy
 
 __all__ = ["REPLACED_FIELDS", "CacheSettings"]
 
-#: Request fields that are not forwarded when a stored response is revalidated or refreshed: the gateway requests the whole response,
-#: under its own conditions.
+#: Request fields that are not forwarded when a stored response is revalidated or refreshed: the gateway requests the whole
+#: response, with its own conditions.
 REPLACED_FIELDS = (b"if-none-match", b"if-modified-since", b"range", b"if-range")
 
 # Fields that differ with every request, or that the cache replaces.

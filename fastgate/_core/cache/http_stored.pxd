@@ -6,7 +6,7 @@ from fastgate._core.cache.http_request cimport RequestRules
 from fastgate._core.cache.http_settings cimport CacheSettings
 from fastgate._core.http.headers cimport Headers
 
-cdef enum:                                  # what c_judge returns
+cdef enum:                                  # result of c_judge
     CACHE_MISS = 0
     CACHE_FRESH = 1
     CACHE_STALE_WHILE_REVALIDATE = 2
@@ -19,7 +19,7 @@ cdef enum:
 
 cdef enum:
     MAX_TAGS = 128                          # of the origin
-    MOST_TAGS = 255                         # with the route's and the URL's: what every tier holds for one response
+    MOST_TAGS = 255                         # including the route's and the URL's: every tier holds as many
     MAX_TAG = 1024                          # bytes of one
 
 cdef enum:                                  # bits of StoredResponse.flags
@@ -34,19 +34,19 @@ cdef class StoredResponse:
     cdef readonly int flags
     cdef readonly bytes head                # "HTTP/1.1 200 OK\r\n…\r\n", with Date and Content-Length, without Age and the empty line
     cdef readonly bytes body
-    cdef readonly bytes etag                # None when there is none
+    cdef readonly bytes etag                # None if there is none
     cdef readonly tuple tags
     cdef readonly tuple vary
-    # All times: ns of CLOCK_REALTIME, so that they hold in other processes and after a restart.
-    cdef readonly int64_t born_ns           # when its age was 0
-    cdef readonly int64_t stored_ns         # when it arrived
+    # All times: ns of CLOCK_REALTIME, so that they are valid in other processes and after a restart.
+    cdef readonly int64_t born_ns           # time at which its age was 0
+    cdef readonly int64_t stored_ns         # time of arrival
     cdef readonly int64_t fresh_until_ns
     cdef readonly int64_t swr_until_ns
     cdef readonly int64_t sie_until_ns
     cdef readonly int64_t date_s
     cdef readonly int64_t modified_s
-    cdef bytes short_head                   # the head of a 304, made when first needed
-    # Of this process only, for what is predicted from them (caching/predictor.py).
+    cdef bytes short_head                   # the head of a 304, created on first use
+    # Of this process only, for predictions (caching/predictor.py).
     cdef int64_t took_ns                    # from the request to the complete response
     cdef int64_t hits
 

@@ -1,9 +1,9 @@
 """A stored response: whether it may be used for a request, the bytes of that response, and its record on disk and in Redis.
 
-WHAT        RFC 9111 §4.2 (freshness), RFC 9110 §13 and §14 (conditions, ranges), RFC 5861 (stale responses), RFC 8246 (immutable),
-            RFC 9211 (Cache-Status).
-STATE       `StoredResponse`: immutable. Its head is ready bytes: a status line and field lines, among them Date and Content-Length, without
-            Age and without the empty line. A 304 is made when one is first needed, and kept.
+WHAT        RFC 9111 §4.2 (freshness), RFC 9110 §13 and §14 (conditions, ranges), RFC 5861 (stale responses), RFC 8246
+            (immutable), RFC 9211 (Cache-Status).
+STATE       `StoredResponse`: immutable. Its head is prebuilt: a status line and field lines, among them Date and
+            Content-Length, without Age and without the empty line. A 304 is created on first use, and kept.
 COST        c_judge of a plain request: 2 ns; c_tail: 15 ns.
 """
 
@@ -96,7 +96,8 @@ cdef class StoredResponse:
         return CACHE_ONLY_IF_CACHED if r.flags & CC_ONLY_IF_CACHED else CACHE_REVALIDATE
 
     cdef bint c_may_serve_on_error(self, RequestRules r, int64_t now_ns) noexcept:
-        """True if this may be used although the origin failed (RFC 5861 §4), by its own directives, the route's or the request's."""
+        """True if this may be used although the origin failed (RFC 5861 §4), by the directives of the response, the route or the
+        request."""
         if self.flags & STORED_NO_CACHE:
             return False
         if now_ns < self.sie_until_ns or now_ns < self.swr_until_ns:
@@ -129,8 +130,8 @@ cdef class StoredResponse:
 
     @property
     def keep_until_ns(self):
-        """Until when to store it. With a validator it outlives its freshness by the same time again, at most a day; without one by a
-        minute, for clients that accept stale responses and for a HEAD that renews it."""
+        """Time until which to store it. With a validator it outlives its freshness by the same time again, at most a day; without
+        one by a minute, for clients that accept stale responses and for a HEAD that renews it."""
         cdef int64_t until = self.fresh_until_ns, more = 60 * SECOND_NS
         if self.swr_until_ns > until:
             until = self.swr_until_ns
@@ -201,7 +202,7 @@ cdef class StoredResponse:
         cdef const char* stop
         cdef const char* colon
         out.raw = self.head
-        if p == end:                                # made without a head
+        if p == end:                                # created without a head
             return out
         # Written by head_of, or read by stored_from, which has checked every line.
         p = <const char*>memchr(p, c"\n", end - p) + 1
@@ -301,7 +302,7 @@ cdef class StoredResponse:
         return w.take()
 
     cdef object ranged(self, bytes value):
-        """(206 or 416, head, body), or None when the Range field is to be ignored."""
+        """(206 or 416, head, body), or None if the Range field is to be ignored."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self.body), start, end
         cdef list ranges = ranges_read(value, size)
         if ranges is None:
@@ -348,7 +349,7 @@ cdef class StoredResponse:
 
 
 # A record, little endian:
-#   4 "FGC1" | 8 checksum of what follows | 2 status | 2 flags | 2 tags | 2 vary | 7 × 8 times | 4 etag (or none) | 4 head | 8 body
+#   4 "FGC1" | 8 checksum of the rest | 2 status | 2 flags | 2 tags | 2 vary | 7 × 8 times | 4 etag (or none) | 4 head | 8 body
 #   then per tag and per vary name 2 length and the text; then etag, head and body
 cdef packed struct record_t:
     char magic[4]
@@ -413,7 +414,7 @@ cdef bytes record_of(StoredResponse s):
 
 
 cdef tuple texts(const char** at, const char* end, int count):
-    """count texts with their lengths before them; None when they reach beyond the end."""
+    """count texts, each preceded by its length; None if they extend beyond the end."""
     cdef tuple out
     cdef bytes text
     cdef uint16_t n
@@ -429,15 +430,15 @@ cdef tuple texts(const char** at, const char* end, int count):
         if end - at[0] < n:
             return None
         text = PyBytes_FromStringAndSize(at[0], n)
-        Py_INCREF(text)                                 # what PyTuple_SET_ITEM takes over
+        Py_INCREF(text)                                 # PyTuple_SET_ITEM steals a reference
         PyTuple_SET_ITEM(out, i, text)
         at[0] += n
     return out
 
 
 cdef bint head_whole(const char* p, const char* end, int status, Py_ssize_t body_n, bint* modified) noexcept:
-    """True for a head as `head_of` and `c_finish` write it: a status line of that status, then lines of a name, `: ` and a value, among
-    them one Date and the body's length, and none of the connection. modified: a Last-Modified is among them."""
+    """True for a head as `head_of` and `c_finish` write it: a status line of that status, then lines of a name, `: ` and a value,
+    among them one Date and the body's length, and no connection fields. modified: a Last-Modified is among them."""
     cdef const char* stop
     cdef const char* colon
     cdef int known, count = 0, dates = 0, lengths = 0
@@ -476,16 +477,16 @@ cdef bint head_whole(const char* p, const char* end, int status, Py_ssize_t body
 
 
 cdef bint time_whole(int64_t ns) noexcept nogil:
-    """A time that can be added to and subtracted from."""
+    """True for a time that can be added to and subtracted from without overflow."""
     return -FOR_EVER <= ns <= FOR_EVER
 
 
 cdef StoredResponse stored_from(const char* p, Py_ssize_t n, bint intact):
     """The response in a record, or None. The bytes are copied: p may be in a memory map that changes later.
 
-    A checksum detects damage, but a writer with access to the store can compute it, too. So everything that later code relies on is
-    checked here, once: lengths, names, every line of the head, times. intact: the envelope around it has a valid checksum of the same
-    bytes.
+    A checksum detects damage, but a writer with access to the store can compute it, too. Everything that later code relies on is
+    therefore checked here, once: lengths, names, every line of the head, times. intact: the envelope around it has a valid
+    checksum of the same bytes.
     """
     cdef record_t r
     cdef StoredResponse s
@@ -539,7 +540,7 @@ cdef StoredResponse stored_from(const char* p, Py_ssize_t n, bint intact):
 
 
 cdef inline int digits(char* out, int64_t value) noexcept:
-    """The decimal digits of value >= 0; how many."""
+    """Writes the decimal digits of value >= 0; returns how many."""
     cdef char[20] back
     cdef int i = 20
     while True:

@@ -16,7 +16,7 @@ cdef enum:
     FROM_DISK = 2
     FROM_REDIS = 3
 
-# What became of a request, as counted
+# The results of requests, as counted
 cdef enum:
     C_HIT = 0
     C_STALE = 1
@@ -43,10 +43,10 @@ cdef class WorkerCache:
     cdef int64_t seen
     cdef dict fills
     cdef dict varies                            # Vary by key
-    cdef readonly dict forms                    # Rules by their query_form: how the routes take a URL's query
+    cdef readonly dict forms                    # Rules by their query_form: the ways in which routes use a URL's query
     cdef Metric evicted_variants
     cdef readonly int source                    # FROM_* of the last find
-    cdef readonly int background                # revalidations under way that no client waits for
+    cdef readonly int background                # background revalidations in flight
     cdef Metric purged_fills
     cdef object get(self, bytes key, int64_t now_ns, int64_t realtime_now_ns)
     cdef object keep(self, bytes key, object blob, int64_t now_ns, int64_t realtime_now_ns, int source)
@@ -68,12 +68,12 @@ cdef class RouteCache:
     cdef readonly tuple plugins
     cdef readonly frozenset written
     cdef readonly bint sends
-    cdef readonly bint plain                    # its keys need nothing of places, plugins and fields that are written
+    cdef readonly bint plain                    # its keys do not depend on places, plugins and written fields
     cdef readonly bint coalesce
     cdef readonly int64_t wait_ns
     cdef readonly object strategy
-    cdef readonly bytes purge_header             # lower case; None: upstreams may not purge
-    cdef readonly object predict                # caching/predictor.py, None where nothing is predicted
+    cdef readonly bytes purge_header             # lower case; None: upstreams must not purge
+    cdef readonly object predict                # caching/predictor.py, None if there are no predictions
     cdef Metric refreshed
     cdef Metric prefetched
     cdef tuple results                          # Metric by C_*

@@ -1,15 +1,15 @@
 # cython: boundscheck=False
-"""The cached answers of one worker: memory first, then what the host shares, and who is fetching what.
+"""The cached responses of one worker: in memory, in the tiers shared by the host, and the fetches in flight.
 
-WHAT     `WorkerCache` looks an answer up in the worker's own memory (L1) and in the tiers behind it, keeps what was fetched, carries
-         out purges before every look-up, and knows which keys are being fetched (`Fill`), so that one request upstream serves
-         all who ask meanwhile. `RouteCache` is what a route says of it.
-STATE    varies: what the last URLs vary by and which variants they have, so that their number stays bounded whatever memory holds.
-         forms: what the routes take of a query; forget_forms bounds them whenever a plan is installed.
+WHAT     `WorkerCache` looks up a response in the worker's own memory (L1) and in the tiers behind it, stores fetched responses,
+         applies purges before every lookup, and records which keys are being fetched (`Fill`), so that one upstream request
+         serves all concurrent requests. `RouteCache` holds the settings of a route.
+STATE    varies: the Vary and the variants of the most recent URLs, bounded in number independently of memory.
+         forms: the ways in which routes use a query; forget_forms bounds them whenever a plan is installed.
          memory: `_core/cache`, bounded in bytes. fills: one for each key that is being fetched, so bounded by the requests in
          flight. tiers: an object with get_now, get_later and put (fastgate/caching/tiers.py), or None.
-WHO      The worker's loop. Other processes are heard through `epochs` alone.
-COST     a look-up in memory is one load (nothing purged) and one hash, about 40 ns.
+WHO      The worker's loop. Other processes communicate through `epochs` only.
+COST     a lookup in memory is one load (nothing purged) and one hash, about 40 ns.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -27,7 +27,7 @@ __all__ = ["RESULTS", "Fill", "RouteCache", "WorkerCache"]
 
 RESULTS = ("hit", "stale", "revalidated", "miss", "expired", "bypass", "coalesced", "stale_on_error", "only_if_cached")
 
-cdef int64_t FILL_AGE_NS = 30_000_000_000       # a leader that says nothing for so long is given up
+cdef int64_t FILL_AGE_NS = 30_000_000_000       # a leader without progress for this long is given up
 
 
 cdef enum:
@@ -36,11 +36,11 @@ cdef enum:
 
 
 cdef class Fill:
-    """One answer that is being fetched, and who waits for it in this worker."""
+    """One response that is being fetched, and the requests that wait for it in this worker."""
 
 
 cdef class Handover:
-    """Ends a Fill for the other workers, once. Called from whatever thread has written its answer."""
+    """Ends a Fill for the other workers, once. Called from the thread that has written its response."""
 
     cdef Epochs epochs
     cdef hash128_t hashed
@@ -56,7 +56,7 @@ cdef class Handover:
 
 
 cdef class WorkerCache:
-    """memory: a Cache, or None for a worker that keeps nothing itself. tiers: what lies behind it, or None."""
+    """memory: a Cache, or None for a worker that stores nothing in memory. tiers: the tiers behind it, or None."""
 
     def __cinit__(self, Cache memory, Epochs epochs not None, tiers, counter):
         self.memory = memory
@@ -70,7 +70,7 @@ cdef class WorkerCache:
         self.evicted_variants = counter("fastgate_cache_variants_evicted_total")
 
     cdef object get(self, bytes key, int64_t now_ns, int64_t realtime_now_ns):
-        """The StoredResponse or Vary under key, or None. `source` says where it was."""
+        """The StoredResponse or Vary of key, or None. `source` tells where it was found."""
         cdef object value
         if self.memory is not None:
             if self.epochs.c_sequence() != self.seen:
@@ -87,7 +87,7 @@ cdef class WorkerCache:
         return None
 
     cdef object keep(self, bytes key, object blob, int64_t now_ns, int64_t realtime_now_ns, int source):
-        """What a record of a tier says, put into memory too; None when it is damaged or says nothing."""
+        """Decode a record of a tier, and store the result in memory too; None if it is damaged or empty."""
         cdef object value
         cdef StoredResponse stored
         cdef bytes raw = <bytes>blob if type(blob) is bytes else bytes(blob)
@@ -111,7 +111,7 @@ cdef class WorkerCache:
         return value
 
     cdef Vary known(self, bytes key, Vary vary):
-        """vary, or the object of this worker that says the same and knows which variants there are."""
+        """vary, or the equal object of this worker that also knows the stored variants."""
         cdef Vary held = <Vary>self.varies.pop(key, None)
         if held is None or held.names != vary.names:
             held = vary
@@ -121,7 +121,8 @@ cdef class WorkerCache:
         return held
 
     cdef StoredResponse newer(self, bytes key, StoredResponse held, int64_t now_ns, int64_t realtime_now_ns):
-        """What the tiers hold under key when it came after what memory does, as another worker has renewed it; else held."""
+        """The response that the tiers hold for key if it is newer than the one in memory, because another worker has renewed it;
+        else held."""
         cdef object value
         if self.tiers is None:
             return held
@@ -137,7 +138,7 @@ cdef class WorkerCache:
 
     cdef int put(self, bytes key, object value, tuple tags, int lives, int64_t keep_until_ns, int64_t began, int64_t now_ns,
                  int64_t realtime_now_ns) except -1:
-        """Keep an answer (or a Vary) whose fetching began when the purge log was at `began`; 0 when a purge since then concerns it."""
+        """Store a response (or a Vary) whose fetch began when the purge log was at `began`; 0 if a later purge affects it."""
         if self.epochs.c_sequence() != began and self.epochs.c_concerns(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), tags, began):
             metric_add(self.purged_fills, 1)
             return 0
@@ -154,15 +155,16 @@ cdef class WorkerCache:
         return 1
 
     cdef int hold(self, bytes key, Vary vary, int64_t expires_ns, int64_t now_ns) except -1:
-        """A Vary in memory, charged with what it holds."""
+        """Store a Vary in memory, charged with its size."""
         vary.charged = vary.size
         return self.memory.store(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), vary, vary.charged, expires_ns, 0, (), now_ns)
 
     cdef int admit(self, bytes primary, Vary vary, bytes key, int limit, int64_t keep_until_ns, int64_t now_ns,
                    int64_t realtime_now_ns) except -1:
-        """A variant is stored: the oldest beyond the limit go, here and in the tiers. That is eviction and no purge: nobody else is
-        told, and no other worker has to do anything."""
-        # Only what a variant's key has behind the primary one is kept: a URL may be long, and there are many of each.
+        """A variant is stored: the oldest ones beyond the limit are removed, here and in the tiers. That is an eviction, not a
+        purge: other workers are not notified."""
+        # Only the part of a variant's key after the primary one is stored: a URL may be long, and there are many variants of
+        # each.
         for left in vary.admit(key[PyBytes_GET_SIZE(primary):], limit):
             oldest = primary + left
             metric_add(self.evicted_variants, 1)
@@ -175,8 +177,8 @@ cdef class WorkerCache:
         return 0
 
     cdef Fill lead(self, bytes key, object leader, int64_t now_ns):
-        """The Fill of this key: one that leader now leads, or that of whoever leads it in this worker. None: another process is
-        fetching it, or (place FILL_ALONE) nobody should wait for it."""
+        """The Fill of this key: one that leader now leads, or the one led by another request of this worker. None: another
+        process is fetching it, or (place FILL_ALONE) requests should not wait for it."""
         cdef Fill fill = <Fill>self.fills.get(key)
         if fill is not None:
             return fill
@@ -191,16 +193,16 @@ cdef class WorkerCache:
         if fill.place == FILL_BUSY:
             if self.tiers is not None:
                 return None
-            fill.place = FILL_ALONE                     # its answer would never come here: no wait, and none for others
+            fill.place = FILL_ALONE                     # its response would never be stored here: no waiting
         self.fills[key] = fill
         return fill
 
     cdef int done(self, Fill fill, bint alone, int64_t now_ns) except -1:
-        """The leader is through. alone: the answer is not for sharing, and the next who ask should not wait for one."""
+        """The leader has finished. alone: the response must not be shared, and the next requests should not wait for one."""
         if self.fills.get(fill.key) is fill:
             del self.fills[fill.key]
         if fill.place >= 0:
-            # What other workers wait for must be where they look: for an answer that is being written that is a moment later.
+            # Other workers look for the response where it is stored: if it is still being written, wake them afterwards.
             if self.tiers is not None and not alone and self.tiers.when_written(fill.key, Handover(self.epochs, fill)):
                 fill.place = FILL_ALONE
                 return 0
@@ -209,26 +211,25 @@ cdef class WorkerCache:
         return 0
 
     def forget_forms(self, in_force):
-        """Let go of all forms of a query but those of the routes in force, and the MOST_FORMS last of others: what was stored under
-        one of these may still be there when a reload brings it back."""
+        """Drop all query forms except those of the current routes, and the last MOST_FORMS others: responses stored under one of
+        these may still exist when a reload restores it."""
         others = [form for form in self.forms if form not in in_force]
         for form in others[:max(0, len(others) - MOST_FORMS)]:
             del self.forms[form]
 
     def purge_applied(self):
-        """Carry out what was purged since the last look-up."""
+        """Apply the purges since the last lookup."""
         if self.memory is not None and self.epochs.c_sequence() != self.seen:
             self.seen = self.epochs.c_apply(self.memory, self.seen)
 
 
 cdef class RouteCache:
-    """What a route says of caching. wait_ns: how long a request waits for another one that fetches the same answer.
+    """A route's cache settings. wait_ns: how long a request waits for another one that fetches the same response.
 
-    guarded      it authenticates: a request of which nobody knows who it is from does not touch the cache
-    places       a Template of what its requests upstream are given of each client, and so is in the key; None: nothing
-    plugins      those that edit its requests upstream: each says what of it is to be in the key
-    written      lower-case names of the fields that its requests upstream may have with another value than the client's
-    sends        the key has such fields
+    guarded      it authenticates: a request without an identity does not use the cache places       a Template of the client's
+    data in its upstream requests, which is therefore in the key; None: no such data plugins      those that edit its upstream
+    requests: each provides its part of the key written      lower-case names of the fields whose value in its upstream requests
+    may differ from the client's sends        the key has such fields
     """
 
     def __cinit__(self, Rules rules not None, WorkerCache store not None, *, bint coalesce, int64_t wait_ns, counter, str route,
@@ -241,7 +242,7 @@ cdef class RouteCache:
         self.written = frozenset(written)
         self.sends = sends
         self.plain = places is None and not self.plugins and not sends
-        # What is purged by URL is purged for every route, each of which may take a query in its own way. The last to be used is last.
+        # A purge by URL applies to every route, each of which may use a query in its own way. The most recently used is last.
         store.forms.pop(rules.query_form, None)
         store.forms[rules.query_form] = rules
         self.purge_header = None if purge_header is None else purge_header.lower().encode()
