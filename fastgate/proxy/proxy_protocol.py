@@ -1,4 +1,4 @@
-"""The PROXY protocol, versions 1 and 2: the client's address, told by the load balancer in front.
+"""The PROXY protocol, versions 1 and 2: the client's address as reported by the load balancer in front.
 
 One pure function over the first bytes of a connection. It is called again with more bytes while it returns
 None; what it may ask for is bounded, so a peer that never ends its header holds a few kB at most.

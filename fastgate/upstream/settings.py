@@ -1,7 +1,7 @@
 """The config Structs of the upstream side: targets, connection pool, TLS to them, time-outs.
 
 Only shapes and defaults. Their run-time semantics are in `upstream/pool.pyx` and `upstream/h1_stream.pyx`;
-what is wrong between them (an unreadable certificate, an unknown name) is found by `fastgate.upstream.check`.
+mistakes across fields (an unreadable certificate, an unknown name) are found by `fastgate.upstream.check`.
 """
 
 from __future__ import annotations

@@ -87,8 +87,10 @@ cdef frozenset UNDERSTOOD = frozenset((200, 203, 204, 300, 301, 302, 303, 307, 3
 @cython.final
 @cython.freelist(16)
 cdef class Decision:
-    """Whether one response may be stored. `finish` creates the stored response when the body is complete. Made by
-    `Rules.store`."""
+    """Whether one response may be stored. `finish` creates the stored response once the body is complete.
+
+    Made by `Rules.store`.
+    """
 
     cdef StoredResponse c_finish(self, bytes body):
         cdef StoredResponse s = StoredResponse.__new__(StoredResponse)
