@@ -59,7 +59,7 @@ def test_a_good_section_makes_rules(cache: dict[str, Any]) -> None:
         ({"key": {"consumer": "private"}}, "cache.key.consumer: expected auto"),
         ({"key": {"headers": ["a b"]}}, "cache.key.headers[0]: expected a name"),
         ({"key": {"headers": ["Cookie"]}}, 'cache.key.headers[0]: "Cookie"'),
-        ({"key": {"query": ["a&b"]}}, "cache.key.query[0]: expected the name of a parameter"),
+        ({"key": {"query": ["a&b"]}}, "cache.key.query[0]: expected the unescaped name of a parameter"),
         ({"key": {"query": "some"}}, "cache.key.query: expected one of all, none or a list"),
         ({"tags": "a b"}, "cache.tags[0]: expected printable ASCII"),
         ({"statuses": [206]}, "cache.statuses[0]: expected the status of a complete response"),

@@ -148,8 +148,8 @@ def test_the_command_works_where_nothing_else_is_installed(image: Image) -> None
 
     for words, expected in (
         (["version"], "0.1.0"),
-        (["check"], "good"),
-        (["check", str(example)], "good"),
+        (["check"], "valid"),
+        (["check", str(example)], "valid"),
         (["docs"], "The command line"),
         (["docs", "auth/jwt"], (ROOT / "docs/auth/jwt.md").read_text()),
     ):

@@ -136,7 +136,7 @@ cdef class LimiterTable:
         self.secret[0] = t.header[AT_SECRET]
         self.secret[1] = t.header[AT_SECRET + 1]
         if not table_join(t):
-            raise RuntimeError(f"processes: all {owners} places of the table are taken")
+            raise RuntimeError(f"processes: all {owners} places of the table are in use")
 
     cdef int lay_out(self) except -1:
         """Writes the header of new memory, or checks that of an existing table."""
