@@ -102,31 +102,46 @@ class StateVersions:
         self._transaction = transaction
 
     def insert(self, document: str, base: int) -> int:
-        """Stores a candidate and returns its version."""
+        """Stores a candidate and returns its version, which is above `base`, the version in effect, and above
+        every number that was used in this store. `base` can be the larger one if the store was restored or
+        recreated.
+        """
         with self._transaction() as db:
             rows = db.execute(
-                "INSERT INTO state (base, document, created_ns, adopted_ns) VALUES (?, ?, ?, 0) "
+                "INSERT INTO state (version, base, document, created_ns, adopted_ns) VALUES (1 + max(?, "
+                "(SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'state')), ?, ?, ?, 0) "
                 "RETURNING version",
-                (base, document, time.time_ns()),
+                (base, base, document, time.time_ns()),
             ).fetchall()
         return int(rows[0][0])
 
-    def adopt(self, version: int) -> bool:
+    def adopt(self, version: int, known: StateVersion | None = None) -> bool:
         """Makes the candidate the newest version, because the workers serve it. Older candidates and the
-        oldest versions are deleted. False when it is not in the store.
+        oldest versions are deleted; idempotent.
+
+        known: this version as it was stored before. It is stored again if it is no longer in the store,
+        because the store was restored or recreated. False when it is not in the store and not known.
         """
         with self._transaction() as db:
-            changed = db.execute(
-                "UPDATE state SET adopted_ns = ? WHERE version = ? AND adopted_ns = 0",
-                (time.time_ns(), version),
-            ).rowcount
+            now_ns = time.time_ns()
+            db.execute(
+                "UPDATE state SET adopted_ns = ? WHERE version = ? AND adopted_ns = 0", (now_ns, version)
+            )
+            if not db.execute("SELECT 1 FROM state WHERE version = ?", (version,)).fetchall():
+                if known is None:
+                    return False
+                db.execute(
+                    "INSERT INTO state (version, base, document, created_ns, adopted_ns) "
+                    "VALUES (?, ?, ?, ?, ?)",
+                    (version, known.base, known.document, known.created_ns, known.adopted_ns or now_ns),
+                )
             db.execute("DELETE FROM state WHERE adopted_ns = 0 AND version < ?", (version,))
             db.execute(
                 "DELETE FROM state WHERE version <= (SELECT version FROM state WHERE adopted_ns "
                 "ORDER BY version DESC LIMIT 1 OFFSET ?)",
                 (MOST_VERSIONS,),
             )
-        return changed > 0
+        return True
 
     def forget(self, version: int) -> None:
         """Deletes a candidate that was refused."""

@@ -28,8 +28,10 @@ def test_a_candidate_is_no_version_until_it_is_adopted(tmp_path: Path) -> None:
     assert read_version(store.path, first).document == '{"a":1}'
 
     assert versions.adopt(first)
-    assert not versions.adopt(first)
+    adopted = versions.get(first)
+    assert versions.adopt(first)
     assert not versions.adopt(99)
+    assert versions.get(first) == adopted
     found = versions.get(first)
     assert found is not None and (found.document, found.base) == ('{"a":1}', 0)
     assert read_version(store.path, NEWEST) == found
@@ -49,6 +51,30 @@ def test_a_number_is_never_used_twice(tmp_path: Path) -> None:
 
     assert [first, second, again.versions.insert("{}", 0)] == [1, 2, 3]
     again.close()
+
+
+def test_a_version_that_was_lost_with_the_store_is_stored_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+    for base in range(5):
+        store.versions.adopt(store.versions.insert(f'{{"a":{base}}}', base))
+    lost = store.versions.get(5)
+    store.close()
+
+    recreated = Store(tmp_path / "b.db")
+    assert not recreated.versions.adopt(5)
+    assert recreated.versions.adopt(5, lost)
+    assert recreated.versions.get(5) == lost
+    assert (recreated.versions.newest(), recreated.versions.insert("{}", 5)) == (5, 6)
+    recreated.close()
+
+
+def test_a_candidate_has_a_number_above_the_version_in_effect_in_a_recreated_store(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+
+    assert [store.versions.insert("{}", 7) for _ in range(2)] == [8, 9]
+    store.versions.forget(9)
+    assert store.versions.insert("{}", 3) == 10
+    store.close()
 
 
 def test_older_candidates_go_with_an_adoption_and_an_adopted_version_cannot_be_forgotten(
