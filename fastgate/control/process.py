@@ -78,6 +78,7 @@ class _Controller:
         self._view.pending_changes = self._keyring.pending_changes
         self._view.blockers.append(self._keyring.outage)
         self._state = State(self._keyring, self._view, self._desk, self._channel.send)
+        self._view.parts["state"] = self._state.health
         app = build_app(self._view, self._desk, self._channel.send, self._keyring, self._state, explain)
         self._server = _Server(
             uvicorn.Config(

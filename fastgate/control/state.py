@@ -9,7 +9,10 @@ adopted when it says that the workers serve it, also by the controller that foll
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,14 @@ MOST_DOCUMENT_BYTES = 4_000_000
 RECONCILE_S = 1.0
 """Between two looks at whether what the workers serve is the newest version of the store."""
 
+RETRY_S, MOST_RETRY_S = 1.0, 60.0
+"""Back-off after a reload that failed for a passing reason (no process or memory to load it, a plugin whose
+service does not respond): the first interval, which doubles each time, and the longest.
+"""
+
+Place = tuple[Path | None, int]
+"""A version in a store: its file and the number."""
+
 
 class State:
     """The State document: read, changed and rolled back. Refused: what cannot be done, as the admin API tells
@@ -43,20 +54,32 @@ class State:
     """
 
     def __init__(
-        self, keyring: Keyring, view: View, desk: ReloadDesk, ask: Callable[[ReloadRequest], bool]
+        self,
+        keyring: Keyring,
+        view: View,
+        desk: ReloadDesk,
+        ask: Callable[[ReloadRequest], bool],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """ask(request): sends it to the supervisor; False when that is impossible."""
+        """ask(request): sends it to the supervisor; False when that is impossible. clock: in seconds."""
         self._keyring = keyring
         self._view = view
         self._desk = desk
         self._ask = ask
         self._journal = Journal("controller")
         self._lock = asyncio.Lock()
-        self._adopted: tuple[Path | None, int] = (None, 0)  # what was last stored as the newest, and where
-        self._tried: tuple[int, int] = (
+        self._clock = clock
+        self._adopted: Place = (None, 0)  # what was last stored as the newest
+        self._lost: Place = (None, 0)  # in effect, but not in the store, and its document is not known
+        self._known: dict[Place, StateVersion] = {}  # the version in effect, and the candidate
+        self._newest: Place = (None, 0)  # the newest in the store, when it was last read
+        self._attempt: tuple[int, int] = (
             0,
             0,
         )  # (in use, newest in the store) of the last try to make them one
+        self._problem = ""  # why that try failed
+        self._due = 0.0  # when the next one is due, by the clock
+        self._delay_s = RETRY_S
 
     @property
     def version(self) -> int:
@@ -90,16 +113,19 @@ class State:
             if base != self.version:
                 raise _conflict(base, self.version)
             version = self._keyring.write(lambda store: store.versions.insert(text, base))
+            place = (self._keyring.path, version)
+            self._known = {at: known for at, known in self._known.items() if at == self._adopted}
+            self._known[place] = StateVersion(version, base, text, time.time_ns())
             result = await self._reload(version, base)
-            if self.version == version:
-                if self._adopted != (self._keyring.path, version):
+            if result.applied and self.version == version:
+                if self._adopted != place:
                     text = f"State version {version} is in effect, but that could not be stored yet"
                     raise Refused(
                         507, f"{text}. It is being tried again", version=version, pending_write=True
                     )
                 return version
             self._write(lambda store: store.versions.forget(version))
-            if result.kind == "conflict":
+            if result.kind == "conflict" or result.applied:  # applied: another store is in use since
                 raise _conflict(base, self.version)
             raise Refused(
                 422,
@@ -120,42 +146,109 @@ class State:
         except TimeoutError:
             raise Refused(504, "The supervisor does not respond") from None
 
+    def health(self) -> dict[str, Any]:
+        """Its part of `/health`: degraded while the newest version is not in effect, or not known."""
+        path, newest = self._newest
+        is_known = path == self._keyring.path
+        facts = {"version": self.version, "newest": newest if is_known else None}
+        problem = ""
+        if not is_known:
+            fault = self._keyring.fault
+            problem = f"the newest version is not known: {fault}" if fault else ""
+        elif newest > self.version:
+            problem = f"version {newest} is not in effect"
+            problem += f": {self._problem}" if self._problem else ""
+        elif newest < self.version:
+            problem = f"version {self.version} is in effect, but not in the store"
+        if not problem:
+            return {"status": "healthy", **facts}
+        return {"status": "degraded", "problem": problem, **facts}
+
     async def run(self) -> None:
         """Makes what the store says and what the workers serve one, when they differ; until cancelled."""
         while True:
             await asyncio.sleep(RECONCILE_S)
-            if not self._lock.locked() and self._keyring.is_open_for(self._view.config):
-                async with self._lock:
+            await self.reconcile()
+
+    async def reconcile(self) -> None:
+        """Compares once, and acts if that is due. No effect during `put`, or while the store is not open."""
+        if not self._lock.locked() and self._keyring.is_open_for(self._view.config):
+            async with self._lock:
+                try:
                     await self._reconcile()
+                except Refused as error:
+                    self._journal.error("state not in effect", problem=str(error))
 
     async def _reconcile(self) -> None:
-        try:
-            newest = self._keyring.read(lambda store: store.versions.newest())
+        newest = self._look()
+        if newest <= self.version:
             if newest < self.version:
-                self._adopt()  # the controller before died between the commit and the store
-                return
-            if newest == self.version or self._tried == (self.version, newest):
-                return
-            self._tried = (self.version, newest)
-            # The store could not be read when the config was loaded.
+                # The controller before died between the commit and the store, or the store was restored or
+                # recreated.
+                if self._adopted == (self._keyring.path, self.version):
+                    self._journal.warning("state is no longer in the store", version=self.version)
+                self._adopted = (None, 0)
+            else:
+                self._lost = (None, 0)
+            self._adopt()
+            return
+        # The store could not be read when the config was loaded.
+        attempt = (self.version, newest)
+        if attempt != self._attempt:
+            self._attempt, self._delay_s = attempt, RETRY_S
+        elif self._clock() < self._due:
+            return
+        is_rejected = False
+        try:
             result = await self._reload(newest, self.version)
-            if self.version != newest:
-                problems = "; ".join(problem.text for problem in result.problems[:3])
-                self._journal.error("state not in effect", version=newest, problem=problems)
+            if self.version == newest:
+                return
+            self._problem = "; ".join(problem.text for problem in result.problems[:3])
+            # What has a place in the file or in the document stays wrong until one of them changes.
+            is_rejected = any(problem.where for problem in result.problems)
         except Refused as error:
-            self._journal.error("state not in effect", problem=str(error))
+            self._problem = str(error)
+        self._journal.error("state not in effect", version=newest, problem=self._problem)
+        self._due = math.inf if is_rejected else self._clock() + self._delay_s
+        self._delay_s = min(2 * self._delay_s, MOST_RETRY_S)
 
     def installed(self) -> None:
         """Another config is in use: if it brought a new version, that is adopted."""
-        self._tried = (0, 0)
+        self._attempt, self._problem = (0, 0), ""
         if self._keyring.is_open_for(self._view.config):
             self._adopt()
+            with contextlib.suppress(Refused):  # `run` reports it
+                self._look()
+
+    def _look(self) -> int:
+        """The newest version of the store. Refused: 503."""
+        newest = self._keyring.read(lambda store: store.versions.newest())
+        self._newest = (self._keyring.path, newest)
+        return newest
 
     def _adopt(self) -> None:
+        """Stores the version that the workers serve as the newest, also if it was lost with the store."""
         version = self.version
         place = (self._keyring.path, version)
-        if version and place != self._adopted and self._write(lambda store: store.versions.adopt(version)):
-            self._adopted = place
+        if not version or place in (self._adopted, self._lost):
+            return
+        known = self._known.get(place)
+        try:
+            is_stored = self._keyring.write(lambda store: store.versions.adopt(version, known))
+            if is_stored:
+                self._known = {place: self.get(version)}
+                self._adopted = self._newest = place
+                return
+        except Refused as error:
+            self._journal.error("state not stored", version=version, problem=str(error))
+            return
+        self._lost = place
+        self._journal.error(
+            "state not stored",
+            version=version,
+            problem="it is not in the store, which was restored or recreated, and its document is not known",
+            hint="put the document again",
+        )
 
     def _write(self, write: Callable[[Store], object]) -> bool:
         try:

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -363,11 +364,34 @@ def test_a_store_that_can_be_read_later_brings_its_state_into_effect(tmp_path: P
     with gateway_with(tmp_path, BASE, 2, allow="store cannot be used") as gateway:
         assert "serving without state" in gateway.stderr_text
         assert (current_or_fault(gateway), is_found(gateway, "new")) == (503, False)
+        health = call(gateway.admin, "/health").json["components"]["state"]
+        assert (health["status"], health["version"], health["newest"]) == ("degraded", 0, None)
         shutil.copy(tmp_path / "good.db", tmp_path / "fresh.db")
         (tmp_path / "fresh.db").replace(store)
 
         until(lambda: current_or_fault(gateway) == version, "the state of the store", 120)
         assert everywhere(gateway, "/new") == (200, b"one")
+        health = call(gateway.admin, "/health").json["components"]["state"]
+        assert health == {"status": "healthy", "version": version, "newest": version}
+
+
+def test_a_version_survives_a_store_that_is_recreated(tmp_path: Path) -> None:
+    with gateway_with(tmp_path, BASE, 2, allow="state is no longer in the store|refused") as gateway:
+        version = done(put(gateway, 0, document(fixed("new", "one"))))
+        with sqlite3.connect(tmp_path / "fastgate.db") as db:
+            db.executescript("DELETE FROM state; DELETE FROM sqlite_sequence;")
+        db.close()
+        assert put(gateway, version, document(fixed("new", "two", upstream="nowhere"))).status == 422
+
+        until(lambda: call(gateway.admin, "/api/state").status == 200, "the version is stored again")
+
+        assert everywhere(gateway, "/new") == (200, b"one")
+        second = done(put(gateway, version, document(fixed("new", "two"))))
+        assert second > version
+
+    with gateway_with(tmp_path, BASE, 2) as gateway:
+        assert current(gateway) == second
+        assert everywhere(gateway, "/new") == (200, b"two")
 
 
 def current_or_fault(gateway: Gateway) -> int:
