@@ -258,9 +258,7 @@ class _Reading:
         self._document = document
         self._override(document, overrides)
         if state is not None:
-            merged, errors = merge_state(
-                document, state[1], self._environ, name=state[0], routes=state[2], expand=_expanded
-            )
+            merged, errors = merge_state(document, state[1], name=state[0], routes=state[2], expand=_expanded)
             if merged is None:
                 return None, errors
             self._document = document = merged

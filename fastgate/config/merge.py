@@ -12,13 +12,16 @@ a key, any other value replaces what was there. Two lists are merged item by ite
 disables one route and one target and leaves the others as they are. An item that the file does not have is
 added at the end. A route without a name in the file goes by the name that the gateway gives it.
 
+`${NAME}` in a State document is an error: a caller of the admin API could otherwise read the secrets in the
+environment of the gateway with a fixed response.
+
 The result is checked as a file is. Errors have the path in the merged config, and as their place the State
 version and the path in its document.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fastgate.checks import Path
@@ -38,7 +41,6 @@ Expand = Callable[[Path, Any], Any]
 def merge_state(
     file: Document,
     text: str,
-    environ: Mapping[str, str],
     *,
     name: str,
     routes: Sequence[str],
@@ -49,7 +51,7 @@ def merge_state(
     name: what errors call the State document. routes: the names of the file's routes, in order.
     expand(path, value): the mapping that a shorthand in the file is short for.
     """
-    state, errors = parse(text, "json", environ, name)
+    state, errors = parse(text, "json", None, name)
     if state is None or errors:
         return None, errors
     errors = [

@@ -52,6 +52,8 @@ _WORDS: Final[dict[str, bool | float | None]] = {
 }
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\{", re.ASCII)
 
+_NO_VARIABLES = "this document cannot read the environment of the gateway; write $${ for a literal ${"
+
 
 class Substituted(str):
     """A value from the environment: text that may represent a number or a boolean.
@@ -111,9 +113,10 @@ def path_text(path: Path) -> str:
 
 
 def parse(
-    text: str, form: str, environ: Mapping[str, str], name: str = "config"
+    text: str, form: str, environ: Mapping[str, str] | None, name: str = "config"
 ) -> tuple[Document | None, list[ConfigError]]:
-    """The document in `text` (`yaml`, `toml` or `json`), with values from the environment inserted.
+    """The document in `text` (`yaml`, `toml` or `json`), with values from the environment inserted. `environ`
+    None: the document must not read the environment, so every `${` except the escape `$${` is an error.
 
     The document is None if it does not parse at all. Otherwise it may come with errors (repeated keys, unset
     variables), so that the rest can be checked too.
@@ -423,7 +426,11 @@ def _entry(node: yaml.MappingNode, key: str, depth: int = 0) -> tuple[int, yaml.
 
 
 def _substitute(
-    value: Any, path: Path, environ: Mapping[str, str], document: Document, errors: list[ConfigError]
+    value: Any,
+    path: Path,
+    environ: Mapping[str, str] | None,
+    document: Document,
+    errors: list[ConfigError],
 ) -> Any:
     if len(path) > MAX_DEPTH:
         raise RecursionError
@@ -443,8 +450,18 @@ def _substitute(
 
 
 def _expand(
-    template: str, path: Path, environ: Mapping[str, str], document: Document, errors: list[ConfigError]
+    template: str,
+    path: Path,
+    environ: Mapping[str, str] | None,
+    document: Document,
+    errors: list[ConfigError],
 ) -> str:
+    if environ is None:
+        if any(match[0] != "$${" for match in _VARIABLE.finditer(template)):
+            found, expected = json.dumps(template, ensure_ascii=False), "text without ${…}"
+            errors.append(ConfigError(path_text(path), found, expected, _NO_VARIABLES, document.name))
+            return ""
+        environ = {}
     from_environment = False
     from_variable = False
 

@@ -173,14 +173,10 @@ def test_an_error_has_the_path_of_the_merged_config_and_its_place_in_the_documen
     assert error.where == where
 
 
-def test_text_that_is_no_json_and_a_variable_that_is_not_set_are_errors_of_the_document() -> None:
+def test_text_that_is_no_json_is_an_error_of_the_document() -> None:
     config, errors = check(FILE, "yaml", {}, state=("state version 7", "{"))
     assert config is None and "not valid JSON" in str(errors[0])
     assert errors[0].where.startswith("state version 7")
-
-    config, errors = merged({"routes": [{"name": "a", "respond": "${NOWHERE}"}]})
-    assert config is None
-    assert "NOWHERE is not set" in str(errors[0]) and errors[0].path == "$.routes[0].respond"
 
 
 def test_a_file_that_is_bad_is_told_of_without_the_document() -> None:
@@ -188,3 +184,32 @@ def test_a_file_that_is_bad_is_told_of_without_the_document() -> None:
 
     assert config is None
     assert {error.where for error in errors} == {"fastgate.yaml:1"}
+
+
+@pytest.mark.parametrize("text", ["${SECRET}", "a ${SECRET:-default}", "${", "$${a} ${SECRET}"])
+def test_a_document_cannot_read_the_environment(text: str) -> None:
+    document = {
+        "routes": [{"name": "users", "enabled": False}, {"name": "/fixed", "respond": {"body": text}}]
+    }
+    state = ("state version 7", json.dumps(document))
+
+    config, errors = check(FILE, "yaml", {"SECRET": "hidden"}, name="fastgate.yaml", state=state)
+
+    assert config is None
+    expected = f"$.routes[1].respond.body: expected text without ${{…}}, got {json.dumps(text)}"
+    hint = "this document cannot read the environment of the gateway; write $${ for a literal ${"
+    assert [str(error) for error in errors] == [f"state version 7: {expected} ({hint})"]
+
+
+def test_a_document_writes_a_literal_as_the_file_does_and_leaves_the_variables_of_the_file() -> None:
+    document = {"routes": [{"name": "/fixed", "respond": {"body": "$${SECRET}"}}]}
+    text = FILE.replace("users/*", "${SECRET}")
+    state = ("state version 7", json.dumps(document))
+
+    config, errors = check(text, "yaml", {"SECRET": "hidden"}, name="fastgate.yaml", state=state)
+
+    assert config is not None, errors
+    routes = list(config.each_route())
+    assert routes[1].path == ("/hidden",)
+    assert routes[2].respond is not None
+    assert routes[2].respond.body == "${SECRET}"
