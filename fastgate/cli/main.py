@@ -79,6 +79,14 @@ def main() -> None:
         "directory of the config."
     ),
 )
+@click.option(
+    "--state",
+    type=click.IntRange(0),
+    metavar="VERSION",
+    help=(
+        "Start with this version of the State document; 0: with the file alone. Default: the newest version."
+    ),
+)
 def run(
     config: str | None,
     listen: str | None,
@@ -86,12 +94,13 @@ def run(
     admin_listen: str | None,
     ready_fd: int | None,
     dev: bool,
+    state: int | None,
 ) -> None:
     """Serve traffic until SIGTERM or SIGINT. SIGHUP reloads the config, SIGUSR1 reopens log files."""
     path = find_config(config)
     given = {"listen": listen, "workers": workers, "admin.listen": admin_listen}
     overrides = {place: value for place, value in given.items() if value is not None}
-    sys.exit(_serve(path, overrides, ready_fd, dev))
+    sys.exit(_serve(path, overrides, ready_fd, dev, state))
 
 
 @main.command()
@@ -428,15 +437,18 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "fastgate", "_FASTGATE_COMPLETE").source())
 
 
-def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None, dev: bool) -> int:
+def _serve(path: Path, overrides: dict[str, str], ready_fd: int | None, dev: bool, state: int | None) -> int:
     from fastgate.server.launch import serve
+    from fastgate.state.versions import NEWEST
 
     def control(orders: Any) -> None:
         from fastgate.control.process import run_controller  # with the web framework: only in this process
 
-        run_controller(orders, _explain_live)
+        run_controller(orders, _explain_live, state)
 
-    return serve(path, overrides, control=control, ready_fd=ready_fd, dev=dev)
+    return serve(
+        path, overrides, control=control, ready_fd=ready_fd, dev=dev, state=NEWEST if state is None else state
+    )
 
 
 def _explained_live(

@@ -44,11 +44,15 @@ FINISH_LIMIT_S = 2
 HEARTBEAT_S = 0.5
 
 
-def run_controller(orders: ControllerOrders, explain: Explain | None = None) -> None:
-    """Serves the admin API until the supervisor says stop. `explain` works out what a request would meet."""
+def run_controller(
+    orders: ControllerOrders, explain: Explain | None = None, start_state: int | None = None
+) -> None:
+    """Serves the admin API until the supervisor says stop. `explain` works out what a request would meet.
+    `start_state`: the version of the State document that the operator chose at the start.
+    """
     raise_descriptor_limit()
     logging.getLogger().addHandler(JournalHandler(Journal("controller")))
-    asyncio.run(_Controller(orders, explain).run())
+    asyncio.run(_Controller(orders, explain, start_state).run())
 
 
 class _Server(uvicorn.Server):
@@ -62,7 +66,7 @@ class _Server(uvicorn.Server):
 
 
 class _Controller:
-    def __init__(self, orders: ControllerOrders, explain: Explain | None) -> None:
+    def __init__(self, orders: ControllerOrders, explain: Explain | None, start_state: int | None) -> None:
         self._orders = orders
         self._channel = orders.channel
         self._view = View(orders.table, orders.memory)
@@ -77,7 +81,7 @@ class _Controller:
         self._view.parts["store"] = self._keyring.health
         self._view.pending_changes = self._keyring.pending_changes
         self._view.blockers.append(self._keyring.outage)
-        self._state = State(self._keyring, self._view, self._desk, self._channel.send)
+        self._state = State(self._keyring, self._view, self._desk, self._channel.send, start_state)
         self._view.parts["state"] = self._state.health
         app = build_app(self._view, self._desk, self._channel.send, self._keyring, self._state, explain)
         self._server = _Server(

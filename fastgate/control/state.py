@@ -59,15 +59,20 @@ class State:
         view: View,
         desk: ReloadDesk,
         ask: Callable[[ReloadRequest], bool],
+        chosen: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """ask(request): sends it to the supervisor; False when that is impossible. clock: in seconds."""
+        """ask(request): sends it to the supervisor; False when that is impossible. chosen: the version that
+        the operator chose at the start; while it is in effect, the newest does not replace it. clock: in
+        seconds.
+        """
         self._keyring = keyring
         self._view = view
         self._desk = desk
         self._ask = ask
         self._journal = Journal("controller")
         self._lock = asyncio.Lock()
+        self._chosen = chosen
         self._clock = clock
         self._adopted: Place = (None, 0)  # what was last stored as the newest
         self._lost: Place = (None, 0)  # in effect, but not in the store, and its document is not known
@@ -197,6 +202,11 @@ class State:
         if attempt != self._attempt:
             self._attempt, self._delay_s = attempt, RETRY_S
         elif self._clock() < self._due:
+            return
+        if self._chosen == self.version:
+            self._problem = f"the gateway was started with --state {self._chosen}"
+            self._journal.warning("state not in effect", version=newest, problem=self._problem)
+            self._due = math.inf
             return
         is_rejected = False
         try:

@@ -46,6 +46,7 @@ def serve(
     ready_fd: int | None = None,
     on_ready: Callable[[list[str], str | None], None] | None = None,
     dev: bool = False,
+    state: int = NEWEST,
 ) -> int:
     """Serves the config in this file until a signal ends it; returns the exit status.
 
@@ -53,7 +54,7 @@ def serve(
     because the data plane does not import the control plane. When every worker accepts, one line of
     JSON goes to `ready_fd` ({"listen": [...], "admin": ..., "pid": ...}) and `on_ready` is called with the
     bound addresses. `dev` watches the config file and the code of plugins, and searches the config's folder
-    for plugins.
+    for plugins. `state` is the version of the State document at the start.
     """
     occupy_standard_descriptors()
     if dev:
@@ -63,7 +64,7 @@ def serve(
         overrides = {**overrides, "watch_config": "true"}
 
     def read_config(order: LoadOrder) -> Reading | list[Problem]:
-        return read_merged(path, overrides, order, watch_code=dev)
+        return read_merged(path, overrides, order, watch_code=dev, start_state=state)
 
     def work(orders: WorkerOrders) -> None:
         from fastgate.server.runtime import GatewayRuntime
@@ -89,27 +90,48 @@ def serve(
 
 
 def read_merged(
-    path: Path, overrides: Mapping[str, str], order: LoadOrder, *, watch_code: bool = False
+    path: Path,
+    overrides: Mapping[str, str],
+    order: LoadOrder,
+    *,
+    watch_code: bool = False,
+    start_state: int = NEWEST,
 ) -> Reading | list[Problem]:
-    """The config of this file, or of the one in the order, with its State document; or its problems."""
+    """The config of this file, or of the one in the order, with its State document; or its problems.
+
+    start_state: the version of the document at the start, which is the only order for the newest.
+    """
+    is_start = order.state == NEWEST
+    state = EMPTY
     try:
         source = read_source(path) if order.source is None else _decode_source(order.source)
         config = load_source(source, overrides=overrides)
-        store, state, warning = "", EMPTY, ""
+        store, warning = "", ""
         if config.admin.listen != "off":  # without a controller the file is the only source, as for consumers
             store = str(config.store.file().absolute())
             is_known = order.store == store
+            wanted = order.state if is_known else start_state if is_start else NEWEST
             try:
-                state = read_version(Path(store), order.state if is_known else NEWEST)
+                state = read_version(Path(store), wanted)
             except UnreadableState as error:
-                if is_known:
+                if is_known or wanted != NEWEST:
                     return [Problem(text=str(error), event="state refused")]
                 warning = str(error)  # the gateway serves, as it would without the keys in it
+            if is_start and start_state > 0 and not state.adopted_ns:
+                text = f"{store}: state version {start_state} was never in effect"
+                return [Problem(text=text, event="state refused")]
+        elif is_start and start_state > 0:
+            text = f"--state {start_state} has no effect without the admin API, and admin.listen is off"
+            return [Problem(text=text, event="state refused")]
         if state.document != EMPTY.document:
             named = (f"state version {state.version}", state.document)
             config = load_source(source, overrides=overrides, state=named, plain=config)
     except InvalidConfig as invalid:
-        return [problem_of(error) for error in invalid.errors]
+        problems = [problem_of(error) for error in invalid.errors]
+        if is_start and state is not EMPTY:
+            text = f"the file and state version {state.version} are invalid together, with these errors"
+            problems.insert(0, Problem(text=text, hint=_WITHOUT_STATE, event="state refused"))
+        return problems
     return Reading(
         topology_of(config, watch_code=watch_code),
         encode(config),
@@ -119,6 +141,10 @@ def read_merged(
         warning,
     )
 
+
+_WITHOUT_STATE = (
+    "correct the file, or start with --state 0 (the file alone) or --state VERSION, and put another document"
+)
 
 _decode_source = msgspec.msgpack.Decoder(Source).decode
 

@@ -52,9 +52,9 @@ class Harness:
         self.asked: list[int] = []
         self.state = self.controller()
 
-    def controller(self) -> State:
+    def controller(self, chosen: int | None = None) -> State:
         """Another one, which knows nothing of what the one before has done."""
-        self.state = State(self.keyring, self.view, self.desk, self.ask, lambda: self.now_s)
+        self.state = State(self.keyring, self.view, self.desk, self.ask, chosen, lambda: self.now_s)
         return self.state
 
     def ask(self, request: ReloadRequest) -> bool:
@@ -222,6 +222,24 @@ def test_a_rejected_document_is_tried_again_with_another_config_only(tmp_path: P
         harness.install(0)
         await state.reconcile()
         assert (harness.asked, state.version) == ([version, version], version)
+
+    run(tmp_path, test)
+
+
+def test_a_version_chosen_at_the_start_stays_in_effect_until_a_document_is_put(tmp_path: Path) -> None:
+    async def test(harness: Harness) -> None:
+        newest = harness.store_version("{}")
+        state = harness.controller(0)
+        for _ in range(5):
+            await state.reconcile()
+            harness.now_s += 10 * MOST_RETRY_S
+        assert (harness.asked, state.version) == ([], 0)
+        problem = f"version {newest} is not in effect: the gateway was started with --state 0"
+        assert state.health()["problem"] == problem
+
+        assert await state.put({}, 0) == newest + 1
+        await state.reconcile()
+        assert state.health() == {"status": "healthy", "version": newest + 1, "newest": newest + 1}
 
     run(tmp_path, test)
 

@@ -350,8 +350,47 @@ def test_a_file_that_does_not_go_with_the_state_is_refused_at_a_reload_and_at_a_
         assert refused.json["errors"][0]["where"] == f"state version {version} $.routes[0].upstream"
         assert refused.json["errors"][0]["path"] == "$.routes[2].upstream"
 
-    with pytest.raises(AssertionError, match=rf"state version {version} \$\.routes\[0\]\.upstream"):
+    with pytest.raises(
+        AssertionError, match=rf"state version {version} \$\.routes\[0\]\.upstream"
+    ) as refused:
         gateway_with(tmp_path, BASE, 1).start()
+    assert "start with --state 0 (the file alone)" in str(refused.value)
+
+
+def test_a_gateway_is_started_with_an_older_version_or_with_the_file_alone(tmp_path: Path) -> None:
+    with gateway_with(tmp_path, BASE, 1) as gateway:
+        first = done(put(gateway, 0, document(fixed("new", "one"))))
+        second = done(put(gateway, first, document(fixed("new", "two"))))
+
+    for chosen, response in ((first, (200, b"one")), (0, (404, b""))):
+        arguments = ("--state", str(chosen))
+        with gateway_with(tmp_path, BASE, 1, allow="state not in effect", arguments=arguments) as gateway:
+            kill_controller(gateway)
+            until(lambda: "--state" in gateway.stderr_text, "the warning")
+            assert call(gateway.admin, "/api/gateway/reload", "POST").status == 200
+            assert current(gateway) == chosen
+            answer = get(gateway.port, "/new")
+            assert (answer.status, answer.body if chosen else b"") == response
+    with sqlite3.connect(tmp_path / "fastgate.db") as db:
+        db.execute(
+            "INSERT INTO state (version, base, document, created_ns, adopted_ns) VALUES (?, 0, '{}', 1, 0)",
+            (second + 1,),
+        )
+    db.close()
+    off = {**BASE, "admin": {"listen": "off"}}
+    for config, chosen, problem in (
+        (BASE, second + 2, f"there is no state version {second + 2}"),
+        (BASE, second + 1, f"state version {second + 1} was never in effect"),
+        (off, first, f"--state {first} has no effect without the admin API"),
+    ):
+        with pytest.raises(AssertionError, match=problem):
+            gateway_with(tmp_path, config, 1, arguments=("--state", str(chosen))).start()
+    with gateway_with(tmp_path, BASE, 1, allow="state not in effect", arguments=("--state", "0")) as gateway:
+        third = done(put(gateway, 0, document(fixed("new", "three"))))
+        assert third > second
+
+    with gateway_with(tmp_path, BASE, 1) as gateway:
+        assert (current(gateway), everywhere(gateway, "/new")) == (third, (200, b"three"))
 
 
 def test_a_store_that_can_be_read_later_brings_its_state_into_effect(tmp_path: Path) -> None:

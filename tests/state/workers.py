@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,19 @@ def named(route: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def gateway_with(
-    folder: Path, config: Mapping[str, Any], workers: int, *, allow: str | None = None
+    folder: Path,
+    config: Mapping[str, Any],
+    workers: int,
+    *,
+    allow: str | None = None,
+    arguments: Sequence[str] = (),
 ) -> Gateway:
     """A gateway with its store in this folder; routes that are `named` find their plugin."""
     (folder / "worker_name.py").write_text(PLUGIN)
     return Gateway(
         {"store": {"path": str(folder / "fastgate.db")}, **config},
         workers=workers,
+        arguments=arguments,
         environ={"PYTHONPATH": f"{ROOT}:{folder}"},
         allow=allow,
         check_descriptors=False,
