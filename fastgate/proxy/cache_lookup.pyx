@@ -155,6 +155,8 @@ cdef class CacheLookup(CacheRequest):
             if verdict != CACHE_FRESH and self.source == FROM_MEMORY:
                 found = self.route.store.newer(self.variant, found, self.ctx.now_ns, self.now())
                 verdict = found.c_judge(self.rules, self.now())
+            if verdict == CACHE_STALE_WHILE_REVALIDATE and self.rules.post:
+                verdict = CACHE_REVALIDATE              # a background request is a GET: it would fetch the response to something else
         elif self.rules.flags & CC_ONLY_IF_CACHED:
             verdict = CACHE_ONLY_IF_CACHED
         if not self.route.rules.enforce and verdict != CACHE_MISS:
@@ -432,7 +434,7 @@ cdef class CacheLookup(CacheRequest):
         """A hit on a route that predicts: refetch the response if it is popular and about to expire."""
         cdef int64_t left
         found.hits += 1
-        if not self.route.predict.refreshes or not self.rules.simple or self.rules.head:
+        if not self.route.predict.refreshes or not self.rules.simple or self.rules.head or self.rules.post:
             return 0
         left = found.fresh_until_ns - realtime_ns()
         if left * 2 < found.fresh_until_ns - found.stored_ns \

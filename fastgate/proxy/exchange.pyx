@@ -262,6 +262,8 @@ cdef class Exchange(UpstreamRequest):
             return 0
         if self.route is not None and self.route.max_body_bytes and self.body_bytes > self.route.max_body_bytes:
             return self.fail(BODY_TOO_LARGE)
+        if self.body_is_replaced:
+            return 0
         if self.body is None:
             self.body = RequestBody.__new__(RequestBody)
             if self.counts != NULL:

@@ -622,6 +622,8 @@ cdef class ClientConnection(AnswerStream):
         if self.exchange is not None:
             if self.queue_n:
                 self._pause(PAUSED_QUEUE)
+            else:
+                self._resume(PAUSED_QUEUE)              # the rest of its body may not have been read
             return 0
         self._resume(PAUSED_QUEUE)
         if self.close_after or self.half_closed:

@@ -38,6 +38,7 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef RequestBody body                 # None until its first byte arrives
     cdef int64_t body_bytes               # received so far
     cdef readonly bint body_complete
+    cdef bint body_is_replaced            # by a plugin: the client's own body is read and dropped
     cdef Headers request_trailers
     cdef bint length_open                 # the length of the body is not announced to the upstream
     cdef bint repeatable                  # it may be sent twice: its method allows it, and no hook has seen its pieces

@@ -251,20 +251,22 @@ cdef class UpstreamRequest(AttemptOwner):
         return self.send_pending()
 
     cdef int replace_body(self, bytes content) except -1:
-        """Send this body instead of the one received."""
+        """Send this body instead of the received one. The rest of that one is dropped: nothing may follow the replacement."""
         if self.body is None:
             self.body = RequestBody.__new__(RequestBody)
             self.body.charge(self.plane)
+        self.body_is_replaced = True
         return self.body.replace(content)
 
     cdef int send_pending(self) except -1:
         """Send the pending bytes of the head, and the available pieces of the body."""
         cdef Attempt attempt = self.attempt
         cdef UpstreamStream stream = attempt.stream
-        cdef bint ends = self.body_complete and not attempt.end_sent
+        cdef bint is_whole = self.body_complete or self.body_is_replaced
+        cdef bint ends = is_whole and not attempt.end_sent
         cdef list pieces = None
         if self.body is not None:
-            if attempt.cursor is None and self.body_complete and not self.repeatable:
+            if attempt.cursor is None and is_whole and not self.repeatable:
                 pieces = self.body.take_all()           # the usual body: complete when the head is sent, and sent once
             else:
                 if attempt.cursor is None:
@@ -281,7 +283,7 @@ cdef class UpstreamRequest(AttemptOwner):
                     stream.send_chunk(<bytes>piece)
             if ends:
                 attempt.end_sent = True
-                stream.send_end(self.request_trailers)
+                stream.send_end(None if self.body_is_replaced else self.request_trailers)
         stream.flush()
         if self.attempt is not attempt or attempt.stream is not stream:
             return 0

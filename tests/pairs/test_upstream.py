@@ -348,3 +348,59 @@ def test_a_revalidation_in_the_background_passes_over_interim_responses() -> Non
             assert get(gateway.port).body == b"1"
 
             until(lambda: get(gateway.port).body != b"1", "the stored response is renewed in the background")
+
+
+def test_a_stale_response_to_post_is_not_renewed_by_a_get() -> None:
+    """The key has the body. A background GET has none: its response is one to something else."""
+
+    def script(peer: Peer) -> None:
+        while True:
+            asked = peer.read_request()
+            body = asked.method + b" " + asked.body
+            fields = b"Cache-Control: max-age=0, stale-while-revalidate=60\r\n"
+            peer.send(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (fields, len(body), body))
+
+    with Upstream(script) as upstream:
+        cache = {"methods": ["GET", "POST"], "key": {"body": True}}
+        route = {"path": "/*", "upstream": upstream.url, "cache": cache}
+        with Gateway({"routes": [route]}) as gateway, Client(gateway.port) as client:
+            for _ in range(4):
+                client.send(request("/", "POST", body=b"query"))
+                assert client.read_response().body == b"POST query"
+
+        assert {asked.method for asked in upstream.requests} == {b"POST"}
+
+
+def test_nothing_of_the_client_follows_a_body_that_a_plugin_put_in_its_place(tmp_path: Path) -> None:
+    with Upstream(echo) as upstream:
+        plugins = [use("Upstreamer", "U", tmp_path / "record")]
+        route = {"path": "/*", "upstream": upstream.url, "request_buffering": "0B", "plugins": plugins}
+        with Gateway({"routes": [route]}, allow=".") as gateway, Client(gateway.port) as client:
+            rest = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+            client.send(
+                request(
+                    "/", "POST", f"Content-Length: {len(rest) + 1}", "X-U: upstream_request=body:replaced"
+                )
+            )
+            client.send(b"x")
+            until(lambda: len(upstream.requests) == 1, "the request is upstream")
+            client.send(rest)
+            assert client.read_response().body == b"replaced"
+            assert get(gateway.port, "/next").status == 200
+
+        assert [asked.target for asked in upstream.requests] == [b"/", b"/next"]
+
+
+@pytest.mark.parametrize("buffering", ["0B", "64KiB"])
+@pytest.mark.parametrize("size", [20_000, 60_000, 65_536])
+def test_pipelined_requests_with_bodies_are_all_read(buffering: str, size: int) -> None:
+    count = 8
+    with Upstream(echo) as upstream:
+        route = {"path": "/*", "upstream": upstream.url, "request_buffering": buffering, "max_body": "1MB"}
+        with Gateway({"routes": [route]}) as gateway, Client(gateway.port) as client:
+            data = request("/", "POST", body=b"x" * size) * count
+            sender = threading.Thread(target=client.send, args=(data,))
+            sender.start()
+            for _ in range(count):
+                assert len(client.read_response("POST").body) == size
+            sender.join(60)
