@@ -139,11 +139,29 @@ def parse(
             ConfigError("$", _kind(document.tree), "a mapping of settings", where=document.where(()))
         )
         return None, errors
+    if _is_too_deep(
+        document.tree
+    ):  # JSON and TOML: their parsers have a limit of their own, and it is a high one
+        return None, [ConfigError("$", "deeper nesting", f"at most {MAX_DEPTH} levels", where=name)]
     if "\\u" in text or "\\U" in text:
         _check_escapes(document.tree, (), document, errors)
     _check_numbers(document.tree, (), document, errors)
     document.tree = _substitute(document.tree, (), environ, document, errors)
     return document, errors
+
+
+def _is_too_deep(tree: object) -> bool:
+    level: dict[int, object] = {id(tree): tree}
+    for _ in range(MAX_DEPTH + 1):
+        level = {  # aliases of YAML share parts: each is looked at once
+            id(item): item
+            for value in level.values()
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        }
+        if not level:
+            return False
+    return True
 
 
 def _is_encodable(text: str) -> bool:

@@ -34,6 +34,7 @@ from fastgate.state.versions import StateVersion
 __all__ = ["State", "StateResource"]
 
 MOST_DOCUMENT_BYTES = 4_000_000
+MOST_DIGITS = 18  # of a version: SQLite's integers have 63 bits
 """Of a document; 200 versions are kept."""
 
 RECONCILE_S = 1.0
@@ -289,14 +290,17 @@ class StateResource:
             Route("/api/state", self.show, methods=["GET"]),
             Route("/api/state", self.put, methods=["PUT"]),
             Route("/api/state/versions", self.list, methods=["GET"]),
-            Route("/api/state/versions/{version:int}", self.one, methods=["GET"]),
+            Route("/api/state/versions/{version}", self.one, methods=["GET"]),
         ]
 
     async def show(self, _request: Request) -> Response:
         return JSONResponse(_told(self._state.get(self._state.version)))
 
     async def one(self, request: Request) -> Response:
-        return JSONResponse(_told(self._state.get(request.path_params["version"])))
+        version = request.path_params["version"]
+        if not (version.isascii() and version.isdigit()) or len(version) > MOST_DIGITS:
+            raise Refused(404, f"There is no state version {version[:MOST_DIGITS]}")
+        return JSONResponse(_told(self._state.get(int(version))))
 
     async def list(self, _request: Request) -> Response:
         rows = [_row(version) for version in self._state.versions()]

@@ -213,3 +213,23 @@ def test_a_document_writes_a_literal_as_the_file_does_and_leaves_the_variables_o
     assert routes[1].path == ("/hidden",)
     assert routes[2].respond is not None
     assert routes[2].respond.body == "${SECRET}"
+
+
+@pytest.mark.parametrize("levels", [65, 900])
+@pytest.mark.parametrize("form", ["list", "object"])
+def test_a_document_that_is_nested_too_deeply_is_refused(levels: int, form: str) -> None:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value] if form == "list" else {"a": value}
+
+    config, errors = merged({"routes": value})
+
+    assert config is None
+    assert ["at most 64 levels" in str(error) for error in errors] == [True]
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused() -> None:
+    config, errors = check('{"routes": ' + "[" * 900 + "]" * 900 + "}", "json", {})
+
+    assert config is None
+    assert ["at most 64 levels" in str(error) for error in errors] == [True]

@@ -164,7 +164,7 @@ def test_what_cannot_be_built_is_refused_and_changes_no_worker(tmp_path: Path, w
         assert everywhere(gateway, "/new") == (200, b"one")
         rows = call(gateway.admin, "/api/state/versions").json["versions"]
         assert [row["version"] for row in rows] == [first]
-        for missing in (first + 1, first + 2, 99):
+        for missing in (first + 1, first + 2, 99, 1 << 63, "9" * 5000, "x"):
             assert call(gateway.admin, f"/api/state/versions/{missing}").status == 404
 
 
