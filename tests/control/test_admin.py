@@ -161,9 +161,10 @@ def test_metrics_are_one_answer_for_all_workers_and_outlive_them() -> None:
             lambda: (
                 (found := scrape(gateway.admin))
                 and value(found, "fastgate_requests_total", route="hello", status="2xx") == 50
+                and value(found, "fastgate_workers", state="ready") == 2
                 and found
             ),
-            "all requests are counted",
+            "all requests are counted, and both workers are back",
         )
 
         assert value(samples, "fastgate_requests_total", status="4xx") == 1

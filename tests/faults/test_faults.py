@@ -83,7 +83,7 @@ def running() -> Iterator[Harness]:
                 "deaf": {"targets": [f"http://127.0.0.1:{deaf}"], "timeouts": {**limits, "connect": SOON}},
                 "half_deaf": {
                     "targets": [f"http://127.0.0.1:{deaf}", f"http://127.0.0.1:{upstream.port}"],
-                    "timeouts": limits,
+                    "timeouts": {**limits, "connect": TIMED},  # when the pool itself gives up
                 },
                 "closed": {"targets": ["http://127.0.0.1:1"]},
                 "nowhere": {"targets": ["http://no-such-host.invalid"]},

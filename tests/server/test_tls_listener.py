@@ -25,6 +25,7 @@ def config(upstream: Upstream, pair: Pair, *, proxy_protocol: bool = False) -> d
     return {
         "listen": [{"address": "127.0.0.1:0", "tls": tls, "proxy_protocol": proxy_protocol}],
         "routes": [{"path": "/*", "upstream": upstream.url}],
+        "server": {"header_timeout": "60s"},  # also of a handshake, and this machine may be busy
     }
 
 
