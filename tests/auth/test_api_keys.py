@@ -206,25 +206,26 @@ def test_an_unknown_and_a_revoked_key_take_the_same_time() -> None:
             "revoked": f"X-API-Key: {revoked['api_key']}",
         }
         (worker,) = gateway.worker_pids()
-        times: dict[str, list[float]] = {name: [] for name in fields}
-        for turn in range(200):
-            # In turns and in either order, so that neighbours in time meet the same machine.
-            for name, field in sorted(fields.items(), reverse=turn % 2 == 1):
-                started = cpu_ns(worker)  # what other processes take does not count
-                for _ in range(8):
-                    client.send(request("/", "GET", field))
-                    client.read_response()
-                times[name].append(cpu_ns(worker) - started)
+        apart: list[float] = []  # neighbours in time meet the same machine
+        unknown: list[float] = []
 
-        pairs = list(zip(times["unknown"], times["revoked"], strict=True))
-        apart = statistics.median(revoked_ns - unknown_ns for unknown_ns, revoked_ns in pairs)
-        dearer = sum(revoked_ns > unknown_ns for unknown_ns, revoked_ns in pairs)
+        def median_share() -> float:
+            return abs(statistics.median(apart)) / statistics.median(unknown)
 
-        # The look-up itself is 0.1 % of a request. On a busy machine the medians differ by more than 5 % now
-        # and then, but then it is by chance which is dearer: of 200 fair tosses, 35 more or less than half
-        # come once in a million.
-        near = abs(apart) < 0.05 * statistics.median(times["unknown"])
-        assert near or abs(dearer - len(pairs) // 2) < 35, (apart, dearer)
+        # The lookup is 0.1 % of a request. Noise averages out with more samples; a real difference does not.
+        while not apart or (median_share() >= 0.05 and len(apart) < 2000):
+            for turn in range(200):
+                cost = {}
+                for name, field in sorted(fields.items(), reverse=turn % 2 == 1):
+                    started = cpu_ns(worker)  # what other processes take does not count
+                    for _ in range(8):
+                        client.send(request("/", "GET", field))
+                        client.read_response()
+                    cost[name] = cpu_ns(worker) - started
+                apart.append(cost["revoked"] - cost["unknown"])
+                unknown.append(cost["unknown"])
+
+        assert median_share() < 0.05
 
 
 def test_two_keys_in_one_request_are_refused() -> None:

@@ -162,6 +162,6 @@ def test_what_is_no_number_or_has_no_name_is_refused(tmp_path: Path) -> None:
         path = "/api/runtime/policy/first/enabled"
         assert call(gateway.admin, path, "PUT", body={"value": 2**63}).status == 400
         assert call(gateway.admin, path, "PUT", body={"value": "1"}).status == 400
-        assert switch(gateway, "nobody", 1).status == 404
-        assert switch(gateway, "nobody", None).status == 404
+        assert switch(gateway, "unknown", 1).status == 404
+        assert switch(gateway, "unknown", None).status == 404
         assert values(gateway) == {"policy/first/enabled": None}

@@ -232,7 +232,7 @@ def test_a_handler_that_fails(where: str) -> None:
         else:
             raw = client.read_to_end()
             assert b"first" in raw
-            assert not raw.endswith(b"0\r\n\r\n")  # cut, so that nobody takes it for whole
+            assert not raw.endswith(b"0\r\n\r\n")  # cut, so that no client takes it for complete
 
 
 @pytest.mark.parametrize(

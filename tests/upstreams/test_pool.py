@@ -161,7 +161,7 @@ def test_connections_and_queue_are_bounded_and_served_in_order(harness: Harness)
     assert sorted(message.target for message in harness.upstream.requests) == [
         b"/two/%d" % i for i in range(1, 5)
     ]
-    until(lambda: harness.gauge("fastgate_upstream_queue") == 0, "nobody waits")
+    until(lambda: harness.gauge("fastgate_upstream_queue") == 0, "no request waits")
 
 
 def test_waiting_has_a_time_limit(harness: Harness) -> None:
