@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from fastgate._core.shm.epochs import Epochs
 from fastgate.caching.disk_events import DiskEvents
-from fastgate.caching.disk_rows import Opened
+from fastgate.caching.disk_rows import LAYOUT, Opened
 
 __all__ = ["DISK_ROLE", "DiskFile", "OpenElsewhere", "verify"]
 
@@ -164,6 +164,15 @@ class DiskFile:
                 if secret is None:
                     secret = os.urandom(16)
                     txn.put(b"secret", secret, db=meta)
+                    txn.put(b"layout", LAYOUT, db=meta)
+                layout = txn.get(b"layout", db=meta)
+            if layout != LAYOUT:
+                env.close()
+                self._give_up(
+                    generation,
+                    "the file was written by another version of fastgate: the disk cache starts empty",
+                )
+                return None, 0
             if len(secret) != 16:
                 raise lmdb.CorruptedError("secret")
             _open_here.add(str(file))

@@ -444,6 +444,26 @@ def test_a_file_of_garbage_is_replaced_at_the_start(machine: Machine) -> None:
         later.close()
 
 
+def test_a_file_with_another_layout_is_replaced(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    before = Machine(machine.path)
+    put(before.store(), b"k", b"v")
+    settle(before.stores[0])
+    opened = before.stores[0]._open
+    assert opened is not None
+    with opened.env.begin(write=True) as txn:
+        txn.put(b"layout", b"1", db=opened.env.open_db(b"meta", txn))
+    before.close()
+
+    store = machine.store()
+
+    assert store.get(b"k") is None
+    assert machine.count("rebuilt") == 1
+    assert "written by another version of fastgate" in caplog.text
+    put(store, b"k", b"new")
+    settle(store)
+    assert store.get(b"k") == b"new"
+
+
 @pytest.mark.parametrize("where", [0, 8192])
 def test_a_file_that_is_overwritten_while_in_use_is_replaced_and_serves_nothing_wrong(
     machine: Machine, where: int
