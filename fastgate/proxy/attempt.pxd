@@ -5,7 +5,6 @@ from libc.stdint cimport int64_t
 
 from fastgate._core.http.headers cimport Headers
 from fastgate._core.pipeline.context cimport Reason
-from fastgate._core.pipeline.wheel cimport Timed
 from fastgate.proxy.request_body cimport BodyCursor
 from fastgate.upstream.pool cimport Target, Upstream
 from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
@@ -14,7 +13,7 @@ cdef enum:
     # Result of `Attempt.begin`. The other values are those of `Target.acquire`: A_OPENING, A_QUEUED, A_FULL
     A_CONNECTED = 3
 
-cdef class AttemptOwner(Timed):
+cdef class AttemptOwner:
     cdef int shared_with(self, AttemptOwner other) noexcept
     cdef int attempt_connected(self, Attempt attempt) except -1
     cdef int attempt_interim(self, Attempt attempt) except -1
@@ -39,21 +38,15 @@ cdef class Attempt(ResponseSink):
     cdef bint end_sent                    # the request was sent completely
     cdef bint reused                      # its connection had carried a request before
     cdef bint answered                    # at least one byte of a response arrived
-    cdef readonly int64_t started_ns
-    cdef readonly int64_t sent_ns
-    cdef readonly int64_t first_byte_ns
-    cdef readonly int status              # of its response; 0 before there is one
-    cdef readonly Reason reason           # cause of the failure; None unless it failed
     cdef int begin(self, int64_t now_ns) except -1
     cdef int end(self, bint whole, int64_t now_ns) except -1
 
 @cython.final
 cdef class Attempts:
     cdef Upstream upstream
-    cdef readonly Attempt last
-    cdef list earlier                     # the previous attempts; None if there were none
     cdef int targets_left
     cdef bint replayed
-    cdef Attempt first(self, AttemptOwner owner)
     cdef Attempt after(self, AttemptOwner owner, Attempt failed, Reason reason, bint repeatable)
-    cdef Attempt _next(self, AttemptOwner owner, Target target)
+
+cdef Attempt first_attempt(AttemptOwner owner, Upstream upstream)
+cdef Attempts attempts_at(Upstream upstream)

@@ -2,11 +2,10 @@
 """One attempt to get a response from a target, and the choice of the next attempt after a failure.
 
 WHAT     `Attempt` takes a connection to its target, or waits for one, and forwards the events of the stream to the request that
-         owns it: each callback of a stream belongs to one attempt. `Attempts` chooses the first attempt and the one after a
-         failure, if any; it keeps the list of them.
+         owns it: each callback of a stream belongs to one attempt. `Attempts` chooses the one after a failure, if any.
 STATE    begin → (waits) → connected → sent → response, or failed; `end` from any of them, once.
 WHO      The worker's loop.
-COST     Two small objects a request; one virtual call more per callback.
+COST     A small object per attempt; one virtual call more per callback.
 SOURCES  pingora-error (which errors may be retried); RFC 9110 §9.2.2 (idempotent methods); RFC 9112 §9.3.1 (retrying a request
          whose connection was closed before a response); Go net/http `shouldRetryRequest`.
 
@@ -22,14 +21,13 @@ from libc.stdint cimport int64_t
 from fastgate._core.http.headers cimport Headers
 from fastgate._core.pipeline.abstract cimport missing
 from fastgate._core.pipeline.context cimport Reason
-from fastgate._core.pipeline.wheel cimport Timed
 from fastgate.upstream.pool cimport Target, Upstream
 from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
 
 __all__ = ["Attempt", "AttemptOwner", "Attempts"]
 
 
-cdef class AttemptOwner(Timed):
+cdef class AttemptOwner:
     """The events that an attempt reports to the request it is made for. Abstract."""
 
     cdef int shared_with(self, AttemptOwner other) noexcept:
@@ -80,13 +78,12 @@ cdef class AttemptOwner(Timed):
 @cython.final
 @cython.no_gc                                           # it drops the reference to its owner when it ends
 cdef class Attempt(ResponseSink):
-    """One attempt. Created by `Attempts`."""
+    """One attempt. Created by `first_attempt` or `Attempts`."""
 
     cdef int begin(self, int64_t now_ns) except -1:
         """Take an idle connection to the target (A_CONNECTED), or wait for one (A_OPENING, A_QUEUED); A_FULL when too many
         requests wait."""
         cdef UpstreamStream stream
-        self.started_ns = now_ns
         if not self.fresh:
             stream = self.target.take(self, now_ns)
             if stream is not None:
@@ -129,8 +126,6 @@ cdef class Attempt(ResponseSink):
         return self.owner.attempt_interim(self)
 
     cdef int on_head(self, UpstreamStream stream) except -1:
-        self.first_byte_ns = stream.now_ns
-        self.status = stream.status
         return self.owner.attempt_head(self)
 
     cdef int on_chunk(self, bytes chunk) except -1:
@@ -164,27 +159,8 @@ cdef class Attempt(ResponseSink):
 
 @cython.final
 @cython.no_gc
-@cython.freelist(64)
 cdef class Attempts:
-    """The attempts of one request, in order, and the choice of the next."""
-
-    cdef Attempt first(self, AttemptOwner owner):
-        """The first attempt, at the target that the balancer picks. It has not begun."""
-        self.targets_left = len(self.upstream.targets)
-        return self._next(owner, self.upstream.pick())
-
-    cdef Attempt _next(self, AttemptOwner owner, Target target):
-        cdef Attempt attempt = Attempt.__new__(Attempt)
-        attempt.owner = owner
-        attempt.target = target
-        attempt.fresh = self.replayed
-        if self.last is not None:
-            if self.earlier is None:
-                self.earlier = []
-            self.earlier.append(self.last)
-        self.last = attempt
-        self.targets_left -= 1
-        return attempt
+    """The choice of the attempt after one that failed. A request whose first attempt succeeds has none."""
 
     cdef Attempt after(self, AttemptOwner owner, Attempt failed, Reason reason, bint repeatable):
         """The next attempt after one has failed and ended; None if the request fails with it.
@@ -192,19 +168,41 @@ cdef class Attempts:
         repeatable: the request may be sent twice and its whole body is still in memory.
         """
         cdef Attempt following
-        failed.reason = reason
         if not reason.retryable:
             return None
         if not failed.sent:
             if self.targets_left <= 0:
                 return None
+            self.targets_left -= 1
             # Not chosen by the balancer: other requests advance it, so it could return this very target again.
-            return self._next(owner, self.upstream.after(failed.target))
+            following = attempt_at(owner, self.upstream.after(failed.target))
+            following.fresh = self.replayed
+            return following
         if repeatable and failed.reused and not failed.answered and failed.end_sent and not self.replayed:
             # A kept-alive connection that the upstream closed while it was reused is no evidence against the request.
             self.replayed = True
-            self.targets_left += 1
-            following = self._next(owner, failed.target)
+            following = attempt_at(owner, failed.target)
+            following.fresh = True
             following.replay = True
             return following
         return None
+
+
+cdef Attempts attempts_at(Upstream upstream):
+    """For a request whose first attempt failed."""
+    cdef Attempts attempts = Attempts.__new__(Attempts)
+    attempts.upstream = upstream
+    attempts.targets_left = len(upstream.targets) - 1
+    return attempts
+
+
+cdef Attempt first_attempt(AttemptOwner owner, Upstream upstream):
+    """The first attempt, at the target that the balancer picks. It has not begun."""
+    return attempt_at(owner, upstream.pick())
+
+
+cdef inline Attempt attempt_at(AttemptOwner owner, Target target):
+    cdef Attempt attempt = Attempt.__new__(Attempt)
+    attempt.owner = owner
+    attempt.target = target
+    return attempt

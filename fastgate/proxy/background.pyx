@@ -17,6 +17,7 @@ from libc.stdint cimport int64_t, uint64_t
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.http.headers cimport Headers
 from fastgate._core.pipeline.context cimport M_GET, Reason, RequestContext
+from fastgate._core.pipeline.wheel cimport Timed
 from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64
 from fastgate.proxy.upstream_request cimport X_FINISHED, X_RELAYING, UpstreamRequest
 
@@ -30,21 +31,36 @@ cdef Reason INTERNAL_ERROR = REASONS["internal_error"]
 
 
 @cython.final
+cdef class BackgroundTimer(Timed):
+    """The deadline of a background request. That of an exchange is its client connection's."""
+
+    cdef int expired(self, int64_t now_ns) except -1:
+        cdef BackgroundRequest request = self.request
+        try:
+            request.deadline_passed(now_ns)
+        except Exception:
+            log.exception("while a deadline of background request %s passed", request.ctx.request_id)
+            request.fail(INTERNAL_ERROR)
+        return 0
+
+
+@cython.final
+@cython.no_gc
 cdef class BackgroundRequest(UpstreamRequest):
     """A request without a client."""
 
     cdef int start(self) except -1:
         """Forward it in the loop's next iteration."""
+        self.timer = BackgroundTimer.__new__(BackgroundTimer)
+        self.timer.request = self
         self.begin()
         self.plane.loop.call_soon(forward, self)
         return 0
 
-    cdef int expired(self, int64_t now_ns) except -1:
-        try:
-            self.deadline_passed(now_ns)
-        except Exception:
-            log.exception("while a deadline of background request %s passed", self.ctx.request_id)
-            self.fail(INTERNAL_ERROR)
+    cdef int set_timer(self, int64_t deadline_ns) except -1:
+        if deadline_ns:
+            return self.plane.wheel.arm(self.timer, deadline_ns)
+        self.timer.deadline_ns = 0
         return 0
 
     cdef int fail(self, Reason reason) except -1:
@@ -62,7 +78,8 @@ cdef class BackgroundRequest(UpstreamRequest):
         self.state = X_FINISHED
         self.deadline_reason = None
         self.total_deadline_ns = 0
-        self.plane.wheel.cancel(self)
+        self.plane.wheel.cancel(self.timer)
+        self.timer.request = None
         atomic_add_relaxed_u64(&self.plane.counts.requests_active, <uint64_t>-1)
         return self.release()
 

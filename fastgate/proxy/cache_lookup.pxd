@@ -21,6 +21,7 @@ cdef enum:
     KEY_BODY_BYTES = 1048576  # of a request whose body is part of the key
 
 @cython.final
+@cython.no_gc
 cdef class CacheLookup(CacheRequest):
     cdef Fill fill                        # the fill that it leads or waits for
     cdef bint leads

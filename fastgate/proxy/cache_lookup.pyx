@@ -63,6 +63,7 @@ cdef CacheLookup cache_lookup(UpstreamRequest x):
 
 
 @cython.final
+@cython.no_gc
 cdef class CacheLookup(CacheRequest):
     """The lookup of one request."""
 

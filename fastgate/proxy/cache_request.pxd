@@ -1,5 +1,6 @@
 """C interface of fastgate.proxy.cache_request."""
 
+cimport cython
 from libc.stdint cimport int64_t
 
 from fastgate._core.cache.http_cache cimport RequestRules, StoredResponse, Vary
@@ -8,6 +9,7 @@ from fastgate._core.http.headers cimport Headers
 from fastgate._core.pipeline.context cimport RequestContext
 from fastgate.proxy.upstream_request cimport UpstreamRequest
 
+@cython.no_gc
 cdef class CacheRequest:
     cdef UpstreamRequest request          # None once it is over
     cdef RouteCache route

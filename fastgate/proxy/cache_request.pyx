@@ -12,6 +12,7 @@ SOURCES  RFC 9111 §2 (the cache key), §4.1 (Vary).
 import hashlib
 import logging
 
+cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 
@@ -48,6 +49,7 @@ cdef enum:
     VARY_DAYS = 30
 
 
+@cython.no_gc                                           # `finish` breaks its reference cycles
 cdef class CacheRequest:
     """A request of a route with `cache`."""
 

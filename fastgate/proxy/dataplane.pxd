@@ -8,5 +8,4 @@ cdef class DataPlane(Plane):
     cdef object ticker
     cdef int ticks
     cdef int64_t turned_ns      # when the wheel was last turned
-    cdef bint skipped           # the last turn was skipped because of a pause
     cdef list replaced          # plans that are no longer in effect and still carry out requests

@@ -33,6 +33,11 @@ log = logging.getLogger("fastgate")
 cdef double CLOSE_S = 60.0              # a tunnel of an old plan may stay open for days: its plugins are closed after this time
 cdef int64_t STALL_NS = 200_000_000     # between two ticks of 20 ms: something blocked the worker, or it got no CPU
 
+cdef enum:
+    # Rounds of the loop before the wheel is turned after that. A loop runs its timers before it reads its sockets; data that
+    # upstreams and clients sent in the meantime, and connections that were accepted, must not be taken for missing.
+    STALL_ROUNDS = 4
+
 
 cdef bint goes_to(RoutePlan route, upstream):
     return route.destination is not None and route.destination.upstream is upstream
@@ -53,17 +58,20 @@ cdef class DataPlane(Plane):
         cdef int64_t now_ns = monotonic_ns()
         cdef bint stalled = now_ns - self.turned_ns >= STALL_NS
         self.turned_ns = now_ns
-        self.skipped = stalled and not self.skipped     # never twice: a worker that is always late must enforce deadlines too
         self.ticker = self.loop.call_later(0.02, self._tick)
         self.ticks += 1
         atomic_add_relaxed_u64(&self.counts.loop_ticks, 1)
+        if stalled:
+            atomic_add_relaxed_u64(&self.counts.loop_stalls, 1)
+        self._turn(now_ns, STALL_ROUNDS if stalled else 0)
+
+    def _turn(self, int64_t now_ns, int rounds):
+        """Turn the wheel, after so many rounds of the loop."""
+        if rounds:
+            self.loop.call_soon(self._turn, now_ns, rounds - 1)
+            return
         try:
-            if stalled:
-                atomic_add_relaxed_u64(&self.counts.loop_stalls, 1)
-            if not self.skipped:
-                # Timers would run before sockets are read. Data that upstreams and clients sent while the worker was blocked is
-                # read first, so that the pause does not expire their deadlines.
-                self.wheel.turn(now_ns)
+            self.wheel.turn(now_ns)
             if self.ticks % 10 == 0:
                 self.log.flush()
         except Exception:

@@ -17,6 +17,7 @@ cdef enum:
     FOR_KEY = 2               # it is part of the cache key
 
 @cython.final
+@cython.no_gc
 cdef class Exchange(UpstreamRequest):
     cdef Reason early                     # reason for a refusal before the decisions
     # Decisions

@@ -84,6 +84,7 @@ cdef Reason ONLY_IF_CACHED = REASONS["only_if_cached"]
 
 
 @cython.final
+@cython.no_gc
 cdef class Exchange(UpstreamRequest):
     """One request of a client."""
 
@@ -718,7 +719,7 @@ cdef class Exchange(UpstreamRequest):
         if self.state == X_TUNNEL:
             atomic_add_relaxed_u64(&self.plane.counts.tunnels_open, <uint64_t>-1)
         self.state = X_FINISHED
-        ctx.finished_ns = monotonic_ns() if self.attempts is None or ctx.reason is not None or ctx.status == 101 else ctx.now_ns
+        ctx.finished_ns = monotonic_ns() if ctx.attempts == 0 or ctx.reason is not None or ctx.status == 101 else ctx.now_ns
         ctx.bytes_received = ctx.bytes_received + self.body_bytes
         self.deadline_reason = None
         self.total_deadline_ns = 0
@@ -743,6 +744,12 @@ cdef class Exchange(UpstreamRequest):
         return client.exchange_finished()
 
     # deadlines
+
+    cdef int set_timer(self, int64_t deadline_ns) except -1:
+        if deadline_ns:
+            return self.plane.wheel.arm(self.client, deadline_ns)
+        self.client.deadline_ns = 0
+        return 0
 
     cdef int rearm(self) except -1:
         if self.state == X_SENDING and not self.attempt.end_sent:

@@ -1,5 +1,6 @@
 """C interface of fastgate.proxy.upstream_request."""
 
+cimport cython
 from libc.stdint cimport int64_t
 
 from fastgate._core.http.headers cimport Headers
@@ -25,6 +26,7 @@ cdef enum:
     X_TUNNEL = 8
     X_FINISHED = 9
 
+@cython.no_gc
 cdef class UpstreamRequest(AttemptOwner):
     cdef Plane plane
     cdef Plan plan
@@ -44,7 +46,7 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef bint repeatable                  # it may be sent twice: its method allows it, and no hook has seen its pieces
     # Attempts
     cdef Upstream upstream
-    cdef Attempts attempts                # None before the first
+    cdef Attempts attempts                # None until one has failed
     cdef Attempt attempt                  # the current one, or None
     # The response
     cdef HoldStage hold                   # None if the response is not held
@@ -89,3 +91,4 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef int respond_end(self, Headers trailers) except -1
     cdef int looked(self, int verdict) except -1
     cdef bint is_blocked(self)
+    cdef int set_timer(self, int64_t deadline_ns) except -1

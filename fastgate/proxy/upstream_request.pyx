@@ -18,6 +18,7 @@ SOURCES  Varnish cache_fetch.c; RFC 9110 §9.2.2 (which requests may be sent twi
 
 import logging
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 
@@ -31,7 +32,7 @@ from fastgate._core.pipeline.pipeline cimport Pipeline, Plugin, RequestHead, Res
 from fastgate._core.pipeline.plan cimport Destination, RoutePlan
 from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.stats.histogram cimport histogram_record
-from fastgate.proxy.attempt cimport A_CONNECTED, Attempt, AttemptOwner, Attempts
+from fastgate.proxy.attempt cimport A_CONNECTED, Attempt, AttemptOwner, attempts_at, first_attempt
 from fastgate.proxy.client_stream cimport LENGTH_NONE, LENGTH_UNKNOWN
 from fastgate.proxy.hooks cimport request_chunk_hooks, upstream_request_hooks, upstream_response_hooks
 from fastgate.proxy.request_body cimport RequestBody
@@ -64,6 +65,7 @@ cdef Reason BETWEEN_BYTES_TIMEOUT = REASONS["upstream_between_bytes_timeout"]
 cdef Reason TOTAL_TIMEOUT = REASONS["total_timeout"]
 
 
+@cython.no_gc                                           # `finish` breaks its reference cycles
 cdef class UpstreamRequest(AttemptOwner):
     """The upstream half of one request. Abstract."""
 
@@ -141,10 +143,7 @@ cdef class UpstreamRequest(AttemptOwner):
 
     cdef int start_attempts(self) except -1:
         """Begin the first attempt."""
-        cdef Attempts attempts = Attempts.__new__(Attempts)
-        attempts.upstream = self.upstream
-        self.attempts = attempts
-        return self._try(attempts.first(self))
+        return self._try(first_attempt(self, self.upstream))
 
     cdef int _try(self, Attempt attempt) except -1:
         """Begin an attempt."""
@@ -169,6 +168,8 @@ cdef class UpstreamRequest(AttemptOwner):
         cdef Attempt following
         self.attempt = None
         attempt.end(False, self.ctx.now_ns)
+        if self.attempts is None:
+            self.attempts = attempts_at(self.upstream)
         following = self.attempts.after(self, attempt, reason, self.repeatable and (self.body is None or self.body.first == 0))
         if following is None:
             return self.fail(reason)
@@ -244,7 +245,6 @@ cdef class UpstreamRequest(AttemptOwner):
         attempt.stream.send_head(attempt, ctx, self.destination, self.upstream.credential, method, path, fields, length,
                                  self.total_deadline_ns - ctx.now_ns if self.total_deadline_ns else 0)
         attempt.sent = True
-        attempt.sent_ns = ctx.now_ns
         self.state = X_SENDING
         ctx.upstream_started_ns = ctx.now_ns
         self.repeatable = method_idempotent(method_id) and not ctx.upgrade and not route.pipeline.request_chunk
@@ -309,9 +309,9 @@ cdef class UpstreamRequest(AttemptOwner):
         cdef RequestContext ctx = self.ctx
         cdef UpstreamStream stream = attempt.stream
         cdef Pipeline pipeline = self.route.pipeline
-        cdef int status = attempt.status
+        cdef int status = stream.status
         cdef int64_t length = stream.content_length     # -1 = LENGTH_UNKNOWN
-        ctx.first_byte_ns = attempt.first_byte_ns
+        ctx.first_byte_ns = stream.now_ns
         ctx.upstream_status = status
         self.repeatable = False
         if self.body is not None and self.body.keep_bytes:
@@ -447,15 +447,7 @@ cdef class UpstreamRequest(AttemptOwner):
         self.deadline_reason = reason
         if self.total_deadline_ns and (deadline == 0 or self.total_deadline_ns < deadline):
             deadline = self.total_deadline_ns
-        if self.client is not None:
-            if deadline:
-                return self.plane.wheel.arm(self.client, deadline)
-            self.client.deadline_ns = 0
-            return 0
-        if deadline:
-            return self.plane.wheel.arm(self, deadline)
-        self.deadline_ns = 0
-        return 0
+        return self.set_timer(deadline)
 
     cdef int rearm(self) except -1:
         """Set the deadline for the current wait."""
@@ -493,6 +485,10 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef int finish(self) except -1:
         """End of every request; called exactly once."""
         missing(self, "finish")
+
+    cdef int set_timer(self, int64_t deadline_ns) except -1:
+        """Call `deadline_passed` at that time (CLOCK_MONOTONIC, 0: not at all), instead of at the one set before."""
+        missing(self, "set_timer")
 
     cdef int prepare(self) except -1:
         """The upstream is known: start the attempts, once everything they need is available."""

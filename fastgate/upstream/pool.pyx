@@ -298,8 +298,11 @@ cdef class Target(ConnectionOwner):
         cdef Reason reason = None
         cdef Upstream upstream = self.upstream
         detail = ""
+        limit = asyncio.timeout(None)
+        # By the wheel, which lets the loop read its sockets first after the worker was blocked.
+        timer = upstream.wheel.call_at(monotonic_ns() + upstream.connect_timeout_ns, lambda _: limit.reschedule(0))
         try:
-            async with asyncio.timeout(upstream.connect_timeout_ns / 1e9):
+            async with limit:
                 if self.unix_path:
                     await upstream.loop.create_unix_connection(
                         lambda: connection, self.unix_path, ssl=self.ssl, server_hostname=self.server_name)
@@ -317,6 +320,8 @@ cdef class Target(ConnectionOwner):
         except Exception as error:                      # for example an invalid host name: the waiting request must be informed
             reason = CONNECT_FAILED
             detail = repr(error)
+        finally:
+            upstream.wheel.cancel_call(timer)
         self.opening -= 1
         if reason is None and connection.state == U_CLOSED:     # lost between the handshake and this step
             reason = CONNECT_FAILED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -259,6 +260,32 @@ def test_a_plugin_that_blocks_is_named_and_the_upstream_is_not_blamed(harness: H
     assert response.status == 200
     phase = where.partition(": ")[2]
     harness.complaint("of route /block blocked its worker for", f"in {phase}")
+
+
+def test_two_blocks_in_a_row_are_not_held_against_the_upstream_either(harness: Harness) -> None:
+    go = threading.Event()
+
+    def script(peer: Peer) -> None:
+        if peer.read_request().get("x-slow") is None:
+            peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            return
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha")
+        go.wait(60)
+        peer.send(b"lf")
+
+    harness.upstream.script = script
+    port = harness.gateway.port
+    with Client(port) as other, Client(port) as first, Client(port) as second:
+        other.send(request("/block", "GET", "X-Slow: yes"))
+        other.read_until(b"\r\n\r\nha")
+        first.send(request("/block", "GET", "X-A: decide=block:1"))
+        harness.noted(4, "decide")  # Root and A of two requests
+        second.send(request("/block", "GET", "X-A: decide=block:6"))  # the upstream may take 3 s
+        harness.noted(6, "decide")
+        go.set()
+        assert first.read_response().status == 200
+        assert second.read_response().status == 200
+        assert other.read_exactly(2) == b"lf"
 
 
 def test_a_total_that_a_plugin_used_up_is_told_as_the_plugins(harness: Harness) -> None:
