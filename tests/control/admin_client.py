@@ -92,9 +92,9 @@ def scrape_idle(address: str) -> dict[tuple[str, frozenset[tuple[str, str]]], fl
     """The samples once no request is under way: a request is counted after its response was sent."""
     deadline = time.monotonic() + 60
     while True:
-        samples = scrape(address)
-        if value(samples, "fastgate_requests_active") == 0:
-            return samples
+        if value(scrape(address), "fastgate_requests_active") == 0:
+            # Not that scrape: it may have read other counters before the last request was counted.
+            return scrape(address)
         assert time.monotonic() < deadline, "a request is still under way"
         time.sleep(0.01)
 
