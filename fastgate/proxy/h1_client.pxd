@@ -34,6 +34,7 @@ cdef class ClientConnection(AnswerStream):
     cdef bint in_head
     cdef bint in_body
     cdef bint line_is_http11
+    cdef bytes head                       # what has arrived of the head, from its first byte; None if that byte's place is unknown
     cdef int64_t head_bytes
     cdef int begun                        # requests whose first byte lies in this read
     cdef int64_t chunk_overhead           # bytes of chunked framing since the last body byte

@@ -74,6 +74,7 @@ from fastgate.proxy.forwarding cimport believe, forwarding_lines
 from fastgate.proxy.request_target cimport T_ASTERISK, T_OK, parse_target
 
 from fastgate.errors import REASONS
+from fastgate.proxy.h1_faults import fault_of
 from fastgate.proxy.forwarding import canonical_address
 from fastgate.proxy.proxy_protocol import parse as parse_proxy_header
 
@@ -121,11 +122,11 @@ cdef str ALLOW = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"
 cdef Answer ASTERISK_ANSWER = Answer(200, b"", [("Allow", ALLOW)])
 
 
-# Methods that llhttp parses as HTTP (llhttp 9, HTTP_METHOD_MAP), and PRI, which it rejects explicitly
+# Methods that llhttp parses as HTTP (llhttp 9, HTTP_METHOD_MAP)
 cdef frozenset LLHTTP_METHODS = frozenset((
     b"DELETE", b"GET", b"HEAD", b"POST", b"PUT", b"CONNECT", b"OPTIONS", b"TRACE", b"COPY", b"LOCK", b"MKCOL", b"MOVE", b"PROPFIND",
     b"PROPPATCH", b"SEARCH", b"UNLOCK", b"BIND", b"REBIND", b"UNBIND", b"ACL", b"REPORT", b"MKACTIVITY", b"CHECKOUT", b"MERGE",
-    b"M-SEARCH", b"NOTIFY", b"SUBSCRIBE", b"UNSUBSCRIBE", b"PATCH", b"PURGE", b"MKCALENDAR", b"LINK", b"UNLINK", b"PRI"))
+    b"M-SEARCH", b"NOTIFY", b"SUBSCRIBE", b"UNSUBSCRIBE", b"PATCH", b"PURGE", b"MKCALENDAR", b"LINK", b"UNLINK"))
 
 cdef bytes GET = b"GET"
 cdef bytes POST = b"POST"
@@ -328,6 +329,10 @@ cdef class ClientConnection(AnswerStream):
             self.line_is_http11 = newline != NULL and newline - start > 13 and memcmp(newline - 10, b" HTTP/1.1\r", 10) == 0
         elif receiving is not None:
             receiving.ctx.now_ns = now_ns
+        if self.parsing is None or self.begun_early:
+            self.head = data
+        elif self.head is not None:
+            self.head += data
         if self.in_head:
             self.head_bytes += n
         self.chunk_overhead += n
@@ -477,7 +482,6 @@ cdef class ClientConnection(AnswerStream):
         """Malformed bytes: refuse the request that they belong to."""
         cdef Reason reason
         cdef Exchange parsing = self.parsing
-        message = str(error)
         if parsing is None or self.close_after:
             # Bytes after a request with `Connection: close` are not a request (RFC 9112 §9.6).
             self.close_after = True
@@ -487,18 +491,16 @@ cdef class ClientConnection(AnswerStream):
             reason = BAD_REQUEST_LINE                   # not a token: only this code knows which methods are valid
         elif isinstance(error, HttpParserInvalidURLError):
             reason = BAD_TARGET
-        elif "version" in message.lower() and "after version" not in message:
-            reason = VERSION_NOT_SUPPORTED
-        elif "PRI" in message:
-            reason = VERSION_NOT_SUPPORTED
         elif not self.in_head:
             reason = BAD_FRAMING
-        elif "Content-Length" in message or "Transfer-Encoding" in message:
-            reason = BAD_FRAMING
-        elif self.target is None or "HTTP/" in message or "version" in message:
+        elif self.target is None:
             reason = BAD_REQUEST_LINE
-        else:
+        elif self.head is not None:
+            reason = REASONS[fault_of(self.head)]
+        elif parsing.ctx.headers.count:
             reason = BAD_HEADER
+        else:
+            reason = BAD_REQUEST_LINE if self.parser.get_http_version() in ("1.1", "1.0", "0.9") else VERSION_NOT_SUPPORTED
         if self.in_body:
             self.close_after = True
             if parsing is self.exchange:
@@ -814,6 +816,7 @@ cdef class ClientConnection(AnswerStream):
             return
         exchange = self.parsing
         ctx = exchange.ctx
+        self.head = None
         self.in_head = False
         self.in_body = True
         self.chunk_overhead = 0

@@ -52,6 +52,8 @@ cdef class H1UpstreamStream(UpstreamStream):
     cdef bint counted                       # the body is passed on by length, without the parser
     cdef int64_t body_left
     cdef Headers trailers
+    cdef bint in_trailers                   # the last size of a chunk was 0, or no byte of that chunk has arrived
+    cdef bytes trailer_bytes                # while in_trailers: the earlier reads from that size on
     # Per connection
     cdef int64_t opened_ns
     cdef int64_t released_ns

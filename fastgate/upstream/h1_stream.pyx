@@ -12,6 +12,7 @@ SOURCES  RFC 9112 §7.1 (chunks), §6.3 (body length), §9.6 (close); RFC 9110 �
 """
 
 import logging
+import re
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -71,6 +72,8 @@ cdef enum:
     BULK_BYTES = 32768
 
 cdef bytes OK = b"OK"
+cdef object LAST_CHUNK = re.compile(rb"(?:\A|\n)0+[ \t]*(?:;[^\n]*)?\r\n")
+cdef object LENGTH_LINE = re.compile(rb"\ncontent-length", re.IGNORECASE)
 
 # The loop reads into it, and it is copied immediately afterwards: one for all connections of the process.
 cdef object SCRATCH = memoryview(bytearray(BULK_BYTES))
@@ -123,6 +126,7 @@ cdef class H1UpstreamStream(UpstreamStream):
         self.partial = None
         self.overhead = 0
         self.counted = False
+        self.in_trailers = False
         self.wary = False
         self.reused = self.requests > 0
         self.requests += 1
@@ -379,10 +383,10 @@ cdef class H1UpstreamStream(UpstreamStream):
                     self._fail(INTERNAL)
                 else:
                     self._fail(BAD_RESPONSE)
-        except HttpParserError as error:
+        except HttpParserError:
             if self.state == U_DONE:
                 self.extra_bytes = True
-            elif self.state == U_BODY and self.chunked and "Content-Length" in str(error):
+            elif self.state == U_BODY and self.in_trailers and length_in_trailers(self.trailer_bytes + data):
                 # llhttp refuses Content-Length among the trailers, where it has no meaning (RFC 9110 §6.5.1): the body before it
                 # is complete. The bytes that follow can no longer be framed.
                 self.extra_bytes = True
@@ -390,6 +394,8 @@ cdef class H1UpstreamStream(UpstreamStream):
                 self._end()
             elif self.state != U_CLOSED:
                 self._fail(BAD_RESPONSE)
+        if self.in_trailers:
+            self.trailer_bytes = self.trailer_bytes + data if self.state == U_BODY else b""
         return 0
 
     def head_size(self, bytes data, int earlier):
@@ -633,14 +639,28 @@ cdef class H1UpstreamStream(UpstreamStream):
         self.state = U_DONE
         return self.sink.on_end(self.trailers)
 
+    def on_chunk_header(self):
+        self.in_trailers = True                         # unless bytes follow: the chunk of size 0 is the last
+        self.trailer_bytes = b""
+
     def on_body(self, bytes chunk):
         self.overhead = 0
+        self.in_trailers = False
         if self.state == U_BODY:
             self.sink.on_chunk(chunk)
 
     def on_message_complete(self):
         if self.state == U_BODY:                        # otherwise an interim response
             self._end()
+
+
+cdef bint length_in_trailers(bytes data):
+    """True if Content-Length follows a last chunk, with no empty line between them."""
+    for block in data.split(b"\r\n\r\n"):
+        last = LAST_CHUNK.search(block)
+        if last is not None and LENGTH_LINE.search(block, last.end() - 1) is not None:
+            return True
+    return False
 
 
 class _BadResponse(Exception):

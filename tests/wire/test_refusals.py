@@ -285,8 +285,8 @@ def test_http_0_9_is_refused(wire: Wire) -> None:
     wire.refuses(b"GET /\r\n\r\n", "whole", 400, 505)
 
 
-def test_http_2_preface_is_refused(wire: Wire) -> None:
-    wire.refuses(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "whole", 400, 405, 505)
+def test_http_2_preface_is_505(wire: Wire, delivery: str) -> None:
+    wire.refuses(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", delivery, 505)
 
 
 def test_target_over_the_limit_is_414(wire: Wire, delivery: str) -> None:
