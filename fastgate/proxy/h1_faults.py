@@ -1,7 +1,7 @@
 """What is wrong with the head of a request that the parser rejected.
 
-The parser reports that a head is malformed, and describes the part only in texts that may change. The part decides
-the reason that the client is told and that metrics count. Only rejected requests are read here.
+The parser reports that a head is malformed, and describes the part only in texts that may change. That
+part decides the reason that the client is told and that metrics count. Only rejected requests are read here.
 """
 
 from __future__ import annotations
