@@ -94,6 +94,15 @@ def test_a_switch_is_in_effect_at_once_and_outlives_workers_reloads_and_the_cont
         assert statuses(gateway) == {403}
 
 
+def test_a_policy_that_refuses_everything_can_be_switched_off(tmp_path: Path) -> None:
+    with gateway_with(tmp_path, config(policy("all", "true")), 2) as gateway:
+        assert statuses(gateway) == {403}
+        switch(gateway, "all", 0)
+        assert statuses(gateway) == {200}
+        switch(gateway, "all", 1)
+        assert statuses(gateway) == {403}
+
+
 def test_a_value_of_a_name_that_left_the_config_does_not_come_back_with_it(tmp_path: Path) -> None:
     with gateway_with(tmp_path, config(policy("first"), policy("second")), 2) as gateway:
         switch(gateway, "first", 0)
