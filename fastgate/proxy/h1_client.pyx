@@ -516,6 +516,7 @@ cdef class ClientConnection(AnswerStream):
         cdef RequestContext ctx = parsing.ctx
         self.close_after = True
         self.in_head = False
+        self.head = None
         parsing.early = reason
         if ctx.now_ns == 0:
             ctx.now_ns = monotonic_ns()
