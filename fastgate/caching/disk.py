@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from fastgate._core.cache.envelope import SLOW, look
+from fastgate._core.cache.envelope import SLOW, DiskReader
 from fastgate._core.clock import realtime_ns
 from fastgate._core.hashing import siphash128
 from fastgate._core.shm.epochs import Epochs
@@ -93,7 +93,6 @@ class DiskStore:
         self._open: Opened | None = None
         self._readers = 0
         self._readers_lock = threading.Lock()
-        self._in_loop = False
         self._queue: deque[_Item] = deque()
         self._bytes_in = self._bytes_out = 0
         self._waiting: dict[bytes, list[Callable[[], Any]]] = {}
@@ -108,7 +107,9 @@ class DiskStore:
         self._off_until = 0.0
         self._retry_at = 0.0
         self._events = DiskEvents(metrics)
-        self._hits, self._misses = self._events.counts["hit"], self._events.counts["miss"]
+        self.reader = DiskReader(
+            epochs, self._events.counts["hit"], self._events.counts["miss"], BEFORE, PIECE
+        )
 
     # ── lifecycle
 
@@ -154,30 +155,25 @@ class DiskStore:
 
     def get(self, key: bytes) -> Any:
         """The value of key; None; or LATER, if it is so large that a thread should read it."""
-        # The writer thread closes a file only after it has removed it here and no reader uses it.
-        self._in_loop = True
-        opened = self._open
-        try:
-            if opened is None:
-                return None
-            value = look(opened.env, opened.answers, opened.secret, key, self._epochs, BEFORE, PIECE)
-            if value is SLOW:
-                value = self._read(opened, key, False)
-        finally:
-            self._in_loop = False
-        (self._misses if value is None else self._hits).add()
+        value = self.reader.get(key)
+        if value is SLOW:
+            value = self._read_open(key, False)
+            self._events.count("miss" if value is None else "hit")
         return value
 
     def get_in_thread(self, key: bytes) -> Envelope | None:
         """The value of key, of any size. Blocks on the disk: not for the event loop."""
+        found: Envelope | None = self._read_open(key, True)
+        return found
+
+    def _read_open(self, key: bytes, whole: bool) -> Any:
         with self._readers_lock:
             opened = self._open
             if opened is None:
                 return None
             self._readers += 1
         try:
-            found: Envelope | None = self._read(opened, key, True)
-            return found
+            return self._read(opened, key, whole)
         finally:
             with self._readers_lock:
                 self._readers -= 1
@@ -342,6 +338,8 @@ class DiskStore:
                 self._ready.set()
                 raise
             self._open = opened
+            if opened is not None:
+                self.reader.open(opened.env, opened.answers, opened.secret)
             self._ready.set()
             if opened is None:
                 self._retry_at = now + _OFF_S
@@ -396,9 +394,10 @@ class DiskStore:
         opened = self._open
         with self._readers_lock:
             self._open = None
+        self.reader.close()
         if opened is None:
             return
-        while self._in_loop or self._readers:
+        while self.reader.reading or self._readers:
             time.sleep(0.001)
         self._file.shut(opened)
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from fastgate._core.cache.envelope import DiskReader
 from fastgate._core.cache.http_keys import url_tag
 from fastgate._core.clock import realtime_ns
 from fastgate._core.shm.epochs import Epochs
@@ -86,9 +87,13 @@ class Tiers:
             await asyncio.to_thread(self.disk.close)
 
     @property
-    def has_later(self) -> bool:
-        """Whether get_later may find a response that get_now, just called for the same key, did not."""
-        return self._large is not None or (self.fleet is not None and self.fleet.is_up)
+    def reader(self) -> DiskReader | None:
+        """Reads most responses of the disk tier without a Python frame; None without that tier."""
+        return self.disk.reader if self.disk is not None else None
+
+    def has_later(self, key: bytes) -> bool:
+        """Whether get_later may find a response that get_now, just called for this key, did not."""
+        return self._large == key or (self.fleet is not None and self.fleet.is_up)
 
     def get_now(self, key: bytes) -> bytes | None:
         """The response under key in the disk tier."""
@@ -111,7 +116,7 @@ class Tiers:
             answer = await asyncio.to_thread(self.disk.get_in_thread, key)
             if answer is not None:
                 found, tags = answer.value(), answer.tags
-        elif self.fleet is not None:
+        if found is None and self.fleet is not None:
             envelope = await self.fleet.get(key)
             if envelope is not None:
                 found, tags = envelope.value(), envelope.tags

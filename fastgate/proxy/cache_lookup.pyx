@@ -106,7 +106,7 @@ cdef class CacheLookup(CacheRequest):
             self.key = None
             return self.bypass(b"bypass")
         self.source = store.source
-        if value is None and store.tiers is not None and store.tiers.has_later and self.poll is None:
+        if value is None and store.tiers is not None and self.poll is None and store.tiers.has_later(self.variant):
             self.task = self.request.plane.loop.create_task(self._ask_later())
             return L_WAIT
         return self._judge(<StoredResponse>value)

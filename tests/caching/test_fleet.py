@@ -414,7 +414,7 @@ def test_what_redis_knew_is_on_the_disk_afterwards(redis: RedisServer, tmp_path:
             await until(lambda: b.epochs.applied == b.epochs.sequence)
 
             assert tiers.get_now(b"k") is None
-            assert tiers.has_later
+            assert tiers.has_later(b"k")
             assert await tiers.get_later(b"k") == b"value"
             await until(lambda: tiers.get_now(b"k") == b"value")
             # And a purge of its tag reaches it there.

@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t
 
 from fastgate._core.cache.cache cimport Cache
+from fastgate._core.cache.envelope cimport DiskReader
 from fastgate._core.http.edits cimport Template
 from fastgate._core.shm.epochs cimport Epochs
 from fastgate._core.hashing cimport hash128_t
@@ -40,6 +41,7 @@ cdef class WorkerCache:
     cdef readonly Cache memory
     cdef readonly Epochs epochs
     cdef readonly object tiers
+    cdef DiskReader disk                        # the disk tier's; None without one
     cdef int64_t seen
     cdef dict fills
     cdef dict varies                            # Vary by key
@@ -48,6 +50,7 @@ cdef class WorkerCache:
     cdef readonly int source                    # FROM_* of the last find
     cdef readonly int background                # background revalidations in flight
     cdef Metric purged_fills
+    cdef object below(self, bytes key)
     cdef object get(self, bytes key, int64_t now_ns, int64_t realtime_now_ns)
     cdef object keep(self, bytes key, object blob, int64_t now_ns, int64_t realtime_now_ns, int source)
     cdef Vary known(self, bytes key, Vary vary)

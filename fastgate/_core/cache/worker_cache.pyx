@@ -7,7 +7,7 @@ WHAT     `WorkerCache` looks up a response in the worker's own memory (L1) and i
 STATE    varies: the Vary and the variants of the most recent URLs, bounded in number independently of memory.
          forms: the ways in which routes use a query; forget_forms bounds them whenever a plan is installed.
          memory: `_core/cache`, bounded in bytes. fills: one for each key that is being fetched, so bounded by the requests in
-         flight. tiers: an object with get_now, get_later and put (fastgate/caching/tiers.py), or None.
+         flight. tiers: an object with reader, get_now, get_later and put (fastgate/caching/tiers.py), or None.
 WHO      The worker's loop. Other processes communicate through `epochs` only.
 COST     a lookup in memory is one load (nothing purged) and one hash, about 40 ns.
 """
@@ -22,6 +22,8 @@ from fastgate._core.http.edits cimport Template
 from fastgate._core.hashing cimport hash128_t
 from fastgate._core.cache.http_cache cimport Rules, StoredResponse, Vary, stored_from
 from fastgate._core.shm.metric cimport Metric, metric_add
+
+from fastgate._core.cache.envelope import SLOW
 
 __all__ = ["RESULTS", "Fill", "RouteCache", "WorkerCache"]
 
@@ -62,6 +64,7 @@ cdef class WorkerCache:
         self.memory = memory
         self.epochs = epochs
         self.tiers = tiers
+        self.disk = None if tiers is None else tiers.reader
         self.fills = {}
         self.varies = {}
         self.forms = {}
@@ -80,11 +83,16 @@ cdef class WorkerCache:
                 self.source = FROM_MEMORY
                 return value
         if self.tiers is not None:
-            value = self.tiers.get_now(key)
+            value = self.below(key)
             if value is not None:
                 return self.keep(key, value, now_ns, realtime_now_ns, FROM_DISK)
         self.source = FROM_NOWHERE
         return None
+
+    cdef object below(self, bytes key):
+        """The record of key in the tiers, as far as they can be read without waiting; else None."""
+        cdef object value = SLOW if self.disk is None else self.disk.get(key)
+        return self.tiers.get_now(key) if value is SLOW else value
 
     cdef object keep(self, bytes key, object blob, int64_t now_ns, int64_t realtime_now_ns, int source):
         """Decode a record of a tier, and store the result in memory too; None if it is damaged or empty."""
@@ -126,7 +134,7 @@ cdef class WorkerCache:
         cdef object value
         if self.tiers is None:
             return held
-        value = self.tiers.get_now(key)
+        value = self.below(key)
         if value is None:
             return held
         value = StoredResponse.from_bytes(bytes(value))
