@@ -1,7 +1,7 @@
 """Shares of a LimiterTable: a flood of keys of one rule or source leaves the others room and counts.
 
-The shares hold for almost every secret: with one in 1024 two rules get the same number and count as one. The tests use
-one secret, so that they do not fail by chance.
+The shares hold for almost every secret: with one in 1024 two rules get the same number and count as one. The
+tests use one secret, so that they do not fail by chance.
 """
 
 from __future__ import annotations
@@ -173,6 +173,7 @@ def test_a_flood_by_several_processes_keeps_the_table_whole() -> None:
     in_processes(4, work)
 
     assert table.audit() == []
-    # The processes mix their keys in another order each time; with four flooded rules, one of a hundred others may lose.
+    # The processes mix their keys in another order each time: with four flooded rules, one of a hundred other
+    # keys may be displaced.
     kept = [clients.peek(f"client {number}", 1, NOW).remaining for number in range(100)].count(5)
     assert kept >= 98
