@@ -56,7 +56,7 @@ sanitize: $(VENV)/.dev ## runs the tests of the primitives on a debug build with
 		| tar -cf - -T - | tar -xf - -C build/sanitize
 	@cd build/sanitize && export FASTGATE_DEBUG=1 FASTGATE_SANITIZE=1 && \
 		$(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace && \
-		ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
+		ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
 		$(CURDIR)/$(BIN)/python -m pytest -q tests/core $(ARGS)
 
 docs: $(VENV)/.dev ## generates docs/config.md and docs/plugin-reference.md
