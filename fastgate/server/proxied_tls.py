@@ -57,6 +57,7 @@ class ProxiedTls(asyncio.Protocol):
         if parsed is None:
             return
         self._late.cancel()
+        self._transport.pause_reading()  # until start_tls has installed its protocol, which then reads
         end, _ = parsed
         self._header, hello, self._received = self._received[:end], self._received[end:], b""
         self._handshake = self._loop.create_task(self._secure(hello))

@@ -153,6 +153,27 @@ def test_header_and_request_arrive_however_they_are_cut(tmp_path: Path, run: Run
     run(main())
 
 
+@pytest.mark.parametrize("rounds", range(7))
+def test_a_hello_that_arrives_while_tls_is_being_started_is_not_lost(
+    tmp_path: Path, run: Run, rounds: int
+) -> None:
+    async def main() -> None:
+        async with serving(Authority(tmp_path)) as (recorders, connect):
+            client = await connect()
+            client.writer.write(HEADER)
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            client.writer.write(client.hello())
+
+            await client.call(client.tls.do_handshake)
+            await client.call(lambda: client.tls.write(b"GET / HTTP/1.1\n"))
+            assert await client.call(lambda: client.tls.read(100)) == b"GET / HTTP/1.1\n"
+            await client.close()
+            await asyncio.wait_for(recorders[0].ended, LIMIT_S)
+
+    run(main())
+
+
 @pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", HEADER + b"GET / HTTP/1.1\r\n\r\n", HEADER[:10]])
 def test_what_is_no_header_or_no_tls_is_cut(tmp_path: Path, run: Run, sent: bytes) -> None:
     async def main() -> None:
