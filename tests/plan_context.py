@@ -62,7 +62,9 @@ def run(scenario: Callable[[PlanContext], Awaitable[T]]) -> T:
         try:
             return await asyncio.wait_for(scenario(context), LIMIT_S)
         finally:
-            await asyncio.sleep(0.01)  # closed connections say so at the next turn of the loop
+            # The end of TLS takes an answer of the peer; what failed to connect closes at the next turn.
+            await until(lambda: context.counters.worker_counts(0)["upstream_open"] == 0)
+            await asyncio.sleep(0.01)
             context.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from fastgate._core.cache.envelope import SLOW, DiskReader
+from fastgate._core.cache.envelope import LATER, SLOW, DiskReader
 from fastgate._core.clock import realtime_ns
 from fastgate._core.hashing import siphash128
 from fastgate._core.shm.epochs import Epochs
@@ -53,7 +53,6 @@ _LATER_STORED: Final = 1 << 20  # and joining more than this
 _TAGS_MAX: Final = 255  # as in _core/cache
 _TAG_BYTES: Final = 1024
 
-LATER: Final = object()
 """Result of `get` for a value that should be read in a thread: `get_in_thread`."""
 
 
@@ -156,9 +155,12 @@ class DiskStore:
     def get(self, key: bytes) -> Any:
         """The value of key; None; or LATER, if it is so large that a thread should read it."""
         value = self.reader.get(key)
-        if value is SLOW:
-            value = self._read_open(key, False)
-            self._events.count("miss" if value is None else "hit")
+        return self.get_slow(key) if value is SLOW else value
+
+    def get_slow(self, key: bytes) -> Any:
+        """As `get`, for a key for which `reader` has just returned SLOW."""
+        value = self._read_open(key, False)
+        self._events.count("miss" if value is None else "hit")
         return value
 
     def get_in_thread(self, key: bytes) -> Envelope | None:

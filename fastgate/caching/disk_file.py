@@ -301,7 +301,8 @@ def _boot_id() -> str:
 
 
 def verify(file: str) -> bool:
-    """True if every row of every database of the file can be reached and has the right shape."""
+    """True if every row of every database of the file can be reached and has the right shape, or if the file
+    has another layout: it is replaced when it is opened."""
     import lmdb
 
     try:
@@ -309,6 +310,9 @@ def verify(file: str) -> bool:
     except lmdb.Error:
         return False
     try:
+        with env.begin() as txn:
+            if txn.get(b"layout", db=env.open_db(b"meta", txn, create=False)) != LAYOUT:
+                return True
         databases = [env.open_db(name, create=False) for name in (b"answers", b"order", b"tags")]
         shapes = ((16, 18), (8,), (24,))
         with env.begin() as txn:

@@ -83,7 +83,7 @@ class DiskWriter:
                     self.measure(opened, txn)
                 break
             except self._lmdb.MapFullError:
-                # Enough pages are free, but not in one piece, or not free for two transactions yet.
+                # Enough pages are free, but not yet for two transactions: LMDB reuses them then.
                 if attempt == 7:
                     raise
         self._events.count("stored", stored)

@@ -18,7 +18,7 @@ from fastgate._core.cache.http_keys import url_tag
 from fastgate._core.clock import realtime_ns
 from fastgate._core.shm.epochs import Epochs
 from fastgate._core.shm.metric import MetricTable
-from fastgate.caching.disk import LATER, DiskStore
+from fastgate.caching.disk import DiskStore
 from fastgate.caching.settings import CacheStoreConfig
 from fastgate.state.fleet import BUS_ROLE, SENT, Fleet
 
@@ -34,7 +34,6 @@ class Tiers:
         self._epochs = epochs
         self.disk = disk
         self.fleet = fleet
-        self._large: bytes | None = None  # the key for which get_now returned LATER
 
     @classmethod
     def of(cls, settings: CacheStoreConfig, epochs: Epochs, metrics: MetricTable) -> Tiers | None:
@@ -91,28 +90,28 @@ class Tiers:
         """Reads most responses of the disk tier without a Python frame; None without that tier."""
         return self.disk.reader if self.disk is not None else None
 
-    def has_later(self, key: bytes) -> bool:
-        """Whether get_later may find a response that get_now, just called for this key, did not."""
-        return self._large == key or (self.fleet is not None and self.fleet.is_up)
+    @property
+    def has_later(self) -> bool:
+        """Whether get_later may find a response that is not on the disk."""
+        return self.fleet is not None and self.fleet.is_up
 
-    def get_now(self, key: bytes) -> bytes | None:
-        """The response under key in the disk tier."""
-        self._large = None
-        if self.disk is None:
-            return None
-        found = self.disk.get(key)
-        if found is LATER:
-            self._large = key
-            return None
-        return found  # type: ignore[no-any-return]
+    def get_now(self, key: bytes) -> bytes | object | None:
+        """The response under key in the disk tier; LATER if get_later must read it."""
+        return self.disk.get(key) if self.disk is not None else None
 
-    async def get_later(self, key: bytes) -> bytes | None:
-        """The response under key from the awaited lookups; one that was purged meanwhile is dropped."""
+    def get_slow(self, key: bytes) -> bytes | object | None:
+        """As `get_now`, for a key for which `reader` has just returned SLOW."""
+        return self.disk.get_slow(key) if self.disk is not None else None
+
+    async def get_later(self, key: bytes, is_large: bool = False) -> bytes | None:
+        """The response under key from the awaited lookups; one that was purged meanwhile is dropped.
+
+        is_large: `get_now` returned LATER.
+        """
         sequence = self._epochs.sequence
         found: bytes | None = None
         tags: tuple[bytes, ...] = ()
-        if self._large == key and self.disk is not None:
-            self._large = None
+        if is_large and self.disk is not None:
             answer = await asyncio.to_thread(self.disk.get_in_thread, key)
             if answer is not None:
                 found, tags = answer.value(), answer.tags

@@ -58,6 +58,8 @@ cdef class BackgroundRequest(UpstreamRequest):
         return 0
 
     cdef int set_timer(self, int64_t deadline_ns) except -1:
+        if self.state == X_FINISHED:
+            return 0
         if deadline_ns:
             return self.plane.wheel.arm(self.timer, deadline_ns)
         self.timer.deadline_ns = 0

@@ -106,19 +106,19 @@ cdef class CacheLookup(CacheRequest):
             self.key = None
             return self.bypass(b"bypass")
         self.source = store.source
-        if value is None and store.tiers is not None and self.poll is None and store.tiers.has_later(self.variant):
-            self.task = self.request.plane.loop.create_task(self._ask_later())
+        if value is None and store.tiers is not None and self.poll is None and (store.is_large or store.tiers.has_later):
+            self.task = self.request.plane.loop.create_task(self._ask_later(store.is_large))
             return L_WAIT
         return self._judge(<StoredResponse>value)
 
-    async def _ask_later(self):
-        """Query the asynchronous tier; it has its own time limit."""
+    async def _ask_later(self, is_large):
+        """Query the asynchronous tier, which has its own time limit. is_large: the response is on the disk."""
         cdef WorkerCache store = self.route.store
         cdef RequestContext ctx = self.ctx
         cdef object value
         try:
             for _ in range(2):
-                blob = await store.tiers.get_later(self.variant)
+                blob = await store.tiers.get_later(self.variant, is_large)
                 if self.task is None:
                     return
                 ctx.now_ns = monotonic_ns()
@@ -130,6 +130,7 @@ cdef class CacheLookup(CacheRequest):
                 self.vary = <Vary>value
                 self.variant = self.vary_key(self.vary)
                 value = store.get(self.variant, ctx.now_ns, realtime_ns())
+                is_large = store.is_large
                 if value is not None:
                     break
             if isinstance(value, Vary):

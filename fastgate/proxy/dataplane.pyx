@@ -63,13 +63,18 @@ cdef class DataPlane(Plane):
         atomic_add_relaxed_u64(&self.counts.loop_ticks, 1)
         if stalled:
             atomic_add_relaxed_u64(&self.counts.loop_stalls, 1)
-        self._turn(now_ns, STALL_ROUNDS if stalled else 0)
+        if not self.turn_pending:
+            self._turn(STALL_ROUNDS if stalled else 0)
 
-    def _turn(self, int64_t now_ns, int rounds):
+    def _turn(self, int rounds):
         """Turn the wheel, after so many rounds of the loop."""
-        if rounds:
-            self.loop.call_soon(self._turn, now_ns, rounds - 1)
+        self.turn_pending = rounds > 0
+        if self.turn_pending:
+            self.loop.call_soon(self._turn, rounds - 1)
             return
+        if self.ticker is None:
+            return                                      # closed
+        cdef int64_t now_ns = monotonic_ns()
         try:
             self.wheel.turn(now_ns)
             if self.ticks % 10 == 0:
@@ -194,5 +199,7 @@ cdef class DataPlane(Plane):
 
     def close(self):
         """Stop the ticker and write out the log."""
-        self.ticker.cancel()
+        if self.ticker is not None:
+            self.ticker.cancel()
+            self.ticker = None
         self.log.close()

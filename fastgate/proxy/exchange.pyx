@@ -746,6 +746,8 @@ cdef class Exchange(UpstreamRequest):
     # deadlines
 
     cdef int set_timer(self, int64_t deadline_ns) except -1:
+        if self.state == X_FINISHED:
+            return 0
         if deadline_ns:
             return self.plane.wheel.arm(self.client, deadline_ns)
         self.client.deadline_ns = 0

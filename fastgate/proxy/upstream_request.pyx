@@ -472,7 +472,7 @@ cdef class UpstreamRequest(AttemptOwner):
             return 0
         if self.state == X_WAITING:
             if reason is CONNECT_TIMEOUT:
-                self._log_connect_failed(self.attempt, reason, "the time-out of the route")
+                self._log_connect_failed(self.attempt, reason, "connecting took too long")
             return self._try_again(self.attempt, reason)
         return self.fail(reason)
 

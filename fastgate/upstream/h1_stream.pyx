@@ -645,7 +645,9 @@ cdef class H1UpstreamStream(UpstreamStream):
 
     def on_body(self, bytes chunk):
         self.overhead = 0
-        self.in_trailers = False
+        if self.in_trailers:
+            self.in_trailers = False
+            self.trailer_bytes = b""
         if self.state == U_BODY:
             self.sink.on_chunk(chunk)
 
@@ -655,11 +657,15 @@ cdef class H1UpstreamStream(UpstreamStream):
 
 
 cdef bint length_in_trailers(bytes data):
-    """True if Content-Length follows a last chunk, with no empty line between them."""
+    """True if Content-Length follows a last chunk, with no empty line between them. data: from the read on in which the line of
+    that chunk's size ended; it may have begun in an earlier one."""
+    cdef bint is_first = True
     for block in data.split(b"\r\n\r\n"):
         last = LAST_CHUNK.search(block)
-        if last is not None and LENGTH_LINE.search(block, last.end() - 1) is not None:
+        start = last.end() - 1 if last is not None else block.find(b"\n") if is_first else -1
+        if start >= 0 and LENGTH_LINE.search(block, start) is not None:
             return True
+        is_first = False
     return False
 
 

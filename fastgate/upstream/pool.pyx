@@ -339,7 +339,8 @@ cdef class Target(ConnectionOwner):
         connection.abort()
         self.total -= 1
         atomic_add_relaxed_u64(&upstream.counts.upstream_open, <unsigned long long>-1)
-        if self.waiters:
+        if len(self.waiters) > self.opening:
+            # Else the request for which this connection was opened has given up, and each of the others has one of its own.
             sink = self.waiters.popleft()
             sink.waiting = False
             atomic_add_relaxed_u64(&upstream.counts.upstream_waiting, <unsigned long long>-1)

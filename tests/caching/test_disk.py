@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import resource
@@ -15,12 +16,16 @@ from typing import Any
 
 import pytest
 
+from fastgate._core.cache.envelope import SLOW
+from fastgate._core.hashing import siphash128
 from fastgate._core.shm.epochs import Epochs
 from fastgate._core.shm.metric import MetricTable
 from fastgate._core.shm.shm import SharedMemory
 from fastgate.caching import disk, disk_file, disk_writer
 from fastgate.caching.disk import LATER, DiskStore
 from fastgate.caching.disk_file import DISK_ROLE
+from fastgate.caching.disk_rows import PIECE, PIECE_NUMBER
+from fastgate.caching.tiers import Tiers
 from fastgate.state.envelope import Damaged, open_envelope, seal
 from tests.core.processes import kill, spawn
 
@@ -181,6 +186,51 @@ def test_values_above_a_size_are_compressed_when_that_saves_something() -> None:
 
     assert pressed is not None and pressed.is_compressed and pressed.value() == text
     assert kept is not None and not kept.is_compressed and kept.value() == noise
+
+
+@pytest.mark.parametrize("length", [PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 1, 65536, 65537])
+def test_a_value_of_any_number_of_pieces_is_read_whole(machine: Machine, length: int) -> None:
+    store = machine.store()
+    value = os.urandom(length - len(seal(b"k", b"", (), 0, 0, 1)))
+    put(store, b"k", value)
+    settle(store)
+
+    assert store.get(b"k") == value
+    assert (store.reader.get(b"k") is SLOW) == (length > 65536)
+    assert machine.count("hit") == (1 if length > 65536 else 2)
+
+
+@pytest.mark.parametrize("other", [None, b"short", b"x" * PIECE])
+def test_a_value_with_a_wrong_piece_is_never_served(machine: Machine, other: bytes | None) -> None:
+    store = machine.store()
+    put(store, b"k", os.urandom(20_000))
+    settle(store)
+    opened = store._open
+    assert opened is not None
+    piece = siphash128(b"k", opened.secret) + PIECE_NUMBER.pack(2)
+    with opened.env.begin(write=True) as txn:
+        if other is None:
+            assert txn.delete(piece, db=opened.answers)
+        else:
+            txn.put(piece, other, db=opened.answers)
+
+    assert store.get(b"k") is None
+    assert machine.count("damaged") == 1
+
+
+def test_large_values_that_are_asked_for_together_are_all_found(machine: Machine) -> None:
+    store = machine.store(64 << 20)
+    values = {b"key %d" % number: os.urandom(1_500_000) for number in range(2)}
+    for key, value in values.items():
+        put(store, key, value)
+    settle(store)
+    tiers = Tiers(machine.epochs, store, None)
+
+    async def ask() -> list[bytes | None]:
+        assert [tiers.get_now(key) for key in values] == [LATER, LATER]
+        return list(await asyncio.gather(*(tiers.get_later(key, is_large=True) for key in values)))
+
+    assert asyncio.run(ask()) == list(values.values())
 
 
 def test_a_decompression_makes_no_more_than_was_said() -> None:

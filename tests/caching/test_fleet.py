@@ -18,6 +18,7 @@ import pytest
 from fastgate._core.shm.epochs import Epochs
 from fastgate._core.shm.metric import MetricTable
 from fastgate._core.shm.shm import SharedMemory
+from fastgate.caching.disk import LATER
 from fastgate.caching.tiers import Tiers, purge, settled
 from fastgate.state import fleet as module
 from fastgate.state.fleet import BUS_ROLE, POSITION, SENT, Fleet
@@ -414,7 +415,7 @@ def test_what_redis_knew_is_on_the_disk_afterwards(redis: RedisServer, tmp_path:
             await until(lambda: b.epochs.applied == b.epochs.sequence)
 
             assert tiers.get_now(b"k") is None
-            assert tiers.has_later(b"k")
+            assert tiers.has_later
             assert await tiers.get_later(b"k") == b"value"
             await until(lambda: tiers.get_now(b"k") == b"value")
             # And a purge of its tag reaches it there.
@@ -422,8 +423,8 @@ def test_what_redis_knew_is_on_the_disk_afterwards(redis: RedisServer, tmp_path:
             await until(lambda: tiers.get_now(b"k") is None)
             large = b"large " * 100_000
             tiers.put(b"large", large, (), HOUR, b.epochs.sequence)
-            await until(lambda: tiers.get_now(b"large") is None and tiers._large is not None)
-            assert await tiers.get_later(b"large") == large
+            await until(lambda: tiers.get_now(b"large") is LATER)
+            assert await tiers.get_later(b"large", is_large=True) == large
             assert set(tiers.statistics()) == {"disk", "redis"}
             await tiers.close()
 

@@ -204,6 +204,19 @@ def test_connecting_for_too_long_is_tried_at_the_next_target(harness: Harness) -
         assert get(harness.gateway.port, "/half_deaf/a", method="POST").status == 200
 
 
+def test_one_that_waited_for_too_long_fails_no_other(harness: Harness) -> None:
+    """Each has a connection of its own that is being opened."""
+    limit_s = float(SOON.removesuffix("ms")) / 1000
+    with Client(harness.gateway.port) as first, Client(harness.gateway.port) as second:
+        first.send(request("/deaf/a"))
+        time.sleep(limit_s * 0.7)
+        second.send(request("/deaf/b"))
+        began = time.monotonic()
+        assert first.read_response().status == 504
+        assert second.read_response().status == 504
+        assert time.monotonic() - began > limit_s * 0.9
+
+
 def test_plain_text_where_tls_was_expected_is_502(harness: Harness) -> None:
     def script(peer: Peer) -> None:
         peer.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")

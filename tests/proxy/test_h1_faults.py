@@ -36,6 +36,13 @@ HEADS = {
     "length and coding": (LINE + b"Content-Length: 3\r\nTransfer-Encoding:", "bad_framing"),
     "coding and length": (LINE + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", "bad_framing"),
     "unknown coding": (LINE + b"Transfer-Encoding: gzip\r\nHost: a\r\n\r\n", "bad_framing"),
+    "length beyond 63 bits": (LINE + b"Content-Length: 9223372036854775808\r\n\r\n", "bad_framing"),
+    "length of many digits": (LINE + b"Content-Length: " + b"9" * 30_000 + b"\r\n\r\n", "bad_framing"),
+    # Any part of the pattern that could match blanks twice would take hours here.
+    "many blanks": (LINE + b"X-A: a" + b" \t" * 500_000 + b"b\r\nX B: c\r\n\r\n", "bad_header"),
+    "many blanks before a control character": (LINE + b"X-A:" + b" " * 1_000_000 + b"\0", "bad_header"),
+    "many spaces in the request line": (b"GET /a" + b" " * 1_000_000 + b"x", "bad_request_line"),
+    "many empty lines": (b"\r\n" * 500_000 + b"GET", "bad_request_line"),
     "the first of two faults": (LINE + b"X A: b\r\nContent-Length: x\r\n\r\n", "bad_header"),
 }
 

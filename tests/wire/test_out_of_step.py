@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def test_chunk_extensions_without_end_are_refused(wire: Wire) -> None:
 # Fields that frame
 
 
-@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("cuts", [(), (0,), (1,), (2,), (3,), (6,), (0, 1, 2, 3, 4, 5)], ids=str)
 @pytest.mark.parametrize(
     "trailer",
     [
@@ -241,15 +242,17 @@ def test_chunk_extensions_without_end_are_refused(wire: Wire) -> None:
     ],
 )
 def test_framing_fields_among_trailers_leave_the_response_whole(
-    kept: Wire, trailer: bytes, split: bool
+    kept: Wire, trailer: bytes, cuts: tuple[int, ...]
 ) -> None:
-    pieces = [CHUNKED + b"5\r\nhello\r\n", b"0\r\n" + trailer + b"\r\n\r\n"]
+    before, behind = CHUNKED + b"5\r\nhello\r\n", b"0\r\n" + trailer + b"\r\n\r\n"
+    at = [0, *(len(before) + cut for cut in cuts), len(before + behind)]
+    pieces = [(before + behind)[start:end] for start, end in pairwise(at)]
 
     def script(peer: Peer) -> None:
         if peer.number:
             answer()(peer)
         peer.read_request()
-        for piece in pieces if split else [b"".join(pieces)]:
+        for piece in pieces:
             peer.send(piece)
             time.sleep(0.02)
         answer()(peer)

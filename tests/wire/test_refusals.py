@@ -7,6 +7,7 @@ bare LF).
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -283,6 +284,22 @@ def test_malformed_version_is_refused(wire: Wire, delivery: str, version: str) -
 
 def test_http_0_9_is_refused(wire: Wire) -> None:
     wire.refuses(b"GET /\r\n\r\n", "whole", 400, 505)
+
+
+@pytest.mark.parametrize("value", ["9223372036854775808", "99999999999999999999999"])
+def test_a_length_beyond_63_bits_is_bad_framing(wire: Wire, delivery: str, value: str) -> None:
+    response = wire.refuses(request("/", "POST", f"Content-Length: {value}"), delivery, 400)
+    assert json.loads(response.body)["code"] == "bad_framing"
+
+
+@pytest.mark.parametrize("second", ["Content-Length: 3", "Transfer-Encoding: chunked"])
+def test_two_framings_behind_a_chunked_request_are_bad_framing(wire: Wire, second: str) -> None:
+    wire.upstream.script = echo
+    good = request("/a", "POST", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n0\r\n\r\n"
+    with wire.client() as client:
+        client.send(good + request("/b", "POST", "Content-Length: 3", second) + b"abc")
+        assert client.read_response().body == b"abc"
+        assert json.loads(client.read_response().body)["code"] == "bad_framing"
 
 
 def test_http_2_preface_is_505(wire: Wire, delivery: str) -> None:

@@ -5,9 +5,10 @@ from typing_extensions import Buffer
 from fastgate._core.shm.epochs import Epochs
 from fastgate._core.shm.metric import Metric
 
-__all__ = ["SLOW", "DiskReader", "open_fields", "seal_fields"]
+__all__ = ["LATER", "SLOW", "DiskReader", "open_fields", "seal_fields"]
 
 SLOW: Final[object]
+LATER: Final[object]
 
 @final
 class DiskReader:

@@ -19,7 +19,7 @@ from fastgate._core.shm.epochs cimport Epochs
 from fastgate._core.shm.metric cimport Metric, metric_add
 from fastgate._core.hashing cimport hash128_t, siphash13, siphash_wide
 
-__all__ = ["SLOW", "DiskReader", "open_fields", "seal_fields"]
+__all__ = ["LATER", "SLOW", "DiskReader", "open_fields", "seal_fields"]
 
 cdef enum:
     HEAD = 44
@@ -117,6 +117,8 @@ def open_fields(data, Py_ssize_t skip, bytes key):
 SLOW = object()
 """Result of `DiskReader.get` for all but the common case: an uncompressed value of up to 64 kB. The caller then uses the general
 path."""
+LATER = object()
+"""Result of the general path for a value so large that a thread should read it."""
 
 
 @cython.final
@@ -196,7 +198,7 @@ cdef class DiskReader:
                 at = <const char*>view.buf + self.skip
                 n = view.len - self.skip
                 if length > self.piece:
-                    if length > READ_MOST_BYTES:
+                    if length > READ_MOST_BYTES or <uint8_t>at[13] & COMPRESSED:
                         return SLOW
                     joined = self._join(txn, &hashed, at, n, length)
                     if joined is None:

@@ -48,6 +48,7 @@ cdef class WorkerCache:
     cdef readonly dict forms                    # Rules by their query_form: the ways in which routes use a URL's query
     cdef Metric evicted_variants
     cdef readonly int source                    # FROM_* of the last find
+    cdef bint is_large                          # the last get found a response that only a thread should read
     cdef readonly int background                # background revalidations in flight
     cdef Metric purged_fills
     cdef object below(self, bytes key)

@@ -7,7 +7,7 @@ WHAT     `WorkerCache` looks up a response in the worker's own memory (L1) and i
 STATE    varies: the Vary and the variants of the most recent URLs, bounded in number independently of memory.
          forms: the ways in which routes use a query; forget_forms bounds them whenever a plan is installed.
          memory: `_core/cache`, bounded in bytes. fills: one for each key that is being fetched, so bounded by the requests in
-         flight. tiers: an object with reader, get_now, get_later and put (fastgate/caching/tiers.py), or None.
+         flight. tiers: an object with reader, get_slow, get_later and put (fastgate/caching/tiers.py), or None.
 WHO      The worker's loop. Other processes communicate through `epochs` only.
 COST     a lookup in memory is one load (nothing purged) and one hash, about 40 ns.
 """
@@ -23,7 +23,7 @@ from fastgate._core.hashing cimport hash128_t
 from fastgate._core.cache.http_cache cimport Rules, StoredResponse, Vary, stored_from
 from fastgate._core.shm.metric cimport Metric, metric_add
 
-from fastgate._core.cache.envelope import SLOW
+from fastgate._core.cache.envelope import LATER, SLOW
 
 __all__ = ["RESULTS", "Fill", "RouteCache", "WorkerCache"]
 
@@ -75,6 +75,7 @@ cdef class WorkerCache:
     cdef object get(self, bytes key, int64_t now_ns, int64_t realtime_now_ns):
         """The StoredResponse or Vary of key, or None. `source` tells where it was found."""
         cdef object value
+        self.is_large = False
         if self.memory is not None:
             if self.epochs.c_sequence() != self.seen:
                 self.seen = self.epochs.c_apply(self.memory, self.seen)
@@ -90,9 +91,19 @@ cdef class WorkerCache:
         return None
 
     cdef object below(self, bytes key):
-        """The record of key in the tiers, as far as they can be read without waiting; else None."""
-        cdef object value = SLOW if self.disk is None else self.disk.get(key)
-        return self.tiers.get_now(key) if value is SLOW else value
+        """The record of key in the tiers; None if there is none, or none that can be read without waiting. `is_large` is then set
+        if there is one."""
+        cdef object value
+        self.is_large = False
+        if self.disk is None:
+            return None
+        value = self.disk.get(key)
+        if value is SLOW:
+            value = self.tiers.get_slow(key)
+            if value is LATER:
+                self.is_large = True
+                return None
+        return value
 
     cdef object keep(self, bytes key, object blob, int64_t now_ns, int64_t realtime_now_ns, int source):
         """Decode a record of a tier, and store the result in memory too; None if it is damaged or empty."""

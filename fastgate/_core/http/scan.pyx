@@ -3,7 +3,7 @@
 
 WHAT     One pass over the bytes fills a header table that points into them. It accepts a head only if it is complete in the buffer,
          is HTTP/1.1, and follows the grammar strictly; otherwise it returns 0, and the caller passes the bytes to httptools,
-         which alone decides what is malformed and why. It never accepts what llhttp would reject, nor interprets it
+         which alone decides what is malformed. It never accepts what llhttp would reject, nor interprets it
          differently: tests/core/test_scan.py compares the two on generated and mutated heads.
 STATE    None.
 COST     About 1.2 ns a byte and nothing per field; httptools creates two bytes objects and makes a call for each.

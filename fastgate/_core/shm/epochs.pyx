@@ -160,7 +160,8 @@ cdef class Epochs:
         atomic_fence()
         (<int64_t*>record)[1] = kind | (<int64_t>far << 8) | (<int64_t>n << 16)
         (<int64_t*>record)[2] = realtime_ns()
-        memcpy(record + RECORD_TEXT, text, n)
+        if n:
+            memcpy(record + RECORD_TEXT, text, n)
         atomic_store(<int64_t*>record, count)
         # A read-modify-write, and so a full fence: when the call returns, every other process's next load sees it.
         atomic_add_relaxed(&self.header[AT_HEAD], 1)
