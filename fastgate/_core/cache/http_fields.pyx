@@ -486,7 +486,7 @@ def parse_cache_control(*values):
     cdef dict out = {}
     directives_clear(&d)
     for value in values:
-        directives_read(&d, <bytes>value, len(value), listed)
+        directives_read(&d, <bytes?>value, len(value), listed)
     for name, bit in (("no-store", CC_NO_STORE), ("no-cache", CC_NO_CACHE), ("private", CC_PRIVATE), ("public", CC_PUBLIC),
                       ("must-revalidate", CC_MUST_REVALIDATE), ("proxy-revalidate", CC_PROXY_REVALIDATE),
                       ("immutable", CC_IMMUTABLE), ("must-understand", CC_MUST_UNDERSTAND),

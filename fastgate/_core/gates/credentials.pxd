@@ -29,4 +29,5 @@ cdef class CredentialCache:
     cdef void key_of(self, uint64_t family, const char* data, Py_ssize_t n, hash128_t* out) noexcept
     cdef Identity find(self, const hash128_t* key, int64_t now_ns)
     cdef int keep(self, const hash128_t* key, Identity identity, int64_t until_ns) except -1
+    cdef int resize(self, Py_ssize_t capacity) except -1
     cdef void drop(self, Py_ssize_t place)

@@ -144,7 +144,7 @@ cdef class CredentialCache:
         self.rows[place].until_ns = 0
         self.identities[place] = None
 
-    def resize(self, Py_ssize_t capacity):
+    cdef int resize(self, Py_ssize_t capacity) except -1:
         """Change the number of places, a power of two. Growing splits each set in two, so everything fits; entries that do not fit after
         shrinking are dropped."""
         cdef Py_ssize_t old_capacity = self.capacity, i, j, end
