@@ -25,7 +25,7 @@ from fastgate.control.policies import PolicyResource
 from fastgate.control.runtime import RuntimeResource
 from fastgate.control.secrets import SecretResource
 from fastgate.control.state import State, StateResource
-from fastgate.control.view import ReloadDesk, View
+from fastgate.control.view import ReloadTable, View
 from fastgate.state.channel import ReloadRequest
 
 __all__ = ["build_app"]
@@ -33,7 +33,7 @@ __all__ = ["build_app"]
 
 def build_app(
     view: View,
-    desk: ReloadDesk,
+    reloads: ReloadTable,
     ask_reload: Callable[[ReloadRequest], bool],
     keyring: Keyring,
     state: State,
@@ -43,7 +43,7 @@ def build_app(
     function behind `/api/gateway/explain`, from a row above.
     """
     routes = [
-        *GatewayResource(view, desk, ask_reload).routes(),
+        *GatewayResource(view, reloads, ask_reload).routes(),
         *KeyResource(keyring, view).routes(),
         *ConsumerResource(keyring, view).routes(),
         *LimitResource(keyring, view).routes(),

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from fastgate import __version__
 from fastgate.control.metrics import CONTENT_TYPE, UNMATCHED, exposition
 from fastgate.control.processes import figures_of
-from fastgate.control.view import ReloadDesk, View, iso_time
+from fastgate.control.view import ReloadTable, View, iso_time
 from fastgate.errors import REASONS
 from fastgate.state.channel import ReloadRequest, ReloadResult
 
@@ -34,9 +34,9 @@ class GatewayResource:
     when that is impossible.
     """
 
-    def __init__(self, view: View, desk: ReloadDesk, ask_reload: Callable[[ReloadRequest], bool]) -> None:
+    def __init__(self, view: View, reloads: ReloadTable, ask_reload: Callable[[ReloadRequest], bool]) -> None:
         self._view = view
-        self._desk = desk
+        self._reloads = reloads
         self._ask_reload = ask_reload
         self._metrics = b""
         self._metrics_at = 0.0
@@ -163,7 +163,7 @@ class GatewayResource:
         """200 with the version in use, 422 with every error of the config, 503 when it is stopping."""
         if self._view.phase() != "serving":
             return JSONResponse({"error": "The gateway is stopping"}, 503)
-        request_id, answer = self._desk.open()
+        request_id, answer = self._reloads.open()
         if not self._ask_reload(ReloadRequest(request_id)):
             answer.cancel()
             return JSONResponse({"error": "The supervisor does not respond"}, 503)

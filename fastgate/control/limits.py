@@ -51,8 +51,8 @@ class LimitResource:
     def __init__(self, keyring: Keyring, view: View) -> None:
         self._keyring = keyring
         self._view = view
-        self._desk: ClientLimits | None = None
-        self._desk_version = 0
+        self._limits: ClientLimits | None = None
+        self._limits_version = 0
 
     def routes(self) -> list[Route]:
         return [
@@ -92,7 +92,7 @@ class LimitResource:
     async def reset(self, request: Request) -> Response:
         """Resets the counters. Requests in flight still count against `concurrent`."""
         client = self._client(request)
-        return JSONResponse({**client.told(), "reset": self._limit_desk().reset(**client._asdict())})
+        return JSONResponse({**client.told(), "reset": self._client_limits().reset(**client._asdict())})
 
     async def ban(self, request: Request) -> Response:
         """Bans the client for `for` on every route with a `penalty` by the same."""
@@ -103,27 +103,27 @@ class LimitResource:
             raise Refused(400, "for: expected a duration above 0", path="$.for")
         by, name = self._one(request)
         try:
-            self._limit_desk().ban(name, (ends_ns - now_ns) / 1e9, by)
+            self._client_limits().ban(name, (ends_ns - now_ns) / 1e9, by)
         except RuntimeError as error:
             raise Refused(507, str(error)) from error
-        return JSONResponse({by: name, "banned_s": round(self._limit_desk().banned_s(name, by), 3)})
+        return JSONResponse({by: name, "banned_s": round(self._client_limits().banned_s(name, by), 3)})
 
     async def pardon(self, request: Request) -> Response:
         """Ends a ban and forgets what led to it."""
         by, name = self._one(request)
-        return JSONResponse({by: name, "pardoned": self._limit_desk().pardon(name, by)})
+        return JSONResponse({by: name, "pardoned": self._client_limits().pardon(name, by)})
 
     async def statistics(self, _request: Request) -> Response:
-        return JSONResponse(self._limit_desk().statistics())
+        return JSONResponse(self._client_limits().statistics())
 
     def _row(self, client: _Client) -> dict[str, Any]:
-        desk = self._limit_desk()
-        bans = {by: desk.banned_s(name, by) for by, name in client.told().items()}
+        limits = self._client_limits()
+        bans = {by: limits.banned_s(name, by) for by, name in client.told().items()}
         return {
             **client.told(),
             "tier": client.tier,
             "own_limits": client.limits,
-            "rules": desk.read(**client._asdict()),
+            "rules": limits.read(**client._asdict()),
             "banned_s": {by: round(left_s, 3) for by, left_s in bans.items() if left_s > 0},
         }
 
@@ -161,11 +161,11 @@ class LimitResource:
         assert self._view.config is not None
         return self._view.config
 
-    def _limit_desk(self) -> ClientLimits:
-        if self._desk is None or self._desk_version != self._view.version:
-            self._desk = ClientLimits(self._config(), self._view.memory)
-            self._desk_version = self._view.version
-        return self._desk
+    def _client_limits(self) -> ClientLimits:
+        if self._limits is None or self._limits_version != self._view.version:
+            self._limits = ClientLimits(self._config(), self._view.memory)
+            self._limits_version = self._view.version
+        return self._limits
 
 
 def _asked(request: Request) -> dict[str, str]:

@@ -25,7 +25,7 @@ from fastgate.control.connections import AdminConnection, AdminConnections
 from fastgate.control.explain import Explain
 from fastgate.control.keyring import Keyring
 from fastgate.control.state import State
-from fastgate.control.view import ReloadDesk, View
+from fastgate.control.view import ReloadTable, View
 from fastgate.state.channel import (
     ChannelClosed,
     ConfigInstalled,
@@ -73,7 +73,7 @@ class _Controller:
         self._view.last_reload = orders.last_reload
         blob = _read(orders.config_fd, orders.size)
         self._view.install(blob, orders.version, orders.digest, orders.config_realtime_ns, orders.state)
-        self._desk = ReloadDesk()
+        self._reloads = ReloadTable()
         self._journal = Journal("controller")
         self._descriptors = DescriptorWatch(self._journal)
         self._clock = ClockWatch(orders.table.clock_offset_ns)
@@ -81,9 +81,9 @@ class _Controller:
         self._view.parts["store"] = self._keyring.health
         self._view.pending_changes = self._keyring.pending_changes
         self._view.blockers.append(self._keyring.outage)
-        self._state = State(self._keyring, self._view, self._desk, self._channel.send, start_state)
+        self._state = State(self._keyring, self._view, self._reloads, self._channel.send, start_state)
         self._view.parts["state"] = self._state.health
-        app = build_app(self._view, self._desk, self._channel.send, self._keyring, self._state, explain)
+        app = build_app(self._view, self._reloads, self._channel.send, self._keyring, self._state, explain)
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -157,7 +157,7 @@ class _Controller:
                         self._state.installed()
                     case ReloadResult():
                         self._view.last_reload = message
-                        self._desk.answer(message)
+                        self._reloads.answer(message)
                     case Stop():
                         self._server.should_exit = True
         except ChannelClosed:

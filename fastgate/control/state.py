@@ -25,7 +25,7 @@ from starlette.routing import Route
 from fastgate.control.answers import Refused, iso, read_body
 from fastgate.control.gateway import RELOAD_LIMIT_S, problems_of
 from fastgate.control.keyring import Keyring
-from fastgate.control.view import ReloadDesk, View
+from fastgate.control.view import ReloadTable, View
 from fastgate.state.channel import ReloadRequest, ReloadResult
 from fastgate.state.journal import Journal
 from fastgate.state.store import Store
@@ -58,7 +58,7 @@ class State:
         self,
         keyring: Keyring,
         view: View,
-        desk: ReloadDesk,
+        reloads: ReloadTable,
         ask: Callable[[ReloadRequest], bool],
         chosen: int | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -69,7 +69,7 @@ class State:
         """
         self._keyring = keyring
         self._view = view
-        self._desk = desk
+        self._reloads = reloads
         self._ask = ask
         self._journal = Journal("controller")
         self._lock = asyncio.Lock()
@@ -142,7 +142,7 @@ class State:
             )
 
     async def _reload(self, version: int, base: int) -> ReloadResult:
-        request_id, future = self._desk.open()
+        request_id, future = self._reloads.open()
         if not self._ask(ReloadRequest(request_id, version, base)):
             future.cancel()
             raise Refused(503, "The supervisor does not respond")

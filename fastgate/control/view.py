@@ -21,7 +21,7 @@ from fastgate.state.channel import ReloadResult
 from fastgate.state.host import DRAINING, EMPTY, READY, SERVING, STOPPING, WORKER_STATES, HostTable
 from fastgate.state.memory import HostMemory
 
-__all__ = ["ReloadDesk", "View", "iso_time"]
+__all__ = ["ReloadTable", "View", "iso_time"]
 
 PHASES = {0: "starting", SERVING: "serving", STOPPING: "draining"}
 
@@ -172,7 +172,7 @@ class View:
         return {"status": status, "phase": self.phase(), "components": parts}
 
 
-class ReloadDesk:
+class ReloadTable:
     """Requests reloads from the supervisor and returns to each caller the result of its own."""
 
     def __init__(self) -> None:

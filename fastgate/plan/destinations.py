@@ -19,7 +19,14 @@ from fastgate.upstream.pool import Target, Upstream
 from fastgate.upstream.settings import CredentialConfig, UpstreamConfig
 from fastgate.upstream.tls import upstream_context
 
-__all__ = ["Destinations", "Env", "make_destination", "make_keeper", "make_upstream", "params_of"]
+__all__ = [
+    "Destinations",
+    "Env",
+    "make_destination",
+    "make_provider",
+    "make_upstream",
+    "params_of",
+]
 
 
 class Env(NamedTuple):
@@ -32,11 +39,11 @@ class Env(NamedTuple):
     service: Callable[[str, Any, Callable[[], Any]], Any]
 
 
-def make_keeper(upstream: str, settings: CredentialConfig | str, context: PlanContext) -> Any:
+def make_provider(upstream: str, settings: CredentialConfig | str, context: PlanContext) -> Any:
     assert not isinstance(settings, str), "the config check replaces the name by the settings"
-    from fastgate.upstream.credentials import Keeper  # imports an HTTP client, so only if needed
+    from fastgate.upstream.credentials import CredentialProvider  # imports an HTTP client, so only if needed
 
-    return Keeper(upstream, settings, context)
+    return CredentialProvider(upstream, settings, context)
 
 
 def make_upstream(name: str, config: UpstreamConfig, context: PlanContext) -> Upstream:

@@ -29,7 +29,7 @@ from fastgate.plan.destinations import (
     Destinations,
     Env,
     make_destination,
-    make_keeper,
+    make_provider,
     make_upstream,
     params_of,
 )
@@ -83,12 +83,12 @@ def _steps(config: Config, context: PlanContext, previous: Plan | None) -> Itera
         else:
             upstreams[name] = make_upstream(name, settings, context)
         if settings.credentials is not None:
-            keeper = services.get(
+            provider = services.get(
                 "credentials",
                 (name, settings.credentials),
-                partial(make_keeper, name, settings.credentials, context),
+                partial(make_provider, name, settings.credentials, context),
             )
-            upstreams[name].credential = keeper.credential
+            upstreams[name].credential = provider.credential
         yield None
     services.settle()
     plugins = Plugins(previous, changes)

@@ -16,7 +16,7 @@ from typing import Any
 from fastgate.server.loader import LoadedConfig
 from fastgate.server.reload import CannotStage, NoRoomYet
 from fastgate.server.sockets import Listener, Listeners
-from fastgate.server.worker_pool import Crew, Generation, NoSeat, Worker
+from fastgate.server.worker_pool import Generation, NoSeat, Worker, WorkerPool
 from fastgate.state.channel import Problem
 from fastgate.state.host import READY, HostTable
 
@@ -28,7 +28,7 @@ class Staging:
 
     def __init__(
         self,
-        crew: Crew,
+        pool: WorkerPool,
         table: HostTable,
         listeners: Listeners,
         map_memory: Callable[[int, Any], None],
@@ -37,7 +37,7 @@ class Staging:
         """`map_memory(workers, sizes)` is called before the first fork and may raise OSError or
         MemoryError. `assign(config)` is called before a worker builds the plan of this config and may
         raise CannotStage."""
-        self._crew = crew
+        self._pool = pool
         self._table = table
         self._listeners = listeners
         self._map_memory = map_memory
@@ -55,7 +55,7 @@ class Staging:
             if current is not None and current.config.topology.generation_key == (
                 config.topology.generation_key
             ):
-                members = list(self._crew.members(current))
+                members = list(self._pool.members(current))
                 # Without a serving worker the hot reload could not verify that the plan can be built: workers
                 # forked with the new config can.
                 if any(worker.state == READY for worker in members):
@@ -70,7 +70,7 @@ class Staging:
         """See Effects.restaff."""
         assert self.generation is not None
         try:
-            worker = self._crew.spawn(self.generation, dead.slot)
+            worker = self._pool.spawn(self.generation, dead.slot)
         except NoSeat:
             raise CannotStage(Problem(text="too many workers are still draining")) from None
         except OSError as error:
@@ -116,7 +116,7 @@ class Staging:
         self.generation = Generation(number, config, listeners, topology.workers)
         try:
             for slot in range(topology.workers):
-                self.generation.workers[slot] = self._crew.spawn(self.generation, slot)
+                self.generation.workers[slot] = self._pool.spawn(self.generation, slot)
         except NoSeat:
             raise NoRoomYet(Problem(text="too many workers are still draining", path="$.workers")) from None
         except OSError as error:

@@ -31,7 +31,7 @@ from fastgate.server.service_manager import tell_service_manager
 from fastgate.server.sockets import Listeners, refuse_new
 from fastgate.server.staging import Staging
 from fastgate.server.worker import WorkerOrders
-from fastgate.server.worker_pool import Crew, Generation, NoSeat, Worker
+from fastgate.server.worker_pool import Generation, NoSeat, Worker, WorkerPool
 from fastgate.state.channel import (
     Closed,
     ControllerOrders,
@@ -105,10 +105,10 @@ class Supervisor:
         self.loader = Loader(
             self.reactor, self.journal, read_config, self.reload.loaded, self.reload.not_loaded
         )
-        self.crew = Crew(self.reactor, self.table, self.journal, work, self._heard, hang_limit_ns)
+        self.pool = WorkerPool(self.reactor, self.table, self.journal, work, self._heard, hang_limit_ns)
         self.controller = Controller(self.reactor, self.table, self.journal, control, self._asked)
         self._old: list[Generation] = []  # to be drained when the current generation is complete
-        self._staging = Staging(self.crew, self.table, self.listeners, self.map_memory, self._assign)
+        self._staging = Staging(self.pool, self.table, self.listeners, self.map_memory, self._assign)
         self._released = (0, 0)  # the oldest and the newest plan in use when runtime values were last freed
         self._memory = memory
         self._map_host = map_host
@@ -160,7 +160,7 @@ class Supervisor:
         room = (len(memoryview(self._memory)) - HostTable.size(0)) // (HostTable.size(1) - HostTable.size(0))
         seats = min(room, max(SEATS_LEAST, SEATS_PER_WORKER * max(workers, len(os.sched_getaffinity(0)))))
         self.table.add_seats(self._memory, seats)
-        self.crew.memory = self.controller.memory = self._map_host(seats, sizes)
+        self.pool.memory = self.controller.memory = self._map_host(seats, sizes)
 
     # ---- runtime values
 
@@ -168,14 +168,14 @@ class Supervisor:
         """Assigns slots in the runtime table to the names that this config's plan reads. Raises
         CannotStage."""
         names = config.topology.runtime_names
-        runtime = getattr(self.crew.memory, "runtime", None)  # the memory of tests may have no such part
+        runtime = getattr(self.pool.memory, "runtime", None)  # the memory of tests may have no such part
         if runtime is None:
             return
         self._released = (0, 0)
         try:
             runtime.assign(names, config.version)
         except RuntimeTableFull as error:
-            self.crew.memory.metrics.counter("fastgate_runtime_table_full_total").add()
+            self.pool.memory.metrics.counter("fastgate_runtime_table_full_total").add()
             problem = Problem(
                 text=f"$.memory.runtime_slots: {error}",
                 path="$.memory.runtime_slots",
@@ -187,11 +187,11 @@ class Supervisor:
 
     def _release(self) -> None:
         """Frees the runtime values that no current plan reads. Deferred while one is being written."""
-        runtime = getattr(self.crew.memory, "runtime", None)
+        runtime = getattr(self.pool.memory, "runtime", None)
         if runtime is None or not self.reload.version:
             return
         in_use = [self.reload.version, self.reload.attempted]
-        for worker in self.crew.workers.values():
+        for worker in self.pool.workers.values():
             in_use += (worker.seat.oldest_version, worker.seat.config_version, worker.building)
         versions = [version for version in in_use if version]
         bounds = (min(versions), max(versions))
@@ -211,8 +211,8 @@ class Supervisor:
         elif number == signal.SIGHUP:
             self.request_reload([])
         elif number == signal.SIGUSR1:
-            for worker in list(self.crew.workers.values()):
-                self.crew.tell(worker, ReopenLogs())
+            for worker in list(self.pool.workers.values()):
+                self.pool.tell(worker, ReopenLogs())
         elif self.table.phase != STOPPING:
             self._stop(number.name)
         elif number == signal.SIGINT:
@@ -239,7 +239,7 @@ class Supervisor:
         self._ticked_ns = now_ns
         # A late tick means that this process was stopped or the machine suspended, and its children with it.
         if not is_late:
-            self.crew.kill_hung(now_ns)
+            self.pool.kill_hung(now_ns)
             self.controller.kill_hung(now_ns, self._hang_limit_ns)
 
     def _watch(self, config: LoadedConfig) -> None:
@@ -306,17 +306,17 @@ class Supervisor:
         self._staging.undo()
 
     def may_get_room(self) -> bool:
-        return any(worker.state == DRAINING for worker in self.crew.workers.values())
+        return any(worker.state == DRAINING for worker in self.pool.workers.values())
 
     def members(self) -> list[Worker]:
-        return list(self.crew.members(self.generation)) if self.generation is not None else []
+        return list(self.pool.members(self.generation)) if self.generation is not None else []
 
     def slots(self) -> int:
         generation = self._staging.generation or self.generation
         return generation.slots if generation is not None else 1
 
     def send(self, worker: Worker, message: Message, config: LoadedConfig | None = None) -> None:
-        self.crew.tell(worker, message, config.fd if config is not None else None)
+        self.pool.tell(worker, message, config.fd if config is not None else None)
 
     def adopt(self, config: LoadedConfig) -> None:
         """Makes this the current config, also for workers forked later."""
@@ -340,7 +340,7 @@ class Supervisor:
         assert generation is not None
         return generation.is_complete() and all(
             worker.serving == generation.config.version
-            for worker in self.crew.workers.values()
+            for worker in self.pool.workers.values()
             if worker.accepts
         )
 
@@ -417,8 +417,8 @@ class Supervisor:
         limit_ns = old.config.topology.drain_timeout_ns
         for index in closing:
             refuse_new(old.listeners[index].sockets)
-        for worker in [worker for worker in self.crew.workers.values() if worker.generation is old]:
-            self.crew.drain(worker, limit_ns, closing)
+        for worker in [worker for worker in self.pool.workers.values() if worker.generation is old]:
+            self.pool.drain(worker, limit_ns, closing)
         for index in closing:
             old.listeners[index].close()
         old.config.close()
@@ -430,9 +430,9 @@ class Supervisor:
             case Prepared():
                 self.reload.prepared(worker, message.version, message.problems)
             case Ready():
-                self.crew.ready(worker, message.version)
+                self.pool.ready(worker, message.version)
                 if worker.replaces is not None:
-                    self.crew.drain(worker.replaces, self._drain_limit_ns(), [])
+                    self.pool.drain(worker.replaces, self._drain_limit_ns(), [])
                     worker.replaces = None
                 self._retire_old_generations()
                 self.reload.ready(worker, message.version)
@@ -459,7 +459,7 @@ class Supervisor:
         if not is_wanted or generation.workers.get(slot) not in (None, replaces):
             return
         try:
-            worker = self.crew.spawn(generation, slot)
+            worker = self.pool.spawn(generation, slot)
         except (NoSeat, OSError) as error:
             self.journal.warning("cannot fork a worker yet", slot=slot, problem=repr(error))
             self.reactor.after(RETRY_NS, lambda: self._fill(generation, slot, replaces))
@@ -478,7 +478,7 @@ class Supervisor:
             status = os.waitstatus_to_exitcode(raw)
             if pid == self.controller.pid:
                 self.controller.gone(status)
-            elif (worker := self.crew.reaped(pid)) is not None:
+            elif (worker := self.pool.reaped(pid)) is not None:
                 self._worker_gone(worker, status)
             else:
                 self.loader.gone(pid, status)
@@ -500,13 +500,13 @@ class Supervisor:
         if generation.workers.get(worker.slot) is not None:
             return  # it was to be replaced, and has been
         self.table.worker_restarts += 1
-        pause_ns = self.crew.restart_pause_ns(worker)
+        pause_ns = self.pool.restart_pause_ns(worker)
         pause_ms = pause_ns // 1_000_000
         self.journal.warning(
             "worker died", worker=worker.pid, slot=worker.slot, status=how, restart_in_ms=pause_ms
         )
         if pause_ns:
-            self.crew.lend(generation, worker.slot)
+            self.pool.lend(generation, worker.slot)
             self.reactor.after(pause_ns, lambda: self._fill(generation, worker.slot, worker.replaces))
         else:
             self._fill(generation, worker.slot, worker.replaces)
@@ -544,15 +544,15 @@ class Supervisor:
         self.reload.stop()
         for listener in self.listeners:
             refuse_new(listener.sockets)
-        for worker in list(self.crew.workers.values()):
-            self.crew.drain(worker, limit_ns, range(len(worker.generation.listeners)))
+        for worker in list(self.pool.workers.values()):
+            self.pool.drain(worker, limit_ns, range(len(worker.generation.listeners)))
         for listener in self.listeners:
             listener.close()
         self._stop_further()
 
     def _stop_further(self) -> None:
         """Stops the controller last, so that `/ready` and `/metrics` report the drain; then this process."""
-        if self.crew.workers:
+        if self.pool.workers:
             return
         if self.controller.pid:
             self.controller.stop()
@@ -562,7 +562,7 @@ class Supervisor:
 
     def _kill_all(self) -> None:
         self._status = 1
-        for worker in self.crew.workers.values():
+        for worker in self.pool.workers.values():
             worker.kill()
         self.controller.kill()
         self._stop_further()

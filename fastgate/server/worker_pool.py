@@ -26,7 +26,7 @@ from fastgate.state.channel import Channel, ChannelClosed, Drain, Lend, Message,
 from fastgate.state.host import DRAINING, READY, STARTING, HostTable, Seat
 from fastgate.state.journal import Journal
 
-__all__ = ["Crew", "Generation", "NoSeat", "Worker"]
+__all__ = ["Generation", "NoSeat", "Worker", "WorkerPool"]
 
 YOUNG_NS = 1_000_000_000
 """A worker that accepted for this long had started properly: its death is not counted as a failed start."""
@@ -116,7 +116,7 @@ class Worker:
             os.kill(self.pid, signal.SIGKILL)
 
 
-class Crew:
+class WorkerPool:
     """Every worker of every generation that still lives."""
 
     def __init__(

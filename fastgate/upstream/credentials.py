@@ -1,9 +1,9 @@
 """Upstream credentials: their sources and their renewal.
 
-A `Keeper` owns one upstream's `Credential` (the ready bytes, `credential.pyx`) and puts values into it:
-from the environment, a file, a command, the store, or an OAuth 2.0 token endpoint. It is a service of the
-plan, so it starts and ends with the plan, and survives reloads that do not change it. Each worker has its
-own.
+A `CredentialProvider` owns one upstream's `Credential` (the ready bytes, `credential.pyx`) and puts values
+into it: from the environment, a file, a command, the store, or an OAuth 2.0 token endpoint. It is a service
+of the plan, so it starts and ends with the plan, and survives reloads that do not change it. Each worker
+has its own.
 
 A source that fails is retried after 1 s, 2 s, 4 s … up to 30 s, and logged at most once in 10 s. The last
 good value is used for `keep` (a token until it expires); then requests are refused with
@@ -32,7 +32,7 @@ from fastgate.upstream.credential import Credential
 from fastgate.upstream.fetch import Fetcher, FetchError, check_url
 from fastgate.upstream.settings import CredentialConfig, OauthConfig, SecretSource
 
-__all__ = ["Keeper", "SourceError", "check_credential", "source_of"]
+__all__ = ["CredentialProvider", "SourceError", "check_credential", "source_of"]
 
 log = logging.getLogger("fastgate")
 
@@ -76,7 +76,7 @@ def source_of(settings: SecretSource) -> str:
     return f"store {settings.store}"
 
 
-class Keeper:
+class CredentialProvider:
     """Provides and renews one upstream's credential."""
 
     def __init__(self, upstream: str, settings: CredentialConfig, around: Any) -> None:

@@ -21,7 +21,7 @@ from fastgate.config.load import check
 from fastgate.control.answers import Refused
 from fastgate.control.keyring import Keyring
 from fastgate.control.state import MOST_RETRY_S, State
-from fastgate.control.view import ReloadDesk, View
+from fastgate.control.view import ReloadTable, View
 from fastgate.state.channel import Problem, ReloadRequest, ReloadResult
 from fastgate.state.host import HostTable
 from fastgate.state.journal import Journal
@@ -44,7 +44,7 @@ class Harness:
         self.keyring = Keyring(self.memory, Journal("test", os.open(os.devnull, os.O_WRONLY)))
         self.view = View(HostTable(SharedMemory(HostTable.size(1)), 1), self.memory)
         self.view.config = config
-        self.desk = ReloadDesk()
+        self.reloads = ReloadTable()
         self.now_s = 100.0
         self.problems: list[Problem] = []
         self.is_deaf = False
@@ -54,7 +54,7 @@ class Harness:
 
     def controller(self, chosen: int | None = None) -> State:
         """Another one, which knows nothing of what the one before has done."""
-        self.state = State(self.keyring, self.view, self.desk, self.ask, chosen, lambda: self.now_s)
+        self.state = State(self.keyring, self.view, self.reloads, self.ask, chosen, lambda: self.now_s)
         return self.state
 
     def ask(self, request: ReloadRequest) -> bool:
@@ -67,7 +67,7 @@ class Harness:
             self.before_commit()
             self.install(request.state)
         result = ReloadResult(request.id, is_applied, 1, "hot", 1, self.problems, len(self.problems))
-        asyncio.get_running_loop().call_soon(self.desk.answer, result)
+        asyncio.get_running_loop().call_soon(self.reloads.answer, result)
         return True
 
     def install(self, version: int) -> None:

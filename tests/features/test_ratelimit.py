@@ -295,24 +295,24 @@ def test_a_claim_names_the_tier() -> None:
 # --- one client, from outside
 
 
-def desk(memory: HostMemory, **config: Any) -> ClientLimits:
+def client_limits(memory: HostMemory, **config: Any) -> ClientLimits:
     checked, errors = check(json.dumps({"routes": [{"path": "/*", "respond": "ok"}], **config}), "json")
     assert checked is not None, errors
     return ClientLimits(checked, memory)
 
 
 def test_a_tier_nobody_defined_is_free() -> None:
-    rows = desk(HostMemory.private()).read(consumer="acme", tier="nonsense")
+    rows = client_limits(HostMemory.private()).read(consumer="acme", tier="nonsense")
 
     assert [limit["limit"] for limit in rows[0]["limits"]] == [20, 60, 1000, 10_000, 1000.0, 2]
 
 
-def test_the_desk_reads_and_resets_what_a_gateway_counted() -> None:
+def test_client_limits_reads_and_resets_what_a_gateway_counted() -> None:
     memory = HostMemory.private()
     root = {"limits": {"per_minute": 10, "by": "ip"}, "tiers": {"free": {"per_day": 5}}}
     own = {"per_hour": 50}
     routes = [{"name": "main", "path": "/*", "respond": "ok", "limits": {"per_hour": 7, "by": ["consumer"]}}]
-    looking = desk(memory, **root, routes=routes)
+    looking = client_limits(memory, **root, routes=routes)
     for _, _, rule, parts in looking._rules("acme", "free", own, None, "10.0.0.1"):
         for _ in range(3):
             assert rule.decide(parts)[0]
@@ -332,7 +332,7 @@ def test_the_desk_reads_and_resets_what_a_gateway_counted() -> None:
 
 
 def test_bans_by_hand() -> None:
-    looking = desk(HostMemory.private())
+    looking = client_limits(HostMemory.private())
 
     looking.ban("10.0.0.1", 90 * 86_400)
     looking.ban("acme", 60, by="consumer")

@@ -266,6 +266,7 @@ def test_explain_shows_a_mask(tmp_path: Path) -> None:
     path.write_text(
         json.dumps(
             {
+                "admin": {"listen": "off"},  # a gateway that happens to run on this machine would answer
                 "upstreams": {"u": {"targets": "http://127.0.0.1:9", "credentials": {"env": "TEST_SECRET"}}},
                 "routes": [{"path": "/*", "upstream": "u"}],
             }
