@@ -86,6 +86,6 @@ def _check(make: Callable[[], Any], path: Path, report: Report) -> None:
     try:
         make()
     except ValueError as error:
-        report(path, "another value", str(error), "")
+        report(path, "one that cannot be used", str(error), "")
     except OSError as error:
         report(path, f'"{error.filename}"', "a file that can be read", (error.strerror or "").lower())

@@ -19,6 +19,7 @@ from fastgate.control.answers import Refused, iso, number_argument, read_body
 from fastgate.control.keyring import Keyring
 from fastgate.control.view import View
 from fastgate.features.policy.check import check_policy
+from fastgate.features.policy.gate import switch_name
 from fastgate.features.policy.language import language
 from fastgate.features.policy.settings import PolicyConfig
 from fastgate.features.policy.violations import ViolationLog
@@ -54,13 +55,20 @@ class PolicyResource:
         policies, version = self._at_run_time()
         replaced = {policy.name for policy in policies}
         config = self._view.config
-        rows = [{**_told(policy), "set_by": "api", "in_force": True} for policy in policies]
+        own = {policy.name for policy in config.policies} if config is not None else set()
+
+        def row(policy: PolicyConfig, **more: Any) -> dict[str, Any]:
+            off = policy.name in own and self._is_off(policy.name)
+            return {**_told(policy), **more, "in_force": more["in_force"] and not off, "switched_off": off}
+
+        rows = [row(policy, set_by="api", in_force=True) for policy in policies]
         for policy in config.policies if config is not None else ():
-            rows.append({**_told(policy), "set_by": "config", "in_force": policy.name not in replaced})
+            rows.append(row(policy, set_by="config", in_force=policy.name not in replaced))
         for route in config.each_route() if config is not None else ():
-            for own in route.policies:
-                if isinstance(own, PolicyConfig):
-                    rows.append({**_told(own), "set_by": "route", "route": route.name, "in_force": True})
+            for item in route.policies:
+                if isinstance(item, PolicyConfig):
+                    more = {"set_by": "route", "route": route.name, "in_force": True, "switched_off": False}
+                    rows.append({**_told(item), **more})
         return JSONResponse({"version": version, "policies": rows})
 
     async def put(self, request: Request) -> Response:
@@ -81,6 +89,13 @@ class PolicyResource:
             row = msgspec.structs.asdict(violation)
             rows.append({"number": number, "time": iso(row.pop("realtime_ns")), **row})
         return JSONResponse({"total": self._log.total, "violations": rows})
+
+    def _is_off(self, policy: str) -> bool:
+        """True while the switch of a root policy in the runtime table is 0."""
+        try:
+            return self._view.memory.runtime.get(switch_name(policy)) == 0
+        except LookupError:  # no plan with this policy is in use yet
+            return False
 
     def _at_run_time(self) -> tuple[tuple[PolicyConfig, ...], int]:
         stored = self._keyring.document(DOCUMENT)

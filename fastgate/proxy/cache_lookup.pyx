@@ -106,7 +106,8 @@ cdef class CacheLookup(CacheRequest):
             self.key = None
             return self.bypass(b"bypass")
         self.source = store.source
-        if value is None and store.tiers is not None and self.poll is None and (store.is_large or store.tiers.has_later):
+        if value is None and store.tiers is not None and (store.is_large or self.poll is None and store.tiers.has_later):
+            self.waiting = False                        # for the response that another worker has just stored, if it did
             self.task = self.request.plane.loop.create_task(self._ask_later(store.is_large))
             return L_WAIT
         return self._judge(<StoredResponse>value)

@@ -33,9 +33,11 @@ log = logging.getLogger("fastgate")
 cdef double CLOSE_S = 60.0              # a tunnel of an old plan may stay open for days: its plugins are closed after this time
 cdef int64_t STALL_NS = 200_000_000     # between two ticks of 20 ms: something blocked the worker, or it got no CPU
 
+# After that, the wheel is turned later, once: by the length of the pause, and at most by this. Data that upstreams and clients sent
+# while the worker was blocked, and handshakes that it interrupted, must not be taken for missing. The rounds of the loop are for
+# another block meanwhile: a loop runs its timers before it reads its sockets.
+cdef double STALL_GRACE_S = 1.0
 cdef enum:
-    # Rounds of the loop before the wheel is turned after that. A loop runs its timers before it reads its sockets; data that
-    # upstreams and clients sent in the meantime, and connections that were accepted, must not be taken for missing.
     STALL_ROUNDS = 4
 
 
@@ -56,15 +58,19 @@ cdef class DataPlane(Plane):
 
     def _tick(self):
         cdef int64_t now_ns = monotonic_ns()
-        cdef bint stalled = now_ns - self.turned_ns >= STALL_NS
+        cdef int64_t paused_ns = now_ns - self.turned_ns
+        cdef bint stalled = paused_ns >= STALL_NS
         self.turned_ns = now_ns
         self.ticker = self.loop.call_later(0.02, self._tick)
         self.ticks += 1
         atomic_add_relaxed_u64(&self.counts.loop_ticks, 1)
         if stalled:
             atomic_add_relaxed_u64(&self.counts.loop_stalls, 1)
-        if not self.turn_pending:
-            self._turn(STALL_ROUNDS if stalled else 0)
+        if stalled and not self.turn_pending:
+            self.turn_pending = True
+            self.loop.call_later(min(paused_ns / 1e9, STALL_GRACE_S), self._turn, STALL_ROUNDS)
+        elif not self.turn_pending:
+            self._turn(0)
 
     def _turn(self, int rounds):
         """Turn the wheel, after so many rounds of the loop."""

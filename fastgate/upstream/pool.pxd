@@ -42,7 +42,8 @@ cdef class Target(ConnectionOwner):
     cdef ResponseSink _next_waiter(self)
     cdef int _say_limited(self) except -1
     cdef int _hand_over(self, H1UpstreamStream connection, int64_t now_ns) except -1
-    cdef int _open(self) except -1
+    cdef int _open_for_queue(self) except -1
+    cdef int _open(self, ResponseSink sink) except -1
     cdef bint _is_too_old(self, H1UpstreamStream connection, int64_t now_ns) noexcept
 
 cdef class Upstream:

@@ -129,7 +129,7 @@ cdef class Target(ConnectionOwner):
         self.waiters.append(sink)
         atomic_add_relaxed_u64(&upstream.counts.upstream_waiting, 1)
         if may_open:
-            self._open()
+            self._open(sink)
             return A_OPENING
         return A_QUEUED
 
@@ -278,23 +278,27 @@ cdef class Target(ConnectionOwner):
             if PyList_GET_ITEM(self.idle, i) == <PyObject*>connection:
                 del self.idle[i]
                 break
-        if len(self.waiters) > self.opening and self._may_open():
-            self._open()
+        self._open_for_queue()
         return 0
 
-    cdef int _open(self) except -1:
+    cdef int _open_for_queue(self) except -1:
+        """Open a connection for the first waiting request for which none is being opened, if the bounds allow."""
+        if len(self.waiters) > self.opening and self._may_open():
+            self._open(<ResponseSink>self.waiters[self.opening])
+        return 0
+
+    cdef int _open(self, ResponseSink sink) except -1:
+        """Open a connection for sink: if that fails, sink fails. If it succeeds, the request that has waited longest gets it."""
         self.total += 1
         self.opening += 1
         atomic_add_relaxed_u64(&self.upstream.counts.upstream_open, 1)
-        task = self.upstream.loop.create_task(self._opened())
+        task = self.upstream.loop.create_task(self._opened(sink))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return 0
 
-    async def _opened(self):
-        """Open one connection and give it to the request that has waited longest."""
+    async def _opened(self, ResponseSink sink):
         cdef H1UpstreamStream connection = H1UpstreamStream(self, self.upstream.wheel, self.upstream.out)
-        cdef ResponseSink sink
         cdef Reason reason = None
         cdef Upstream upstream = self.upstream
         detail = ""
@@ -339,14 +343,10 @@ cdef class Target(ConnectionOwner):
         connection.abort()
         self.total -= 1
         atomic_add_relaxed_u64(&upstream.counts.upstream_open, <unsigned long long>-1)
-        if len(self.waiters) > self.opening:
-            # Else the request for which this connection was opened has given up, and each of the others has one of its own.
-            sink = self.waiters.popleft()
-            sink.waiting = False
-            atomic_add_relaxed_u64(&upstream.counts.upstream_waiting, <unsigned long long>-1)
+        if sink.waiting:                                # else it has given up, or was given another connection
+            self.forget(sink)
             sink.on_connect_failed(reason, detail)
-        if len(self.waiters) > self.opening and self._may_open():
-            self._open()
+        self._open_for_queue()
 
     def __repr__(self):
         return f"Target({self.url}, total={self.total}, opening={self.opening}, idle={len(self.idle)}, waiting={len(self.waiters)})"

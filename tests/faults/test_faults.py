@@ -217,6 +217,31 @@ def test_one_that_waited_for_too_long_fails_no_other(harness: Harness) -> None:
         assert time.monotonic() - began > limit_s * 0.9
 
 
+def test_a_connection_that_is_opened_for_one_that_left_fails_no_other() -> None:
+    with deaf_listener() as deaf:
+        upstream = {
+            "targets": [f"http://127.0.0.1:{deaf}"],
+            "timeouts": {"connect": "1s"},
+            "pool": {"max_connections": 1},
+        }
+        config = {"upstreams": {"deaf": upstream}, "routes": [{"path": "/*", "upstream": "deaf"}]}
+        with Gateway(config) as gateway:
+            with Client(gateway.port) as first:
+                first.send(request("/a"))
+                until(lambda: connections(gateway) == 1, "the first is connecting")
+                time.sleep(0.6)
+                first.reset()
+            with Client(gateway.port) as second:
+                second.send(request("/b"))
+                began = time.monotonic()
+                assert second.read_response().status == 504
+                assert time.monotonic() - began > 0.9
+
+
+def connections(gateway: Gateway) -> float:
+    return value(scrape(gateway.admin), "fastgate_upstream_connections")
+
+
 def test_plain_text_where_tls_was_expected_is_502(harness: Harness) -> None:
     def script(peer: Peer) -> None:
         peer.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")

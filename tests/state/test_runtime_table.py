@@ -99,7 +99,11 @@ def test_a_policy_that_refuses_everything_can_be_switched_off(tmp_path: Path) ->
         assert statuses(gateway) == {403}
         switch(gateway, "all", 0)
         assert statuses(gateway) == {200}
+        (row,) = call(gateway.admin, "/api/policies").json["policies"]
+        assert (row["in_force"], row["switched_off"]) == (False, True)
         switch(gateway, "all", 1)
+        (row,) = call(gateway.admin, "/api/policies").json["policies"]
+        assert (row["in_force"], row["switched_off"]) == (True, False)
         assert statuses(gateway) == {403}
 
 

@@ -31,6 +31,6 @@ def _check_validation(config: ValidationConfig, path: Path, report: Report) -> N
     try:
         compile_schema(config)
     except ValueError as error:
-        report(where, "another value", str(error), "")
+        report(where, "one that cannot be used", str(error), "")
     except OSError as error:
         report(where, f'"{config.schema_file}"', "a file that can be read", (error.strerror or "").lower())
