@@ -497,7 +497,8 @@ cdef class ClientConnection(AnswerStream):
             reason = BAD_REQUEST_LINE
         elif self.head is not None:
             reason = REASONS[fault_of(self.head[:self.plane.max_header_bytes + self.plane.max_target_bytes])]
-        elif parsing.ctx.headers.find_known(H_CONTENT_LENGTH) is not None or parsing.ctx.headers.find_known(H_TRANSFER_ENCODING) is not None:
+        elif parsing.ctx.headers.find_known(H_CONTENT_LENGTH) is not None \
+                or parsing.ctx.headers.find_known(H_TRANSFER_ENCODING) is not None:
             reason = BAD_FRAMING
         elif parsing.ctx.headers.count:
             reason = BAD_HEADER

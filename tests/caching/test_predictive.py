@@ -167,7 +167,7 @@ def test_what_usually_follows_is_there_before_it_is_asked_for(origin: tuple[Orig
         for _ in range(4):
             get(gateway.port, "/list")
             get(gateway.port, "/item?id=1")
-        scrape_idle(gateway.admin)  # the prefetch of the last round, if it is under way, has been counted
+        scrape_idle(gateway.admin)  # until the prefetch of the last round is finished
         script.fields = "Cache-Control: max-age=60\r\n"
         before = script.asked.count("/item?id=1")
         get(gateway.port, "/list")
@@ -271,7 +271,7 @@ def test_what_is_fetched_ahead_for_a_consumer_stays_that_consumers(origin: tuple
         for _ in range(4):
             ask("ann", "/list")
             ask("ann", "/mine")
-        scrape_idle(gateway.admin)  # the prefetch of the last round, if it is under way, has been counted
+        scrape_idle(gateway.admin)  # until the prefetch of the last round is finished
         script.fields = "Cache-Control: max-age=60\r\n"
         before = script.asked.count("/mine")
         ask("ann", "/list")

@@ -158,7 +158,7 @@ def test_a_flood_by_several_processes_keeps_the_table_whole() -> None:
     memory = SharedMemory(LimiterTable.size(CAPACITY, 5, 8))
     table = LimiterTable(CAPACITY, 5, memory, 8)
     clients = limiter(table, "clients", when_full="refuse")
-    for number in range(100):
+    for number in range(30):
         clients.take(f"client {number}", 4, NOW)
 
     def work(worker: int) -> int:
@@ -173,7 +173,5 @@ def test_a_flood_by_several_processes_keeps_the_table_whole() -> None:
     in_processes(4, work)
 
     assert table.audit() == []
-    # The processes mix their keys in another order each time: with four flooded rules, one of a hundred other
-    # keys may be displaced.
-    kept = [clients.peek(f"client {number}", 1, NOW).remaining for number in range(100)].count(5)
-    assert kept >= 98
+    # So few that no sixteen slots hold as many of them as of a flooded rule, whose keys are displaced first.
+    assert [clients.peek(f"client {number}", 1, NOW).remaining for number in range(30)] == [5] * 30
