@@ -40,7 +40,7 @@ def fault_of(head: bytes) -> str:
             return "bad_header"
         name, value, end = field[1].lower(), field[2].strip(b" \t"), field[3]
         if name == b"content-length":
-            # More digits than _LARGEST has, leading zeros included, are not worth a conversion, which raises above 4300.
+            # Not converted if it has more digits than _LARGEST, leading zeros included: int() has a bound.
             if length or coding or not value.isdigit() or len(value) > 19 or int(value) > _LARGEST:
                 return "bad_framing"
             length = True
