@@ -12,7 +12,6 @@ cdef class BackgroundTimer(Timed):
 @cython.final
 @cython.no_gc
 cdef class BackgroundRequest(UpstreamRequest):
-    cdef BackgroundTimer timer
     cdef int start(self) except -1
 
 cdef BackgroundRequest background_get(UpstreamRequest x)

@@ -51,18 +51,11 @@ cdef class BackgroundRequest(UpstreamRequest):
 
     cdef int start(self) except -1:
         """Forward it in the loop's next iteration."""
-        self.timer = BackgroundTimer.__new__(BackgroundTimer)
-        self.timer.request = self
+        cdef BackgroundTimer timer = BackgroundTimer.__new__(BackgroundTimer)
+        timer.request = self
+        self.timer = timer
         self.begin()
         self.plane.loop.call_soon(forward, self)
-        return 0
-
-    cdef int set_timer(self, int64_t deadline_ns) except -1:
-        if self.state == X_FINISHED:
-            return 0
-        if deadline_ns:
-            return self.plane.wheel.arm(self.timer, deadline_ns)
-        self.timer.deadline_ns = 0
         return 0
 
     cdef int fail(self, Reason reason) except -1:
@@ -81,7 +74,8 @@ cdef class BackgroundRequest(UpstreamRequest):
         self.deadline_reason = None
         self.total_deadline_ns = 0
         self.plane.wheel.cancel(self.timer)
-        self.timer.request = None
+        (<BackgroundTimer>self.timer).request = None
+        self.timer = None
         atomic_add_relaxed_u64(&self.plane.counts.requests_active, <uint64_t>-1)
         return self.release()
 

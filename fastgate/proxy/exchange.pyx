@@ -96,6 +96,7 @@ cdef class Exchange(UpstreamRequest):
         cdef RoutePlan route
         cdef bytes allow
         self.begin()
+        self.timer = self.client
         self.counts = self.plan.unmatched               # also for failures before a route is found
         if self.body is not None:
             self.body.charge(self.plane)
@@ -724,6 +725,7 @@ cdef class Exchange(UpstreamRequest):
         self.deadline_reason = None
         self.total_deadline_ns = 0
         client.deadline_ns = 0
+        self.timer = None
         status_class = ctx.status // 100
         atomic_add_relaxed_u64(&counts.responses[status_class if status_class < 6 else 5], 1)
         atomic_add_relaxed_u64(&counts.bytes_received, ctx.bytes_received)
@@ -744,14 +746,6 @@ cdef class Exchange(UpstreamRequest):
         return client.exchange_finished()
 
     # deadlines
-
-    cdef int set_timer(self, int64_t deadline_ns) except -1:
-        if self.state == X_FINISHED:
-            return 0
-        if deadline_ns:
-            return self.plane.wheel.arm(self.client, deadline_ns)
-        self.client.deadline_ns = 0
-        return 0
 
     cdef int rearm(self) except -1:
         if self.state == X_SENDING and not self.attempt.end_sent:

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t
 from fastgate._core.http.headers cimport Headers
 from fastgate._core.pipeline.context cimport Reason, RequestContext
 from fastgate._core.pipeline.plan cimport Destination, Plan, RoutePlan
+from fastgate._core.pipeline.wheel cimport Timed
 from fastgate._core.shm.counters cimport route_counts_t
 from fastgate.proxy.attempt cimport Attempt, AttemptOwner, Attempts
 from fastgate.proxy.client_stream cimport ClientStream
@@ -55,6 +56,7 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef bint response_complete
     cdef int64_t told_length              # Content-Length of a response without body (HEAD, 304); -1: omit it
     # Deadlines
+    cdef Timed timer                      # calls `deadline_passed`; None before the request has started, and once it is over
     cdef Reason deadline_reason
     cdef int64_t total_deadline_ns
 
@@ -91,4 +93,3 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef int respond_end(self, Headers trailers) except -1
     cdef int looked(self, int verdict) except -1
     cdef bint is_blocked(self)
-    cdef int set_timer(self, int64_t deadline_ns) except -1

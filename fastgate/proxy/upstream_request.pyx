@@ -447,7 +447,12 @@ cdef class UpstreamRequest(AttemptOwner):
         self.deadline_reason = reason
         if self.total_deadline_ns and (deadline == 0 or self.total_deadline_ns < deadline):
             deadline = self.total_deadline_ns
-        return self.set_timer(deadline)
+        if self.timer is None:
+            return 0
+        if deadline:
+            return self.plane.wheel.arm(self.timer, deadline)
+        self.timer.deadline_ns = 0
+        return 0
 
     cdef int rearm(self) except -1:
         """Set the deadline for the current wait."""
@@ -485,10 +490,6 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef int finish(self) except -1:
         """End of every request; called exactly once."""
         missing(self, "finish")
-
-    cdef int set_timer(self, int64_t deadline_ns) except -1:
-        """Call `deadline_passed` at that time (CLOCK_MONOTONIC, 0: not at all), instead of at the one set before."""
-        missing(self, "set_timer")
 
     cdef int prepare(self) except -1:
         """The upstream is known: start the attempts, once everything they need is available."""
