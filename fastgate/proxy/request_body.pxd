@@ -14,6 +14,7 @@ cdef enum:
 @cython.final
 cdef class RequestBody:
     cdef Plane plane                      # its body_bytes include the bytes held here; None before `charge`
+    cdef bytes only                       # the piece held, if there is one and no list
     cdef list pieces                      # the pieces held, in order; None if there are none
     cdef readonly Py_ssize_t first        # number of released pieces before pieces[0]
     cdef Py_ssize_t sealed                # pieces before this one have been read by a cursor: no bytes are appended to them
@@ -27,13 +28,15 @@ cdef class RequestBody:
     cpdef int replace(self, bytes content) except -1
     cpdef bytes whole(self)
     cpdef BodyCursor begin(self)
+    cdef bytes take_only(self)
     cdef list take_all(self)
     cpdef int keep(self, int64_t most_bytes) except -1
     cpdef int64_t unread_bytes(self) noexcept
     cpdef int close(self) except -1
     cdef int _let_go(self) except -1
     cdef int _hold(self, int64_t more) noexcept
-    cdef Py_ssize_t _count(self) noexcept
+    cdef Py_ssize_t _count(self) except -1
+    cdef int _list(self) except -1
     cdef int _join(self) except -1
 
 @cython.final

@@ -5,7 +5,8 @@ WHAT     `RequestBody` holds the pieces as they arrived. Any number of cursors r
          byte: the attempts of a request, a copy of it for another upstream, a reader of the whole. A piece is released once every
          cursor has read it, unless the body is short enough to be kept for a cursor that begins later (`keep`). Without a cursor,
          every piece is held.
-STATE    pieces[i] is piece number first + i. The bytes held are counted in `Plane.body_bytes` from `charge` to `close`.
+STATE    pieces[i] is piece number first + i; a piece that is held alone is in `only`, until a list is needed. The bytes held are
+         counted in `Plane.body_bytes` from `charge` to `close`.
 WHO      The worker's loop.
 COST     No piece is copied except those below SMALL_PIECE_BYTES, which are joined. Requests without a body have no RequestBody.
 SOURCES  Envoy's buffer of a request that may be retried; nginx client_body_buffer_size.
@@ -60,16 +61,25 @@ cdef class RequestBody:
             self.plane.body_bytes += more
         return 0
 
-    cdef Py_ssize_t _count(self) noexcept:
+    cdef Py_ssize_t _count(self) except -1:
+        self._list()
         return 0 if self.pieces is None else len(self.pieces)
+
+    cdef int _list(self) except -1:
+        """Put a piece that is held alone into the list of pieces."""
+        if self.only is not None:
+            self.pieces = [self.only]
+            self.only = None
+        return 0
 
     cpdef int add(self, bytes piece) except -1:
         """A piece arrived."""
         cdef Py_ssize_t n = PyBytes_GET_SIZE(piece)
         cdef BodyCursor cursor = self.cursors
-        if self.pieces is None:
-            self.pieces = [piece]
+        if self.pieces is None and self.only is None:
+            self.only = piece
         else:
+            self._list()
             add_piece(self.pieces, piece, self.first + len(self.pieces) > self.sealed)
         self._hold(n)
         while cursor is not None:
@@ -80,7 +90,8 @@ cdef class RequestBody:
     cpdef int replace(self, bytes content) except -1:
         """Replace the body that arrived. No cursor may be reading it."""
         self._hold(PyBytes_GET_SIZE(content) - self.held_bytes)
-        self.pieces = [content] if content else None
+        self.pieces = None
+        self.only = content if content else None
         self.first = self.sealed = 0
         return 0
 
@@ -106,9 +117,21 @@ cdef class RequestBody:
         self.cursors = cursor
         return cursor
 
+    cdef bytes take_only(self):
+        """Remove and return the piece if a single one is held, for the only reader; else None."""
+        cdef bytes piece = self.only
+        if piece is not None:
+            self.first += 1
+            self.sealed = self.first
+            self.only = None
+            self._hold(-self.held_bytes)
+        return piece
+
     cdef list take_all(self):
         """Remove and return all pieces, for the only reader."""
-        cdef list pieces = self.pieces
+        cdef list pieces
+        self._list()
+        pieces = self.pieces
         if pieces is not None:
             self.first = self.sealed = self.first + len(pieces)
             self.pieces = None
@@ -147,7 +170,7 @@ cdef class RequestBody:
         n = read - self.first
         if n == 0:
             return 0
-        if n == len(self.pieces):
+        if n == self._count():
             self._hold(-self.held_bytes)
             self.pieces = None
         else:
@@ -184,6 +207,7 @@ cdef class RequestBody:
             self.plane = None
         self.held_bytes = self.charged_bytes = 0
         self.pieces = None
+        self.only = None
         self.cursors = None
         return 0
 
@@ -197,10 +221,11 @@ cdef class BodyCursor:
     cpdef list take(self):
         """The available pieces that it has not read; None if there are none."""
         cdef RequestBody body = self.body
-        cdef list pieces = body.pieces
+        cdef list pieces
         cdef Py_ssize_t start = self.at - body.first
         if start == body._count():
             return None
+        pieces = body.pieces
         if start:
             pieces = pieces[start:]
         self.at += len(pieces)

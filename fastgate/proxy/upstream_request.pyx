@@ -264,21 +264,27 @@ cdef class UpstreamRequest(AttemptOwner):
         cdef UpstreamStream stream = attempt.stream
         cdef bint is_whole = self.body_complete or self.body_is_replaced
         cdef bint ends = is_whole and not attempt.end_sent
+        cdef bytes only = None
         cdef list pieces = None
         if self.body is not None:
             if attempt.cursor is None and is_whole and not self.repeatable:
-                pieces = self.body.take_all()           # the usual body: complete when the head is sent, and sent once
+                only = self.body.take_only()            # the usual body: complete when the head is sent, and sent once
+                if only is None:
+                    pieces = self.body.take_all()
             else:
                 if attempt.cursor is None:
                     self.body.keep_bytes = REPLAY_BYTES if self.repeatable else 0
                     attempt.cursor = self.body.begin()
                 pieces = attempt.cursor.take()
-        if pieces is not None or ends:
+        if only is not None or pieces is not None or ends:
             if self.route.pipeline.request_chunk and self.ctx.has_body:
-                pieces = request_chunk_hooks(self.plane, self.route, self.ctx, pieces, ends)
+                pieces = request_chunk_hooks(self.plane, self.route, self.ctx, pieces if only is None else [only], ends)
+                only = None
                 if pieces is None:
                     return self.fail(PLUGIN_ERROR)
-            if pieces is not None:
+            if only is not None:
+                stream.send_chunk(only)
+            elif pieces is not None:
                 for piece in pieces:
                     stream.send_chunk(<bytes>piece)
             if ends:

@@ -15,7 +15,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, Htt
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastgate._core.http.scan import scan_request, scan_response
+from fastgate._core.http.scan import runs, scan_request, scan_response
 
 METHODS = [b"GET", b"PUT", b"POST", b"HEAD", b"PATCH", b"DELETE", b"OPTIONS"]
 MUTATIONS = 40  # of one generated head in one example
@@ -190,6 +190,23 @@ def test_accepted_responses_are_read_as_llhttp_reads_them(data: bytes, seed: int
     compare_response(data)
     for _ in range(MUTATIONS):
         compare_response(mutated(data, chance))
+
+
+def test_runs_are_the_same_by_every_width() -> None:
+    """Every byte at every place of blocks of 8 and 16 bytes; a run is never longer than it is, and at most 7
+    bytes shorter, at the end.
+    """
+    letters = b"abcdefghijklmnopqrstuvwxyz-ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    for length in range(41):
+        for at in range(length):
+            for byte in range(256):
+                data = bytearray(letters[:length])
+                data[at] = byte
+                (plain, plain_words), (name, name_words) = runs(bytes(data))
+                ends = length if byte >= 32 and byte != 127 else at
+                assert plain == plain_words == (ends if ends < length - length % 8 else length - length % 8)
+                ends = length if byte in letters else at
+                assert name == name_words == (ends if ends < length - length % 8 else length - length % 8)
 
 
 @given(
