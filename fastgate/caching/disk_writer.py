@@ -214,9 +214,9 @@ class DiskWriter:
             removed += hit
         # The purge is durable, even if the machine stops now.
         opened.env.sync(True)
-        epochs.set_applied(sequence)
         self._events.count("purged", removed)
         self.measure(opened)
+        epochs.set_applied(sequence)  # last: who sees it may look at the counts
 
     def _remove_older(self, opened: Opened, txn: Any, digest: bytes, sequence: int) -> int:
         data = txn.get(digest, db=opened.answers)
