@@ -17,6 +17,7 @@ from fastgate._core.limits.leases import ConcurrencyLimit, Lease
 from fastgate._core.limits.limits import FixedWindow, Limit, SlidingWindow, TokenBucket
 from fastgate._core.limits.penalty import PenaltyBox
 from fastgate._core.resilience.adaptive import AdaptiveLimit
+from fastgate._core.resilience.backoff import Backoff
 from fastgate._core.resilience.breaker import CircuitBreaker, CircuitOpen
 from fastgate._core.resilience.bulkhead import Bulkhead, BulkheadFull, BulkheadTimeout
 from fastgate._core.shm.directory import Directory, DirectoryFull
@@ -28,6 +29,7 @@ from fastgate._core.stats.histogram import Histogram
 __all__ = [
     "P2C",
     "AdaptiveLimit",
+    "Backoff",
     "Bulkhead",
     "BulkheadFull",
     "BulkheadTimeout",

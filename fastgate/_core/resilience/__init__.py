@@ -1,1 +1,1 @@
-"""Isolation of failing services: breaker, bulkhead, adaptive limit."""
+"""Isolation of failing services: breaker, bulkhead, adaptive limit, back-off."""

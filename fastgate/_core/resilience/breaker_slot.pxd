@@ -8,6 +8,8 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from fastgate._core.resilience.backoff cimport BACKOFF_CONSTANT, BACKOFF_EXPONENTIAL, BACKOFF_FIBONACCI, BACKOFF_LINEAR
+
 cdef enum:
     BREAKER_BUCKETS = 10        # of the sliding window: it slides in steps of a tenth
 
@@ -17,10 +19,10 @@ cdef enum:
     BREAKER_HALF_OPEN = 2
 
 cdef enum:
-    BREAKER_CONSTANT = 0
-    BREAKER_LINEAR = 1
-    BREAKER_EXPONENTIAL = 2
-    BREAKER_FIBONACCI = 3
+    BREAKER_CONSTANT = BACKOFF_CONSTANT
+    BREAKER_LINEAR = BACKOFF_LINEAR
+    BREAKER_EXPONENTIAL = BACKOFF_EXPONENTIAL
+    BREAKER_FIBONACCI = BACKOFF_FIBONACCI
 
 ctypedef struct breaker_t:
     uint64_t state              # time in 128 ns << 8 | trips << 2 | BREAKER_*: the authoritative word

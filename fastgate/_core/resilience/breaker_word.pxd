@@ -2,9 +2,8 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
-from fastgate._core.resilience.breaker_slot cimport (
-    BREAKER_EXPONENTIAL, BREAKER_FIBONACCI, BREAKER_LINEAR, breaker_config_t,
-)
+from fastgate._core.resilience.backoff cimport backoff_span_ns, splitmix64
+from fastgate._core.resilience.breaker_slot cimport breaker_config_t
 
 cdef extern from *:
     """
@@ -33,30 +32,11 @@ cdef inline int64_t later(int64_t now_ns, int64_t span_ns) noexcept nogil:
     return now_ns + span_ns if now_ns <= LATEST_NS - 127 - span_ns else LATEST_NS - 127
 
 
-cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
-    """splitmix64's output function."""
-    x += <uint64_t>0x9E3779B97F4A7C15
-    x = (x ^ x >> 30) * <uint64_t>0xBF58476D1CE4E5B9
-    x = (x ^ x >> 27) * <uint64_t>0x94D049BB133111EB
-    return x ^ x >> 31
-
-
 cdef inline int64_t open_time_ns(const breaker_config_t* c, uint64_t trips, int64_t now_ns) noexcept nogil:
     """Open time of the trips-th consecutive opening."""
-    cdef double factor = 1.0, before = 0.0, span
-    cdef int step
-    if c.backoff == BREAKER_LINEAR:
-        factor = <double>trips
-    elif c.backoff == BREAKER_EXPONENTIAL:
-        factor = <double>(<uint64_t>1 << (trips - 1))
-    elif c.backoff == BREAKER_FIBONACCI:
-        for step in range(1, <int>trips):
-            factor, before = factor + before, factor
-    span = <double>c.recovery_ns * factor
-    if span > <double>c.max_recovery_ns:
-        span = <double>c.max_recovery_ns
+    cdef double span = <double>backoff_span_ns(c.backoff, c.recovery_ns, c.max_recovery_ns, <int64_t>trips)
     if c.jitter_ratio > 0:
-        span *= 1.0 + c.jitter_ratio * (<double>(mixed(c.seed ^ trips ^ <uint64_t>now_ns) >> 11) * (1.0 / 9007199254740992.0))
+        span *= 1.0 + c.jitter_ratio * (<double>(splitmix64(c.seed ^ trips ^ <uint64_t>now_ns) >> 11) * (1.0 / 9007199254740992.0))
     return <int64_t>span
 
 
