@@ -20,6 +20,7 @@ from fastgate._core.resilience.adaptive import AdaptiveLimit
 from fastgate._core.resilience.backoff import Backoff
 from fastgate._core.resilience.breaker import CircuitBreaker, CircuitOpen
 from fastgate._core.resilience.bulkhead import Bulkhead, BulkheadFull, BulkheadTimeout
+from fastgate._core.resilience.retry_budget import RetryBudget
 from fastgate._core.shm.directory import Directory, DirectoryFull
 from fastgate._core.shm.epochs import Epochs
 from fastgate._core.shm.shm import SharedMemory
@@ -58,6 +59,7 @@ __all__ = [
     "PenaltyBox",
     "Refusal",
     "Reservation",
+    "RetryBudget",
     "Route",
     "Router",
     "SharedMemory",

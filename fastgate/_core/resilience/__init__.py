@@ -1,1 +1,1 @@
-"""Isolation of failing services: breaker, bulkhead, adaptive limit, back-off."""
+"""Isolation of failing services: breaker, bulkhead, adaptive limit, back-off, retry budget."""
