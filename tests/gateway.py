@@ -237,7 +237,7 @@ class Gateway:
             return [
                 int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
             ]
-        except FileNotFoundError:
+        except OSError:
             return []
 
     def worker_pids(self) -> list[int]:
@@ -347,7 +347,7 @@ def _descriptor_names(pid: int) -> list[str]:
 def _name(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text()
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 
@@ -376,5 +376,5 @@ def cpu_ns(pid: int) -> int:
 def _is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except OSError:
         return False

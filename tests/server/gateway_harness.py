@@ -130,7 +130,7 @@ class Harness:
     def children(self) -> list[int]:
         try:
             text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        except FileNotFoundError:
+        except OSError:
             return []
         return [int(pid) for pid in text.split()]
 
