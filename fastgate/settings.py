@@ -25,11 +25,14 @@ __all__ = [
     "Places",
     "RootedPath",
     "Settings",
+    "Share",
     "Size",
     "Text",
     "duration_text",
     "parse_duration",
+    "parse_share",
     "parse_size",
+    "share_text",
     "short_key",
     "size_text",
     "wildcard_matches",
@@ -56,6 +59,9 @@ _DURATION_UNITS: Final = {
     "h": HOUR,
     "d": DAY,
 }
+PPM: Final = 1_000_000
+PERCENT: Final = PPM // 100
+
 # As in nginx, Caddy and common usage: KB is 1000 bytes (SI), KiB is 1024 (IEC 80000-13). A bare K, M or G is
 # rejected, because tools disagree on its meaning.
 _SIZE_UNITS: Final = {
@@ -76,12 +82,16 @@ LONGEST_NUMBER: Final = 64
 _DURATION = re.compile(DURATION_PATTERN, re.ASCII)
 _DURATION_PART = re.compile(r"([0-9]+)(?:\.([0-9]+))?(us|µs|ms|s|m|h|d)")
 _SIZE = re.compile(r"([0-9]+)(?:\.([0-9]+))? ?([A-Za-z]+)", re.ASCII)
+_SHARE = re.compile(r"([0-9]+)(?:\.([0-9]{1,4}))? ?%", re.ASCII)
 _SIZE_UNITS_FOLDED: Final = {unit.lower(): unit for unit in _SIZE_UNITS}
 
 #: Nanoseconds in the Struct, `30s` in the file. The reader and the docs use `extra["unit"]`.
 Duration = Annotated[int, msgspec.Meta(extra={"unit": "duration"})]
 #: Bytes in the Struct, `10MB` in the file.
 Size = Annotated[int, msgspec.Meta(extra={"unit": "size"})]
+
+#: Parts per million in the Struct, `10%` in the file.
+Share = Annotated[int, msgspec.Meta(extra={"unit": "share"})]
 
 #: A non-empty string.
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -98,7 +108,10 @@ def short_key(field: str) -> str:
     Python keyword."""
     # One unit only: `between_bytes_ns` is the time between bytes.
     name = field.removesuffix("_")
-    return name.removesuffix("_ns") if name.endswith("_ns") else name.removesuffix("_bytes")
+    for unit in ("_ns", "_bytes", "_ppm"):
+        if name.endswith(unit):
+            return name.removesuffix(unit)
+    return name
 
 
 class Settings(
@@ -192,6 +205,19 @@ def parse_size(text: str) -> int:
     return int(match[1]) * scale + (int(fraction) * scale // 10 ** len(fraction) if fraction else 0)
 
 
+def parse_share(text: str) -> int:
+    """Parts per million for `20%` or `0.5%`, with at most four decimals; the bare number `0` needs no unit.
+
+    Raises ValueError with the text that was expected.
+    """
+    if text == "0":
+        return 0
+    match = _SHARE.fullmatch(text) if len(text) <= LONGEST_NUMBER else None
+    if match is None:
+        raise ValueError("a share such as 20% or 0.5%")
+    return int(match[1]) * PERCENT + int((match[2] or "").ljust(4, "0"))
+
+
 def duration_text(ns: int) -> str:
     """The shortest exact notation of a duration: `1h30m`, `75s` up to two minutes, `100ms`, `0s`."""
     if ns < 2 * MINUTE:
@@ -215,6 +241,12 @@ def size_text(count: int) -> str:
         if count and count % _SIZE_UNITS[unit] == 0:
             return f"{count // _SIZE_UNITS[unit]}{unit}"
     return f"{count}B"
+
+
+def share_text(ppm: int) -> str:
+    """The shortest exact notation of a share: `20%`, `0.5%`."""
+    whole, rest = divmod(ppm, PERCENT)
+    return f"{whole}.{rest:04}".rstrip("0").rstrip(".") + "%"
 
 
 def wildcard_matches(pattern: str, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Readers of single values: text, file names, numbers, durations, sizes, words. Each takes a value of the
+"""Readers of single values: text, file names, numbers, values with a unit, words. Each takes a value of the
 file and its path, and returns the value of the Struct, or INVALID after reporting an error.
 """
 
@@ -15,14 +15,7 @@ from msgspec import inspect
 
 from fastgate.checks import Path, Report, nearest
 from fastgate.config.source import Substituted
-from fastgate.settings import (
-    MAX_DURATION_NS,
-    MAX_SIZE_BYTES,
-    duration_text,
-    parse_duration,
-    parse_size,
-    size_text,
-)
+from fastgate.config.units import UNITS
 
 __all__ = [
     "INVALID",
@@ -175,13 +168,9 @@ def _bounds(
 
 
 def unit(info: inspect.IntType, kind_of_unit: str) -> Reader:
-    parse, show, kind, highest, example = {
-        "duration": (parse_duration, duration_text, "a duration", MAX_DURATION_NS, "30s, 100ms, 5m or 1h30m"),
-        "size": (parse_size, size_text, "a size", MAX_SIZE_BYTES, "512B, 64KB, 10MB or 1GiB"),
-    }[kind_of_unit]
+    known_as = UNITS[kind_of_unit]
     least = 0 if info.ge is None else int(info.ge)
-    most = highest if info.le is None else int(info.le)
-    suffix = "s" if kind_of_unit == "duration" else "B"
+    most = known_as.most if info.le is None else int(info.le)
     known: dict[str, int] = {}  # the same few texts recur on every route
 
     def read(value: Any, path: Path, report: Report) -> Any:
@@ -190,7 +179,7 @@ def unit(info: inspect.IntType, kind_of_unit: str) -> Reader:
         number: int | None = 0 if type(value) is int and value == 0 else None
         if isinstance(value, str):
             try:
-                number = parse(value.strip())
+                number = known_as.parse(value.strip())
             except ValueError:
                 number = None
         if number is None:
@@ -199,13 +188,18 @@ def unit(info: inspect.IntType, kind_of_unit: str) -> Reader:
                 if isinstance(value, str | int | float) and not isinstance(value, bool)
                 else ""
             )
-            hint = f"add the unit: {digits}{suffix}" if re.fullmatch(r"[0-9]+", digits) else ""
+            hint = f"add the unit: {digits}{known_as.suffix}" if re.fullmatch(r"[0-9]+", digits) else ""
             if kind_of_unit == "size" and re.fullmatch(r"[0-9]+ ?[kKmMgGtT]", digits):
                 hint = f"write {digits.upper()}B ({digits[-1].upper()}iB counts in 1024)"
-            report(path, found_text(value), f"{kind} such as {example}", hint)
+            report(path, found_text(value), f"{known_as.kind} such as {known_as.examples}", hint)
             return INVALID
         if number < least or number > most:
-            report(path, found_text(value), f"{kind}{_bounds(least, most, None, None, show)}", "")
+            report(
+                path,
+                found_text(value),
+                f"{known_as.kind}{_bounds(least, most, None, None, known_as.show)}",
+                "",
+            )
             return INVALID
         if type(value) is str and len(known) < 1000:
             known[value] = number

@@ -15,16 +15,11 @@ import msgspec
 from msgspec import inspect
 
 from fastgate.config.root import Config, PluginUse
-from fastgate.settings import duration_text, size_text
+from fastgate.config.units import UNITS
 
 __all__ = ["Key", "json_schema", "keys", "sections"]
 
 _KINDS: Final[dict[type, str]] = {int: "integer", bool: "boolean", str: "string"}
-#: Same rules as the reader: surrounding spaces are allowed, sizes are case-insensitive.
-_UNIT_PATTERNS: Final = {
-    "duration": r"^\s*(0|([0-9]+(\.[0-9]+)?(us|µs|ms|s|m|h|d))+)\s*$",
-    "size": r"^\s*(0|[0-9]+(\.[0-9]+)? ?([bB]|[kKmMgGtT][iI]?[bB]))\s*$",
-}
 _VARIABLE: Final = {"type": "string", "pattern": r"\$\{[A-Za-z_]", "description": "from the environment"}
 
 
@@ -207,7 +202,7 @@ def _default_text(value: Any, info: inspect.Type, extra: dict[str, Any]) -> str:
             return f"`{word}`"
     unit = extra.get("unit")
     if unit is not None:
-        return f"`{duration_text(value) if unit == 'duration' else size_text(value)}`" if value else "`0`"
+        return f"`{UNITS[unit].show(value)}`" if value else "`0`"
     return f"`{value}`"
 
 
@@ -216,7 +211,7 @@ def _bounds(info: inspect.Type) -> str:
     bare = _bare(info)
     if not isinstance(bare, inspect.IntType | inspect.FloatType) or "choices" in extra:
         return ""
-    show: Any = {"duration": duration_text, "size": size_text}.get(extra.get("unit", ""), "{:,}".format)
+    show: Any = UNITS[extra["unit"]].show if "unit" in extra else "{:,}".format
     least, most = bare.ge, bare.le
     if most is not None:
         return f"{show(least or 0)} to {show(most)}".replace(",", " ")
@@ -300,7 +295,7 @@ def _scalar(bare: inspect.Type, extra: dict[str, Any]) -> Iterator[dict[str, Any
     elif "choices" in extra:
         yield {"enum": list(extra["choices"])}
     elif "unit" in extra:
-        yield {"type": "string", "pattern": _UNIT_PATTERNS[extra["unit"]]}
+        yield {"type": "string", "pattern": UNITS[extra["unit"]].pattern}
         yield {"const": 0}
     elif isinstance(bare, inspect.IntType | inspect.FloatType):
         number: dict[str, Any] = {"type": "integer" if isinstance(bare, inspect.IntType) else "number"}

@@ -9,7 +9,8 @@ describes its file form, beyond its types:
 * `short: ClassVar[dict[type, …]]`      a bare value of this type is short for the result of the function
 * `example: ClassVar[str]`              an example of the mapping, for the message if the value is none
 * `elsewhere: ClassVar[dict[str, str]]` hints for keys that users may expect here
-* `Meta(extra={"unit": "duration"})`    `30s` in the file, ns in the Struct; `"size"`: `10MB`, bytes
+* `Meta(extra={"unit": "duration"})`    `30s` in the file, ns in the Struct; `"size"`: `10MB`, bytes;
+  `"share"`: `10%`, parts per million
 * `Meta(extra={"one_or_many": True})`   a single value is short for a list of one
 * `Meta(extra={"words": {"auto": 0}})`  words accepted instead of a number
 * `Meta(extra={"choices": (301, 302)})` the only numbers allowed
@@ -37,6 +38,7 @@ from fastgate.config import scalars
 from fastgate.config.foreign import foreign_hint, value_hint
 from fastgate.config.scalars import INVALID, Reader, found_text
 from fastgate.config.source import Substituted
+from fastgate.config.units import UNITS
 
 __all__ = ["INVALID", "Reader", "Shapes", "found_text"]
 
@@ -387,9 +389,10 @@ def _expectation(info: inspect.Type) -> str:
     if isinstance(bare, inspect.LiteralType):
         return f"one of {', '.join(map(str, bare.values))}"
     if isinstance(bare, inspect.IntType):
-        return {"duration": "a duration such as 30s", "size": "a size such as 10MB"}.get(
-            extra.get("unit", ""), "a whole number"
-        )
+        if "unit" not in extra:
+            return "a whole number"
+        unit = UNITS[extra["unit"]]
+        return f"{unit.kind} such as {unit.example}"
     if isinstance(bare, inspect.ListType | inspect.VarTupleType | inspect.SetType | inspect.FrozenSetType):
         item = _bare(bare.item_type)
         if extra.get("one_or_many") and isinstance(item, inspect.StrType):

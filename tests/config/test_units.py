@@ -12,7 +12,9 @@ from fastgate.settings import (
     ConfigError,
     duration_text,
     parse_duration,
+    parse_share,
     parse_size,
+    share_text,
     short_key,
     size_text,
 )
@@ -121,3 +123,22 @@ def test_keys_carry_no_unit() -> None:
 )
 def test_an_error_says_where_what_and_how_to_mend_it(error: ConfigError, text: str) -> None:
     assert str(error) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "ppm"),
+    [("0", 0), ("0%", 0), ("20%", 200_000), ("0.5%", 5_000), ("12.3456%", 123_456), ("100 %", 1_000_000)],
+)
+def test_shares_are_read_exactly(text: str, ppm: int) -> None:
+    assert parse_share(text) == ppm
+
+
+@pytest.mark.parametrize("text", ["", "20", "0.2", "%", "-1%", "1.23456%", "5 percent", "\u0661%"])
+def test_other_shares_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a share such as"):
+        parse_share(text)
+
+
+@given(st.integers(0, 1_000_000))
+def test_a_printed_share_reads_back(ppm: int) -> None:
+    assert parse_share(share_text(ppm)) == ppm
