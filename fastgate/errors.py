@@ -82,6 +82,8 @@ _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     ("limits_full", 503, "Limit table is full", GATEWAY, False),
     ("overloaded", 503, "Gateway is at its connection limit", GATEWAY, False),
     ("policies_unavailable", 503, "The policies are not loaded yet", GATEWAY, False),
+    ("breaker_open", 503, "Service temporarily unavailable", GATEWAY, False),
+    ("no_target", 503, "No target of the service is available", GATEWAY, False),
     ("credential_unavailable", 503, "The credential for the upstream is not available", GATEWAY, False),
     ("request_bodies_full", 503, "Too many request bodies are held in memory", GATEWAY, False),
     ("upstream_queue_full", 503, "Too many requests are waiting for upstream", GATEWAY, False),

@@ -22,6 +22,7 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
+from fastgate._core.balance.strategies import Scored
 from fastgate._core.http.route import Route
 from fastgate._core.http.urlpath import normalise
 from fastgate.checks import TOKEN
@@ -35,6 +36,7 @@ from fastgate.proxy.request_target import host as host_of
 from fastgate.settings import duration_text, size_text
 from fastgate.state.memory import HostMemory
 from fastgate.upstream.h1_request import request_head_bytes
+from fastgate.upstream.pool import Upstream
 
 __all__ = ["Candidate", "Explanation", "Recorder", "explain_request", "print_explanation"]
 
@@ -467,10 +469,7 @@ def _consequences(config: Config, route: RouteConfig, recorder: Recorder, writte
     for name in ("connect", "first_byte", "between_bytes", "total"):
         value = getattr(timeouts, f"{name}_ns")
         limits[name] = duration_text(value) if value else "none"
-    whole = sum(target.weight for target in upstream.targets)
-    targets = tuple(
-        f"{target.url} ({100 * target.weight / whole:.0f} %)" for target in upstream.targets if target.weight
-    )
+    targets = _targets(recorder.route.destination.upstream)
     return {
         "action": "proxy",
         "upstream": route.upstream,
@@ -478,6 +477,27 @@ def _consequences(config: Config, route: RouteConfig, recorder: Recorder, writte
         "limits": limits,
         "head": recorder.heads[0].decode("latin-1") if recorder.heads else "",
     }
+
+
+def _targets(upstream: Upstream) -> tuple[str, ...]:
+    """The targets with their shares at this moment, for strategies that share out by weight; with the terms
+    of their scores for the strategy `intelligent`."""
+    balance = upstream.balance
+    weights, shares = balance.usable(), balance.shares()
+    sums = [0.0] * len(shares)
+    for weight, tier in zip(weights, balance.tiers_of_targets, strict=True):
+        sums[tier] += weight
+    scores = {
+        row["target"]: ", ".join(
+            f"{term} {row[term]:.3g}" for term in ("latency", "cost", "health", "quality")
+        )
+        for row in (balance.strategy.explain(balance) if isinstance(balance.strategy, Scored) else ())
+    }
+    lines = []
+    for url, weight, tier in zip(balance.names, weights, balance.tiers_of_targets, strict=True):
+        text = f"{100 * shares[tier] * weight / sums[tier]:.0f} %" if weight else "not usable now"
+        lines.append(f"{url} ({text}; {scores[url]})" if url in scores else f"{url} ({text})")
+    return tuple(lines)
 
 
 def _parts(written: bytes) -> tuple[int, str]:

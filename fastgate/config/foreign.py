@@ -23,7 +23,7 @@ __all__ = [
 
 _UPSTREAM = "write upstream"
 _RETRIES = "there is no such setting: a target that refuses the connection is passed over for the next one"
-_HEALTH = "there are no health checks to set: a target that refuses the connection is passed over"
+_HEALTH = "there are no active health checks: write ejection at the upstream for passive ones"
 _LIMITS = "write limits: {per_minute: 100}"
 _ACCESS = "write access: {allow: [10.0.0.0/8], deny: […]}"
 _TLS = "write tls at an entry of listen: {address: ':443', tls: {certificates: …}}"
@@ -168,13 +168,14 @@ FOREIGN: Final[dict[str, dict[str, str]]] = {
         **_rows(_TARGETS,
                 "servers server url urls nodes endpoints hosts host backends addresses address "
                 "load_assignment loadbalancer load_balancer lb_endpoints origin uri"),
-        **_rows("write balance: round_robin",
+        **_rows("write balance: round_robin, least_requests, p2c_ewma, hash …",
                 "lb_policy algorithm policy load_balancing strategy method lb"),
         **_rows(_RETRIES,
-                "retry retries num_retries max_retries max_fails fail_timeout proxy_next_upstream"),
-        **_rows(_HEALTH,
-                "health_check healthcheck health_checks healthchecks check checks outlier_detection "
-                "circuit_breaker circuit_breakers passive active"),
+                "retry retries num_retries max_retries proxy_next_upstream"),
+        **_rows("write ejection: {consecutive_failures: 5, time: 10s}",
+                "max_fails fail_timeout outlier_detection passive passive_health_check"),
+        **_rows("write breaker: {failure_threshold: 5}", "circuit_breaker circuit_breakers"),
+        **_rows(_HEALTH, "health_check healthcheck health_checks healthchecks check checks active"),
         **_rows("write pool: {max_idle: 64, idle_timeout: 60s}",
                 "keepalive keep_alive keepalive_timeout idle_timeout max_idle"),
         **_rows("write pool: {max_connections: 256}", "max_connections maxconn max_conns connections"),
@@ -193,8 +194,10 @@ FOREIGN: Final[dict[str, dict[str, str]]] = {
         **_rows("write url: http://host:port",
                 "server address host addr target uri endpoint socket_address port ip"),
         **_rows("write weight: 0 to take a target out", "down disabled enabled drain"),
-        **_rows("there are no backup targets: write weight", "backup priority"),
-        **_rows(_RETRIES, "max_fails fail_timeout retries"),
+        **_rows("write priority: 1 to use a target when those of priority 0 fail", "backup failover"),
+        **_rows("write ejection: {consecutive_failures: 5, time: 10s} at the upstream",
+                "max_fails fail_timeout"),
+        **_rows(_RETRIES, "retries"),
         **_rows(_HEALTH, "check health_check healthcheck"),
         **_rows("write pool: {max_connections: 256} at the upstream", "max_conns maxconn max_connections"),
     },

@@ -31,7 +31,7 @@ from fastgate.config.source import FORMATS, MAX_FILE_BYTES, Document, Substitute
 from fastgate.features.registry import FEATURES
 from fastgate.plugin import PLUGINS, PluginClassError
 from fastgate.settings import ConfigError
-from fastgate.upstream.check import check_credentials, check_upstream, with_credentials
+from fastgate.upstream.check import check_credentials, check_health_rows, check_upstream, with_credentials
 from fastgate.upstream.settings import TargetConfig, UpstreamConfig
 
 __all__ = [
@@ -349,6 +349,7 @@ class _Reading:
             for route in routes
             if route.upstream is not None and route.upstream not in config.upstreams
         }
+        check_health_rows([*config.upstreams.values(), *added.values()], config.memory.health_rows, report)
         if self._errors:
             return None
         encoded = []

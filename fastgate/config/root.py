@@ -25,6 +25,7 @@ from fastgate.config.server import (
 )
 from fastgate.features.registry import FEATURES
 from fastgate.settings import Settings, Size, Text
+from fastgate.upstream.balance_settings import Locality
 from fastgate.upstream.settings import CredentialConfig, TimeoutOverrides, UpstreamConfig
 
 __all__ = [
@@ -239,6 +240,9 @@ class ServerSide(Settings, frozen=True, kw_only=True):
     ] = 0
     admin: Annotated[AdminConfig, Meta(description="Health, metrics, status and reload.")] = AdminConfig()
     server: Annotated[ServerConfig, Meta(description="Limits on the client side.")] = ServerConfig()
+    locality: Annotated[
+        Locality, Meta(description="Where this gateway runs: targets nearby are preferred.")
+    ] = Locality()
     trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(

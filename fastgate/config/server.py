@@ -433,6 +433,18 @@ class MemoryConfig(Settings, frozen=True, kw_only=True):
             ),
         ),
     ] = 65_536
+    health_rows: Annotated[
+        int,
+        Meta(
+            ge=64,
+            le=1 << 20,
+            description=(
+                "Targets and upstreams whose load and health the workers share, about 1KB each. Twice as "
+                "many as the config has are needed, for reloads; a config that needs more is rejected. A "
+                "larger number requires a restart."
+            ),
+        ),
+    ] = 65_536
 
 
 class StoreConfig(Settings, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ from fastgate.control.policies import PolicyResource
 from fastgate.control.runtime import RuntimeResource
 from fastgate.control.secrets import SecretResource
 from fastgate.control.state import State, StateResource
+from fastgate.control.upstreams import UpstreamsResource
 from fastgate.control.view import ReloadTable, View
 from fastgate.state.channel import ReloadRequest
 
@@ -50,6 +51,7 @@ def build_app(
         *SecretResource(keyring).routes(),
         *PolicyResource(keyring, view).routes(),
         *RuntimeResource(view).routes(),
+        *UpstreamsResource(view).routes(),
         *StateResource(state).routes(),
         *CacheResource(view, view.memory.epochs, view.memory.metrics).routes(),
         *(ExplainResource(view, explain).routes() if explain is not None else ()),

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from fastgate import __version__
 from fastgate.control.metrics import CONTENT_TYPE, UNMATCHED, exposition
 from fastgate.control.processes import figures_of
+from fastgate.control.upstreams import target_rows
 from fastgate.control.view import ReloadTable, View, iso_time
 from fastgate.errors import REASONS
 from fastgate.state.channel import ReloadRequest, ReloadResult
@@ -25,6 +26,9 @@ METRICS_AGE_S = 0.5
 
 RELOAD_LIMIT_S = 180.0
 """Above the supervisor's own limits for loading, preparing and committing together."""
+
+MOST_TARGETS = 50
+"""Targets in `fastgate status`; `/api/gateway/upstreams` has all."""
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
@@ -119,6 +123,7 @@ class GatewayResource:
                 "last_reload": _reload_answer(view.last_reload) if view.last_reload else None,
                 "pending_changes": view.pending_changes(),
                 "workers": workers,
+                "targets": _worst_first(view),
             }
         )
 
@@ -172,6 +177,27 @@ class GatewayResource:
         except TimeoutError:
             return JSONResponse({"error": "The reload takes too long; see /api/gateway/status"}, 504)
         return JSONResponse(_reload_answer(result), 200 if result.applied else 422)
+
+
+def _worst_first(view: View) -> list[dict[str, Any]]:
+    """The targets, at most MOST_TARGETS: first those that are not usable, then those with most requests in
+    flight."""
+    rows = sorted(
+        target_rows(view),
+        key=lambda row: (row["state"] == "usable", -row["in_flight"], -row["failures"]),
+    )
+    return [
+        {
+            "upstream": row["upstream"],
+            "target": row["target"],
+            "state": row["state"],
+            "in_flight": row["in_flight"],
+            "requests": row["requests"],
+            "failures": row["failures"],
+            "latency_ms": round(row["latency_ns"] / 1e6, 1),
+        }
+        for row in rows[:MOST_TARGETS]
+    ]
 
 
 def _by_status(responses: tuple[int, ...]) -> dict[str, int]:

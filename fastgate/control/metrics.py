@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from fastgate import __version__
 from fastgate._core.shm.counters import OCTAVES_NS, RouteCounts
 from fastgate.control.processes import figures_of
+from fastgate.control.upstreams import TARGET_STATES, target_rows
 from fastgate.control.view import View
 from fastgate.errors import REASONS
 from fastgate.state.host import WORKER_STATES
@@ -116,6 +117,7 @@ def exposition(view: View) -> bytes:
     _workers(out, view)
     _supervision(out, view)
     _processes(out, view)
+    _targets(out, view)
     _tables(out, view)
     _features(out, view)
     out.append("")
@@ -288,6 +290,52 @@ def _processes(out: list[str], view: View) -> None:
         _family(out, name, kind, text, ((labels, getattr(figure, field)) for labels, figure in figures))
     lag = [(f'slot="{seat.slot}",pid="{seat.pid}"', seat.loop_lag_ns / 1e9) for seat in view.table.occupied()]
     _family(out, "fastgate_loop_lag_seconds", "gauge", "Delay of a worker's last heartbeat.", lag)
+
+
+def _targets(out: list[str], view: View) -> None:
+    rows = [
+        (f'upstream="{_escape(row["upstream"])}",target="{_escape(row["target"])}"', row)
+        for row in target_rows(view)
+        if row["requests"] or row["in_flight"] or row["state"] != "usable"
+    ]
+    for name, kind, text, field in (
+        ("fastgate_target_requests_total", "counter", "Attempts at a target that are over.", "requests"),
+        ("fastgate_target_failures_total", "counter", "Those of them that failed.", "failures"),
+        ("fastgate_target_in_flight", "gauge", "Attempts in progress at a target.", "in_flight"),
+        ("fastgate_target_ejections_total", "counter", "Ejections of a target.", "ejections"),
+        (
+            "fastgate_target_breaker_opened_total",
+            "counter",
+            "Openings of a target's circuit breaker.",
+            "breaker_opened",
+        ),
+        (
+            "fastgate_target_breaker_refused_total",
+            "counter",
+            "Attempts that a target's circuit breaker refused.",
+            "breaker_refused",
+        ),
+    ):
+        samples = [(labels, row[field]) for labels, row in rows if row[field] or kind == "gauge"]
+        _family(out, name, kind, text, samples)
+    _family(
+        out,
+        "fastgate_target_latency_seconds",
+        "gauge",
+        "Latency of a target: it jumps to each peak and falls slowly.",
+        [(labels, round(row["latency_ns"] / 1e9, 6)) for labels, row in rows],
+    )
+    _family(
+        out,
+        "fastgate_target_state",
+        "gauge",
+        "1 for the state that a target is in.",
+        [
+            (f'{labels},state="{state}"', int(row["state"] == state))
+            for labels, row in rows
+            for state in TARGET_STATES
+        ],
+    )
 
 
 def _tables(out: list[str], view: View) -> None:

@@ -15,6 +15,8 @@ from fastgate._core.pipeline.plan import Destination, RoutePlan
 from fastgate.config import Config, RouteConfig, decode_route
 from fastgate.features.registry import FEATURES
 from fastgate.plugin import PlanContext
+from fastgate.upstream.balance_settings import Locality
+from fastgate.upstream.balancing import make_target_set
 from fastgate.upstream.pool import Target, Upstream
 from fastgate.upstream.settings import CredentialConfig, UpstreamConfig
 from fastgate.upstream.tls import upstream_context
@@ -46,7 +48,8 @@ def make_provider(upstream: str, settings: CredentialConfig | str, context: Plan
     return CredentialProvider(upstream, settings, context)
 
 
-def make_upstream(name: str, config: UpstreamConfig, context: PlanContext) -> Upstream:
+def make_upstream(name: str, config: UpstreamConfig, here: Locality, context: PlanContext) -> Upstream:
+    """here: where the gateway runs."""
     upstream = Upstream(name, config, context.loop, context.wheel, context.counters, context.slot)
     targets = [target for target in config.targets if target.weight > 0]
     tls = None
@@ -77,7 +80,8 @@ def make_upstream(name: str, config: UpstreamConfig, context: PlanContext) -> Up
                 authority.encode(),
             )
         )
-    upstream.set_targets(built, [target.weight for target in targets])
+    made, key = make_target_set(name, config, targets, here, context.memory.health, context.slot)
+    upstream.set_targets(built, made, key)
     return upstream
 
 

@@ -77,11 +77,12 @@ def _steps(config: Config, context: PlanContext, previous: Plan | None) -> Itera
         if (
             known is not None
             and known.config == settings
+            and (previous is None or previous.config.locality == config.locality)
             and not changes.concern(msgspec.msgpack.encode(settings))
         ):
             upstreams[name] = known
         else:
-            upstreams[name] = make_upstream(name, settings, context)
+            upstreams[name] = make_upstream(name, settings, config.locality, context)
         if settings.credentials is not None:
             provider = services.get(
                 "credentials",

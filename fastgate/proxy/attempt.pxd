@@ -4,7 +4,8 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from fastgate._core.http.headers cimport Headers
-from fastgate._core.pipeline.context cimport Reason
+from fastgate._core.balance.targets cimport ticket_t
+from fastgate._core.pipeline.context cimport Reason, RequestContext
 from fastgate.proxy.request_body cimport BodyCursor
 from fastgate.upstream.pool cimport Target, Upstream
 from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
@@ -38,15 +39,21 @@ cdef class Attempt(ResponseSink):
     cdef bint end_sent                    # the request was sent completely
     cdef bint reused                      # its connection had carried a request before
     cdef bint answered                    # at least one byte of a response arrived
+    cdef ticket_t ticket                  # of the target's circuit breakers
+    cdef int outcome                      # OUTCOME_*: what it says about the target
+    cdef int counted                      # the outcome that was counted when the head arrived, else OUTCOME_NONE
+    cdef int64_t latency_ns               # from sending the head to the head of the response; 0 without one
+    cdef int head(self, int outcome, int64_t latency_ns, int64_t now_ns) except -1
     cdef int begin(self, int64_t now_ns) except -1
     cdef int end(self, bint whole, int64_t now_ns) except -1
 
 @cython.final
 cdef class Attempts:
     cdef Upstream upstream
-    cdef int targets_left
+    cdef list tried                       # places of the targets tried
     cdef bint replayed
-    cdef Attempt after(self, AttemptOwner owner, Attempt failed, Reason reason, bint repeatable)
+    cdef Attempt after(self, AttemptOwner owner, RequestContext ctx, Attempt failed, Reason reason, bint repeatable)
 
-cdef Attempt first_attempt(AttemptOwner owner, Upstream upstream)
-cdef Attempts attempts_at(Upstream upstream)
+# The first attempt, at the target that the balancer picks. It has not begun. None: there is no target; why[0] is PICK_*.
+cdef Attempt first_attempt(AttemptOwner owner, Upstream upstream, RequestContext ctx, Py_ssize_t* why)
+cdef Attempts attempts_at(Upstream upstream, Attempt failed)

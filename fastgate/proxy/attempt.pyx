@@ -20,7 +20,8 @@ from libc.stdint cimport int64_t
 
 from fastgate._core.http.headers cimport Headers
 from fastgate._core.pipeline.abstract cimport missing
-from fastgate._core.pipeline.context cimport Reason
+from fastgate._core.balance.targets cimport OUTCOME_NONE, ticket_t
+from fastgate._core.pipeline.context cimport Reason, RequestContext
 from fastgate.upstream.pool cimport Target, Upstream
 from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
 
@@ -99,6 +100,8 @@ cdef class Attempt(ResponseSink):
         if self.cursor is not None:
             self.cursor.close()
             self.cursor = None
+        if self.owner is not None:
+            self.target.upstream.balance.finish(self.target.place, &self.ticket, self.counted, self.outcome, self.latency_ns, now_ns)
         self.owner = None
         if stream is not None:
             self.stream = None
@@ -106,6 +109,14 @@ cdef class Attempt(ResponseSink):
                 stream.release(now_ns)
             else:
                 stream.abort()
+        return 0
+
+    cdef int head(self, int outcome, int64_t latency_ns, int64_t now_ns) except -1:
+        """The head of the response arrived, and says this about the target."""
+        self.outcome = outcome
+        self.latency_ns = latency_ns
+        if self.target.upstream.balance.head(self.target.place, &self.ticket, outcome, latency_ns, now_ns):
+            self.counted = outcome
         return 0
 
     # Callbacks of the pool and the stream
@@ -162,7 +173,7 @@ cdef class Attempt(ResponseSink):
 cdef class Attempts:
     """The choice of the attempt after one that failed. A request whose first attempt succeeds has none."""
 
-    cdef Attempt after(self, AttemptOwner owner, Attempt failed, Reason reason, bint repeatable):
+    cdef Attempt after(self, AttemptOwner owner, RequestContext ctx, Attempt failed, Reason reason, bint repeatable):
         """The next attempt after one has failed and ended; None if the request fails with it.
 
         repeatable: the request may be sent twice and its whole body is still in memory.
@@ -171,38 +182,56 @@ cdef class Attempts:
         if not reason.retryable:
             return None
         if not failed.sent:
-            if self.targets_left <= 0:
+            if len(self.tried) >= len(self.upstream.targets):
                 return None
-            self.targets_left -= 1
-            # Not chosen by the balancer: other requests advance it, so it could return this very target again.
-            following = attempt_at(owner, self.upstream.after(failed.target))
+            following = attempt_of(owner, self.upstream, ctx, self.tried, NULL)
+            if following is None:
+                return None
+            if following.target.place in self.tried:    # every usable one has been tried
+                following.end(False, ctx.now_ns)
+                return None
+            self.tried.append(following.target.place)
             following.fresh = self.replayed
             return following
         if repeatable and failed.reused and not failed.answered and failed.end_sent and not self.replayed:
             # A kept-alive connection that the upstream closed while it was reused is no evidence against the request.
             self.replayed = True
             following = attempt_at(owner, failed.target)
+            self.upstream.balance.again(failed.target.place, ctx.now_ns, &following.ticket)
             following.fresh = True
             following.replay = True
             return following
         return None
 
 
-cdef Attempts attempts_at(Upstream upstream):
+cdef Attempts attempts_at(Upstream upstream, Attempt failed):
     """For a request whose first attempt failed."""
     cdef Attempts attempts = Attempts.__new__(Attempts)
     attempts.upstream = upstream
-    attempts.targets_left = len(upstream.targets) - 1
+    attempts.tried = [failed.target.place]
     return attempts
 
 
-cdef Attempt first_attempt(AttemptOwner owner, Upstream upstream):
-    """The first attempt, at the target that the balancer picks. It has not begun."""
-    return attempt_at(owner, upstream.pick())
+cdef Attempt first_attempt(AttemptOwner owner, Upstream upstream, RequestContext ctx, Py_ssize_t* why):
+    return attempt_of(owner, upstream, ctx, None, why)
+
+
+cdef inline Attempt attempt_of(AttemptOwner owner, Upstream upstream, RequestContext ctx, list tried, Py_ssize_t* why):
+    cdef ticket_t ticket
+    cdef Py_ssize_t place = upstream.pick(ctx, tried, &ticket)
+    cdef Attempt attempt
+    if place < 0:
+        if why != NULL:
+            why[0] = place
+        return None
+    attempt = attempt_at(owner, <Target>upstream.targets[place])
+    attempt.ticket = ticket
+    return attempt
 
 
 cdef inline Attempt attempt_at(AttemptOwner owner, Target target):
     cdef Attempt attempt = Attempt.__new__(Attempt)
     attempt.owner = owner
     attempt.target = target
+    attempt.outcome = attempt.counted = OUTCOME_NONE
     return attempt

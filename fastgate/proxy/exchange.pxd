@@ -63,3 +63,4 @@ cdef class Exchange(UpstreamRequest):
     cdef int _serve_edited(self) except -1
     cdef int _challenge(self, bint has_one) except -1
     cdef int _let_go(self) except -1
+    cdef int _tell_service(self) except -1

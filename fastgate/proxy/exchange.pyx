@@ -80,6 +80,7 @@ cdef Reason UNKNOWN_UPSTREAM = REASONS["unknown_upstream"]
 cdef Reason FIRST_BYTE_TIMEOUT = REASONS["upstream_first_byte_timeout"]
 cdef Reason BETWEEN_BYTES_TIMEOUT = REASONS["upstream_between_bytes_timeout"]
 cdef Reason TOTAL_TIMEOUT = REASONS["total_timeout"]
+cdef Reason BREAKER_OPEN = REASONS["breaker_open"]
 cdef Reason ONLY_IF_CACHED = REASONS["only_if_cached"]
 
 
@@ -689,10 +690,20 @@ cdef class Exchange(UpstreamRequest):
         if not self.response_started:
             if self.stands_in():
                 return self._serve()
+            if reason is BREAKER_OPEN:
+                self._tell_service()
             return self.refuse(reason)
         self.ctx.reason = reason
         self.client.cut()
         return self.finish()
+
+    cdef int _tell_service(self) except -1:
+        """Name the service whose circuit breakers are open, and when to try again."""
+        cdef int64_t wait_ns = self.upstream.balance.closes_after_ns(self.ctx.now_ns)
+        wait_s = max(1, (wait_ns + 999_999_999) // 1_000_000_000)
+        self.ctx.detail = {"service": self.upstream.name, "retry_after": wait_s}
+        self.ctx.add_response_header("Retry-After", str(wait_s))
+        return 0
 
     cdef int _let_go(self) except -1:
         """Cancel what the request waits for: the body, a plugin, the upstream."""

@@ -22,6 +22,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 
+from fastgate._core.balance.targets cimport OUTCOME_FAILED, OUTCOME_OK, PICK_OPEN
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.http.headers cimport H_CONTENT_TYPE, Headers
 from fastgate._core.log_throttle cimport log_throttle_pass
@@ -63,6 +64,8 @@ cdef Reason CONNECT_TIMEOUT = REASONS["upstream_connect_timeout"]
 cdef Reason FIRST_BYTE_TIMEOUT = REASONS["upstream_first_byte_timeout"]
 cdef Reason BETWEEN_BYTES_TIMEOUT = REASONS["upstream_between_bytes_timeout"]
 cdef Reason TOTAL_TIMEOUT = REASONS["total_timeout"]
+cdef Reason BREAKER_OPEN = REASONS["breaker_open"]
+cdef Reason NO_TARGET = REASONS["no_target"]
 
 
 @cython.no_gc                                           # `finish` breaks its reference cycles
@@ -143,7 +146,11 @@ cdef class UpstreamRequest(AttemptOwner):
 
     cdef int start_attempts(self) except -1:
         """Begin the first attempt."""
-        return self._try(first_attempt(self, self.upstream))
+        cdef Py_ssize_t why
+        cdef Attempt attempt = first_attempt(self, self.upstream, self.ctx, &why)
+        if attempt is None:
+            return self.fail(BREAKER_OPEN if why == PICK_OPEN else NO_TARGET)
+        return self._try(attempt)
 
     cdef int _try(self, Attempt attempt) except -1:
         """Begin an attempt."""
@@ -169,8 +176,8 @@ cdef class UpstreamRequest(AttemptOwner):
         self.attempt = None
         attempt.end(False, self.ctx.now_ns)
         if self.attempts is None:
-            self.attempts = attempts_at(self.upstream)
-        following = self.attempts.after(self, attempt, reason, self.repeatable and (self.body is None or self.body.first == 0))
+            self.attempts = attempts_at(self.upstream, attempt)
+        following = self.attempts.after(self, self.ctx, attempt, reason, self.repeatable and (self.body is None or self.body.first == 0))
         if following is None:
             return self.fail(reason)
         return self._try(following)
@@ -197,6 +204,7 @@ cdef class UpstreamRequest(AttemptOwner):
             return self.finish()
         if detail is not None:
             self._log_connect_failed(attempt, reason, detail)
+        attempt.outcome = OUTCOME_FAILED
         return self._try_again(attempt, reason)
 
     cdef int _log_connect_failed(self, Attempt attempt, Reason reason, str detail) except -1:
@@ -317,12 +325,15 @@ cdef class UpstreamRequest(AttemptOwner):
         cdef Pipeline pipeline = self.route.pipeline
         cdef int status = stream.status
         cdef int64_t length = stream.content_length     # -1 = LENGTH_UNKNOWN
+        cdef int64_t latency_ns
         ctx.first_byte_ns = stream.now_ns
+        latency_ns = ctx.first_byte_ns - ctx.upstream_started_ns
+        attempt.head(OUTCOME_FAILED if self.upstream.is_failure(status) else OUTCOME_OK, latency_ns, ctx.first_byte_ns)
         ctx.upstream_status = status
         self.repeatable = False
         if self.body is not None and self.body.keep_bytes:
             self.body.keep(0)
-        histogram_record(&self.counts.upstream, ctx.first_byte_ns - ctx.upstream_started_ns)
+        histogram_record(&self.counts.upstream, latency_ns)
         if status == 101:
             return self.switch_protocols(attempt)
         if ctx.method_id == M_HEAD or status == 204 or status == 304:
@@ -477,6 +488,10 @@ cdef class UpstreamRequest(AttemptOwner):
         if self.state == X_FINISHED:
             return 0
         self.ctx.now_ns = now_ns
+        # A time-out is the target's failure unless the client, or the queue for a connection, was waited for.
+        if self.attempt is not None and (
+                reason is CONNECT_TIMEOUT or reason is FIRST_BYTE_TIMEOUT or reason is BETWEEN_BYTES_TIMEOUT):
+            self.attempt.outcome = OUTCOME_FAILED
         if self.total_deadline_ns and now_ns >= self.total_deadline_ns:
             return self.fail(TOTAL_TIMEOUT)
         if reason is None:

@@ -170,6 +170,7 @@ def topology_of(config: Config, *, watch_code: bool = False) -> Topology:
             config.memory.directory_bytes,
             nonces=config.memory.nonces,
             runtime_slots=config.memory.runtime_slots,
+            health_rows=config.memory.health_rows,
         ),
         runtime_names=runtime_names(config),
         sources=sorted(code) if watch_code else [],

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from fastgate._core.limits.inflight import InflightTable
+from fastgate._core.resilience.health import HealthTable
 from fastgate._core.shm.counters import Counters
 from fastgate._core.shm.directory import Directory
 from fastgate._core.shm.epochs import Epochs
@@ -45,6 +46,7 @@ class Sizes(msgspec.Struct, frozen=True):
     fills: int = 65_536
     violations: int = 2048
     runtime_slots: int = 65_536
+    health_rows: int = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class HostMemory:
     epochs: Epochs
     violations: RecordRing
     runtime: RuntimeTable
+    health: HealthTable  # of targets, upstreams and routes
 
     mapped: tuple[SharedMemory, ...] = ()
 
@@ -97,6 +100,7 @@ class HostMemory:
             epochs=Epochs(sizes.purges, sizes.fills, memory(Epochs.size(sizes.purges, sizes.fills))),
             violations=RecordRing(sizes.violations, shared=memory(RecordRing.size(sizes.violations))),
             runtime=RuntimeTable(sizes.runtime_slots, memory(RuntimeTable.size(sizes.runtime_slots))),
+            health=HealthTable(sizes.health_rows, seats, memory(HealthTable.size(sizes.health_rows, seats))),
             mapped=tuple(mapped),
         )
 
@@ -108,10 +112,11 @@ class HostMemory:
             memory.isolate()
 
     def clear_seat(self, seat: int) -> None:
-        """Releases the leases of the dead process with this index."""
+        """Releases what the dead process with this index held and had in flight."""
         self.inflight.clear_seat(seat)
+        self.health.clear_slot(seat)
 
     @classmethod
     def private(cls, routes: int = 1) -> HostMemory:
         """A small one that no other process sees: for `fastgate explain` and for tests."""
-        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024, 1024, 64, 1024, 64, 64))
+        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024, 1024, 64, 1024, 64, 64, 1024))

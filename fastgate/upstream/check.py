@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,14 @@ import msgspec
 from fastgate._core.http.field_names import REQUEST_FIELDS
 from fastgate.certificates import CertificateError, load_authorities, load_pair
 from fastgate.checks import TOKEN, Path, Report, check_field_name, nearest
+from fastgate.upstream.balancing import check_balance
 from fastgate.upstream.credentials import check_credential
 from fastgate.upstream.settings import CredentialConfig, UpstreamConfig, UpstreamTlsConfig, parse_target
 
 __all__ = [
     "check_client_tls",
     "check_credentials",
+    "check_health_rows",
     "check_upstream",
     "target_hint",
     "try_certificate",
@@ -45,6 +47,11 @@ def check_upstream(name: str, upstream: UpstreamConfig, path: Path, report: Repo
         report(
             (*path, "tls"), "settings for TLS, but no https:// target", "", "write https:// or take tls away"
         )
+    seen: dict[str, int] = {}
+    for index, target in enumerate(upstream.targets):
+        if seen.setdefault(target.url, index) != index:
+            report((*path, "targets", index), f'"{target.url}" again', "each target once", "raise its weight")
+    check_balance(upstream, path, report)
     pool = upstream.pool
     if pool.reserve is not None and pool.max_connections and pool.reserve > pool.max_connections // 2:
         report(
@@ -56,6 +63,18 @@ def check_upstream(name: str, upstream: UpstreamConfig, path: Path, report: Repo
     check_client_tls(upstream.tls, (*path, "tls"), report)
     if upstream.timeouts.deadline_header is not None:
         check_field_name(upstream.timeouts.deadline_header, (*path, "timeouts", "deadline_header"), report)
+
+
+def check_health_rows(upstreams: Iterable[UpstreamConfig], rows: int, report: Report) -> None:
+    """Twice the rows in use: during a reload, the workers hold those of both configs."""
+    needed = 2 * sum(1 + len(upstream.targets) for upstream in upstreams)
+    if needed > rows:
+        report(
+            ("memory", "health_rows"),
+            str(rows),
+            f"at least {needed}, twice the number of targets and upstreams",
+            "",
+        )
 
 
 def check_client_tls(tls: UpstreamTlsConfig, path: Path, report: Report) -> None:

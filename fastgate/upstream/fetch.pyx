@@ -283,7 +283,7 @@ cdef class Fetcher:
         upstream = Upstream(f"fetch {url}", config, self.around.loop, self.around.wheel, self.around.counters, self.around.slot)
         server_name = (self.tls.server_name or endpoint.host) if endpoint.secure else None
         upstream.set_targets([Target(upstream, url, endpoint.host, endpoint.port, None, self.context if endpoint.secure else None,
-                                     server_name, endpoint.authority.encode())], [1])
+                                     server_name, endpoint.authority.encode())])
         self.origins[endpoint[:3]] = upstream
         while len(self.origins) > MAX_ORIGINS:
             self.origins.popitem(last=False)[1].retire()

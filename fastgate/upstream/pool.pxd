@@ -1,12 +1,14 @@
 """C interface of fastgate.upstream.pool."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
-from fastgate._core.balance.balance cimport SmoothWeighted
+from fastgate._core.balance.targets cimport TargetSet, ticket_t
 from fastgate._core.http.headers cimport HeadWriter
 from fastgate._core.log_throttle cimport log_throttle_t
-from fastgate._core.shm.counters cimport worker_counts_t
+from fastgate._core.pipeline.context cimport RequestContext
 from fastgate._core.pipeline.wheel cimport TimerWheel
+from fastgate._core.shm.counters cimport worker_counts_t
+from fastgate.upstream.balance_key cimport BalanceKey
 from fastgate.upstream.credential cimport Credential
 from fastgate.upstream.h1_stream cimport ConnectionOwner, H1UpstreamStream
 from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
@@ -25,6 +27,7 @@ cdef class Target(ConnectionOwner):
     cdef readonly object server_name
     cdef readonly bytes address              # for logs
     cdef Upstream upstream
+    cdef readonly Py_ssize_t place           # in the upstream's targets
     cdef list open                           # every connection, by its index
     cdef list idle                           # most recently used last
     cdef object waiters                      # deque of ResponseSink
@@ -51,7 +54,9 @@ cdef class Upstream:
     cdef readonly object config
     cdef public Credential credential         # authenticates its requests; None: no authentication
     cdef readonly list targets
-    cdef SmoothWeighted balance
+    cdef readonly TargetSet balance
+    cdef BalanceKey key                       # None: targets are not chosen by key
+    cdef uint64_t failures[10]                # statuses that count as a failure of the target: a bit each
     cdef readonly bint retired
     cdef object loop
     cdef TimerWheel wheel
@@ -69,5 +74,5 @@ cdef class Upstream:
     cdef readonly int64_t max_lifetime_ns
     cdef readonly int64_t queue_timeout_ns
     cdef readonly int64_t connect_timeout_ns
-    cdef Target pick(self)
-    cdef Target after(self, Target target)
+    cdef Py_ssize_t pick(self, RequestContext ctx, list tried, ticket_t* ticket) except? -3
+    cdef bint is_failure(self, int status) noexcept

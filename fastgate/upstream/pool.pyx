@@ -24,16 +24,17 @@ from collections import deque
 
 from cpython.list cimport PyList_GET_SIZE
 from cpython.ref cimport PyObject
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64
-from fastgate._core.balance.balance cimport SmoothWeighted
+from fastgate._core.balance.targets cimport TargetSet, ticket_t
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.http.headers cimport HeadWriter
 from fastgate._core.log_throttle cimport log_throttle_pass
-from fastgate._core.pipeline.context cimport Reason
+from fastgate._core.pipeline.context cimport Reason, RequestContext
 from fastgate._core.shm.counters cimport Counters
 from fastgate._core.pipeline.wheel cimport TimerWheel
+from fastgate.upstream.balance_key cimport BalanceKey
 from fastgate.upstream.h1_stream cimport U_CLOSED, U_IDLE, ConnectionOwner, H1UpstreamStream
 from fastgate.upstream.stream cimport SAME_CLIENT, SAME_LISTENER, SAME_ROUTE, ResponseSink, UpstreamStream
 
@@ -379,25 +380,30 @@ cdef class Upstream:
         self.queue_timeout_ns = pool.queue_timeout_ns
         self.connect_timeout_ns = config.timeouts.connect_ns
         self.targets = []
+        for status in config.failure_statuses:
+            self.failures[status >> 6] |= <uint64_t>1 << (status & 63)
 
     def tell_routes_apart(self):
         """More than one route uses this upstream: none of them may take all connections."""
         self.shares |= SAME_ROUTE
 
-    def set_targets(self, targets, weights):
-        """Set the targets, once, in the order of their weights."""
+    def set_targets(self, targets, TargetSet balance=None, BalanceKey key=None):
+        """Set the targets, once, in the order of their set. key: chooses the key of a request. Without a set, `pick` must not be
+        called."""
+        cdef Target target
         self.targets = list(targets)
-        self.balance = SmoothWeighted(weights)
+        for place, target in enumerate(self.targets):
+            target.place = place
+        self.balance = balance
+        self.key = key
 
-    cdef Target pick(self):
-        """The next target by smooth weighted round robin."""
-        if len(self.targets) == 1:
-            return <Target>self.targets[0]
-        return <Target>self.targets[self.balance.pick()]
+    cdef Py_ssize_t pick(self, RequestContext ctx, list tried, ticket_t* ticket) except? -3:
+        """The place of the target for an attempt, see TargetSet.pick."""
+        return self.balance.pick(0 if self.key is None else self.key.point(ctx), tried, ctx.now_ns, ticket)
 
-    cdef Target after(self, Target target):
-        """The next target in order, and after the last the first."""
-        return <Target>self.targets[(self.targets.index(target) + 1) % len(self.targets)]
+    cdef bint is_failure(self, int status) noexcept:
+        """True if a response of this status counts as a failure of the target."""
+        return 0 <= status < 640 and self.failures[status >> 6] >> (status & 63) & 1
 
     def retire(self):
         """No longer in the plan: close idle connections now, the others when their request is over."""

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from msgspec import Meta, field
 
 from fastgate.settings import MINUTE, SECOND, Duration, FileName, Settings, Text
+from fastgate.upstream.balance_settings import BalanceConfig, BreakerConfig, EjectionConfig
 
 __all__ = [
     "CredentialConfig",
@@ -95,11 +96,39 @@ class TargetConfig(Settings, frozen=True, kw_only=True):
             ge=0,
             le=1000,
             description=(
-                "Share of the requests relative to the other targets (smooth round robin). 0 disables the"
-                " target. At most 1000."
+                "Share of the requests relative to the other targets. 0 disables the target. At most 1000."
             ),
         ),
     ] = 1
+    priority: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100,
+            description=(
+                "Targets of the lowest number get all requests while five sevenths of their weight are "
+                "usable; below that, the rest goes to the next number."
+            ),
+        ),
+    ] = 0
+    zone: Annotated[
+        Text | None, Meta(description="Zone of the target. Those in the gateway's own zone are preferred.")
+    ] = None
+    region: Annotated[
+        Text | None,
+        Meta(description="Region of the target. Those in the gateway's own region are preferred."),
+    ] = None
+    cost: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1e12,
+            description="Cost of a request, in any unit, for the strategies `cost` and `intelligent`.",
+        ),
+    ] = 0.0
+    quality: Annotated[
+        float, Meta(ge=0, le=1, description="Quality of the responses, for the strategy `intelligent`.")
+    ] = 1.0
 
     def endpoint(self) -> Endpoint:
         """The parsed URL. The config check has verified that it is valid."""
@@ -410,14 +439,20 @@ class UpstreamConfig(Settings, frozen=True, kw_only=True):
             description="The servers of the upstream: one URL, or a list of URLs and `{url, weight}`.",
         ),
     ]
-    balance: Annotated[
-        Literal["round_robin"],
-        Meta(
-            description=(
-                "Load-balancing algorithm. `round_robin` is smooth and weighted (the algorithm of nginx)."
-            )
-        ),
-    ] = "round_robin"
+    balance: Annotated[BalanceConfig, Meta(description="How a target is chosen for a request.")] = (
+        BalanceConfig()
+    )
+    ejection: Annotated[
+        EjectionConfig | None,
+        Meta(description="Passive health: targets that fail get no requests for a while. Default: off."),
+    ] = None
+    breaker: Annotated[
+        BreakerConfig | None, Meta(description="Circuit breaker of each target. Default: none.")
+    ] = None
+    failure_statuses: Annotated[
+        tuple[Annotated[int, Meta(ge=400, le=599)], ...],
+        Meta(description="Statuses of a response that count as a failure of the target."),
+    ] = (500, 502, 503, 504)
     pool: Annotated[PoolConfig, Meta(description="Connection pool of each target.")] = PoolConfig()
     tls: Annotated[UpstreamTlsConfig, Meta(description="TLS to `https://` targets.")] = UpstreamTlsConfig()
     timeouts: Annotated[TimeoutsConfig, Meta(description="Time-outs of this upstream.")] = TimeoutsConfig()

@@ -140,7 +140,7 @@ def test_a_hint_names_keys_that_are_there(struct: str) -> None:
         ("routes: [{path: /, respond: x, stripPrefix: /a}]", "write rewrite: {strip_prefix: /prefix}"),
         ("routes: [{path: /, respond: x, rate-limit: 5}]", "write limits: {per_minute: 100}"),
         ("upstreams: {a: {servers: [x]}}", "write targets"),
-        ("upstreams: {a: {targets: ['http://a:1'], health_check: {}}}", "there are no health checks"),
+        ("upstreams: {a: {targets: ['http://a:1'], health_check: {}}}", "there are no active health checks"),
         ("upstreams: {a: {targets: [{server: 'http://a:1'}]}}", "write url: http://host:port"),
         ("listen: {port: 80}", "write address"),
         ("server: {listen: 80}", "write listen at the root"),

@@ -50,7 +50,7 @@ class Served:
         plan = freeze_now(config, self.plane)
         upstream = plan.upstreams["local"]
         self.target = LocalTarget(upstream, self.handler, "test")
-        upstream.set_targets([self.target], [1])
+        upstream.set_targets([self.target], upstream.balance)
         self.plane.install(plan)
         server = await self.loop.create_server(
             lambda: self.plane.connection(config.listen[0]), "127.0.0.1", 0
