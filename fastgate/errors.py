@@ -92,6 +92,7 @@ _ROWS: tuple[tuple[str, int, str, int, bool], ...] = (
     ("plugin_timeout", 504, "A plugin took too long", GATEWAY, False),
     ("upstream_connect_timeout", 504, "Connecting to upstream took too long", UPSTREAM, True),
     ("upstream_first_byte_timeout", 504, "Upstream took too long to respond", UPSTREAM, False),
+    ("per_try_timeout", 504, "Upstream took too long to respond", UPSTREAM, False),
     ("upstream_between_bytes_timeout", 504, "Upstream stalled while sending the response", UPSTREAM, False),
     ("total_timeout", 504, "The request took too long", GATEWAY, False),
     ("version_not_supported", 505, "HTTP version not supported", CLIENT, False),

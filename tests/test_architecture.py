@@ -376,6 +376,7 @@ LONG: dict[str, str] = {
     "control.keyring": "the one writer of keys and consumers: each change needs both store and directory",
     "proxy.exchange": "the life of a request, readable in one file",
     "proxy.h1_client": "one connection: its parser callbacks, timers and writes share their state",
+    "proxy.upstream_request": "the upstream half of a request: attempts, sending and receiving share state",
     "upstream.h1_stream": "one connection, as proxy.h1_client",
 }
 

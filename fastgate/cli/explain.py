@@ -191,7 +191,7 @@ def explain_request(
     loop = asyncio.new_event_loop()
     try:
         if memory is None:
-            memory = HostMemory.private(len(routes) + 1)
+            memory = HostMemory.private(len(routes) + 1, config.memory.health_rows)
             memory.directory.loaded = 1  # there is no controller to wait for
         observed = [
             feature.explain_decisions(memory) for feature in FEATURES if feature.explain_decisions is not None

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 _UPSTREAM = "write upstream"
-_RETRIES = "there is no such setting: a target that refuses the connection is passed over for the next one"
+_RETRIES = "write retry: {attempts: 3} at a route"
 _HEALTH = "there are no active health checks: write ejection at the upstream for passive ones"
 _LIMITS = "write limits: {per_minute: 100}"
 _ACCESS = "write access: {allow: [10.0.0.0/8], deny: […]}"
@@ -109,8 +109,8 @@ FOREIGN: Final[dict[str, dict[str, str]]] = {
         **_rows("write upstream, redirect or respond", "handle handler action"),
         **_rows("write host", "hosts domain domains server_name server_names hostname hostnames sni vhost"),
         **_rows("write methods", "method verb verbs"),
-        **_rows(_RETRIES,
-                "retry retries num_retries max_retries retry_policy retry_on retry_budget attempts "
+        **_rows("write retry: {attempts: 3}",
+                "retries num_retries max_retries retry_policy retry_on retry_budget attempts "
                 "proxy_next_upstream proxy_next_upstream_tries"),
         **_rows(_TOTAL, "timeout request_timeout timeout_ms total_timeout"),
         **_rows("write timeouts: {between_bytes: 60s, first_byte: 60s}",

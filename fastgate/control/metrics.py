@@ -78,6 +78,8 @@ DESCRIPTIONS: dict[str, str] = {
     "fastgate_cache_predicted_total": (
         "Responses fetched ahead: refresh (popular, near expiry), prefetch (usual successors)."
     ),
+    "fastgate_retries_total": "Retries by the policy of a route.",
+    "fastgate_retries_over_budget_total": "Retries that the budget refused.",
     "fastgate_access_denied_total": "Requests rejected by access lists.",
     "fastgate_limits_bans_total": "Bans of clients that repeatedly exceeded limits.",
     "fastgate_limits_full_total": "Requests that could not be counted because a table was full.",

@@ -30,6 +30,8 @@ from fastgate.features.ratelimit import check as ratelimit_check
 from fastgate.features.ratelimit import settings as ratelimit_settings
 from fastgate.features.rbac import build as rbac
 from fastgate.features.rbac import check as rbac_check
+from fastgate.features.retry import build as retry
+from fastgate.features.retry import check as retry_check
 from fastgate.features.routing import build as routing
 from fastgate.features.routing import check as routing_check
 from fastgate.features.security_headers import build as security_headers
@@ -174,6 +176,14 @@ FEATURES: Final[tuple[Feature, ...]] = (
         check_route=transform_check.check_route,
         route_parts=transform.route_parts,
         owned_headers=transform.owned_headers,
+    ),
+    Feature(
+        name="retry",
+        route=retry.RouteKeys,
+        check_route=retry_check.check_route,
+        check_together=retry_check.check_together,
+        destination_parts=retry.destination_parts,
+        owned_headers=retry.owned_headers,
     ),
     Feature(
         name="cache",

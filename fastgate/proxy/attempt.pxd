@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t
 from fastgate._core.http.headers cimport Headers
 from fastgate._core.balance.targets cimport ticket_t
 from fastgate._core.pipeline.context cimport Reason, RequestContext
+from fastgate._core.resilience.retry_policy cimport RetryPolicy
 from fastgate.proxy.request_body cimport BodyCursor
 from fastgate.upstream.pool cimport Target, Upstream
 from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
@@ -42,18 +43,27 @@ cdef class Attempt(ResponseSink):
     cdef ticket_t ticket                  # of the target's circuit breakers
     cdef int outcome                      # OUTCOME_*: what it says about the target
     cdef int counted                      # the outcome that was counted when the head arrived, else OUTCOME_NONE
-    cdef int64_t latency_ns               # from sending the head to the head of the response; 0 without one
-    cdef int head(self, int outcome, int64_t latency_ns, int64_t now_ns) except -1
+    cdef bint has_head                    # the head of a response arrived
+    cdef bint settled                     # the outcome stands, although the response is not read to its end
+    cdef int64_t began_ns
+    cdef int64_t end_sent_ns              # when the request was sent completely; 0 before
+    cdef int64_t latency_ns               # from then to the head of the response; 0 without either
+    cdef int head(self, int outcome, int64_t now_ns) except -1
     cdef int begin(self, int64_t now_ns) except -1
     cdef int end(self, bint whole, int64_t now_ns) except -1
 
 @cython.final
 cdef class Attempts:
     cdef Upstream upstream
+    cdef RetryPolicy policy               # None: without one
     cdef list tried                       # places of the targets tried
+    cdef int retries                      # by the policy
     cdef bint replayed
-    cdef Attempt after(self, AttemptOwner owner, RequestContext ctx, Attempt failed, Reason reason, bint repeatable)
+    cdef Target again                     # the target that the next attempt replays the request at, or None
+    cdef int64_t wait_ns(self, RequestContext ctx, Attempt failed, Reason reason, bint repeatable, int64_t deadline_ns) except -2
+    cdef int64_t retry_ns(self, RequestContext ctx, int64_t retry_after_ns, int64_t deadline_ns) noexcept
+    cdef Attempt following(self, AttemptOwner owner, RequestContext ctx)
 
 # The first attempt, at the target that the balancer picks. It has not begun. None: there is no target; why[0] is PICK_*.
 cdef Attempt first_attempt(AttemptOwner owner, Upstream upstream, RequestContext ctx, Py_ssize_t* why)
-cdef Attempts attempts_at(Upstream upstream, Attempt failed)
+cdef Attempts attempts_at(Upstream upstream, RetryPolicy policy, Attempt failed)

@@ -9,10 +9,13 @@ COST     A small object per attempt; one virtual call more per callback.
 SOURCES  pingora-error (which errors may be retried); RFC 9110 §9.2.2 (idempotent methods); RFC 9112 §9.3.1 (retrying a request
          whose connection was closed before a response); Go net/http `shouldRetryRequest`.
 
-Two conditions decide whether there is another attempt. `Reason.retryable`: the upstream failed, and another attempt may succeed.
-And what the upstream can have seen of the request: if nothing (no connection was made), the next target is tried, whatever the
-method; if a kept-alive connection was closed while the request was written, and not one byte came back, an idempotent request
-whose body is still in memory is resent once to the same target on a new connection.
+Without a retry policy, two conditions decide whether there is another attempt. `Reason.retryable`: the upstream failed, and another
+attempt may succeed. And what the upstream can have seen of the request: if nothing (no connection was made), another target is tried,
+whatever the method; if a kept-alive connection was closed while the request was written, and not one byte came back, a request that may
+be sent twice and whose body is still in memory is resent once to the same target on a new connection.
+
+A policy names the failures that are retried, and bounds the retries of a request and of the route. It never sends a request twice that
+may not be sent twice; the replay on a new connection stays outside of it.
 """
 
 cimport cython
@@ -20,8 +23,9 @@ from libc.stdint cimport int64_t
 
 from fastgate._core.http.headers cimport Headers
 from fastgate._core.pipeline.abstract cimport missing
-from fastgate._core.balance.targets cimport OUTCOME_NONE, ticket_t
+from fastgate._core.balance.targets cimport OUTCOME_FAILED, OUTCOME_NONE, OUTCOME_OK, TargetSet, ticket_t
 from fastgate._core.pipeline.context cimport Reason, RequestContext
+from fastgate._core.resilience.retry_policy cimport RetryPolicy
 from fastgate.upstream.pool cimport Target, Upstream
 from fastgate.upstream.stream cimport ResponseSink, UpstreamStream
 
@@ -95,13 +99,19 @@ cdef class Attempt(ResponseSink):
     cdef int end(self, bint whole, int64_t now_ns) except -1:
         """Leave the queue, and release the stream: for reuse if the response (or the tunnel) is complete, else it is closed."""
         cdef UpstreamStream stream = self.stream
+        cdef TargetSet balance
         if self.waiting:
             self.target.forget(self)
         if self.cursor is not None:
             self.cursor.close()
             self.cursor = None
         if self.owner is not None:
-            self.target.upstream.balance.finish(self.target.place, &self.ticket, self.counted, self.outcome, self.latency_ns, now_ns)
+            balance = self.target.upstream.balance
+            if self.outcome == OUTCOME_OK and not whole and not self.settled:
+                self.outcome = OUTCOME_NONE             # the client left before the end
+            if self.outcome == OUTCOME_FAILED and not self.has_head:
+                balance.no_head(self.target.place, now_ns - self.began_ns, now_ns)
+            balance.finish(self.target.place, &self.ticket, self.counted, self.outcome, self.latency_ns, now_ns)
         self.owner = None
         if stream is not None:
             self.stream = None
@@ -111,10 +121,13 @@ cdef class Attempt(ResponseSink):
                 stream.abort()
         return 0
 
-    cdef int head(self, int outcome, int64_t latency_ns, int64_t now_ns) except -1:
-        """The head of the response arrived, and says this about the target."""
+    cdef int head(self, int outcome, int64_t now_ns) except -1:
+        """The head of the response arrived, and says this about the target. Its latency does not include the time in which the client
+        sent the body."""
+        cdef int64_t latency_ns = now_ns - self.end_sent_ns if self.end_sent else -1
+        self.has_head = True
         self.outcome = outcome
-        self.latency_ns = latency_ns
+        self.latency_ns = max(0, latency_ns)
         if self.target.upstream.balance.head(self.target.place, &self.ticket, outcome, latency_ns, now_ns):
             self.counted = outcome
         return 0
@@ -173,65 +186,81 @@ cdef class Attempt(ResponseSink):
 cdef class Attempts:
     """The choice of the attempt after one that failed. A request whose first attempt succeeds has none."""
 
-    cdef Attempt after(self, AttemptOwner owner, RequestContext ctx, Attempt failed, Reason reason, bint repeatable):
-        """The next attempt after one has failed and ended; None if the request fails with it.
+    cdef int64_t wait_ns(self, RequestContext ctx, Attempt failed, Reason reason, bint repeatable, int64_t deadline_ns) except -2:
+        """Time until the attempt after one that has failed and ended; -1 if the request fails with it.
 
-        repeatable: the request may be sent twice and its whole body is still in memory.
+        repeatable: the request may be sent twice, and its body is still in memory from its first byte on.
+        deadline_ns: of the whole request, 0 if there is none.
         """
-        cdef Attempt following
-        if not reason.retryable:
-            return None
-        if not failed.sent:
-            if len(self.tried) >= len(self.upstream.targets):
-                return None
-            following = attempt_of(owner, self.upstream, ctx, self.tried, NULL)
-            if following is None:
-                return None
-            if following.target.place in self.tried:    # every usable one has been tried
-                following.end(False, ctx.now_ns)
-                return None
-            self.tried.append(following.target.place)
-            following.fresh = self.replayed
-            return following
-        if repeatable and failed.reused and not failed.answered and failed.end_sent and not self.replayed:
+        self.again = None
+        if repeatable and reason.retryable and failed.sent and failed.reused and not failed.answered and failed.end_sent \
+                and not self.replayed:
             # A kept-alive connection that the upstream closed while it was reused is no evidence against the request.
             self.replayed = True
-            following = attempt_at(owner, failed.target)
-            self.upstream.balance.again(failed.target.place, ctx.now_ns, &following.ticket)
-            following.fresh = True
-            following.replay = True
-            return following
-        return None
+            self.again = failed.target
+            return 0
+        if self.policy is not None:
+            if not self.policy.names_reason(reason) or (failed.sent and not repeatable):
+                return -1
+            return self.retry_ns(ctx, 0, deadline_ns)
+        return 0 if reason.retryable and not failed.sent and len(self.tried) < len(self.upstream.targets) else -1
+
+    cdef int64_t retry_ns(self, RequestContext ctx, int64_t retry_after_ns, int64_t deadline_ns) noexcept:
+        """Time until a retry by the policy; -1: it is not permitted."""
+        cdef int64_t wait_ns = self.policy.wait_ns(self.retries + 1, retry_after_ns, ctx.now_ns, deadline_ns)
+        if wait_ns >= 0:
+            self.retries += 1
+        return wait_ns
+
+    cdef Attempt following(self, AttemptOwner owner, RequestContext ctx):
+        """The next attempt: a replay, or one at another target while there is one. None: no target may be used."""
+        cdef Attempt attempt
+        if self.again is not None:
+            attempt = attempt_at(owner, self.again, ctx.now_ns)
+            self.upstream.balance.again(self.again.place, ctx.now_ns, &attempt.ticket)
+            attempt.fresh = True
+            attempt.replay = True
+            return attempt
+        # Without a policy, each target is tried once.
+        attempt = attempt_of(owner, self.upstream, ctx, self.tried, self.policy is None, NULL)
+        if attempt is None:
+            return None
+        if attempt.target.place not in self.tried:
+            self.tried.append(attempt.target.place)
+        attempt.fresh = self.replayed
+        return attempt
 
 
-cdef Attempts attempts_at(Upstream upstream, Attempt failed):
+cdef Attempts attempts_at(Upstream upstream, RetryPolicy policy, Attempt failed):
     """For a request whose first attempt failed."""
     cdef Attempts attempts = Attempts.__new__(Attempts)
     attempts.upstream = upstream
+    attempts.policy = policy
     attempts.tried = [failed.target.place]
     return attempts
 
 
 cdef Attempt first_attempt(AttemptOwner owner, Upstream upstream, RequestContext ctx, Py_ssize_t* why):
-    return attempt_of(owner, upstream, ctx, None, why)
+    return attempt_of(owner, upstream, ctx, None, False, why)
 
 
-cdef inline Attempt attempt_of(AttemptOwner owner, Upstream upstream, RequestContext ctx, list tried, Py_ssize_t* why):
+cdef inline Attempt attempt_of(AttemptOwner owner, Upstream upstream, RequestContext ctx, list tried, bint is_new, Py_ssize_t* why):
     cdef ticket_t ticket
-    cdef Py_ssize_t place = upstream.pick(ctx, tried, &ticket)
+    cdef Py_ssize_t place = upstream.pick(ctx, tried, is_new, &ticket)
     cdef Attempt attempt
     if place < 0:
         if why != NULL:
             why[0] = place
         return None
-    attempt = attempt_at(owner, <Target>upstream.targets[place])
+    attempt = attempt_at(owner, <Target>upstream.targets[place], ctx.now_ns)
     attempt.ticket = ticket
     return attempt
 
 
-cdef inline Attempt attempt_at(AttemptOwner owner, Target target):
+cdef inline Attempt attempt_at(AttemptOwner owner, Target target, int64_t now_ns):
     cdef Attempt attempt = Attempt.__new__(Attempt)
     attempt.owner = owner
     attempt.target = target
     attempt.outcome = attempt.counted = OUTCOME_NONE
+    attempt.began_ns = now_ns
     return attempt

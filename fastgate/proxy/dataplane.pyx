@@ -140,10 +140,27 @@ cdef class DataPlane(Plane):
         for upstream in old.upstreams.values():
             if id(upstream) not in kept:
                 upstream.retire()
+                self._let_go(upstream)
         kept = set(map(id, plan.plugins))
         for plugin in old.plugins:
             if id(plugin) not in kept:
                 self.loop.create_task(self._close_plugin(plugin))
+
+    def _let_go(self, upstream):
+        """Drop an upstream once all requests of plans that contain it have ended."""
+        users = [(<Plan>plan).unused for plan in self.replaced if upstream in (<Plan>plan).upstreams.values()]
+        left = len(users)
+
+        def over(_):
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                upstream.let_go()
+
+        for unused in users:
+            unused.add_done_callback(over)
+        if not users:
+            upstream.let_go()
 
     async def _close_plugin(self, plugin):
         """Close a plugin once all requests of plans that contain it have ended, or after a minute."""

@@ -21,11 +21,12 @@ cdef enum:
     X_COLLECTING = 2          # waits for the body
     X_LOOKING = 3             # waits for the cache
     X_WAITING = 4             # waits for an upstream connection
-    X_SENDING = 5             # the head is sent, no response yet
-    X_HOLDING = 6             # the head of the response has arrived, and is held until its body has
-    X_RELAYING = 7            # the response is being passed on
-    X_TUNNEL = 8
-    X_FINISHED = 9
+    X_BACKOFF = 5             # waits before the next attempt
+    X_SENDING = 6             # the head is sent, no response yet
+    X_HOLDING = 7             # the head of the response has arrived, and is held until its body has
+    X_RELAYING = 8            # the response is being passed on
+    X_TUNNEL = 9
+    X_FINISHED = 10
 
 @cython.no_gc
 cdef class UpstreamRequest(AttemptOwner):
@@ -49,6 +50,8 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef Upstream upstream
     cdef Attempts attempts                # None until one has failed
     cdef Attempt attempt                  # the current one, or None
+    cdef Reason failure                   # of the last attempt, while the next one is waited for
+    cdef int64_t try_deadline_ns          # for the head of the response to the current attempt; 0 = none
     # The response
     cdef HoldStage hold                   # None if the response is not held
     cdef list stages                      # stages before the edits of the route, or None
@@ -74,6 +77,10 @@ cdef class UpstreamRequest(AttemptOwner):
     cdef int rearm(self) except -1
     cdef int _try(self, Attempt attempt) except -1
     cdef int _try_again(self, Attempt attempt, Reason reason) except -1
+    cdef int _try_after(self, int64_t wait_ns) except -1
+    cdef int _try_next(self) except -1
+    cdef bint _retries_status(self, Attempt attempt, int status) except -1
+    cdef bint _may_repeat(self) except -1
     cdef int _send_head(self, Attempt attempt) except -1
     cdef int _log_connect_failed(self, Attempt attempt, Reason reason, str detail) except -1
     cdef int _upstream_head(self, int status, bytes phrase, Headers fields, int64_t length, bytes body) except -1

@@ -22,15 +22,16 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 
-from fastgate._core.balance.targets cimport OUTCOME_FAILED, OUTCOME_OK, PICK_OPEN
+from fastgate._core.balance.targets cimport OUTCOME_FAILED, OUTCOME_NONE, OUTCOME_OK, PICK_OPEN
 from fastgate._core.clock cimport monotonic_ns
-from fastgate._core.http.headers cimport H_CONTENT_TYPE, Headers
+from fastgate._core.http.headers cimport H_CONTENT_TYPE, H_OTHER, Headers
 from fastgate._core.log_throttle cimport log_throttle_pass
 from fastgate._core.pipeline.abstract cimport missing
 from fastgate._core.pipeline.context cimport M_HEAD, Reason, RequestContext, method_idempotent, method_number
 from fastgate._core.pipeline.identity cimport Identity
 from fastgate._core.pipeline.pipeline cimport Pipeline, Plugin, RequestHead, ResponseHead
 from fastgate._core.pipeline.plan cimport Destination, RoutePlan
+from fastgate._core.resilience.retry_policy cimport RetryPolicy, asked_wait_ns
 from fastgate._core.shm.atomic cimport atomic_add_relaxed_u64
 from fastgate._core.stats.histogram cimport histogram_record
 from fastgate.proxy.attempt cimport A_CONNECTED, Attempt, AttemptOwner, attempts_at, first_attempt
@@ -65,6 +66,7 @@ cdef Reason FIRST_BYTE_TIMEOUT = REASONS["upstream_first_byte_timeout"]
 cdef Reason BETWEEN_BYTES_TIMEOUT = REASONS["upstream_between_bytes_timeout"]
 cdef Reason TOTAL_TIMEOUT = REASONS["total_timeout"]
 cdef Reason BREAKER_OPEN = REASONS["breaker_open"]
+cdef Reason PER_TRY_TIMEOUT = REASONS["per_try_timeout"]
 cdef Reason NO_TARGET = REASONS["no_target"]
 
 
@@ -150,6 +152,8 @@ cdef class UpstreamRequest(AttemptOwner):
         cdef Attempt attempt = first_attempt(self, self.upstream, self.ctx, &why)
         if attempt is None:
             return self.fail(BREAKER_OPEN if why == PICK_OPEN else NO_TARGET)
+        if self.destination.retry is not None:
+            self.destination.retry.deposit(self.ctx.now_ns)
         return self._try(attempt)
 
     cdef int _try(self, Attempt attempt) except -1:
@@ -157,6 +161,8 @@ cdef class UpstreamRequest(AttemptOwner):
         cdef RequestContext ctx = self.ctx
         cdef int outcome
         self.attempt = attempt
+        if self.destination.retry is not None and self.destination.retry.per_try_ns:
+            self.try_deadline_ns = ctx.now_ns + self.destination.retry.per_try_ns
         ctx.attempts += 1
         ctx.upstream_address = attempt.target.address
         atomic_add_relaxed_u64(&self.counts.replays if attempt.replay else &self.counts.attempts, 1)
@@ -171,16 +177,54 @@ cdef class UpstreamRequest(AttemptOwner):
         return self.arm(self.upstream.queue_timeout_ns, QUEUE_TIMEOUT)
 
     cdef int _try_again(self, Attempt attempt, Reason reason) except -1:
-        """An attempt failed: begin the next one, if one is permitted, or fail."""
-        cdef Attempt following
+        """An attempt failed: begin the next one, after a wait if the policy demands one, or fail."""
+        cdef int64_t wait_ns
+        self.attempt = None
+        if self.attempts is None:
+            self.attempts = attempts_at(self.upstream, self.destination.retry, attempt)
+        wait_ns = self.attempts.wait_ns(self.ctx, attempt, reason, self._may_repeat(), self.total_deadline_ns)
+        if wait_ns >= 0 and self.attempts.again is not None:
+            attempt.outcome = OUTCOME_NONE              # a connection that was closed while idle is no evidence against the target
+        attempt.end(False, self.ctx.now_ns)
+        if wait_ns < 0:
+            return self.fail(reason)
+        self.failure = reason
+        return self._try_after(wait_ns)
+
+    cdef bint _may_repeat(self) except -1:
+        """True if the request may be sent once more: also by what is left of its body."""
+        return self.repeatable and (self.body is None or self.body.first == 0)
+
+    cdef bint _retries_status(self, Attempt attempt, int status) except -1:
+        """True if the response is dropped, because the policy retries its status and permits a retry now."""
+        cdef RetryPolicy policy = self.destination.retry
+        cdef int64_t wait_ns
+        if policy is None or not policy.names_status(status) or not self._may_repeat():
+            return False
+        if self.attempts is None:
+            self.attempts = attempts_at(self.upstream, policy, attempt)
+        wait_ns = self.attempts.retry_ns(self.ctx, asked_wait_ns(attempt.stream.fields), self.total_deadline_ns)
+        if wait_ns < 0:
+            return False
+        self.attempts.again = None
+        self.failure = NO_TARGET
         self.attempt = None
         attempt.end(False, self.ctx.now_ns)
-        if self.attempts is None:
-            self.attempts = attempts_at(self.upstream, attempt)
-        following = self.attempts.after(self, self.ctx, attempt, reason, self.repeatable and (self.body is None or self.body.first == 0))
-        if following is None:
-            return self.fail(reason)
-        return self._try(following)
+        self._try_after(wait_ns)
+        return True
+
+    cdef int _try_after(self, int64_t wait_ns) except -1:
+        self.try_deadline_ns = 0
+        if wait_ns == 0:
+            return self._try_next()
+        self.state = X_BACKOFF
+        return self.arm(wait_ns, None)
+
+    cdef int _try_next(self) except -1:
+        cdef Attempt attempt = self.attempts.following(self, self.ctx)
+        if attempt is None:
+            return self.fail(self.failure)
+        return self._try(attempt)
 
     cdef int give_up_attempt(self) except -1:
         """Release the current attempt, if there is one."""
@@ -232,8 +276,13 @@ cdef class UpstreamRequest(AttemptOwner):
             length = BODY_UNKNOWN
         elif length < 0:
             length = BODY_NONE
-        if route.request_edits is not None or route.pipeline.upstream_request or self.stages is not None:
+        cdef RetryPolicy policy = self.destination.retry
+        cdef bint tells_attempt = policy is not None and policy.attempt_header is not None
+        if route.request_edits is not None or route.pipeline.upstream_request or self.stages is not None or tells_attempt:
             fields = ctx.headers.copy()
+            if tells_attempt:
+                fields.drop_folded(PyBytes_AS_STRING(policy.attempt_header), PyBytes_GET_SIZE(policy.attempt_header), False)
+                fields.append(policy.attempt_header, str(ctx.attempts).encode(), H_OTHER)
             if self.stages is not None:
                 for stage in self.stages:
                     (<ResponseStage>stage).ask(fields)
@@ -255,7 +304,8 @@ cdef class UpstreamRequest(AttemptOwner):
         attempt.sent = True
         self.state = X_SENDING
         ctx.upstream_started_ns = ctx.now_ns
-        self.repeatable = method_idempotent(method_id) and not ctx.upgrade and not route.pipeline.request_chunk
+        self.repeatable = not ctx.upgrade and not route.pipeline.request_chunk and (
+            method_idempotent(method_id) or (policy is not None and ctx.headers.find(b"idempotency-key", 15) is not None))
         return self.send_pending()
 
     cdef int replace_body(self, bytes content) except -1:
@@ -281,7 +331,10 @@ cdef class UpstreamRequest(AttemptOwner):
                     pieces = self.body.take_all()
             else:
                 if attempt.cursor is None:
-                    self.body.keep_bytes = REPLAY_BYTES if self.repeatable else 0
+                    if self.repeatable:
+                        self.body.keep_bytes = REPLAY_BYTES if self.destination.retry is None else self.destination.retry.body_bytes
+                    else:
+                        self.body.keep_bytes = 0
                     attempt.cursor = self.body.begin()
                 pieces = attempt.cursor.take()
         if only is not None or pieces is not None or ends:
@@ -297,6 +350,7 @@ cdef class UpstreamRequest(AttemptOwner):
                     stream.send_chunk(<bytes>piece)
             if ends:
                 attempt.end_sent = True
+                attempt.end_sent_ns = self.ctx.now_ns
                 stream.send_end(None if self.body_is_replaced else self.request_trailers)
         stream.flush()
         if self.attempt is not attempt or attempt.stream is not stream:
@@ -325,15 +379,16 @@ cdef class UpstreamRequest(AttemptOwner):
         cdef Pipeline pipeline = self.route.pipeline
         cdef int status = stream.status
         cdef int64_t length = stream.content_length     # -1 = LENGTH_UNKNOWN
-        cdef int64_t latency_ns
         ctx.first_byte_ns = stream.now_ns
-        latency_ns = ctx.first_byte_ns - ctx.upstream_started_ns
-        attempt.head(OUTCOME_FAILED if self.upstream.is_failure(status) else OUTCOME_OK, latency_ns, ctx.first_byte_ns)
+        attempt.head(OUTCOME_FAILED if self.upstream.is_failure(status) else OUTCOME_OK, ctx.first_byte_ns)
+        if self._retries_status(attempt, status):
+            return 0
+        self.try_deadline_ns = 0
         ctx.upstream_status = status
         self.repeatable = False
         if self.body is not None and self.body.keep_bytes:
             self.body.keep(0)
-        histogram_record(&self.counts.upstream, latency_ns)
+        histogram_record(&self.counts.upstream, ctx.first_byte_ns - ctx.upstream_started_ns)
         if status == 101:
             return self.switch_protocols(attempt)
         if ctx.method_id == M_HEAD or status == 204 or status == 304:
@@ -370,6 +425,7 @@ cdef class UpstreamRequest(AttemptOwner):
                     if length == LENGTH_NONE:
                         self.replaced = True            # a 304 has no body: its end also ends the request
                     else:
+                        self.attempt.settled = True
                         self.give_up_attempt()          # its body is not needed
                     return self.respond_replaced()
                 if (<ResponseStage>stage).resizes and length >= 0:
@@ -464,6 +520,10 @@ cdef class UpstreamRequest(AttemptOwner):
         self.deadline_reason = reason
         if self.total_deadline_ns and (deadline == 0 or self.total_deadline_ns < deadline):
             deadline = self.total_deadline_ns
+        if self.try_deadline_ns and (deadline == 0 or self.try_deadline_ns < deadline) \
+                and (reason is FIRST_BYTE_TIMEOUT or reason is CONNECT_TIMEOUT or reason is QUEUE_TIMEOUT):
+            deadline = self.try_deadline_ns
+            self.deadline_reason = PER_TRY_TIMEOUT
         if self.timer is None:
             return 0
         if deadline:
@@ -490,12 +550,17 @@ cdef class UpstreamRequest(AttemptOwner):
         self.ctx.now_ns = now_ns
         # A time-out is the target's failure unless the client, or the queue for a connection, was waited for.
         if self.attempt is not None and (
-                reason is CONNECT_TIMEOUT or reason is FIRST_BYTE_TIMEOUT or reason is BETWEEN_BYTES_TIMEOUT):
+                reason is CONNECT_TIMEOUT or reason is FIRST_BYTE_TIMEOUT or reason is BETWEEN_BYTES_TIMEOUT
+                or (reason is PER_TRY_TIMEOUT and self.attempt.sent)):
             self.attempt.outcome = OUTCOME_FAILED
         if self.total_deadline_ns and now_ns >= self.total_deadline_ns:
             return self.fail(TOTAL_TIMEOUT)
+        if self.state == X_BACKOFF:
+            return self._try_next()
         if reason is None:
             return 0
+        if self.state == X_SENDING and self.destination.retry is not None and self.destination.retry.names_reason(reason):
+            return self._try_again(self.attempt, reason)
         if self.state == X_WAITING:
             if reason is CONNECT_TIMEOUT:
                 self._log_connect_failed(self.attempt, reason, "connecting took too long")

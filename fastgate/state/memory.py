@@ -117,6 +117,8 @@ class HostMemory:
         self.health.clear_slot(seat)
 
     @classmethod
-    def private(cls, routes: int = 1) -> HostMemory:
+    def private(cls, routes: int = 1, health_rows: int = 1024) -> HostMemory:
         """A small one that no other process sees: for `fastgate explain` and for tests."""
-        return cls.map(1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024, 1024, 64, 1024, 64, 64, 1024))
+        return cls.map(
+            1, Sizes(routes, 1024, 1024, 1024, 1_000_000, 1024, 1024, 64, 1024, 64, 64, health_rows)
+        )

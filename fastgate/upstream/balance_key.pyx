@@ -13,7 +13,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memchr, memcmp
 
 from fastgate._core.balance.strategies cimport KeyHash
-from fastgate._core.http.headers cimport field_t
+from fastgate._core.http.headers cimport field_is, field_t
 from fastgate._core.pipeline.context cimport RequestContext
 
 __all__ = ["BalanceKey"]
@@ -71,7 +71,7 @@ cdef const char* find_cookie(RequestContext ctx, bytes name, Py_ssize_t* size) n
     cdef int i
     for i in range(ctx.headers.count):
         field = &ctx.headers.fields[i]
-        if field.name_n != 6 or (memcmp(field.name, b"cookie", 6) != 0 and memcmp(field.name, b"Cookie", 6) != 0):
+        if not field_is(field, b"cookie", 6):
             continue
         at = field.value
         end = at + field.value_n

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from fastgate.settings import PERCENT, SECOND, Duration, Settings, Share, Text
+from fastgate.settings import DAY, PERCENT, SECOND, Duration, Settings, Share, Text
 
 __all__ = ["BalanceConfig", "BreakerConfig", "EjectionConfig", "FailureSettings", "Locality"]
 
@@ -82,10 +82,11 @@ class BalanceConfig(Settings, frozen=True, kw_only=True):
     slow_start_ns: Annotated[
         Duration,
         Meta(
+            le=DAY,
             description=(
                 "A target that was ejected or failed its checks gets 10% of its share when it returns, and "
                 "all of it after this time."
-            )
+            ),
         ),
     ] = 0
     latency_half_life_ns: Annotated[
@@ -114,15 +115,20 @@ class FailureSettings(Settings, frozen=True, kw_only=True):
         Meta(description="Share of failed requests in `window`. Default: not counted."),
     ] = None
     slow_call_ns: Annotated[
-        Annotated[Duration, Meta(ge=1)] | None,
-        Meta(description="A response whose head takes longer is slow. Default: none is."),
+        Annotated[Duration, Meta(ge=1_000_000, le=DAY)] | None,
+        Meta(
+            description=(
+                "A response is slow if its head comes later than this after the end of the request. Default: "
+                "none is."
+            )
+        ),
     ] = None
     slow_rate_ppm: Annotated[
         Annotated[Share, Meta(ge=1)] | None,
         Meta(description="Share of slow responses in `window`. Requires `slow_call`."),
     ] = None
     window_ns: Annotated[
-        Duration, Meta(ge=100_000_000, description="Time over which rates are measured.")
+        Duration, Meta(ge=100_000_000, le=DAY, description="Time over which rates are measured.")
     ] = 10 * SECOND
     min_requests: Annotated[
         int, Meta(ge=1, le=10_000, description="Requests in `window` below which no rate is judged.")
@@ -139,13 +145,16 @@ class EjectionConfig(FailureSettings, frozen=True, kw_only=True):
         Duration,
         Meta(
             ge=1_000_000,
+            le=DAY,
             description=(
                 "Time of the first ejection. If the target fails again before three good responses in a row, "
                 "it is ejected for twice, three times … as long."
             ),
         ),
     ] = 10 * SECOND
-    max_time_ns: Annotated[Duration, Meta(ge=1_000_000, description="Longest ejection.")] = 300 * SECOND
+    max_time_ns: Annotated[Duration, Meta(ge=1_000_000, le=10 * DAY, description="Longest ejection.")] = (
+        300 * SECOND
+    )
     max_ejected_ppm: Annotated[
         Share,
         Meta(
@@ -167,10 +176,10 @@ class BreakerConfig(FailureSettings, frozen=True, kw_only=True):
         int, Meta(ge=0, le=100_000, description="Failures in a row that open it. 0: not counted.")
     ] = 5
     recovery_timeout_ns: Annotated[
-        Duration, Meta(ge=1_000_000, description="Time for which it stays open at first.")
+        Duration, Meta(ge=1_000_000, le=DAY, description="Time for which it stays open at first.")
     ] = 30 * SECOND
     max_recovery_timeout_ns: Annotated[
-        Duration | None,
+        Annotated[Duration, Meta(le=10 * DAY)] | None,
         Meta(description="Longest time for which it stays open. Default: ten times `recovery_timeout`."),
     ] = None
     backoff: Annotated[

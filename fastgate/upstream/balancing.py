@@ -21,7 +21,7 @@ from fastgate._core.balance.targets import Strategy, TargetSet
 from fastgate._core.resilience.breaker import CircuitBreaker
 from fastgate._core.resilience.health import HealthTable
 from fastgate.checks import TOKEN, Path, Report
-from fastgate.settings import MINUTE, PPM, SECOND, duration_text, short_key
+from fastgate.settings import DAY, MINUTE, PPM, SECOND, duration_text, short_key
 from fastgate.upstream.balance_key import BalanceKey
 from fastgate.upstream.balance_settings import (
     BalanceConfig,
@@ -78,6 +78,7 @@ STRATEGIES: Final[dict[str, Callable[[BalanceConfig, Sequence[TargetConfig]], St
 }
 
 _ONLY_WITH: Final = {
+    "slow_start_ns": tuple(name for name in STRATEGIES if name != "hash"),
     "choices": ("least_requests", "p2c_ewma", "intelligent"),
     "by": ("hash",),
     "load_factor": ("hash",),
@@ -103,8 +104,8 @@ def tiers_of(config: UpstreamConfig, targets: Sequence[TargetConfig], here: Loca
         return (index if listed else target.priority, distance, cost)
 
     ranks = [rank(index, target) for index, target in enumerate(targets)]
-    order = sorted(set(ranks))
-    return [order.index(rank) for rank in ranks]
+    place = {rank: index for index, rank in enumerate(sorted(set(ranks)))}
+    return [place[rank] for rank in ranks]
 
 
 def make_target_set(
@@ -148,7 +149,8 @@ def _breaker(config: BreakerConfig, probe_ns: int) -> CircuitBreaker:
         max_recovery_timeout_s=longest_ns / SECOND,
         success_threshold=config.success_threshold,
         half_open_permits=config.half_open_requests,
-        permit_timeout_s=max(config.recovery_timeout_ns, probe_ns or MINUTE) / SECOND,  # of a killed worker
+        # Of a killed worker's probes.
+        permit_timeout_s=min(max(config.recovery_timeout_ns, probe_ns or MINUTE), DAY) / SECOND,
         backoff=config.backoff,
         adaptive=config.adaptive,
     )
@@ -184,7 +186,7 @@ def check_balance(config: UpstreamConfig, path: Path, report: Report) -> None:
     for key, strategies in _ONLY_WITH.items():
         if getattr(balance, key) != getattr(BalanceConfig(), key) and balance.strategy not in strategies:
             report(
-                (*at, key),
+                (*at, short_key(key)),
                 f"strategy: {balance.strategy}",
                 f"a strategy that uses it ({', '.join(strategies)})",
                 "",

@@ -74,5 +74,5 @@ cdef class Upstream:
     cdef readonly int64_t max_lifetime_ns
     cdef readonly int64_t queue_timeout_ns
     cdef readonly int64_t connect_timeout_ns
-    cdef Py_ssize_t pick(self, RequestContext ctx, list tried, ticket_t* ticket) except? -3
+    cdef Py_ssize_t pick(self, RequestContext ctx, list tried, bint is_new, ticket_t* ticket) except? -3
     cdef bint is_failure(self, int status) noexcept

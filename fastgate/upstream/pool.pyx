@@ -397,9 +397,9 @@ cdef class Upstream:
         self.balance = balance
         self.key = key
 
-    cdef Py_ssize_t pick(self, RequestContext ctx, list tried, ticket_t* ticket) except? -3:
+    cdef Py_ssize_t pick(self, RequestContext ctx, list tried, bint is_new, ticket_t* ticket) except? -3:
         """The place of the target for an attempt, see TargetSet.pick."""
-        return self.balance.pick(0 if self.key is None else self.key.point(ctx), tried, ctx.now_ns, ticket)
+        return self.balance.pick(0 if self.key is None else self.key.point(ctx), tried, is_new, ctx.now_ns, ticket)
 
     cdef bint is_failure(self, int status) noexcept:
         """True if a response of this status counts as a failure of the target."""
@@ -414,6 +414,11 @@ cdef class Upstream:
             for connection in list(target.idle):
                 connection.close()
             target.idle.clear()
+
+    def let_go(self):
+        """No request uses it any longer: drop the targets, which refer to it, and with them the rows of their health."""
+        self.targets.clear()
+        self.balance = None
 
     def __repr__(self):
         return f"Upstream({self.name}, {self.targets})"

@@ -435,6 +435,7 @@ class UpstreamConfig(Settings, frozen=True, kw_only=True):
         tuple[TargetConfig, ...],
         Meta(
             min_length=1,
+            max_length=20_000,
             extra={"one_or_many": True},
             description="The servers of the upstream: one URL, or a list of URLs and `{url, weight}`.",
         ),

@@ -134,7 +134,7 @@ def test_a_hint_names_keys_that_are_there(struct: str) -> None:
         ("port: 80", "write listen"),
         ("tls: {}", "write tls at an entry of listen"),
         ("routes: [{location: /, respond: x}]", "write path"),
-        ("routes: [{respond: x, retries: 3}]", "there is no such setting"),
+        ("routes: [{respond: x, retries: 3}]", "write retry: {attempts: 3}"),
         ("routes: [{path: /, backend: x}]", "write upstream"),
         ("routes: [{path: /, servers: [x]}]", "write upstream"),
         ("routes: [{path: /, respond: x, stripPrefix: /a}]", "write rewrite: {strip_prefix: /prefix}"),

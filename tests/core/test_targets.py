@@ -214,11 +214,9 @@ class TestHash:
         strategy = KeyHash(names, load_factor=1.25)
         balance = targets(4, strategy)
         hot = strategy.point("everybody's favourite")
-        upstream = balance.upstream
 
         found = Counter()
         for _ in range(400):
-            upstream.started()
             found[balance.choose(hot, now_ns=START)[0]] += 1
 
         assert max(found.values()) <= 1.25 * 400 / 4 + 1

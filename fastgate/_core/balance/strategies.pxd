@@ -1,6 +1,6 @@
 """C interface of fastgate._core.balance.strategies."""
 
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from fastgate._core.balance.consistent cimport Maglev
 from fastgate._core.balance.targets cimport Strategy, TargetSet, tier_t
@@ -45,4 +45,6 @@ cdef class LatencyWeighted(Strategy):
 cdef class KeyHash(Strategy):
     cdef readonly Maglev table
     cdef readonly double load_factor
+    cdef uint32_t* looked       # by target: the number of the last choice that found it full
+    cdef uint32_t look
     cdef uint64_t point_of(self, const char* key, Py_ssize_t n) noexcept

@@ -15,14 +15,14 @@ WHAT
 STATE       RoundRobin: a deadline per target. LatencyWeighted: running sums, renewed every 100 ms. KeyHash: the table. Others: none.
 WHO WRITES  The owner, under the GIL.
 COST        RoundRobin: log2(targets) steps. PowerOfChoices and its kinds: per draw a binary search and one or two cache lines for each 16
-            processes. KeyHash: one load, and a sum of the requests in flight with a load_factor. Measured in
-            benchmarks/core/bench_strategies.py.
+            processes. KeyHash: one load; with a load_factor a sum of the requests in flight for each target that is looked at.
+            Measured in benchmarks/core/bench_strategies.py.
 SOURCES     Envoy edf_scheduler.h; Mitzenmacher, The power of two choices (2001); Finagle PeakEwma.scala; Eisenbud et al., Maglev (2016);
             Mirrokni, Thorup, Zadimoghaddam, Consistent Hashing with Bounded Loads (2016).
 """
 
 from libc.math cimport ceil
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastgate._core.arguments cimport float_argument, int_argument
@@ -36,6 +36,7 @@ __all__ = ["LatencyWeighted", "KeyHash", "P2cRequests", "P2cEwma", "Random", "Ro
 cdef double UNKNOWN = 1e150             # latency of a target that has not responded yet, once a request is in flight there
 cdef double GOLDEN = 0.6180339887498949
 cdef double TIME_MAX = 1e9              # of the virtual clock: above it, deadlines are counted from 0 again
+cdef Py_ssize_t LARGEST_TABLE = 3_999_000
 cdef int64_t WEIGH_AGAIN_NS = 100_000_000
 cdef double LEAST_LATENCY_NS = 1e3      # below a microsecond, latencies are the same
 
@@ -151,9 +152,24 @@ cdef class PowerOfChoices(Strategy):
         return targets.members[first]
 
 
+cdef inline double latency_of(TargetSet targets, Py_ssize_t index, int64_t now_ns) noexcept:
+    cdef Health health = <Health>targets.healths[index]
+    return health.latency(health.running(), now_ns, targets.tau_ns)
+
+
 cdef inline double waiting(TargetSet targets, Py_ssize_t index) noexcept:
     """Requests in flight per weight."""
     return <double>(<Health>targets.healths[index]).running() / targets.weights[index]
+
+
+cdef double busy_latency(TargetSet targets, Py_ssize_t index, int64_t now_ns) noexcept:
+    """latency × (1 + requests in flight per weight). One that has not responded yet, with a request in flight, is the slowest."""
+    cdef Health health = <Health>targets.healths[index]
+    cdef int64_t running = health.running()
+    cdef double latency = health.latency(running, now_ns, targets.tau_ns)
+    if latency == 0 and running > 0:
+        latency = UNKNOWN
+    return latency * (1.0 + <double>running / targets.weights[index])
 
 
 cdef class P2cRequests(PowerOfChoices):
@@ -171,11 +187,7 @@ cdef class P2cEwma(PowerOfChoices):
     """
 
     cdef double load(self, TargetSet targets, Py_ssize_t index, int64_t now_ns) noexcept:
-        cdef double busy = waiting(targets, index)
-        cdef double latency = (<Health>targets.healths[index]).latency(now_ns, targets.tau_ns)
-        if latency == 0 and busy > 0:
-            latency = UNKNOWN
-        return latency * (1.0 + busy)
+        return busy_latency(targets, index, now_ns)
 
 
 cdef class Scored(PowerOfChoices):
@@ -194,13 +206,16 @@ cdef class Scored(PowerOfChoices):
         self.quality = None if quality is None else tuple(
             [float_argument(value, f"quality[{index}]", 0.0, 1.0) for index, value in enumerate(quality)])
 
+    cdef bint suits(self, Py_ssize_t size) noexcept:
+        return self.quality is None or len(self.quality) == size
+
     cdef void rebuild(self, TargetSet targets, int64_t now_ns) noexcept:
         cdef Py_ssize_t index
         cdef double latency
         self.lowest_ns = self.lowest_cost = 0
         for index in range(targets.size):
             if targets.weights[index] > 0:
-                latency = (<Health>targets.healths[index]).latency(now_ns, targets.tau_ns)
+                latency = latency_of(targets, index, now_ns)
                 if latency > 0 and (self.lowest_ns == 0 or latency < self.lowest_ns):
                     self.lowest_ns = latency
                 if targets.costs[index] > 0 and (self.lowest_cost == 0 or targets.costs[index] < self.lowest_cost):
@@ -208,11 +223,9 @@ cdef class Scored(PowerOfChoices):
         targets.read_again_ns = min(targets.read_again_ns, now_ns + WEIGH_AGAIN_NS)
 
     cdef double term_latency(self, TargetSet targets, Py_ssize_t index, int64_t now_ns) noexcept:
-        cdef double busy = waiting(targets, index)
-        cdef double latency = (<Health>targets.healths[index]).latency(now_ns, targets.tau_ns) * (1.0 + busy)
         if self.lowest_ns == 0:
-            return busy
-        return max(0.0, latency / self.lowest_ns - 1.0)
+            return waiting(targets, index)
+        return max(0.0, busy_latency(targets, index, now_ns) / self.lowest_ns - 1.0)
 
     cdef double term_health(self, TargetSet targets, Py_ssize_t index) noexcept:
         return (<Health>targets.healths[index]).failure_ratio()
@@ -271,12 +284,12 @@ cdef class LatencyWeighted(Strategy):
             segment = &targets.tiers[tier]
             lowest = sum = 0.0
             for place in range(segment.start, segment.start + segment.count):
-                latency = (<Health>targets.healths[targets.members[place]]).latency(now_ns, targets.tau_ns)
+                latency = latency_of(targets, targets.members[place], now_ns)
                 if latency > 0 and (lowest == 0 or latency < lowest):
                     lowest = latency
             for place in range(segment.start, segment.start + segment.count):
                 index = targets.members[place]
-                latency = (<Health>targets.healths[index]).latency(now_ns, targets.tau_ns)
+                latency = latency_of(targets, index, now_ns)
                 sum += targets.weights[index] / max(latency, lowest, LEAST_LATENCY_NS)
                 self.ends[place] = sum
         self.weigh_again_ns = now_ns + WEIGH_AGAIN_NS
@@ -308,8 +321,17 @@ cdef class KeyHash(Strategy):
     """
 
     def __cinit__(self, names, weights=None, *, load_factor=None, seed=0):
-        self.table = Maglev(names, weights, table_size=prime_above(100 * len(names)), seed=seed)
+        self.table = Maglev(names, weights, table_size=prime_above(min(100 * len(names), LARGEST_TABLE)), seed=seed)
         self.load_factor = 0.0 if load_factor is None else float_argument(load_factor, "load_factor", 1.01, 1000.0)
+        self.looked = <uint32_t*>calloc(len(names), sizeof(uint32_t))
+        if self.looked == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.looked)
+
+    cdef bint suits(self, Py_ssize_t size) noexcept:
+        return len(self.table.names) == size
 
     cdef uint64_t point_of(self, const char* key, Py_ssize_t n) noexcept:
         """The point of a key, never 0."""
@@ -321,16 +343,17 @@ cdef class KeyHash(Strategy):
         return self.point_of(<const char*>text, len(text))
 
     cdef Py_ssize_t choose(self, TargetSet targets, tier_t* tier, uint64_t point, int64_t now_ns) noexcept:
-        cdef Py_ssize_t at, step, index, first = -1
+        cdef Py_ssize_t at, step, index, first = -1, full = 0
         cdef double weight = targets.ends[tier.start + tier.count - 1], most
         cdef int64_t running
         if point == 0:
             return targets.members[targets.drawn(tier, -1)]
         at = <Py_ssize_t>(point % <uint64_t>self.table.table_size)
         running = targets.upstream.running() if self.load_factor > 0 else 0
+        self.look += 1
         for step in range(self.table.table_size):
             index = self.table._table[at]
-            if targets.weights[index] > 0 and &targets.tiers[targets.places[index]] == tier:
+            if targets.weights[index] > 0 and self.looked[index] != self.look and &targets.tiers[targets.places[index]] == tier:
                 if self.load_factor == 0:
                     return index
                 if first < 0:
@@ -338,9 +361,12 @@ cdef class KeyHash(Strategy):
                 most = ceil(self.load_factor * <double>(running + 1) * targets.weights[index] / weight)
                 if <double>(<Health>targets.healths[index]).running() < most:
                     return index
+                self.looked[index] = self.look          # full: each is looked at once
+                full += 1
+                if full == tier.count:
+                    return first                        # with requests of other tiers in flight, all may be full
             at = at + 1 if at + 1 < self.table.table_size else 0
-        # `running` counts requests of other tiers too, so that there is room; a target of little weight may have no entry.
-        return first if first >= 0 else targets.members[targets.drawn(tier, -1)]
+        return first if first >= 0 else targets.members[targets.drawn(tier, -1)]    # one of little weight may have no entry
 
 
 cdef Py_ssize_t prime_above(Py_ssize_t least):

@@ -44,6 +44,7 @@ cdef class TargetSet:
     cdef double* weights                # effective ones: 0 = not usable now
     cdef double* costs
     cdef int32_t* places                # tier of each target, in the order of preference
+    cdef int32_t* by_tier               # all targets, sorted by tier
     cdef int32_t* members               # usable targets, by tier
     cdef double* ends                   # running sums of their weights within the tier, by place in `members`
     cdef tier_t* tiers
@@ -54,16 +55,18 @@ cdef class TargetSet:
     cdef int64_t read_again_ns
     cdef bint has_open                  # a target has an open circuit breaker
     cdef readonly bint is_panicking     # no target is usable, so all are used that are not drained
-    cdef Py_ssize_t pick(self, uint64_t point, list tried, int64_t now_ns, ticket_t* ticket) noexcept
+    cdef Py_ssize_t pick(self, uint64_t point, list tried, bint is_new, int64_t now_ns, ticket_t* ticket) noexcept
+    cdef void begin(self, Py_ssize_t index) noexcept
+    cdef void no_head(self, Py_ssize_t index, int64_t elapsed_ns, int64_t now_ns) noexcept
     cdef bint head(self, Py_ssize_t index, ticket_t* ticket, int outcome, int64_t latency_ns, int64_t now_ns) noexcept
     cdef void finish(self, Py_ssize_t index, ticket_t* ticket, int counted, int outcome, int64_t latency_ns, int64_t now_ns) noexcept
     cdef void count(self, Py_ssize_t index, ticket_t* ticket, int outcome, int64_t latency_ns, int64_t now_ns) noexcept
     cdef void read(self, int64_t now_ns) noexcept
     cdef bint is_usable(self, Py_ssize_t index, int64_t now_ns, bint panic, int64_t* until_ns) noexcept
     cdef void share_out(self) noexcept
-    cdef tier_t* drawn_tier(self) noexcept
+    cdef tier_t* drawn_tier(self, uint64_t point) noexcept
     cdef Py_ssize_t drawn(self, tier_t* tier, Py_ssize_t without) noexcept
-    cdef Py_ssize_t another(self, list tried) noexcept
+    cdef Py_ssize_t untried(self, list tried) noexcept
     cdef bint admitted(self, Py_ssize_t index, int64_t now_ns, ticket_t* ticket) noexcept
     cdef int64_t closes_after_ns(self, int64_t now_ns) noexcept
     cdef void again(self, Py_ssize_t index, int64_t now_ns, ticket_t* ticket) noexcept
@@ -73,4 +76,5 @@ cdef class TargetSet:
 
 cdef class Strategy:
     cdef void rebuild(self, TargetSet targets, int64_t now_ns) noexcept
+    cdef bint suits(self, Py_ssize_t size) noexcept
     cdef Py_ssize_t choose(self, TargetSet targets, tier_t* tier, uint64_t point, int64_t now_ns) noexcept

@@ -50,6 +50,10 @@ cdef class Strategy:
     cdef void rebuild(self, TargetSet targets, int64_t now_ns) noexcept:
         """The usable targets, or their weights, are different from now on."""
 
+    cdef bint suits(self, Py_ssize_t size) noexcept:
+        """True if it can choose among so many targets."""
+        return True
+
     cdef Py_ssize_t choose(self, TargetSet targets, tier_t* tier, uint64_t point, int64_t now_ns) noexcept:
         """One of the targets of a tier, which has at least one. point: hash of the request's key, for those that go by key."""
         return targets.members[tier.start]
@@ -65,7 +69,7 @@ cdef class TargetSet:
     strategy         a Strategy of its own.
     weights          ints 0..1 000 000, default 1 each; 0 = never picked.
     costs            floats, 0..1e12: what a request costs at the target, for strategies that look at it; default 0.
-    tiers            ints 0..1000: preference, lowest first; default all 0.
+    tiers            ints 0..65535: preference, lowest first; default all 0.
     spill_factor     1..1000: a tier keeps all requests while 1 / spill_factor of its weight is usable.
     breaker          a CircuitBreaker whose settings each target's breaker has; None: no breakers.
     ejection         the same for passive ejection: a target is ejected while its ejection breaker is open.
@@ -82,6 +86,7 @@ cdef class TargetSet:
         cdef Py_ssize_t index
         cdef int32_t highest = 0
         debug_live_add(1)
+        upstream.check()
         self.names = tuple(names)
         self.healths = tuple(healths)
         self.size = len(self.names)
@@ -104,15 +109,17 @@ cdef class TargetSet:
         self.ends = <double*>calloc(self.size, sizeof(double))
         self.places = <int32_t*>calloc(self.size, sizeof(int32_t))
         self.members = <int32_t*>calloc(self.size, sizeof(int32_t))
-        if self.rows == NULL or self.weights == NULL or self.ends == NULL or self.places == NULL or self.members == NULL:
+        self.by_tier = <int32_t*>calloc(self.size, sizeof(int32_t))
+        if self.by_tier == NULL or self.rows == NULL or self.weights == NULL or self.ends == NULL or self.places == NULL or self.members == NULL:
             raise MemoryError()
         for each in (self.healths, self.drains, tiers):
             if each is not None and len(each) != self.size:
                 raise ValueError(f"names: expected as many healths, drains and tiers, got {self.size} names and {len(each)} of another")
         for index in range(self.size):
-            self.rows[index] = (<Health?>self.healths[index]).row
+            (<Health?>self.healths[index]).check()
+            self.rows[index] = (<Health>self.healths[index]).row
             if tiers is not None:
-                self.places[index] = <int32_t>int_argument(tiers[index], f"tiers[{index}]", 0, 1000)
+                self.places[index] = <int32_t>int_argument(tiers[index], f"tiers[{index}]", 0, MOST_TARGETS - 1)
                 highest = max(highest, self.places[index])
             if self.drains is not None:
                 <RuntimeValue?>self.drains[index]
@@ -120,6 +127,10 @@ cdef class TargetSet:
         self.tiers = <tier_t*>calloc(self.tiers_n, sizeof(tier_t))
         if self.tiers == NULL:
             raise MemoryError()
+        for index, (tier, place) in enumerate(sorted([(self.places[place], place) for place in range(self.size)])):
+            self.by_tier[index] = place
+        if not strategy.suits(self.size):
+            raise ValueError(f"strategy: expected one made for {self.size} targets")
         self.seen_changes = atomic_load_u64(&upstream.row.changes) - 1      # read at the first pick
 
     def __dealloc__(self):
@@ -131,6 +142,7 @@ cdef class TargetSet:
         free(self.ends)
         free(self.places)
         free(self.members)
+        free(self.by_tier)
         free(self.tiers)
 
     def __len__(self):
@@ -138,26 +150,30 @@ cdef class TargetSet:
 
     # --- the choice
 
-    cdef Py_ssize_t pick(self, uint64_t point, list tried, int64_t now_ns, ticket_t* ticket) noexcept:
+    cdef Py_ssize_t pick(self, uint64_t point, list tried, bint is_new, int64_t now_ns, ticket_t* ticket) noexcept:
         """The index of the target for an attempt that begins now: it counts as in flight until `finish`. PICK_NONE, PICK_OPEN: none.
-        tried: targets that this request has tried, or None; they are picked again only if there is no other."""
-        cdef Py_ssize_t index, tries
+        tried: targets that this request has tried, or None; they are picked again only if no other is usable, and with is_new not
+        even then."""
+        cdef Py_ssize_t index, other, tries
         cdef tier_t* tier
-        cdef bint refused = False
         if atomic_load_u64(&self.upstream.row.changes) != self.seen_changes or now_ns >= self.read_again_ns:
             self.read(now_ns)
         for tries in range(self.size + 1):
-            tier = self.drawn_tier()
+            tier = self.drawn_tier(point)
             if tier == NULL:
-                return PICK_OPEN if refused or self.has_open else PICK_NONE
+                return PICK_OPEN if self.has_open else PICK_NONE
             index = self.strategy.choose(self, tier, point, now_ns)
             if tried is not None and index in tried:
-                index = self.another(tried)
+                other = self.untried(tried)
+                if other >= 0:
+                    index = other
+                elif is_new:
+                    return PICK_NONE
             if self.admitted(index, now_ns, ticket):
-                (<Health>self.healths[index]).begin()
+                self.begin(index)
                 return index
-            refused = True
-            self.weights[index] = 0                     # until it is read again: its probes are in flight
+            self.has_open = True
+            self.weights[index] = 0                     # until it is read again: it has as many probes as it may, or has opened meanwhile
             self.share_out()
             self.strategy.rebuild(self, now_ns)
             self.read_again_ns = min(self.read_again_ns, now_ns + READ_AGAIN_NS)
@@ -166,7 +182,11 @@ cdef class TargetSet:
     cdef void again(self, Py_ssize_t index, int64_t now_ns, ticket_t* ticket) noexcept:
         """Another attempt at the same target, whatever its circuit breaker says: the last one was no evidence against it."""
         self.admitted(index, now_ns, ticket)
+        self.begin(index)
+
+    cdef void begin(self, Py_ssize_t index) noexcept:
         (<Health>self.healths[index]).begin()
+        self.upstream.begin()
 
     cdef int64_t closes_after_ns(self, int64_t now_ns) noexcept:
         """Time until the first open circuit breaker admits a probe."""
@@ -196,18 +216,25 @@ cdef class TargetSet:
 
     cdef bint head(self, Py_ssize_t index, ticket_t* ticket, int outcome, int64_t latency_ns, int64_t now_ns) noexcept:
         """The head of a response arrived. True if the outcome has been counted: a failure, and the success of a probe, for a response
-        may take long to end. Any other success counts when the response is complete, because it may still be cut."""
-        (<Health>self.healths[index]).observe(latency_ns, now_ns, self.tau_ns)
+        may take long to end. Any other success counts when the response is complete, because it may still be cut.
+        latency_ns: from the end of the request; -1: the response came before that."""
+        if latency_ns >= 0:
+            (<Health>self.healths[index]).observe(latency_ns, now_ns, self.tau_ns)
         if outcome == OUTCOME_OK and not is_probe(ticket.breaker) and not is_probe(ticket.ejection):
             return False
-        self.count(index, ticket, outcome, latency_ns, now_ns)
+        self.count(index, ticket, outcome, max(0, latency_ns), now_ns)
         return True
+
+    cdef void no_head(self, Py_ssize_t index, int64_t elapsed_ns, int64_t now_ns) noexcept:
+        """The attempt failed after this time without the head of a response; call `finish` next."""
+        (<Health>self.healths[index]).observe_failure(elapsed_ns, now_ns)
 
     cdef void finish(self, Py_ssize_t index, ticket_t* ticket, int counted, int outcome, int64_t latency_ns, int64_t now_ns) noexcept:
         """The attempt at this target is over. counted: the outcome that was counted when the head arrived, else OUTCOME_NONE.
         latency_ns: to the head, 0 if there was none."""
         cdef health_t* row = self.rows[index]
         (<Health>self.healths[index]).finish(outcome != OUTCOME_FAILED)
+        self.upstream.finish(outcome != OUTCOME_FAILED)
         if outcome == OUTCOME_NONE:
             if ticket.breaker:
                 breaker_forget(&row.breaker, ticket.breaker)
@@ -291,20 +318,21 @@ cdef class TargetSet:
 
     cdef void share_out(self) noexcept:
         """Sorts the usable targets into their tiers, and shares the requests out between these."""
-        cdef Py_ssize_t index, tier, at = 0
+        cdef Py_ssize_t index, tier, next = 0, at = 0
         cdef double whole, usable, weight, health, left = 1.0, total = 0.0
         for tier in range(self.tiers_n):
             self.tiers[tier].start = at
             whole = usable = weight = 0.0
-            for index in range(self.size):
-                if self.places[index] == tier:
-                    whole += self.base[index]
-                    if self.weights[index] > 0:
-                        usable += self.base[index]              # not what slow start leaves of it: that is no lack of health
-                        weight += self.weights[index]
-                        self.members[at] = <int32_t>index
-                        self.ends[at] = weight
-                        at += 1
+            while next < self.size and self.places[self.by_tier[next]] == tier:
+                index = self.by_tier[next]
+                next += 1
+                whole += self.base[index]
+                if self.weights[index] > 0:
+                    usable += self.base[index]                  # not what slow start leaves of it: that is no lack of health
+                    weight += self.weights[index]
+                    self.members[at] = <int32_t>index
+                    self.ends[at] = weight
+                    at += 1
             self.tiers[tier].count = at - self.tiers[tier].start
             health = min(1.0, self.spill_factor * usable / whole) if whole > 0 and usable > 0 else 0.0
             self.tiers[tier].share = min(health, left)
@@ -314,8 +342,8 @@ cdef class TargetSet:
             for tier in range(self.tiers_n):
                 self.tiers[tier].share /= total
 
-    cdef tier_t* drawn_tier(self) noexcept:
-        """A tier, by the shares; NULL if no target is usable."""
+    cdef tier_t* drawn_tier(self, uint64_t point) noexcept:
+        """A tier, by the shares; the same for the same point, unless that is 0. NULL if no target is usable."""
         cdef Py_ssize_t tier, found = -1
         cdef double at = -1.0
         for tier in range(self.tiers_n):
@@ -324,8 +352,8 @@ cdef class TargetSet:
             if self.tiers[tier].share >= 1.0:
                 return &self.tiers[tier]
             if self.tiers[tier].share > 0:
-                if at < 0:
-                    at = self.uniform()
+                if found < 0:
+                    at = <double>(point >> 11) * (1.0 / 9007199254740992.0) if point else self.uniform()
                 found = tier
                 at -= self.tiers[tier].share
                 if at < 0:
@@ -354,8 +382,8 @@ cdef class TargetSet:
             low = low + 1 if low + 1 < tier.start + tier.count else low - 1
         return low
 
-    cdef Py_ssize_t another(self, list tried) noexcept:
-        """A usable target that was not tried, in order of preference; the one tried first if there is none."""
+    cdef Py_ssize_t untried(self, list tried) noexcept:
+        """A usable target that was not tried, in order of preference; -1 if there is none."""
         cdef Py_ssize_t tier, step, place
         cdef tier_t* segment
         for tier in range(self.tiers_n):
@@ -367,7 +395,7 @@ cdef class TargetSet:
                 if self.members[place] not in tried:
                     return self.members[place]
                 place = place + 1 if place + 1 < segment.start + segment.count else segment.start
-        return <Py_ssize_t>tried[0]
+        return -1
 
     cdef double uniform(self) noexcept:
         """0 <= x < 1, by splitmix64."""
@@ -387,7 +415,7 @@ cdef class TargetSet:
         cdef ticket_t ticket
         cdef int64_t now = monotonic_ns() if now_ns is None else int_argument(now_ns, "now_ns", 0, 1 << 62)
         cdef uint64_t point = 0 if key is None else key
-        cdef Py_ssize_t index = self.pick(point, list(tried) if tried else None, now, &ticket)
+        cdef Py_ssize_t index = self.pick(point, list(tried) if tried else None, False, now, &ticket)
         return index, None if index < 0 else (ticket.breaker, ticket.ejection)
 
     def finished(self, index, ticket, ok=True, latency_ns=None, *, now_ns=None):

@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t
 
 from fastgate._core.pipeline.context cimport Answer, Reason, RequestContext
+from fastgate._core.resilience.retry_policy cimport RetryPolicy
 from fastgate._core.shm.counters cimport Counters, route_counts_t
 from fastgate._core.http.edits cimport HeaderEdits, Rewrite, Template
 from fastgate._core.pipeline.pipeline cimport Pipeline, Plugin
@@ -11,6 +12,7 @@ from fastgate._core.http.router cimport Route, Router
 cdef class Destination:
     cdef readonly object upstream               # fastgate.upstream.pool.Upstream
     cdef readonly object cache                  # fastgate._core.cache.worker_cache.RouteCache, or None
+    cdef readonly RetryPolicy retry             # None: only what is always safe, see proxy/attempt.pyx
     cdef readonly object timeouts
     cdef readonly int64_t connect_ns
     cdef readonly int64_t first_byte_ns

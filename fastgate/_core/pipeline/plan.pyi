@@ -5,6 +5,7 @@ from fastgate._core.http.edits import HeaderEdits, Rewrite, Template
 from fastgate._core.http.router import Router
 from fastgate._core.pipeline.context import Answer, Reason
 from fastgate._core.pipeline.pipeline import Pipeline, Plugin
+from fastgate._core.resilience.retry_policy import RetryPolicy
 from fastgate._core.shm.counters import Counters
 
 __all__ = ["Destination", "FixedResponse", "Plan", "PluginFailed", "Redirect", "RoutePlan", "plugin_title"]
@@ -23,12 +24,15 @@ class Destination:
         *,
         preserve_host: bool = False,
         cache: Any = None,
+        retry: RetryPolicy | None = None,
         owned: Iterable[bytes] = (),
     ) -> None: ...
     @property
     def upstream(self) -> Any: ...
     @property
     def cache(self) -> Any: ...
+    @property
+    def retry(self) -> RetryPolicy | None: ...
     @property
     def timeouts(self) -> Any: ...
     @property

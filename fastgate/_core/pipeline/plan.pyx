@@ -17,6 +17,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from fastgate._core.pipeline.context cimport (
     M_CONNECT, M_GET, M_HEAD, M_OPTIONS, M_OTHER, M_TRACE, M_UNKNOWN, MAX_PARAMS, Answer, Reason, RequestContext, method_number,
 )
+from fastgate._core.resilience.retry_policy cimport RetryPolicy
 from fastgate._core.shm.counters cimport Counters
 from fastgate._core.http.headers cimport H_DROPPED, field_t, name_equal
 from fastgate._core.pipeline.pipeline cimport V_RESPOND, Pipeline, Plugin
@@ -40,9 +41,10 @@ cdef class Destination:
     owned: names of fields that clients may not set on the route; that of the deadline header is added here.
     """
 
-    def __init__(self, upstream, timeouts, *, bint preserve_host=False, cache=None, owned=()):
+    def __init__(self, upstream, timeouts, *, bint preserve_host=False, cache=None, RetryPolicy retry=None, owned=()):
         self.upstream = upstream
         self.cache = cache
+        self.retry = retry
         self.timeouts = timeouts
         self.connect_ns = timeouts.connect_ns
         self.first_byte_ns = timeouts.first_byte_ns

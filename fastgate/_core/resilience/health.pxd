@@ -45,13 +45,15 @@ cdef class Health:
     cdef health_t* row
     cdef readonly int slot
     cdef readonly str name
+    cdef int check(self) except -1
     cdef void begin(self) noexcept nogil
     cdef void finish(self, bint ok) noexcept nogil
     cdef void observe(self, int64_t latency_ns, int64_t now_ns, double tau_ns) noexcept nogil
     cdef int64_t running(self) noexcept nogil
     cdef double failure_ratio(self) noexcept nogil
     cdef void count(self, bint ok) noexcept nogil
-    cdef double latency(self, int64_t now_ns, double tau_ns) noexcept nogil
+    cdef void observe_failure(self, int64_t elapsed_ns, int64_t now_ns) noexcept nogil
+    cdef double latency(self, int64_t running, int64_t now_ns, double tau_ns) noexcept nogil
 
 cdef inline uint32_t* in_flight_lanes(health_t* row) noexcept nogil:
     return <uint32_t*>(row + 1)

@@ -8,8 +8,8 @@ STATE       header 8 words: lock | keys 2 words each | rows
 
               row       health_t | in flight: 32 bits per process | holders: 32 bits per process | requests, failures: 64 bits each
 
-            A row is looked for among PROBED places from the one that the hash of its name gives. One that no process holds keeps
-            what it says until its place is needed for another name.
+            A row is looked for from the place that the hash of its name gives up to one that never had a name. A row that no process
+            holds keeps what it says until its place is needed for another name.
 WHO WRITES  a lane: only the process in that slot, so what a dead process held or had in flight is found and cleared without help
             from others (`clear_slot`). Other words: any process, by CAS. Names: under the lock, which names its owner and is taken
             from one that is dead. A process killed at any instruction leaves a row complete or without a name.
@@ -43,7 +43,6 @@ cdef enum:
     AT_LOCK = 0                     # the owner that may give names to rows now; 0 = none
     AT_USED = 1                     # rows with a name
     AT_FAILURES = 2                 # names for which there was no place
-    PROBED = 64
     LANES_PER_LINE = 16
     LARGEST_CAPACITY = 1 << 20
     MOST_PROCESSES = 1024
@@ -182,7 +181,7 @@ cdef class HealthTable:
             "in_flight": row.running(),
             "requests": total(row, 0),
             "failures": total(row, 1),
-            "latency_ns": row.latency(now, tau_ns),
+            "latency_ns": row.latency(row.running(), now, tau_ns),
             "checks": "failed" if status & HEALTH_FAILED else "passed" if status & HEALTH_PASSED else "none",
             "breaker": BREAKER_STATES[atomic_load_u64(&h.breaker.state) & 3],
             "breaker_left_ns": open_for_ns(&h.breaker, now),
@@ -205,21 +204,20 @@ cdef class HealthTable:
         return <health_t*>(self.rows + place * self.row_bytes)
 
     cdef Py_ssize_t find(self, const uint64_t* key, Py_ssize_t* free_place) noexcept nogil:
-        """The place of the key; -1 if it has none, and free_place is one it can have: unused, else held by no process."""
+        """The place of the key; -1 if it has none, and free_place is one it can have: unused, else held by no process, else -1."""
         cdef Py_ssize_t i, place = <Py_ssize_t>(key[1] % <uint64_t>self.capacity), unheld = -1
         cdef uint64_t found
-        for i in range(min(PROBED, self.capacity)):
+        for i in range(self.capacity):
             found = atomic_load_u64(&self.keys[2 * place])
             if found == key[0] and atomic_load_u64(&self.keys[2 * place + 1]) == key[1]:
                 return place
             if found == 0:
-                if free_place[0] < 0:
-                    free_place[0] = place
-            elif free_place[0] < 0 and unheld < 0 and not self.is_held(self.row(place)):
+                free_place[0] = place
+                return -1
+            if unheld < 0 and not self.is_held(self.row(place)):
                 unheld = place
             place = place + 1 if place + 1 < self.capacity else 0
-        if free_place[0] < 0:
-            free_place[0] = unheld
+        free_place[0] = unheld
         return -1
 
     cdef bint is_held(self, health_t* row) noexcept nogil:
@@ -304,22 +302,37 @@ cdef class Health:
         if atomic_cas_u64(&self.row.latency, &seen, bits_of(cost)):
             atomic_max(&self.row.latency_at_ns, now_ns)
 
-    cdef double latency(self, int64_t now_ns, double tau_ns) noexcept nogil:
-        """The latency at now_ns; it falls towards 0 without responses."""
+    cdef void observe_failure(self, int64_t elapsed_ns, int64_t now_ns) noexcept nogil:
+        """An attempt ended without a response after this time: the latency is at least that, and does not fall. A target that refuses
+        every connection would otherwise become the fastest one."""
+        cdef uint64_t seen = atomic_load_u64(&self.row.latency)
+        if double_of(seen) < <double>elapsed_ns:
+            atomic_cas_u64(&self.row.latency, &seen, bits_of(<double>elapsed_ns))
+        atomic_max(&self.row.latency_at_ns, now_ns)
+
+    cdef double latency(self, int64_t running, int64_t now_ns, double tau_ns) noexcept nogil:
+        """The latency at now_ns; it falls towards 0 while nothing is in flight. running: requests in flight."""
         cdef double cost = double_of(atomic_load_u64(&self.row.latency))
         cdef int64_t at_ns = atomic_load(&self.row.latency_at_ns)
-        return cost * exp(-<double>(now_ns - at_ns) / tau_ns) if now_ns > at_ns else cost
+        return cost * exp(-<double>(now_ns - at_ns) / tau_ns) if now_ns > at_ns and running == 0 else cost
 
     # For Python
 
+    cdef int check(self) except -1:
+        if self.row == NULL:
+            raise ValueError("a Health is returned by HealthTable.hold()")
+        return 0
+
     def started(self):
         """A request began."""
+        self.check()
         self.begin()
 
     def finished(self, ok=True, latency_ns=None, *, now_ns=None, half_life_s=10.0):
         """A request is over. ok: it did not fail. latency_ns: its duration, for the latency; None if it yielded none."""
         cdef double tau_ns = float_argument(half_life_s, "half_life_s", 1e-6, 1e9) * 1e9 / LN2
         cdef int64_t now = monotonic_ns() if now_ns is None else int_argument(now_ns, "now_ns", 0, 1 << 62)
+        self.check()
         if latency_ns is not None:
             self.observe(int_argument(latency_ns, "latency_ns", 0, 1 << 62), now, tau_ns)
         self.finish(bool(ok))
@@ -327,25 +340,29 @@ cdef class Health:
     @property
     def in_flight(self):
         """Requests in flight, over all processes."""
+        self.check()
         return self.running()
 
     @property
     def requests(self):
         """Requests that are over, since the row got its name."""
+        self.check()
         return total(self, 0)
 
     @property
     def failures(self):
         """Those of them that failed."""
+        self.check()
         return total(self, 1)
 
     def latency_ns(self, *, now_ns=None, half_life_s=10.0):
         """The latency at now_ns (default: the monotonic clock): it jumps to each peak, and falls by half in half_life_s."""
         cdef double tau_ns = float_argument(half_life_s, "half_life_s", 1e-6, 1e9) * 1e9 / LN2
-        return self.latency(monotonic_ns() if now_ns is None else int_argument(now_ns, "now_ns", 0, 1 << 62), tau_ns)
+        self.check()
+        return self.latency(self.running(), monotonic_ns() if now_ns is None else int_argument(now_ns, "now_ns", 0, 1 << 62), tau_ns)
 
     def __repr__(self):
-        return f"Health({self.name!r}, in_flight={self.running()})"
+        return "Health()" if self.row == NULL else f"Health({self.name!r}, in_flight={self.running()})"
 
 
 cdef object total(Health health, int which):

@@ -1,0 +1,1 @@
+"""Retries of a route: which failures, how often, after which wait, within which budget."""
