@@ -427,7 +427,7 @@ cdef bytes normalised(const char* lower, Py_ssize_t lower_n, bytes value):
         return b",".join(split_list(value))
     members = split_list(value)
     if len(members) > 1 or memchr(p, c";", n) != NULL:
-        members = sorted({preference(part) for part in members})
+        members = sorted({preference(part) for part in members} - {b""})        # `;` alone is an empty member, too
     elif members:
         members[0] = (<bytes>members[0]).lower()
     return b",".join(members)
