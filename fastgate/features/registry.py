@@ -184,6 +184,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
         check_together=retry_check.check_together,
         destination_parts=retry.destination_parts,
         owned_headers=retry.owned_headers,
+        explain=retry.explain,
     ),
     Feature(
         name="cache",

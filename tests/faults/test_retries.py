@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -348,3 +351,19 @@ class TestOtherFeatures:
             statuses = [client.read_response().status for client in clients]
 
         assert statuses == [200] * 50
+
+
+def test_explain_prints_the_policy(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.json"
+    path.write_text(json.dumps(config([CLOSED], {"attempts": 4, "on": ["reset", 503], "budget": "10%"})))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "fastgate", "explain", "--config", str(path), "GET", "http://a/x"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "4 attempts on reset, 503; budget 10%" in done.stdout

@@ -333,6 +333,9 @@ cdef class KeyHash(Strategy):
     cdef bint suits(self, Py_ssize_t size) noexcept:
         return len(self.table.names) == size
 
+    cdef bint needs_total(self) noexcept:
+        return self.load_factor > 0
+
     cdef uint64_t point_of(self, const char* key, Py_ssize_t n) noexcept:
         """The point of a key, never 0."""
         return self.table.key_hash(key, n) | 1

@@ -53,6 +53,8 @@ cdef class TargetSet:
     cdef uint64_t random
     cdef uint64_t seen_changes
     cdef int64_t read_again_ns
+    cdef bint is_plain                  # a single target without conditions: there is nothing to choose
+    cdef bint counts_all                # the requests in flight of the upstream are counted, too
     cdef bint has_open                  # a target has an open circuit breaker
     cdef readonly bint is_panicking     # no target is usable, so all are used that are not drained
     cdef Py_ssize_t pick(self, uint64_t point, list tried, bint is_new, int64_t now_ns, ticket_t* ticket) noexcept
@@ -77,4 +79,5 @@ cdef class TargetSet:
 cdef class Strategy:
     cdef void rebuild(self, TargetSet targets, int64_t now_ns) noexcept
     cdef bint suits(self, Py_ssize_t size) noexcept
+    cdef bint needs_total(self) noexcept
     cdef Py_ssize_t choose(self, TargetSet targets, tier_t* tier, uint64_t point, int64_t now_ns) noexcept

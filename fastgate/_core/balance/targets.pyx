@@ -54,6 +54,10 @@ cdef class Strategy:
         """True if it can choose among so many targets."""
         return True
 
+    cdef bint needs_total(self) noexcept:
+        """True if it looks at the requests in flight of the whole upstream."""
+        return False
+
     cdef Py_ssize_t choose(self, TargetSet targets, tier_t* tier, uint64_t point, int64_t now_ns) noexcept:
         """One of the targets of a tier, which has at least one. point: hash of the request's key, for those that go by key."""
         return targets.members[tier.start]
@@ -131,6 +135,8 @@ cdef class TargetSet:
             self.by_tier[index] = place
         if not strategy.suits(self.size):
             raise ValueError(f"strategy: expected one made for {self.size} targets")
+        self.counts_all = strategy.needs_total()
+        self.is_plain = self.size == 1 and self.base[0] > 0 and breaker is None and ejection is None and drains is None
         self.seen_changes = atomic_load_u64(&upstream.row.changes) - 1      # read at the first pick
 
     def __dealloc__(self):
@@ -156,6 +162,10 @@ cdef class TargetSet:
         even then."""
         cdef Py_ssize_t index, other, tries
         cdef tier_t* tier
+        if self.is_plain and not (is_new and tried):
+            ticket.breaker = ticket.ejection = 0
+            self.begin(0)
+            return 0
         if atomic_load_u64(&self.upstream.row.changes) != self.seen_changes or now_ns >= self.read_again_ns:
             self.read(now_ns)
         for tries in range(self.size + 1):
@@ -186,7 +196,8 @@ cdef class TargetSet:
 
     cdef void begin(self, Py_ssize_t index) noexcept:
         (<Health>self.healths[index]).begin()
-        self.upstream.begin()
+        if self.counts_all:
+            self.upstream.begin()
 
     cdef int64_t closes_after_ns(self, int64_t now_ns) noexcept:
         """Time until the first open circuit breaker admits a probe."""
@@ -234,7 +245,8 @@ cdef class TargetSet:
         latency_ns: to the head, 0 if there was none."""
         cdef health_t* row = self.rows[index]
         (<Health>self.healths[index]).finish(outcome != OUTCOME_FAILED)
-        self.upstream.finish(outcome != OUTCOME_FAILED)
+        if self.counts_all:
+            self.upstream.finish(outcome != OUTCOME_FAILED)
         if outcome == OUTCOME_NONE:
             if ticket.breaker:
                 breaker_forget(&row.breaker, ticket.breaker)

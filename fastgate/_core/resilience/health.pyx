@@ -290,10 +290,13 @@ cdef class Health:
         return total
 
     cdef void observe(self, int64_t latency_ns, int64_t now_ns, double tau_ns) noexcept nogil:
-        """A response took this long: a peak EWMA, see ewma.pyx. Of two processes at one instant, one may be lost."""
+        """A response took this long: a peak EWMA, see ewma.pyx. Of two processes at one instant, one may be lost. Within a thousandth of
+        the time constant only a peak counts: the value would hardly move, and many processes would share the cache line."""
         cdef uint64_t seen = atomic_load_u64(&self.row.latency)
         cdef int64_t at_ns = atomic_load(&self.row.latency_at_ns)
         cdef double cost = double_of(seen), kept
+        if <double>latency_ns <= cost and <double>(now_ns - at_ns) < tau_ns * 0.001:
+            return
         if <double>latency_ns > cost:
             cost = <double>latency_ns
         else:

@@ -11,9 +11,28 @@ from fastgate._core.resilience.backoff import Backoff
 from fastgate._core.resilience.retry_policy import RetryPolicy
 from fastgate.errors import REASONS
 from fastgate.plugin import FeatureEnv, Plugin
-from fastgate.settings import MILLISECOND, PERCENT, PPM, SECOND, Duration, Settings, Share, Size, Text
+from fastgate.settings import (
+    MILLISECOND,
+    PERCENT,
+    PPM,
+    SECOND,
+    Duration,
+    Settings,
+    Share,
+    Size,
+    Text,
+    share_text,
+)
 
-__all__ = ["CONDITIONS", "BackoffConfig", "BudgetConfig", "RetryConfig", "RouteKeys", "destination_parts"]
+__all__ = [
+    "CONDITIONS",
+    "BackoffConfig",
+    "BudgetConfig",
+    "RetryConfig",
+    "RouteKeys",
+    "destination_parts",
+    "explain",
+]
 
 CONDITIONS: Final[dict[str, tuple[str, ...]]] = {
     "connect_failed": ("upstream_connect_failed", "upstream_connect_timeout", "upstream_tls_failed"),
@@ -163,6 +182,15 @@ def destination_parts(env: FeatureEnv, _gates: Sequence[Plugin]) -> Mapping[str,
         attempt_header=config.attempt_header.encode() if config.attempt_header else None,
     )
     return {"retry": policy}
+
+
+def explain(route: Any) -> dict[str, str]:
+    """What `fastgate explain` prints."""
+    config: RetryConfig | None = route.retry
+    if config is None:
+        return {}
+    causes = ", ".join(map(str, config.on))
+    return {"retry": f"{config.attempts} attempts on {causes}; budget {share_text(config.budget.share_ppm)}"}
 
 
 def owned_headers(env: FeatureEnv) -> tuple[bytes, ...]:
