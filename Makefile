@@ -48,7 +48,7 @@ soak: $(VENV)/.dev ## runs the tests that take minutes: many reloads, many kills
 	@$(BIN)/python -m pytest -q -m soak $(ARGS)
 
 fuzz: $(VENV)/.dev ## runs the property tests with a hundred times the examples
-	@HYPOTHESIS_PROFILE=fuzz FASTGATE_HANG_S=7200 $(BIN)/python -m pytest -q -m hypothesis $(ARGS)
+	@HYPOTHESIS_PROFILE=fuzz FASTGATE_HANG_S=7200 $(BIN)/python -m pytest -q -m hypothesis -o faulthandler_timeout=8000 $(ARGS)
 
 sanitize: $(VENV)/.dev ## runs the tests of the primitives on a debug build with ASan and UBSan
 	@rm -rf build/sanitize/fastgate build/sanitize/tests && mkdir -p build/sanitize
