@@ -43,6 +43,7 @@ cdef class Attempt(ResponseSink):
     cdef ticket_t ticket                  # of the target's circuit breakers
     cdef int outcome                      # OUTCOME_*: what it says about the target
     cdef int counted                      # the outcome that was counted when the head arrived, else OUTCOME_NONE
+    cdef bint waited_for_body             # the client was still sending the request's body after the head was sent
     cdef bint has_head                    # the head of a response arrived
     cdef bint settled                     # the outcome stands, although the response is not read to its end
     cdef int64_t began_ns
@@ -62,7 +63,7 @@ cdef class Attempts:
     cdef Target again                     # the target that the next attempt replays the request at, or None
     cdef int64_t wait_ns(self, RequestContext ctx, Attempt failed, Reason reason, bint repeatable, int64_t deadline_ns) except -2
     cdef int64_t retry_ns(self, RequestContext ctx, int64_t retry_after_ns, int64_t deadline_ns) noexcept
-    cdef Attempt following(self, AttemptOwner owner, RequestContext ctx)
+    cdef Attempt following(self, AttemptOwner owner, RequestContext ctx, Py_ssize_t* why)
 
 # The first attempt, at the target that the balancer picks. It has not begun. None: there is no target; why[0] is PICK_*.
 cdef Attempt first_attempt(AttemptOwner owner, Upstream upstream, RequestContext ctx, Py_ssize_t* why)

@@ -212,8 +212,8 @@ cdef class Attempts:
             self.retries += 1
         return wait_ns
 
-    cdef Attempt following(self, AttemptOwner owner, RequestContext ctx):
-        """The next attempt: a replay, or one at another target while there is one. None: no target may be used."""
+    cdef Attempt following(self, AttemptOwner owner, RequestContext ctx, Py_ssize_t* why):
+        """The next attempt: a replay, or one at another target while there is one. None: no target may be used; why[0] is PICK_*."""
         cdef Attempt attempt
         if self.again is not None:
             attempt = attempt_at(owner, self.again, ctx.now_ns)
@@ -222,7 +222,7 @@ cdef class Attempts:
             attempt.replay = True
             return attempt
         # Without a policy, each target is tried once.
-        attempt = attempt_of(owner, self.upstream, ctx, self.tried, self.policy is None, NULL)
+        attempt = attempt_of(owner, self.upstream, ctx, self.tried, self.policy is None, why)
         if attempt is None:
             return None
         if attempt.target.place not in self.tried:

@@ -18,6 +18,7 @@ cdef class RequestBody:
     cdef list pieces                      # the pieces held, in order; None if there are none
     cdef readonly Py_ssize_t first        # number of released pieces before pieces[0]
     cdef Py_ssize_t sealed                # pieces before this one have been read by a cursor: no bytes are appended to them
+    cdef Py_ssize_t joined                # pieces before this one have been joined
     cdef readonly int64_t held_bytes      # of pieces
     cdef readonly int64_t charged_bytes   # counted in the plane: those of pieces, or of `whole` until the request is over
     cdef bint is_pinned                   # the request context holds the whole body until the request is over

@@ -184,16 +184,18 @@ cdef class RequestBody:
     cdef int _join(self) except -1:
         """Join small pieces that every cursor has read, and that are kept for one that begins later."""
         cdef BodyCursor cursor = self.cursors
-        cdef list joined = []
         cdef Py_ssize_t end = self.first + len(self.pieces)
+        cdef Py_ssize_t done = max(0, self.joined - self.first - 1)        # the last of those joined may grow
+        cdef list pieces
         while cursor is not None:
             if cursor.at != end:
                 return 0
             cursor = cursor.after
-        for piece in self.pieces:
-            add_piece(joined, <bytes>piece, True)
-        self.pieces = joined
-        self.sealed = self.first + len(joined)
+        pieces = self.pieces[done:]
+        del self.pieces[done:]                          # in place: cursors hand out copies of it
+        for piece in pieces:
+            add_piece(self.pieces, <bytes>piece, len(self.pieces) > done)
+        self.sealed = self.joined = self.first + len(self.pieces)
         cursor = self.cursors
         while cursor is not None:
             cursor.at = self.sealed

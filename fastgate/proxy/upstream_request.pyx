@@ -22,7 +22,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 
-from fastgate._core.balance.targets cimport OUTCOME_FAILED, OUTCOME_NONE, OUTCOME_OK, PICK_OPEN
+from fastgate._core.balance.targets cimport OUTCOME_FAILED, OUTCOME_NONE, OUTCOME_OK, PICK_NONE, PICK_OPEN
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.http.headers cimport H_CONTENT_TYPE, H_OTHER, Headers
 from fastgate._core.log_throttle cimport log_throttle_pass
@@ -37,7 +37,7 @@ from fastgate._core.stats.histogram cimport histogram_record
 from fastgate.proxy.attempt cimport A_CONNECTED, Attempt, AttemptOwner, attempts_at, first_attempt
 from fastgate.proxy.client_stream cimport LENGTH_NONE, LENGTH_UNKNOWN
 from fastgate.proxy.hooks cimport request_chunk_hooks, upstream_request_hooks, upstream_response_hooks
-from fastgate.proxy.request_body cimport RequestBody
+from fastgate.proxy.request_body cimport COLLECTED_MOST_BYTES, RequestBody
 from fastgate.proxy.stages cimport S_REPLACED, HoldStage, ResponseStage
 from fastgate.upstream.h1_request cimport upstream_target
 from fastgate.upstream.pool cimport A_FULL, A_OPENING, Target, Upstream
@@ -207,8 +207,9 @@ cdef class UpstreamRequest(AttemptOwner):
         if wait_ns < 0:
             return False
         self.attempts.again = None
-        self.failure = NO_TARGET
+        self.failure = None
         self.attempt = None
+        attempt.settled = True
         attempt.end(False, self.ctx.now_ns)
         self._try_after(wait_ns)
         return True
@@ -221,9 +222,10 @@ cdef class UpstreamRequest(AttemptOwner):
         return self.arm(wait_ns, None)
 
     cdef int _try_next(self) except -1:
-        cdef Attempt attempt = self.attempts.following(self, self.ctx)
+        cdef Py_ssize_t why = PICK_NONE
+        cdef Attempt attempt = self.attempts.following(self, self.ctx, &why)
         if attempt is None:
-            return self.fail(self.failure)
+            return self.fail(self.failure if self.failure is not None else BREAKER_OPEN if why == PICK_OPEN else NO_TARGET)
         return self._try(attempt)
 
     cdef int give_up_attempt(self) except -1:
@@ -305,7 +307,7 @@ cdef class UpstreamRequest(AttemptOwner):
         self.state = X_SENDING
         ctx.upstream_started_ns = ctx.now_ns
         self.repeatable = not ctx.upgrade and not route.pipeline.request_chunk and (
-            method_idempotent(method_id) or (policy is not None and ctx.headers.find(b"idempotency-key", 15) is not None))
+            method_idempotent(method_id) or (policy is not None and fields.find(b"idempotency-key", 15)))
         return self.send_pending()
 
     cdef int replace_body(self, bytes content) except -1:
@@ -331,11 +333,12 @@ cdef class UpstreamRequest(AttemptOwner):
                     pieces = self.body.take_all()
             else:
                 if attempt.cursor is None:
+                    self.body.keep_bytes = 0
                     if self.repeatable:
                         self.body.keep_bytes = REPLAY_BYTES if self.destination.retry is None else self.destination.retry.body_bytes
-                    else:
-                        self.body.keep_bytes = 0
                     attempt.cursor = self.body.begin()
+                elif self.body.keep_bytes > REPLAY_BYTES and self.plane.body_bytes > COLLECTED_MOST_BYTES:
+                    self.body.keep(REPLAY_BYTES)        # many large bodies: this request is not retried
                 pieces = attempt.cursor.take()
         if only is not None or pieces is not None or ends:
             if self.route.pipeline.request_chunk and self.ctx.has_body:
@@ -351,7 +354,13 @@ cdef class UpstreamRequest(AttemptOwner):
             if ends:
                 attempt.end_sent = True
                 attempt.end_sent_ns = self.ctx.now_ns
+                if self.try_deadline_ns and attempt.waited_for_body:
+                    self.try_deadline_ns = self.ctx.now_ns + self.destination.retry.per_try_ns
                 stream.send_end(None if self.body_is_replaced else self.request_trailers)
+            else:
+                attempt.waited_for_body = True
+        elif not attempt.end_sent:
+            attempt.waited_for_body = True
         stream.flush()
         if self.attempt is not attempt or attempt.stream is not stream:
             return 0
@@ -379,11 +388,13 @@ cdef class UpstreamRequest(AttemptOwner):
         cdef Pipeline pipeline = self.route.pipeline
         cdef int status = stream.status
         cdef int64_t length = stream.content_length     # -1 = LENGTH_UNKNOWN
-        ctx.first_byte_ns = stream.now_ns
-        attempt.head(OUTCOME_FAILED if self.upstream.is_failure(status) else OUTCOME_OK, ctx.first_byte_ns)
+        if stream.now_ns > ctx.now_ns:                  # waits are counted from the response, not from the request
+            ctx.now_ns = stream.now_ns
+        attempt.head(OUTCOME_FAILED if self.upstream.is_failure(status) else OUTCOME_OK, stream.now_ns)
         if self._retries_status(attempt, status):
             return 0
         self.try_deadline_ns = 0
+        ctx.first_byte_ns = stream.now_ns
         ctx.upstream_status = status
         self.repeatable = False
         if self.body is not None and self.body.keep_bytes:
@@ -521,9 +532,11 @@ cdef class UpstreamRequest(AttemptOwner):
         if self.total_deadline_ns and (deadline == 0 or self.total_deadline_ns < deadline):
             deadline = self.total_deadline_ns
         if self.try_deadline_ns and (deadline == 0 or self.try_deadline_ns < deadline) \
-                and (reason is FIRST_BYTE_TIMEOUT or reason is CONNECT_TIMEOUT or reason is QUEUE_TIMEOUT):
+                and (reason is FIRST_BYTE_TIMEOUT or reason is CONNECT_TIMEOUT or reason is QUEUE_TIMEOUT
+                     or (reason is BETWEEN_BYTES_TIMEOUT and self.state == X_SENDING)):
             deadline = self.try_deadline_ns
-            self.deadline_reason = PER_TRY_TIMEOUT
+            if reason is not CONNECT_TIMEOUT:
+                self.deadline_reason = PER_TRY_TIMEOUT
         if self.timer is None:
             return 0
         if deadline:

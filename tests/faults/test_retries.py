@@ -107,6 +107,15 @@ class TestWhatIsRetried:
 
         assert [message.body for message in two[1].requests] == [b"order"] * 2
 
+    def test_a_key_that_the_upstream_does_not_get_permits_nothing(self, two: list[Upstream]) -> None:
+        two[0].script = two[1].script = reset
+        tree = config([two[0].url, two[1].url], AT_ONCE, request_headers={"remove": ["Idempotency-Key"]})
+        with Gateway(tree) as gateway:
+            get(gateway.port, "/", "Idempotency-Key: 1", method="POST", body=b"order")
+            get(gateway.port, "/", "Idempotency-Key:", method="POST", body=b"order")
+
+        assert sum(counts(two)) == 2
+
     def test_a_connection_that_fails_is_retried_for_any_method(self, two: list[Upstream]) -> None:
         with Gateway(config([CLOSED, two[0].url], AT_ONCE), allow="upstream_connect_failed") as gateway:
             for _ in range(4):
@@ -200,6 +209,42 @@ class TestTime:
             assert get(gateway.port).status == 200
 
         assert times[1] - times[0] >= 0.99
+
+    def test_waits_are_counted_from_the_response(self, two: list[Upstream]) -> None:
+        times: list[float] = []
+
+        def slow_and_busy(peer: Peer) -> None:
+            peer.read_request()
+            if not times:
+                time.sleep(1.2)
+            times.append(time.monotonic())
+            peer.send(OK if len(times) > 1 else BUSY.replace(b"\r\n\r\n", b"\r\nRetry-After: 1\r\n\r\n"))
+
+        two[0].script = slow_and_busy
+        with Gateway(config([two[0].url], AT_ONCE)) as gateway:
+            assert get(gateway.port).status == 200
+
+        assert times[1] - times[0] >= 0.99
+
+    @pytest.mark.parametrize("text", [b"0.5", b"soon", b"", b"-1"])
+    def test_a_retry_after_that_cannot_be_read_is_ignored(self, two: list[Upstream], text: bytes) -> None:
+        two[0].script = answer(BUSY.replace(b"\r\n\r\n", b"\r\nRetry-After: " + text + b"\r\n\r\n"))
+        with Gateway(config([two[0].url], AT_ONCE)) as gateway:
+            get(gateway.port)
+
+        assert counts(two)[0] == 3
+
+    def test_the_limit_of_an_attempt_does_not_count_the_upload(self, two: list[Upstream]) -> None:
+        retry = {**AT_ONCE, "on": ["timeout"], "per_try_timeout": "400ms"}
+        upstream = {"breaker": {"failure_threshold": 1}}
+        tree = config([two[0].url], retry, upstream=upstream, request_buffering="0B")
+        with Gateway(tree) as gateway, Client(gateway.port) as client:
+            client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\na")
+            time.sleep(1)
+            client.send(b"b")
+            assert client.read_response().status == 200
+
+        assert [message.body for message in two[0].requests] == [b"ab"]
 
     def test_a_longer_retry_after_is_passed_on(self, two: list[Upstream]) -> None:
         two[0].script = answer(BUSY.replace(b"\r\n\r\n", b"\r\nRetry-After: 60\r\n\r\n"))

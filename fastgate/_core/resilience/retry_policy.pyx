@@ -15,7 +15,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
 
 from fastgate._core.arguments cimport int_argument
-from fastgate._core.cache.http_dates cimport date_read
+from fastgate._core.cache.http_dates cimport NO_DATE, date_read
 from fastgate._core.clock cimport realtime_ns
 from fastgate._core.http.headers cimport Headers
 from fastgate._core.http.scan cimport decimal
@@ -106,5 +106,7 @@ cdef int64_t asked_wait_ns(Headers fields) except -1:
     if seconds < 0:
         now_s = realtime_ns() // 1_000_000_000
         at_s = date_read(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), now_s)
+        if at_s == NO_DATE:
+            return LONGEST_WAIT_S * 1_000_000_000 if value.isdigit() else 0
         seconds = max(0, at_s - now_s)
     return min(seconds, LONGEST_WAIT_S) * 1_000_000_000

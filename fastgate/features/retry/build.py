@@ -123,9 +123,16 @@ class RetryConfig(Settings, frozen=True, kw_only=True):
             )
         ),
     ] = SECOND
-    max_body_bytes: Annotated[Size, Meta(description="A request with a larger body is sent only once.")] = (
-        65_536
-    )
+    max_body_bytes: Annotated[
+        Size,
+        Meta(
+            le=16_000_000,
+            description=(
+                "A request with a larger body is sent only once. If the bodies in memory of a worker exceed "
+                "32MiB, those above 64KiB are not kept."
+            ),
+        ),
+    ] = 65_536
     attempt_header: Annotated[
         Text | None,
         Meta(

@@ -19,6 +19,10 @@ def check_route(route: Any, site: RouteSite) -> None:
     path = (*site.path, "retry")
     if not config.on:
         site.report((*path, "on"), "an empty list", "at least one failure", "leave retry out")
+    if config.attempts == 1:
+        site.report((*path, "attempts"), "1", "at least 2", "leave retry out")
+    if config.per_try_timeout_ns is not None and "timeout" not in config.on:
+        site.report((*path, "on"), "no timeout", "timeout, because of per_try_timeout", "")
     if config.backoff.max_ns < config.backoff.base_ns:
         site.report(
             (*path, "backoff", "max"),
