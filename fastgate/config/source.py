@@ -297,7 +297,8 @@ class _Composer(yaml.CSafeLoader):
     depth = 0
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
-        return "plain" if implicit is not None and implicit is not True and implicit[0] else "text"
+        # Of a collection, `implicit` is a bool: False after a lone `!`.
+        return "plain" if isinstance(implicit, tuple) and implicit[0] else "text"
 
     # Called around every node. The composer recurses in C, so without a bound a line of brackets would crash
     # the process.

@@ -114,5 +114,6 @@ def test_every_route_gets_an_answer(route: Any) -> None:
 @given(
     st.text(alphabet="ab:-{}[]\"'\n &*<!|>%@`,#?0.", max_size=60), st.sampled_from(["yaml", "toml", "json"])
 )
+@example("! {", "yaml")
 def test_every_text_gets_an_answer(text: str, form: str) -> None:
     judge(text, form)

@@ -110,6 +110,11 @@ def test_tags_are_refused(text: str) -> None:
     assert "the tag" in str(errors[0])
 
 
+@pytest.mark.parametrize(("text", "value"), [("a: ! {b: 1}", {"b": 1}), ("a: ! [x]", ["x"]), ("a: ! x", "x")])
+def test_a_lone_exclamation_mark_is_no_tag(text: str, value: object) -> None:
+    assert read(text) == {"a": value}
+
+
 def test_a_second_document_is_refused() -> None:
     assert "not valid YAML" in refuse("a: 1\n---\nb: 2")
 
