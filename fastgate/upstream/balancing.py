@@ -38,7 +38,7 @@ STRICT: Final = 1000.0
 """Spill factor of strategies whose first tier keeps all requests while it has a usable target."""
 SPILL_FACTOR: Final = 1.4
 """Envoy's overprovisioning factor: a tier keeps all requests while 5/7 of its weight is usable."""
-RETURNED_AFTER = 3
+RETURNED_AFTER: Final = 3
 """Good responses in a row after which an ejection is forgotten."""
 MOST_PROBES: Final = 4000
 """Requests in flight at a target that returns from an ejection: in effect no limit."""

@@ -400,6 +400,17 @@ class TestBreaker:
         assert balance.choose(now_ns=START + 11 * S)[0] == 0
 
 
+def test_an_attempt_without_evidence_counts_for_nothing() -> None:
+    balance = targets(2, ejection=CircuitBreaker(failure_threshold=1))
+    index, ticket = balance.choose(now_ns=START)
+    assert ticket is not None
+
+    balance.finished(index, ticket, None, MS, now_ns=START)
+
+    assert balance.usable(now_ns=START) == (1, 1)
+    assert balance.healths[index].failures == 0
+
+
 def test_a_retry_never_takes_the_same_target_while_another_is_usable() -> None:
     for strategy in (RoundRobin(), Random(), P2cRequests(), P2cEwma(), LatencyWeighted(), Scored()):
         balance = targets(4, strategy)

@@ -207,7 +207,7 @@ class TestEjection:
         with Gateway(before) as gateway:
             get(gateway.port)
             assert states(gateway)["ejected"] == 1
-            # Another pool, so that the upstream is built anew.
+            # Another pool, so that the upstream is rebuilt.
             gateway.write_config(
                 config([upstream.url for upstream in three], ejection=settings, pool={"max_connections": 50})
             )

@@ -2,13 +2,13 @@
 """The strategies by which a TargetSet chooses a target.
 
 WHAT
-    RoundRobin      in turns, by weight, spread out evenly: earliest deadline first
-    Random          drawn by weight
-    P2cRequests   of `choices` drawn by weight, the one with the fewest requests in flight, per weight
-    P2cEwma        of `choices` drawn by weight, the one with the lowest latency × (1 + requests in flight per weight)
-    LatencyWeighted         drawn by weight / latency
-    Scored          of `choices` drawn by weight, the one with the lowest weighted sum of latency, cost, failures and lack of quality
-    KeyHash            by key: Maglev's table, with bounded loads
+    RoundRobin       in turns, by weight, spread out evenly: earliest deadline first
+    Random           drawn by weight
+    P2cRequests      of `choices` drawn by weight, the one with the fewest requests in flight, per weight
+    P2cEwma          of `choices` drawn by weight, the one with the lowest latency × (1 + requests in flight per weight)
+    LatencyWeighted  drawn by weight / latency
+    Scored           of `choices` drawn by weight, the one with the lowest weighted sum of latency, cost, failures and lack of quality
+    KeyHash          by key: Maglev's table, with bounded loads
 
     Requests in flight, latency and failures are those of all processes. A target without a latency has the benefit of the doubt, until
     a request is in flight there.

@@ -25,6 +25,7 @@ from libc.stdlib cimport calloc, free
 from fastgate._core.arguments cimport float_argument, int_argument
 from fastgate._core.clock cimport monotonic_ns
 from fastgate._core.debug cimport debug_live_add, debug_live_count
+from fastgate._core.resilience.backoff cimport splitmix64
 from fastgate._core.resilience.breaker cimport CircuitBreaker, breaker_acquire, breaker_forget, breaker_record, breaker_reset
 from fastgate._core.resilience.breaker_slot cimport BREAKER_HALF_OPEN, BREAKER_OPEN, breaker_t
 from fastgate._core.resilience.health cimport HEALTH_FAILED, Health, health_t
@@ -314,7 +315,6 @@ cdef class TargetSet:
     cdef bint is_usable(self, Py_ssize_t index, int64_t now_ns, bint panic, int64_t* until_ns) noexcept:
         """True if the target may get requests. until_ns: lowered to the time when that changes without a request."""
         cdef health_t* row = self.rows[index]
-        cdef uint64_t word
         if self.drains is not None and (<RuntimeValue>self.drains[index]).c_get() != 0:
             return False
         if self.breaker is not None and is_open(&row.breaker, now_ns):
@@ -411,13 +411,9 @@ cdef class TargetSet:
 
     cdef double uniform(self) noexcept:
         """0 <= x < 1, by splitmix64."""
-        cdef uint64_t x
+        cdef uint64_t drawn = splitmix64(self.random)
         self.random += <uint64_t>0x9E3779B97F4A7C15
-        x = self.random
-        x = (x ^ x >> 30) * <uint64_t>0xBF58476D1CE4E5B9
-        x = (x ^ x >> 27) * <uint64_t>0x94D049BB133111EB
-        x ^= x >> 31
-        return <double>(x >> 11) * (1.0 / 9007199254740992.0)
+        return <double>(drawn >> 11) * (1.0 / 9007199254740992.0)
 
     # --- for Python
 
@@ -439,7 +435,7 @@ cdef class TargetSet:
         cdef int64_t latency = -1 if latency_ns is None else int_argument(latency_ns, "latency_ns", 0, 1 << 62)
         cdef int outcome = OUTCOME_NONE if ok is None else OUTCOME_OK if ok else OUTCOME_FAILED
         held.breaker, held.ejection = ticket
-        if latency >= 0 and self.head(place, &held, outcome, latency, now):
+        if outcome != OUTCOME_NONE and latency >= 0 and self.head(place, &held, outcome, latency, now):
             self.finish(place, &held, outcome, outcome, latency, now)
         else:
             self.finish(place, &held, OUTCOME_NONE, outcome, max(0, latency), now)
